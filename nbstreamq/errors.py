@@ -1,0 +1,197 @@
+"""Every exception of nbstreamq.
+
+::
+
+    NbstreamqError
+    ├── ServerError                 (also RuntimeError)
+    │   ├── ServerNotFound          no server binary on this machine; FileNotFoundError
+    │   ├── ServerStartFailed       the embedded server did not come up
+    │   ├── ServerUnreachable       no connection, or lost for too long; ConnectionError
+    │   └── ServerRefused           the server answered a command with an error
+    ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
+    ├── NotPicklable                a function or an argument can't travel; TypeError
+    ├── SignatureError              a message that this queue's secret did not sign; ValueError
+    ├── SecretMismatch              this process has another secret than the queue; PermissionError
+    └── TaskError                   concerns one task, named in ``.task``
+        ├── RemoteError             an exception that couldn't be pickled, as text
+        ├── ResultNotPicklable      the task ran, its result can't travel; TypeError
+        ├── TimeLimitExceeded       the task ran longer than its time_limit; TimeoutError
+        ├── WorkerLost              its worker died, at its last allowed attempt; BrokenExecutor
+        ├── PythonMismatch          the worker runs another Python minor version; RuntimeError
+        └── FunctionMissing         the server no longer holds the task's function; LookupError
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+
+__all__ = [
+    "DeathCertificate",
+    "FunctionMissing",
+    "NbstreamqError",
+    "NotPicklable",
+    "PythonMismatch",
+    "QueueClosed",
+    "RemoteError",
+    "ResultNotPicklable",
+    "SecretMismatch",
+    "ServerError",
+    "ServerNotFound",
+    "ServerRefused",
+    "ServerStartFailed",
+    "ServerUnreachable",
+    "SignatureError",
+    "TaskError",
+    "TimeLimitExceeded",
+    "WorkerLost",
+]
+
+
+class NbstreamqError(Exception):
+    """Base of all errors that nbstreamq itself raises."""
+
+
+class ServerError(NbstreamqError, RuntimeError):
+    """Something is wrong with the Redis or Valkey server."""
+
+
+class ServerNotFound(ServerError, FileNotFoundError):
+    """No server binary was found to start the embedded server from."""
+
+
+class ServerStartFailed(ServerError):
+    """The embedded server was started and did not come up."""
+
+
+class ServerUnreachable(ServerError, ConnectionError):
+    """The server can't be reached, or the connection was lost for too long."""
+
+
+class ServerRefused(ServerError):
+    """The server answered a command with an error (out of memory, no permission, wrong type)."""
+
+
+class QueueClosed(NbstreamqError, RuntimeError):
+    """The queue was shut down, or belongs to the process this one was forked from."""
+
+
+class NotPicklable(NbstreamqError, TypeError):
+    """A function, argument or captured value can't be sent to a worker."""
+
+
+class SignatureError(NbstreamqError, ValueError):
+    """A message does not carry the signature of this queue's secret; it was not unpickled."""
+
+
+class SecretMismatch(NbstreamqError, PermissionError):
+    """The queue was made with another secret than this process has."""
+
+
+class TaskError(NbstreamqError):
+    """Base of the errors that concern one task.
+
+    Attributes
+    ----------
+    task
+        Id of the task, as in `TaskFuture.id`; empty when unknown.
+    """
+
+    def __init__(self, message: str, *, task: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+
+
+class RemoteError(TaskError):
+    """A task raised an exception that can't be pickled; here are its text and traceback.
+
+    Attributes
+    ----------
+    type_name
+        Qualified name of the original exception's class.
+    traceback_text
+        The traceback as the worker would have printed it.
+    """
+
+    def __init__(
+        self, message: str, *, task: str = "", type_name: str = "", traceback_text: str = ""
+    ) -> None:
+        super().__init__(message, task=task)
+        self.type_name = type_name
+        self.traceback_text = traceback_text
+
+
+class ResultNotPicklable(TaskError, TypeError):
+    """The task finished, and its result can't be sent back."""
+
+
+class TimeLimitExceeded(TaskError, TimeoutError):
+    """The task ran longer than its `time_limit`, and was stopped."""
+
+
+class PythonMismatch(TaskError, RuntimeError):
+    """The function was pickled by another Python minor version than the worker's."""
+
+
+class FunctionMissing(TaskError, LookupError):
+    """The server no longer holds the function of a task; it expired or was evicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeathCertificate:
+    """What is known of a worker's death.
+
+    Attributes
+    ----------
+    worker
+        Id of the worker process.
+    cause
+        Signal name or exit code, in words.
+    item
+        The value it was working on, abbreviated; empty when unknown.
+    peak_memory_bytes
+        Largest resident set of the process; 0 when unknown.
+    stack
+        Python stack at the moment of death, as `faulthandler` wrote it; empty if it could not.
+    output
+        The last lines the worker printed.
+    """
+
+    worker: str
+    cause: str
+    item: str = ""
+    peak_memory_bytes: int = 0
+    stack: str = ""
+    output: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"worker {self.worker}: {self.cause}"]
+        if self.item:
+            lines.append(f"item: {self.item}")
+        if self.peak_memory_bytes:
+            lines.append(f"peak memory: {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if self.stack:
+            lines.append("stack at death:\n" + self.stack.rstrip())
+        if self.output:
+            lines.append("last output:\n" + self.output.rstrip())
+        return "\n".join(lines)
+
+
+class WorkerLost(TaskError, BrokenExecutor):
+    """The worker that ran the task died, at the task's last allowed attempt.
+
+    Attributes
+    ----------
+    certificate
+        The last worker's `DeathCertificate`; None when its whole machine went silent.
+    """
+
+    def __init__(
+        self, message: str, *, task: str = "", certificate: DeathCertificate | None = None
+    ) -> None:
+        super().__init__(message, task=task)
+        self.certificate = certificate
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n{self.certificate}" if self.certificate else message

@@ -1,0 +1,1 @@
+"""The wire: keys, messages, scripts, and the one door to Redis (`store.Store`)."""

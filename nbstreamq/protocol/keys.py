@@ -1,0 +1,114 @@
+"""Names and lifetimes of everything a queue keeps on the server.
+
+All keys of a queue share one hash tag, so that every script may touch any of them on a cluster.
+
+========================  ====================  ========  ===========================================
+key                       type                  lifetime  holds
+========================  ====================  ========  ===========================================
+``lane:<lane>``           stream, one group     queue     tasks waiting or in flight
+``delayed:<lane>``        sorted set            queue     tasks not due yet, scored by due time (ms)
+``meta``                  hash                  queue     fingerprint of the secret
+``setup``                 stream                queue     what `everywhere` asked for, for late joiners
+``fn:<digest>``           string                7 days    a pickled function
+``blob:<digest>``         string                7 days    a large value
+``events:<session>``      stream                1 day     what comes back to one client
+``session:<session>``     hash                  1 day     number of the last batch a client submitted
+``cancelled``             hash                  1 day     job -> span of items that shall not run
+``control``               stream                1 day     cancellations, and wake-ups for due tasks
+``nodes``                 sorted set            7 days    supervisors, scored by last heartbeat (ms)
+``workers``               hash                  7 days    worker -> JSON description
+``dead``                  stream                7 days    entries refused because of their signature
+========================  ====================  ========  ===========================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DAY", "GROUP", "LANES", "NESTED", "PREFIX", "WEEK", "Keys", "session_of"]
+
+#: Start of every key; the digit is the version of the schema.
+PREFIX = "nbq1"
+#: The one consumer group of every lane.
+GROUP = "workers"
+#: Lane of tasks that were submitted from inside a task; served first, so that waiting stays shallow.
+NESTED = "nested"
+#: What a worker serves unless told otherwise, most urgent first.
+LANES = ("high", NESTED, "default", "low")
+#: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
+DAY = 86_400
+WEEK = 7 * DAY
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one queue.
+
+    Examples
+    --------
+    >>> Keys("sims").lane("default")
+    'nbq1:{sims}:lane:default'
+    """
+
+    queue: str
+
+    def __post_init__(self) -> None:
+        if not self.queue or set(self.queue) & set("{} \t\r\n"):
+            raise ValueError(
+                f"queue name {self.queue!r}: it needs at least one character,"
+                " and neither braces nor white space"
+            )
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((PREFIX, f"{{{self.queue}}}", *parts))
+
+    def lane(self, lane: str) -> str:
+        return self._key("lane", lane)
+
+    def delayed(self, lane: str) -> str:
+        return self._key("delayed", lane)
+
+    def function(self, digest: str) -> str:
+        return self._key("fn", digest)
+
+    def blob(self, digest: str) -> str:
+        return self._key("blob", digest)
+
+    def events(self, session: str) -> str:
+        return self._key("events", session)
+
+    def session(self, session: str) -> str:
+        return self._key("session", session)
+
+    @property
+    def meta(self) -> str:
+        return self._key("meta")
+
+    @property
+    def setup(self) -> str:
+        return self._key("setup")
+
+    @property
+    def cancelled(self) -> str:
+        return self._key("cancelled")
+
+    @property
+    def control(self) -> str:
+        return self._key("control")
+
+    @property
+    def nodes(self) -> str:
+        return self._key("nodes")
+
+    @property
+    def workers(self) -> str:
+        return self._key("workers")
+
+    @property
+    def dead(self) -> str:
+        return self._key("dead")
+
+
+def session_of(job: str) -> str:
+    """Return the session that the events of `job` go to; a job is named ``<session>.<number>``."""
+    return job.partition(".")[0]

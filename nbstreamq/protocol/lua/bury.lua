@@ -1,0 +1,20 @@
+-- Forgets a dead worker, once nothing is left in its hands.
+-- KEYS[1] workers (hash)
+-- KEYS[2] the worker's own lane (stream)
+-- KEYS[3..] lanes it served (streams)
+-- ARGV[1] worker
+-- Returns 1, or 0 if it still has pending entries: deleting the consumer would drop them
+for k = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 1
+    and #redis.call('XPENDING', KEYS[k], 'workers', '-', '+', 1, ARGV[1]) > 0 then
+    return 0
+  end
+end
+for k = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 1 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[k], 'workers', ARGV[1])
+  end
+end
+redis.call('DEL', KEYS[2])
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 1

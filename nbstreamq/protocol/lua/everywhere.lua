@@ -1,0 +1,24 @@
+-- Sends a task to the own lane of every worker, and keeps one copy for those that join later.
+-- KEYS[1] workers (hash)
+-- KEYS[2] setup (stream)
+-- KEYS[3..] the workers' own lanes (streams), in the order of their names in ARGV
+-- ARGV[1] number of workers
+-- ARGV[2] number of fields and values of one message
+-- ARGV[3..] the workers' names; then one message for each of them; then the one for late joiners
+-- Returns 1, or 0 if the set of workers has changed: ask again
+local n, size = tonumber(ARGV[1]), tonumber(ARGV[2])
+if redis.call('HLEN', KEYS[1]) ~= n then
+  return 0
+end
+for k = 1, n do
+  if redis.call('HEXISTS', KEYS[1], ARGV[2 + k]) == 0 then
+    return 0
+  end
+end
+local i = 3 + n
+for k = 1, n do
+  redis.call('XADD', KEYS[2 + k], '*', unpack(ARGV, i, i + size - 1))
+  i = i + size
+end
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, i, i + size - 1))
+return 1

@@ -1,0 +1,272 @@
+"""What travels through the streams, as dataclasses and as signed stream fields.
+
+call (client) -> `Task` (lane) -> `Event` (event stream, back to the client); `Control` goes to the
+supervisors. Every message carries a signature over all its fields, checked when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from ..errors import SignatureError
+from .signing import Signer
+from .spans import ONE, Span, format_span, parse_span
+
+__all__ = ["Control", "Event", "Fields", "Options", "Task"]
+
+#: A stream entry's fields, as the server keeps them: name, value, name, value, ...
+Fields = list[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a task is to be run; the fields of `TaskQueue.options`.
+
+    Attributes
+    ----------
+    retries
+        How often a task that raised is run again.
+    backoff
+        Seconds before the first retry; doubled for each further one.
+    time_limit
+        Seconds that one call may take; None: no limit.
+    lane
+        Lane that the task waits in; None: ``default``, and ``nested`` inside a task.
+    delay
+        Seconds before the task may start.
+    """
+
+    retries: int = 0
+    backoff: float = 0.0
+    time_limit: float | None = None
+    lane: str | None = None
+    delay: float = 0.0
+
+    def encode(self) -> bytes:
+        """Return the options that differ from the defaults, as JSON."""
+        changed = {k: v for k, v in vars(self).items() if v != getattr(type(self), k)}
+        return json.dumps(changed).encode() if changed else b""
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        return cls(**json.loads(data)) if data else cls()
+
+
+class Message:
+    """Base of the messages: encoding and signing, in one place."""
+
+    KIND: ClassVar[bytes]
+
+    def values(self) -> list[bytes]:
+        """Return the value of each field, in the order of declaration."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, values: list[bytes]) -> Self:
+        """Return the message that `values` writes; ValueError if they don't."""
+        raise NotImplementedError
+
+    @classmethod
+    def names(cls) -> list[bytes]:
+        """Return the names of the fields on the wire."""
+        return [f.metadata.get("wire", f.name).encode() for f in fields(cls)]  # type: ignore[arg-type]
+
+    def encode(self, signer: Signer) -> Fields:
+        """Return the signed stream fields of this message."""
+        values = self.values()
+        flat: Fields = []
+        for pair in zip(self._wire_names, values, strict=True):
+            flat += pair
+        flat += (b"sig", signer.sign(self.KIND, *values))
+        return flat
+
+    @classmethod
+    def decode(cls, flat: Fields, signer: Signer) -> Self:
+        """Return the message that `flat` holds.
+
+        Raises
+        ------
+        SignatureError
+            A field is missing, unknown, or was changed after it was signed.
+        """
+        if flat[0:-1:2] != [*cls._wire_names, b"sig"]:
+            raise SignatureError(f"An entry that is no {cls.KIND.decode()} message was refused.")
+        values = flat[1:-2:2]
+        signer.check(flat[-1], cls.KIND, *values)
+        try:
+            return cls.of(values)
+        except (ValueError, TypeError) as error:
+            raise SignatureError(f"A malformed {cls.KIND.decode()} was refused: {error}") from error
+
+    _wire_names: ClassVar[list[bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Message):
+    """One call, or a chunk of calls of the same function.
+
+    Attributes
+    ----------
+    job
+        ``<session>.<number>``: who gets the results.
+    n
+        Index, in the job, of the payload's first item.
+    span
+        The items of the payload that are still to be done.
+    fn
+        Digest of the function.
+    name
+        Name of the function, for people.
+    call
+        How an item is called: ``apply`` (args and kwargs), ``map`` (one argument) or ``starmap``.
+    args
+        The items, pickled.
+    opts
+        Encoded `Options`.
+    attempt
+        Which attempt this is, from 1.
+    losses
+        How many workers died of it.
+    """
+
+    KIND = b"task"
+
+    job: str
+    n: int
+    span: Span = ONE
+    fn: str
+    name: str
+    call: str
+    args: bytes
+    opts: bytes = b""
+    attempt: int = field(default=1, metadata={"wire": "try"})
+    losses: int = field(default=0, metadata={"wire": "lost"})
+
+    def values(self) -> list[bytes]:
+        return [
+            self.job.encode(),
+            b"%d" % self.n,
+            format_span(self.span).encode(),
+            self.fn.encode(),
+            self.name.encode(),
+            self.call.encode(),
+            self.args,
+            self.opts,
+            b"%d" % self.attempt,
+            b"%d" % self.losses,
+        ]
+
+    @classmethod
+    def of(cls, values: list[bytes]) -> Self:
+        job, n, span, fn, name, call, args, opts, attempt, losses = values
+        return cls(
+            job=job.decode(),
+            n=int(n),
+            span=parse_span(span.decode()),
+            fn=fn.decode(),
+            name=name.decode(),
+            call=call.decode(),
+            args=args,
+            opts=opts,
+            attempt=int(attempt),
+            losses=int(losses),
+        )
+
+    def id_of(self, item: int) -> str:
+        """Return the id of the task that is item `item` of the payload."""
+        return f"{self.job}-{self.n + item}"
+
+    def again(self, span: Span, *, attempt: int = 0, losses: int = 0) -> Self:
+        """Return this task for `span` only, with so many attempts and losses more."""
+        return replace(
+            self, span=span, attempt=self.attempt + attempt, losses=self.losses + losses
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event(Message):
+    """What happened to items of a job.
+
+    Attributes
+    ----------
+    kind
+        ``finished`` (body: pickled outcomes), ``started``, ``output``, ``progress``, ``retried`` or
+        ``lost`` (bodies: JSON).
+    job, n, span
+        The items it concerns, as in `Task`.
+    worker
+        Who ran them.
+    attempt
+        Which attempt it was.
+    started
+        When the first of them began, in seconds since the epoch by the worker's clock.
+    seconds
+        How long they took in all.
+    body
+        The event itself, as its kind says.
+    """
+
+    KIND = b"event"
+
+    kind: str
+    job: str
+    n: int
+    span: Span = ONE
+    worker: str
+    attempt: int = 1
+    started: float = 0.0
+    seconds: float = 0.0
+    body: bytes = b""
+
+    def values(self) -> list[bytes]:
+        return [
+            self.kind.encode(),
+            self.job.encode(),
+            b"%d" % self.n,
+            format_span(self.span).encode(),
+            self.worker.encode(),
+            b"%d" % self.attempt,
+            b"%r" % self.started,
+            b"%r" % self.seconds,
+            self.body,
+        ]
+
+    @classmethod
+    def of(cls, values: list[bytes]) -> Self:
+        kind, job, n, span, worker, attempt, started, seconds, body = values
+        return cls(
+            kind=kind.decode(),
+            job=job.decode(),
+            n=int(n),
+            span=parse_span(span.decode()),
+            worker=worker.decode(),
+            attempt=int(attempt),
+            started=float(started),
+            seconds=float(seconds),
+            body=body,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Message):
+    """An order to all supervisors: ``cancel`` these items of this job where they run."""
+
+    KIND = b"control"
+
+    kind: str
+    job: str
+    span: Span
+
+    def values(self) -> list[bytes]:
+        return [self.kind.encode(), self.job.encode(), format_span(self.span).encode()]
+
+    @classmethod
+    def of(cls, values: list[bytes]) -> Self:
+        kind, job, span = values
+        return cls(kind=kind.decode(), job=job.decode(), span=parse_span(span.decode()))
+
+
+for _class in (Task, Event, Control):
+    _class._wire_names = _class.names()

@@ -1,0 +1,93 @@
+"""The Lua scripts, one typed function each; what they do is written at the top of each file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from .connection import Command
+from .keys import DAY, WEEK
+from .messages import Fields
+
+__all__ = ["NAMES", "source", "texts"]
+
+NAMES = (
+    "bury",
+    "cancel",
+    "everywhere",
+    "heartbeat",
+    "join",
+    "promote",
+    "refuse",
+    "settle",
+    "submit",
+    "take",
+)
+
+
+def source(name: str) -> str:
+    """Return the text of the script `name`."""
+    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
+_texts = {name: source(name) for name in NAMES}
+_digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in _texts.items()}
+
+
+def texts() -> list[str]:
+    """Return all scripts, to be loaded when a connection opens."""
+    return list(_texts.values())
+
+
+def _run(name: str, keys: Sequence[str], args: Iterable[Any]) -> Command:
+    return ("EVALSHA", _digests[name], len(keys), *keys, *args)
+
+
+def submit(session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]) -> Command:
+    return _run("submit", (session, control, *lanes), (batch, DAY * 1000, *entries))
+
+
+def take(cancelled: str, lanes: Sequence[str], consumer: str, count: int) -> Command:
+    return _run("take", (cancelled, *lanes), (consumer, count))
+
+
+def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
+    return _run("settle", (control, *keys), (DAY * 1000, *entries))
+
+
+def promote(delayed: str, lane: str) -> Command:
+    return _run("promote", (delayed, lane), ())
+
+
+def heartbeat(
+    nodes: str, workers: str, node: str, silence: float, descriptions: Iterable[str]
+) -> Command:
+    return _run(
+        "heartbeat", (nodes, workers), (node, int(silence * 1000), WEEK * 1000, *descriptions)
+    )
+
+
+def bury(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:
+    return _run("bury", (workers, own_lane, *lanes), (worker,))
+
+
+def join(workers: str, setup: str, own_lane: str, worker: str, description: str) -> Command:
+    return _run("join", (workers, setup, own_lane), (worker, description, WEEK * 1000))
+
+
+def everywhere(
+    workers: str, setup: str, lanes: Sequence[str], names: Sequence[str], messages: list[Fields]
+) -> Command:
+    flat = [part for message in messages for part in message]
+    args = (len(names), len(messages[0]), *names, *flat)
+    return _run("everywhere", (workers, setup, *lanes), args)
+
+
+def cancel(cancelled: str, control: str, job: str, span: str, message: Fields) -> Command:
+    return _run("cancel", (cancelled, control), (job, span, DAY * 1000, *message))
+
+
+def refuse(lane: str, dead: str, entry_id: bytes, reason: str) -> Command:
+    return _run("refuse", (lane, dead), (entry_id, reason, WEEK * 1000))

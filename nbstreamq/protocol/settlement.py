@@ -1,0 +1,116 @@
+"""A delivered entry, and what follows from it when its holder gives it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .keys import Keys, session_of
+from .messages import Event, Task
+from .signing import Signer
+from .spans import Span, size, split
+
+__all__ = ["Delivery", "Settlement", "Successor", "encode_settlements"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A task in a worker's hands.
+
+    Attributes
+    ----------
+    lane, entry_id
+        Where the entry is.
+    task
+        What it says.
+    cancelled
+        Items of the *job* that shall not run.
+    """
+
+    lane: str
+    entry_id: bytes
+    task: Task
+    cancelled: Span = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Successor:
+    """An entry that takes the place of a settled one.
+
+    Attributes
+    ----------
+    task
+        The same task with another span, attempt or number of losses.
+    delay
+        Seconds before it is due.
+    when
+        ``""``: always; ``"busy"`` or ``"idle"``: only if other tasks wait in the lane, or none.
+    """
+
+    task: Task
+    delay: float = 0.0
+    when: str = ""
+
+
+@dataclass(kw_only=True)
+class Settlement:
+    """What a delivery ends in: events for the client, successors for the lane."""
+
+    delivery: Delivery
+    events: list[Event] = field(default_factory=list)
+    successors: list[Successor] = field(default_factory=list)
+
+    def continue_with(self, task: Task) -> None:
+        """Put `task`, a rest of this one, back; in halves when nothing else waits in the lane.
+
+        Then a second, idle worker finds something to do, however the items were chunked.
+        """
+        n = size(task.span)
+        if n < 2:
+            self.successors.append(Successor(task=task))
+            return
+        self.successors.append(Successor(task=task, when="busy"))
+        for half in split(task.span, (n + 1) // 2):
+            self.successors.append(Successor(task=task.again(half), when="idle"))
+
+
+class _KeyTable:
+    """Gives each key the index under which a script finds it."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, int] = {}
+
+    def index(self, key: str) -> int:
+        return self.keys.setdefault(key, len(self.keys))
+
+
+def encode_settlements(
+    settlements: Sequence[Settlement], keys: Keys, signer: Signer
+) -> tuple[list[str], list[Any]]:
+    """Return the keys and arguments that ``settle.lua`` takes."""
+    table = _KeyTable()
+    args: list[Any] = []
+    for s in settlements:
+        delivery = s.delivery
+        lane = table.index(keys.lane(delivery.lane))
+        args += (lane, delivery.entry_id, len(s.events), len(s.successors))
+        for event in s.events:
+            fields = event.encode(signer)
+            args += (table.index(keys.events(session_of(event.job))), len(fields), *fields)
+        for successor in s.successors:
+            # A script may only use keys it is given: the delayed set is named where it is needed.
+            late = successor.delay > 0
+            target = keys.delayed(delivery.lane) if late else keys.lane(delivery.lane)
+            fields = _changed_fields(successor.task, signer)
+            delay = int(successor.delay * 1000)
+            args += (table.index(target), delay, successor.when, len(fields), *fields)
+    return list(table.keys), args
+
+
+def _changed_fields(task: Task, signer: Signer) -> list[bytes]:
+    """Return only the fields in which a successor differs; the server keeps the payload."""
+    fields = task.encode(signer)
+    changing = {b"span", b"try", b"lost", b"sig"}
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    return [part for name, value in pairs if name in changing for part in (name, value)]

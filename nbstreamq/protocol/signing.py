@@ -1,0 +1,105 @@
+"""Keyed signatures: a pickle is code, so nothing unsigned is ever unpickled.
+
+Algorithm: BLAKE2b in its keyed mode, RFC 7693.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import struct
+from hmac import compare_digest
+from pathlib import Path
+
+from ..errors import SignatureError
+from ..settings import Settings
+
+__all__ = ["SIGNATURE_BYTES", "Signer", "load_secret"]
+
+#: 128 bits: forging one takes 2**128 tries on average.
+SIGNATURE_BYTES = 16
+
+
+class Signer:
+    """Signs and checks the messages of one queue.
+
+    Parameters
+    ----------
+    secret
+        Shared by all clients and workers of the queue.
+    queue
+        Name of the queue; a message of another queue is refused, same secret or not.
+    """
+
+    def __init__(self, secret: str, queue: str) -> None:
+        key = hashlib.blake2b(secret.encode()).digest()
+        self._keyed = hashlib.blake2b(queue.encode() + b"\0", key=key, digest_size=SIGNATURE_BYTES)
+
+    def __repr__(self) -> str:
+        return "<Signer>"
+
+    def sign(self, kind: bytes, *parts: bytes) -> bytes:
+        """Return the signature of `parts` as a message of `kind`."""
+        mac = self._keyed.copy()
+        # The lengths make the framing unambiguous: no two lists of parts join to the same bytes.
+        mac.update(struct.pack(f"<{len(parts) + 1}Q", len(kind), *map(len, parts)))
+        mac.update(kind)
+        for part in parts:
+            mac.update(part)
+        return mac.digest()
+
+    def check(self, signature: bytes, kind: bytes, *parts: bytes) -> None:
+        """Raise `SignatureError` unless `signature` is that of `parts` as a message of `kind`."""
+        if not compare_digest(signature, self.sign(kind, *parts)):
+            raise SignatureError(
+                f"A {kind.decode()} message without this queue's signature was refused."
+                " Likely cause: it was written by a process with another secret."
+            )
+
+    def seal(self, kind: bytes, name: bytes, data: bytes) -> bytes:
+        """Return `data` with its signature in front, bound to `kind` and `name`."""
+        return self.sign(kind, name, data) + data
+
+    def unseal(self, kind: bytes, name: bytes, sealed: bytes) -> bytes:
+        """Return what `seal` was given; `SignatureError` if it was not sealed with this secret."""
+        data = sealed[SIGNATURE_BYTES:]
+        self.check(sealed[:SIGNATURE_BYTES], kind, name, data)
+        return data
+
+    def fingerprint(self) -> bytes:
+        """Return what tells two secrets apart without giving either away."""
+        return self.sign(b"fingerprint")
+
+
+def load_secret(settings: Settings) -> str:
+    """Return the secret from the environment, or else from the key file, made if there is none."""
+    if settings.secret:
+        return settings.secret
+    path = settings.data_dir / "secret"
+    try:
+        return _read_private(path)
+    except FileNotFoundError:
+        _create_private(path, secrets.token_hex(32))
+        return _read_private(path)
+
+
+def _read_private(path: Path) -> str:
+    if path.stat().st_mode & 0o077:
+        raise PermissionError(f"{path} can be read by others; make it private: chmod 600 {path}")
+    return path.read_text().strip()
+
+
+def _create_private(path: Path, text: str) -> None:
+    """Write a new 0600 file whole or not at all; the first of several processes wins."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    finally:
+        draft.unlink()

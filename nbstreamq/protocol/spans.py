@@ -1,0 +1,71 @@
+"""Which items of a chunk: sorted, disjoint ranges, written as ``0:10,12:13``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+__all__ = ["ONE", "Span", "format_span", "items", "parse_span", "size", "span_of", "split"]
+
+Span = tuple[range, ...]
+
+#: The span of nearly all messages: a call on its own.
+ONE: Span = (range(1),)
+
+
+def parse_span(text: str) -> Span:
+    """Return the span that `text` writes; ValueError if it is not sorted, disjoint ranges."""
+    if text == "0:1":
+        return ONE
+    span: list[range] = []
+    end = 0
+    for part in text.split(",") if text else ():
+        start, _, stop = part.partition(":")
+        span.append(range(int(start), int(stop)))
+        if not end <= span[-1].start < span[-1].stop:
+            raise ValueError(f"not a span: {text[:80]!r}")
+        end = span[-1].stop
+    return tuple(span)
+
+
+def format_span(span: Span) -> str:
+    return ",".join(f"{r.start}:{r.stop}" for r in span)
+
+
+def span_of(indices: Iterable[int]) -> Span:
+    """Return the span of ascending `indices`.
+
+    Examples
+    --------
+    >>> format_span(span_of([0, 1, 2, 7]))
+    '0:3,7:8'
+    """
+    runs: list[range] = []
+    for i in indices:
+        if runs and runs[-1].stop == i:
+            runs[-1] = range(runs[-1].start, i + 1)
+        else:
+            runs.append(range(i, i + 1))
+    return tuple(runs)
+
+
+def items(span: Span) -> Iterator[int]:
+    for r in span:
+        yield from r
+
+
+def size(span: Span) -> int:
+    return sum(map(len, span))
+
+
+def split(span: Span, n_first: int) -> tuple[Span, Span]:
+    """Return the first `n_first` items of `span`, and the others."""
+    first: list[range] = []
+    rest: list[range] = []
+    for r in span:
+        take = min(len(r), max(0, n_first))
+        n_first -= take
+        if take:
+            first.append(r[:take])
+        if take < len(r):
+            rest.append(r[take:])
+    return tuple(first), tuple(rest)

@@ -1,0 +1,370 @@
+"""The only door to Redis: one method per transition of a task, and per question about a queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SecretMismatch, ServerRefused, SignatureError
+from . import scripts
+from .connection import REPLY_TIMEOUT, Command, Wire
+from .keys import DAY, GROUP, LANES, WEEK, Keys, session_of
+from .messages import Control, Event, Fields, Task
+from .settlement import Delivery, Settlement, encode_settlements
+from .signing import Signer
+from .spans import Span, format_span, parse_span
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["Store"]
+
+
+class Store:
+    """A queue on a server, through one connection. Not for two threads at once: see `clone`.
+
+    Every method raises `ServerUnreachable` when the connection fails and `ServerRefused` when
+    the server answers with an error.
+
+    Parameters
+    ----------
+    client
+        Of redis-py; see `open_client`.
+    queue
+        Name of the queue.
+    signer
+        Signs what is written and checks what is read.
+    """
+
+    def __init__(
+        self, client: redis.Redis | redis.RedisCluster, queue: str, signer: Signer
+    ) -> None:
+        self.keys = Keys(queue)
+        self._client = client
+        self._signer = signer
+        self._wire = Wire(client, self.keys.meta, scripts.texts())
+
+    def clone(self) -> Store:
+        """Return the same queue through another connection."""
+        return Store(self._client, self.keys.queue, self._signer)
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        self._wire.close()
+
+    # -- the queue -----------------------------------------------------------------------------
+
+    def check_secret(self) -> None:
+        """Raise `SecretMismatch` unless the queue was made with this secret, or is new."""
+        mine = self._signer.fingerprint()
+        meta = self.keys.meta
+        _, theirs = self._wire.call(("HSETNX", meta, "secret", mine), ("HGET", meta, "secret"))
+        if theirs != mine:
+            raise SecretMismatch(
+                f"Queue {self.keys.queue!r} was made with another secret than this process has."
+                " Give both the same: set NBSTREAMQ_SECRET to the same value, or copy the key file"
+                " ~/.local/share/nbstreamq/secret."
+            )
+
+    def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
+        """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
+        lanes = list(lanes)
+        asked: list[Command] = []
+        for lane in lanes:
+            asked += (("XLEN", self.keys.lane(lane)), ("ZCARD", self.keys.delayed(lane)))
+        counts = self._wire.call(*asked)
+        found = []
+        for i, lane in enumerate(lanes):
+            running = self._n_pending(lane)
+            waiting = counts[2 * i] - running
+            found.append(
+                {"lane": lane, "waiting": waiting, "running": running, "delayed": counts[2 * i + 1]}
+            )
+        return found
+
+    def _n_pending(self, lane: str) -> int:
+        try:
+            return int(self._wire.call(("XPENDING", self.keys.lane(lane), GROUP))[0][0])
+        except ServerRefused as error:
+            if "NOGROUP" in str(error):
+                return 0
+            raise
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the registered workers: id -> description."""
+        flat = self._wire.call(("HGETALL", self.keys.workers))[0]
+        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        return {name.decode(): json.loads(text) for name, text in pairs}
+
+    # -- functions and values ------------------------------------------------------------------
+
+    def put_function(self, digest: str, data: bytes) -> None:
+        """Keep a pickled function for a week from now."""
+        sealed = self._signer.seal(b"function", digest.encode(), data)
+        self._wire.call(("SET", self.keys.function(digest), sealed, "EX", WEEK))
+
+    def get_function(self, digest: str) -> bytes | None:
+        """Return a pickled function; None if the server does not hold it."""
+        sealed = self._wire.call(("GET", self.keys.function(digest)))[0]
+        return None if sealed is None else self._signer.unseal(b"function", digest.encode(), sealed)
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Keep a pickled value for a week from now."""
+        sealed = self._signer.seal(b"blob", digest.encode(), data)
+        self._wire.call(("SET", self.keys.blob(digest), sealed, "EX", WEEK), timeout=60)
+
+    def get_blob(self, digest: str) -> bytes | None:
+        """Return a pickled value; None if the server does not hold it."""
+        sealed = self._wire.call(("GET", self.keys.blob(digest)), timeout=60)[0]
+        return None if sealed is None else self._signer.unseal(b"blob", digest.encode(), sealed)
+
+    # -- client --------------------------------------------------------------------------------
+
+    def encode_task(self, task: Task) -> Fields:
+        """Return the stream fields of `task`, for `submit`."""
+        return task.encode(self._signer)
+
+    def submit(self, session: str, batch: int, tasks: Sequence[tuple[str, float, Fields]]) -> None:
+        """Put tasks into their lanes; sending the same batch again does nothing.
+
+        Parameters
+        ----------
+        session
+            Who submits.
+        batch
+            Its number, from 1, ascending.
+        tasks
+            For each: lane, delay in seconds, and what `encode_task` returned.
+        """
+        index: dict[str, int] = {}
+        args: list[Any] = []
+        for lane, delay, fields in tasks:
+            at = index.setdefault(lane, len(index))
+            args += (at, int(delay * 1000), len(fields), *fields)
+        lanes = [key for lane in index for key in (self.keys.lane(lane), self.keys.delayed(lane))]
+        session_key = self.keys.session(session)
+        self._wire.call(scripts.submit(session_key, self.keys.control, lanes, batch, args))
+
+    def events(
+        self, session: str, after: bytes, block: float
+    ) -> tuple[bytes, list[Event | SignatureError]]:
+        """Return the events after `after`, once there are any or `block` seconds are over.
+
+        What was returned earlier is dropped from the server. An entry with a wrong signature
+        comes as the error.
+        """
+        key = self.keys.events(session)
+        read = ("XREAD", "COUNT", 1000, "BLOCK", int(block * 1000), "STREAMS", key, after)
+        # MINID keeps entries >= its argument: what lies before the last one that was read.
+        trim = ("XTRIM", key, "MINID", after) if after != b"0" else ("EXISTS", key)
+        _, reply = self._wire.call(trim, read, timeout=block + REPLY_TIMEOUT)
+        entries = _stream_entries(reply)
+        last = entries[-1][1] if entries else after
+        return last, [self._decode_event(fields) for _, _, fields in entries]
+
+    def _decode_event(self, fields: Fields) -> Event | SignatureError:
+        try:
+            return Event.decode(fields, self._signer)
+        except SignatureError as error:
+            return error
+
+    def forget_session(self, session: str) -> None:
+        """Drop what the server keeps for a client that is done."""
+        self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
+
+    def cancel(self, job: str, span: Span, newly: Span) -> None:
+        """Cancel items of a job, waiting or running.
+
+        Parameters
+        ----------
+        span
+            All cancelled items of the job, for whoever takes them.
+        newly
+            Those cancelled now, for whoever runs them.
+        """
+        message = Control(kind="cancel", job=job, span=newly).encode(self._signer)
+        keys = self.keys
+        text = format_span(span)
+        self._wire.call(scripts.cancel(keys.cancelled, keys.control, job, text, message))
+
+    def everywhere(self, names: Sequence[str], tasks: Sequence[Task]) -> bool:
+        """Send a task to each worker, and the last of `tasks` to those that join later.
+
+        Returns
+        -------
+        bool
+            False, and nothing sent, if `names` are not exactly the registered workers.
+        """
+        lanes = [self.keys.lane(f"@{name}") for name in names]
+        messages = [self.encode_task(task) for task in tasks]
+        keys = self.keys
+        command = scripts.everywhere(keys.workers, keys.setup, lanes, names, messages)
+        return bool(self._wire.call(command)[0])
+
+    # -- worker --------------------------------------------------------------------------------
+
+    def ensure_lanes(self, lanes: Iterable[str]) -> None:
+        """Create the lanes, and their consumer group, that do not exist."""
+        for lane in lanes:
+            create = ("XGROUP", "CREATE", self.keys.lane(lane), GROUP, "0", "MKSTREAM")
+            try:
+                self._wire.call(create)
+            except ServerRefused as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
+        """Register a worker, and return the set-up tasks that it must run first."""
+        keys = self.keys
+        own = keys.lane(f"@{worker}")
+        entries = self._wire.call(
+            scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
+        )[0]
+        return [Task.decode(fields, self._signer) for _, fields in entries]
+
+    def take(
+        self, settlements: Sequence[Settlement], lanes: Sequence[str], worker: str, count: int
+    ) -> list[Delivery]:
+        """Settle what is over and return up to `count` waiting tasks, in one round trip."""
+        lane_keys = [self.keys.lane(lane) for lane in lanes]
+        take = scripts.take(self.keys.cancelled, lane_keys, worker, count)
+        if settlements:
+            _, (cancelling, *taken) = self._wire.call(self._settle(settlements), take)
+        else:
+            (cancelling, *taken), = self._wire.call(take)
+        entries = [(lanes[i], entry_id, fields) for i, entry_id, fields in taken]
+        return self._deliver(entries, cancelling)
+
+    def wait(self, lanes: Sequence[str], worker: str, block: float) -> list[Delivery]:
+        """Return the next task, once there is one or `block` seconds are over."""
+        names = {self.keys.lane(lane).encode(): lane for lane in lanes}
+        read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", 1)
+        read += ("BLOCK", int(block * 1000), "STREAMS", *names, *([">"] * len(names)))
+        reply, cancelling = self._wire.call(
+            read, ("EXISTS", self.keys.cancelled), timeout=block + REPLY_TIMEOUT
+        )
+        entries = [(names[key], i, fields) for key, i, fields in _stream_entries(reply)]
+        return self._deliver(entries, cancelling)
+
+    def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
+        """Return what `worker` was given and has not settled."""
+        entries = []
+        for lane in lanes:
+            key = self.keys.lane(lane)
+            pending = self._pending_ids(key, worker)
+            found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
+            entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
+        return self._deliver(entries, 1)
+
+    def _pending_ids(self, key: str, worker: str) -> list[bytes]:
+        try:
+            reply = self._wire.call(("XPENDING", key, GROUP, "-", "+", 10_000, worker))[0]
+        except ServerRefused as error:
+            if "NOGROUP" in str(error):
+                return []
+            raise
+        return [entry[0] for entry in reply]
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Settle deliveries; False for each that was no longer ours."""
+        return [bool(mine) for mine in self._wire.call(self._settle(settlements))[0]]
+
+    def _settle(self, settlements: Sequence[Settlement]) -> Command:
+        keys, args = encode_settlements(settlements, self.keys, self._signer)
+        return scripts.settle(self.keys.control, keys, args)
+
+    def _deliver(
+        self, entries: list[tuple[str, bytes, Fields]], cancelling: int
+    ) -> list[Delivery]:
+        """Check signatures, set the refused aside, and look up what was cancelled."""
+        tasks: list[tuple[str, bytes, Task]] = []
+        for lane, entry_id, fields in entries:
+            try:
+                tasks.append((lane, entry_id, Task.decode(fields, self._signer)))
+            except SignatureError as error:
+                self._wire.call(
+                    scripts.refuse(self.keys.lane(lane), self.keys.dead, entry_id, str(error))
+                )
+        spans = self._cancelled({task.job for _, _, task in tasks}) if cancelling else {}
+        return [
+            Delivery(lane=lane, entry_id=i, task=task, cancelled=spans.get(task.job, ()))
+            for lane, i, task in tasks
+        ]
+
+    def _cancelled(self, jobs: set[str]) -> dict[str, Span]:
+        if not jobs:
+            return {}
+        names = sorted(jobs)
+        texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
+        return {job: parse_span(t.decode()) for job, t in zip(names, texts, strict=True) if t}
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Send events that settle nothing: started, output, progress."""
+        commands: list[Command] = []
+        for event in events:
+            key = self.keys.events(session_of(event.job))
+            commands.append(("XADD", key, "*", *event.encode(self._signer)))
+            commands.append(("EXPIRE", key, DAY))
+        self._wire.call(*commands)
+
+    # -- supervisor ----------------------------------------------------------------------------
+
+    def heartbeat(self, node: str, silence: float, workers: dict[str, dict[str, Any]]) -> list[str]:
+        """Say that `node` and its workers live; return the nodes silent for `silence` seconds."""
+        descriptions = [part for w, d in workers.items() for part in (w, json.dumps(d))]
+        keys = self.keys
+        command = scripts.heartbeat(keys.nodes, keys.workers, node, silence, descriptions)
+        return [name.decode() for name in self._wire.call(command)[0]]
+
+    def forget_node(self, node: str) -> None:
+        """Drop a node whose workers are all buried."""
+        self._wire.call(("ZREM", self.keys.nodes, node))
+
+    def bury(self, worker: str, lanes: Iterable[str]) -> bool:
+        """Forget a dead worker; False if it still holds entries, which `held` then returns."""
+        keys = self.keys
+        lane_keys = [keys.lane(lane) for lane in lanes]
+        command = scripts.bury(keys.workers, keys.lane(f"@{worker}"), lane_keys, worker)
+        return bool(self._wire.call(command)[0])
+
+    def promote(self, lanes: Iterable[str]) -> float | None:
+        """Move due tasks into their lanes; return seconds until the next is due, None if none."""
+        keys = self.keys
+        waits = self._wire.call(*(scripts.promote(keys.delayed(n), keys.lane(n)) for n in lanes))
+        due = [wait / 1000 for wait in waits if wait >= 0]
+        return min(due) if due else None
+
+    def await_control(self, after: bytes) -> None:
+        """Ask for the control entries after `after`; `controls` returns them."""
+        self._wire.send(("XREAD", "BLOCK", 0, "STREAMS", self.keys.control, after))
+
+    def control_ready(self) -> bool:
+        """Return whether `controls` would return, or raise, at once."""
+        return self._wire.ready()
+
+    def controls(self, after: bytes) -> tuple[bytes, list[Control]]:
+        """Return the id of the last control entry, and those that carry an order."""
+        entries = _stream_entries(self._wire.receive())
+        orders = []
+        for _, _, fields in entries:
+            # Unsigned entries are mere wake-ups, written by scripts.
+            if b"sig" in fields[::2]:
+                orders.append(Control.decode(fields, self._signer))
+        return (entries[-1][1] if entries else after), orders
+
+    def last_control(self) -> bytes:
+        """Return the id of the newest control entry, where a new supervisor starts to listen."""
+        newest = self._wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
+        return newest[0][0] if newest else b"0"
+
+    def known_lanes(self) -> list[str]:
+        """Return the lanes that the registered workers serve, and the usual ones."""
+        served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
+        return [*LANES, *sorted(served - set(LANES))]
+
+
+def _stream_entries(reply: Any) -> list[tuple[bytes, bytes, Fields]]:
+    """Return (stream, id, fields) for each entry of an XREAD reply, RESP2 or RESP3."""
+    streams = reply.items() if isinstance(reply, dict) else reply or ()
+    return [(key, entry_id, fields) for key, found in streams for entry_id, fields in found]

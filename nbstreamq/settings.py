@@ -1,0 +1,74 @@
+"""Settings read from the environment, once per use and frozen."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Settings"]
+
+
+def _runtime_dir() -> Path:
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and os.access(base, os.W_OK):
+        return Path(base) / "nbstreamq"
+    return Path(tempfile.gettempdir()) / f"nbstreamq-{os.getuid()}"
+
+
+def _data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "nbstreamq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the ``NBSTREAMQ_*`` environment variables say.
+
+    Attributes
+    ----------
+    url
+        ``NBSTREAMQ_URL``: server for queues that name none; None means the embedded server.
+    secret
+        ``NBSTREAMQ_SECRET``: key that signs messages; None means the key file in `data_dir`.
+    server_binary
+        ``NBSTREAMQ_SERVER``: path of the server to embed, instead of searching for one.
+    runtime_dir
+        ``NBSTREAMQ_RUNTIME_DIR``: folder of the embedded server's socket and lock.
+    data_dir
+        ``NBSTREAMQ_DATA_DIR``: folder of the embedded server's data and of the key file.
+    server_idle
+        ``NBSTREAMQ_SERVER_IDLE``: seconds that the embedded server outlives its last user.
+    start_method
+        ``NBSTREAMQ_START_METHOD``: how a supervisor starts workers, ``fork`` or ``spawn``;
+        None means fork where that is safe.
+    """
+
+    url: str | None
+    secret: str | None
+    server_binary: str | None
+    runtime_dir: Path
+    data_dir: Path
+    server_idle: float
+    start_method: str | None
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Return the settings that the environment holds now.
+
+        Raises
+        ------
+        ValueError
+            ``NBSTREAMQ_SERVER_IDLE`` is not a number of seconds.
+        """
+        env = os.environ.get
+        return cls(
+            url=env("NBSTREAMQ_URL") or None,
+            secret=env("NBSTREAMQ_SECRET") or None,
+            server_binary=env("NBSTREAMQ_SERVER") or None,
+            runtime_dir=Path(env("NBSTREAMQ_RUNTIME_DIR") or _runtime_dir()),
+            data_dir=Path(env("NBSTREAMQ_DATA_DIR") or _data_dir()),
+            server_idle=float(env("NBSTREAMQ_SERVER_IDLE") or 300),
+            start_method=env("NBSTREAMQ_START_METHOD") or None,
+        )
