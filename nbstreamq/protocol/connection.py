@@ -30,7 +30,8 @@ _TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "B
 
 def hide_password(url: str) -> str:
     """Return `url` fit for an error message or a repr."""
-    return re.sub(r"(://[^/@]*?):[^/@]*@", r"\1:***@", url)
+    url = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
 
 
 def open_client(url: str) -> redis.Redis | redis.RedisCluster:
@@ -54,19 +55,24 @@ def open_client(url: str) -> redis.Redis | redis.RedisCluster:
     scheme, _, rest = url.partition("://")
     scheme = scheme.replace("valkey", "redis")
     options: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "protocol": 2}
-    if scheme in ("redis+cluster", "rediss+cluster"):
-        try:
+    try:
+        if scheme in ("redis+cluster", "rediss+cluster"):
             return redis.RedisCluster.from_url(f"{scheme.partition('+')[0]}://{rest}", **options)
-        except redis.RedisError as error:
-            raise _translate(error, url) from error
-    if scheme in ("redis+sentinel", "rediss+sentinel"):
-        return _sentinel_client(f"{scheme}://{rest}", options)
-    if scheme not in ("redis", "rediss", "unix"):
+        if scheme in ("redis+sentinel", "rediss+sentinel"):
+            return _sentinel_client(f"{scheme}://{rest}", options)
+        if scheme in ("redis", "rediss", "unix"):
+            return redis.Redis.from_url(f"{scheme}://{rest}", **options)
+    except (redis.RedisError, redis.RedisClusterException) as error:
+        raise _translate(error, url) from error
+    except ValueError:
+        # Not chained: the text of the cause may hold a part of the password.
         raise ValueError(
-            f"{hide_password(url)!r} is no server address. Known are redis://, rediss://, unix://,"
-            " valkey://, valkeys://, redis+cluster:// and redis+sentinel://."
-        )
-    return redis.Redis.from_url(f"{scheme}://{rest}", **options)
+            f"{hide_password(url)!r} is no server address: look at its port, service and options."
+        ) from None
+    raise ValueError(
+        f"{hide_password(url)!r} is no server address. Known are redis://, rediss://, unix://,"
+        " valkey://, valkeys://, redis+cluster:// and redis+sentinel://."
+    )
 
 
 def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
@@ -77,7 +83,7 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     username, _, password = credentials.partition(":")
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
-        raise ValueError(f"{hide_password(url)!r} names no service: redis+sentinel://host:port/service")
+        raise ValueError("no service, as in redis+sentinel://host:port/service")
     sentinels = []
     for host in hosts.split(","):
         name, _, port = host.partition(":")
@@ -85,7 +91,8 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     options |= {"db": int(db or 0), "ssl": parts.scheme.startswith("rediss")}
     if password:
         options |= {"username": unquote(username) or None, "password": unquote(password)}
-    return Sentinel(sentinels, socket_connect_timeout=CONNECT_TIMEOUT).master_for(service, **options)
+    manager = Sentinel(sentinels, socket_connect_timeout=CONNECT_TIMEOUT)
+    return manager.master_for(service, **options)
 
 
 def url_of(client: redis.Redis | redis.RedisCluster) -> str:
@@ -100,21 +107,26 @@ def url_of(client: redis.Redis | redis.RedisCluster) -> str:
 
     if isinstance(client, redis.RedisCluster):
         node = client.get_default_node()
-        return f"redis+cluster://{node.host}:{node.port}"
+        known = client.get_connection_kwargs()
+        scheme = "rediss+cluster" if known.get("ssl") else "redis+cluster"
+        return f"{scheme}://{_login(known)}{node.host}:{node.port}"
     pool = client.connection_pool
     known = pool.connection_kwargs
     if issubclass(pool.connection_class, redis.UnixDomainSocketConnection):
-        address, scheme, query = known["path"], "unix", f"?db={known.get('db') or 0}"
+        address, scheme, query = quote(known["path"]), "unix", f"?db={known.get('db') or 0}"
     elif "host" in known:
         secure = issubclass(pool.connection_class, redis.SSLConnection)
         address = f"{known['host']}:{known.get('port', 6379)}/{known.get('db') or 0}"
         scheme, query = "rediss" if secure else "redis", ""
     else:
         raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")
-    login = ""
-    if known.get("password"):
-        login = f"{quote(known.get('username') or '')}:{quote(known['password'], safe='')}@"
-    return f"{scheme}://{login}{address}{query}"
+    return f"{scheme}://{_login(known)}{address}{query}"
+
+
+def _login(known: dict[str, Any]) -> str:
+    if not known.get("password"):
+        return ""
+    return f"{quote(known.get('username') or '', safe='')}:{quote(known['password'], safe='')}@"
 
 
 class Wire:
@@ -127,7 +139,7 @@ class Wire:
     slot_key
         Any key of the queue: on a cluster, tells the node.
     scripts
-        Texts of the Lua scripts to load whenever the connection is opened anew.
+        Texts of the Lua scripts to load whenever the server does not know one.
     """
 
     def __init__(
@@ -160,7 +172,7 @@ class Wire:
             replies = self._exchange(commands, timeout)
             if any(isinstance(r, redis.exceptions.NoScriptError) for r in replies):
                 replies = self._load_and_repeat(commands, replies, timeout)
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, redis.RedisClusterException, OSError) as error:
             self.close()
             raise _translate(error, self._address()) from error
         except BaseException:
@@ -179,13 +191,22 @@ class Wire:
         try:
             connection = self._open()
             connection.send_packed_command(connection.pack_commands((command,)), False)
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, redis.RedisClusterException, OSError) as error:
             self.close()
             raise _translate(error, self._address()) from error
 
     def ready(self) -> bool:
         """Return whether `receive` would return, or raise, at once."""
-        return bool(self._connection is None or self._connection.can_read(0))
+        import redis
+
+        if self._connection is None:
+            return True
+        try:
+            return bool(self._connection.can_read(0))
+        except (redis.RedisError, OSError):
+            # Closed by the server: `receive` finds no connection, and says so.
+            self.close()
+            return True
 
     def receive(self) -> Any:
         """Return the reply to the command that was sent; raises as `call` does."""
@@ -220,9 +241,7 @@ class Wire:
         import redis
 
         self._exchange([("SCRIPT", "LOAD", text) for text in self._scripts], REPLY_TIMEOUT)
-        missed = [
-            i for i, r in enumerate(replies) if isinstance(r, redis.exceptions.NoScriptError)
-        ]
+        missed = [i for i, r in enumerate(replies) if isinstance(r, redis.exceptions.NoScriptError)]
         again = self._exchange([commands[i] for i in missed], timeout)
         for i, reply in zip(missed, again, strict=True):
             replies[i] = reply
@@ -262,14 +281,16 @@ class Wire:
         return error
 
     def _address(self) -> str:
-        where = getattr(self._connection, "repr_pieces", lambda: [])()
-        return " ".join(f"{k}={v}" for k, v in where if k in ("path", "host", "port", "db"))
+        try:
+            return url_of(self._client)
+        except ValueError:
+            return f"Sentinel's {self._client.connection_pool.service_name}"
 
 
 def _translate(error: Exception, address: str) -> Exception:
     import redis
 
-    text = str(error)
+    text = str(error).rstrip(".")[:300]
     where = f" ({hide_password(address)})" if address else ""
     temporary = text.startswith(_TEMPORARY) or isinstance(
         error, redis.exceptions.ReadOnlyError | redis.exceptions.ClusterDownError
@@ -284,5 +305,3 @@ def _translate(error: Exception, address: str) -> Exception:
         f"The server{where} can't be reached: {text or type(error).__name__}."
         " Is it running, and is the url right?"
     )
-
-

@@ -25,16 +25,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DAY", "GROUP", "LANES", "NESTED", "PREFIX", "WEEK", "Keys", "session_of"]
+__all__ = [
+    "DAY",
+    "GROUP",
+    "LANES",
+    "MAX_DEPTH",
+    "NESTED",
+    "PREFIX",
+    "WEEK",
+    "Keys",
+    "deeper_lanes",
+    "nested_lane",
+    "session_of",
+]
 
 #: Start of every key; the digit is the version of the schema.
 PREFIX = "nbq1"
 #: The one consumer group of every lane.
 GROUP = "workers"
-#: Lane of tasks that were submitted from inside a task; served first, so that waiting stays shallow.
-NESTED = "nested"
+#: How deep tasks may nest, each depth in a lane of its own; what is deeper shares the last.
+#: More lanes cost every worker a look at each.
+MAX_DEPTH = 8
+#: Lanes of tasks that were submitted from inside a task, the deepest first.
+NESTED = tuple(f"nested{depth}" for depth in range(MAX_DEPTH, 0, -1))
 #: What a worker serves unless told otherwise, most urgent first.
-LANES = ("high", NESTED, "default", "low")
+LANES = ("high", *NESTED, "default", "low")
 #: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
 DAY = 86_400
 WEEK = 7 * DAY
@@ -112,3 +127,17 @@ class Keys:
 def session_of(job: str) -> str:
     """Return the session that the events of `job` go to; a job is named ``<session>.<number>``."""
     return job.partition(".")[0]
+
+
+def nested_lane(depth: int) -> str:
+    """Return the lane of what a task of `depth` submits."""
+    return f"nested{min(depth + 1, MAX_DEPTH)}"
+
+
+def deeper_lanes(depth: int) -> tuple[str, ...]:
+    """Return the lanes that a worker may serve while a task of `depth` waits in it.
+
+    Only deeper tasks: so the stack of waiting tasks never grows higher than tasks nest, and whatever
+    a task waits for is in one of these lanes or in another worker's hands, where the same holds.
+    """
+    return NESTED[: MAX_DEPTH - min(depth, MAX_DEPTH - 1)]

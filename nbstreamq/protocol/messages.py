@@ -33,7 +33,7 @@ class Options:
     time_limit
         Seconds that one call may take; None: no limit.
     lane
-        Lane that the task waits in; None: ``default``, and ``nested`` inside a task.
+        Lane that the task waits in; None: ``default``, or that of its depth inside a task.
     delay
         Seconds before the task may start.
     """
@@ -180,9 +180,7 @@ class Task(Message):
 
     def again(self, span: Span, *, attempt: int = 0, losses: int = 0) -> Self:
         """Return this task for `span` only, with so many attempts and losses more."""
-        return replace(
-            self, span=span, attempt=self.attempt + attempt, losses=self.losses + losses
-        )
+        return replace(self, span=span, attempt=self.attempt + attempt, losses=self.losses + losses)
 
 
 @dataclass(frozen=True, kw_only=True)

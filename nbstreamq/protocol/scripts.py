@@ -45,7 +45,9 @@ def _run(name: str, keys: Sequence[str], args: Iterable[Any]) -> Command:
     return ("EVALSHA", _digests[name], len(keys), *keys, *args)
 
 
-def submit(session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]) -> Command:
+def submit(
+    session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]
+) -> Command:
     return _run("submit", (session, control, *lanes), (batch, DAY * 1000, *entries))
 
 
@@ -62,11 +64,15 @@ def promote(delayed: str, lane: str) -> Command:
 
 
 def heartbeat(
-    nodes: str, workers: str, node: str, silence: float, descriptions: Iterable[str]
+    nodes: str,
+    workers: str,
+    own_lanes: Sequence[str],
+    node: str,
+    silence: float,
+    descriptions: Iterable[str],
 ) -> Command:
-    return _run(
-        "heartbeat", (nodes, workers), (node, int(silence * 1000), WEEK * 1000, *descriptions)
-    )
+    args = (node, int(silence * 1000), WEEK * 1000, *descriptions)
+    return _run("heartbeat", (nodes, workers, *own_lanes), args)
 
 
 def bury(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:

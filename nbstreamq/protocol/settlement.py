@@ -100,10 +100,9 @@ def encode_settlements(
             args += (table.index(keys.events(session_of(event.job))), len(fields), *fields)
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
-            late = successor.delay > 0
-            target = keys.delayed(delivery.lane) if late else keys.lane(delivery.lane)
-            fields = _changed_fields(successor.task, signer)
             delay = int(successor.delay * 1000)
+            target = keys.delayed(delivery.lane) if delay > 0 else keys.lane(delivery.lane)
+            fields = _changed_fields(successor.task, signer)
             args += (table.index(target), delay, successor.when, len(fields), *fields)
     return list(table.keys), args
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SecretMismatch, ServerRefused, SignatureError
@@ -155,7 +156,7 @@ class Store:
         comes as the error.
         """
         key = self.keys.events(session)
-        read = ("XREAD", "COUNT", 1000, "BLOCK", int(block * 1000), "STREAMS", key, after)
+        read = ("XREAD", "COUNT", 1000, "BLOCK", _block_ms(block), "STREAMS", key, after)
         # MINID keeps entries >= its argument: what lies before the last one that was read.
         trim = ("XTRIM", key, "MINID", after) if after != b"0" else ("EXISTS", key)
         _, reply = self._wire.call(trim, read, timeout=block + REPLY_TIMEOUT)
@@ -232,7 +233,7 @@ class Store:
         if settlements:
             _, (cancelling, *taken) = self._wire.call(self._settle(settlements), take)
         else:
-            (cancelling, *taken), = self._wire.call(take)
+            ((cancelling, *taken),) = self._wire.call(take)
         entries = [(lanes[i], entry_id, fields) for i, entry_id, fields in taken]
         return self._deliver(entries, cancelling)
 
@@ -240,7 +241,7 @@ class Store:
         """Return the next task, once there is one or `block` seconds are over."""
         names = {self.keys.lane(lane).encode(): lane for lane in lanes}
         read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", 1)
-        read += ("BLOCK", int(block * 1000), "STREAMS", *names, *([">"] * len(names)))
+        read += ("BLOCK", _block_ms(block), "STREAMS", *names, *([">"] * len(names)))
         reply, cancelling = self._wire.call(
             read, ("EXISTS", self.keys.cancelled), timeout=block + REPLY_TIMEOUT
         )
@@ -274,9 +275,7 @@ class Store:
         keys, args = encode_settlements(settlements, self.keys, self._signer)
         return scripts.settle(self.keys.control, keys, args)
 
-    def _deliver(
-        self, entries: list[tuple[str, bytes, Fields]], cancelling: int
-    ) -> list[Delivery]:
+    def _deliver(self, entries: list[tuple[str, bytes, Fields]], cancelling: int) -> list[Delivery]:
         """Check signatures, set the refused aside, and look up what was cancelled."""
         tasks: list[tuple[str, bytes, Task]] = []
         for lane, entry_id, fields in entries:
@@ -314,7 +313,10 @@ class Store:
         """Say that `node` and its workers live; return the nodes silent for `silence` seconds."""
         descriptions = [part for w, d in workers.items() for part in (w, json.dumps(d))]
         keys = self.keys
-        command = scripts.heartbeat(keys.nodes, keys.workers, node, silence, descriptions)
+        own_lanes = [keys.lane(f"@{worker}") for worker in workers]
+        command = scripts.heartbeat(
+            keys.nodes, keys.workers, own_lanes, node, silence, descriptions
+        )
         return [name.decode() for name in self._wire.call(command)[0]]
 
     def forget_node(self, node: str) -> None:
@@ -349,7 +351,10 @@ class Store:
         orders = []
         for _, _, fields in entries:
             # Unsigned entries are mere wake-ups, written by scripts.
-            if b"sig" in fields[::2]:
+            if b"sig" not in fields[::2]:
+                continue
+            # A forged one is passed over: stopping at it would keep off all later orders.
+            with suppress(SignatureError):
                 orders.append(Control.decode(fields, self._signer))
         return (entries[-1][1] if entries else after), orders
 
@@ -362,6 +367,11 @@ class Store:
         """Return the lanes that the registered workers serve, and the usual ones."""
         served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
         return [*LANES, *sorted(served - set(LANES))]
+
+
+def _block_ms(seconds: float) -> int:
+    """Return `seconds` as BLOCK takes them; 0 would mean for ever."""
+    return max(1, int(seconds * 1000))
 
 
 def _stream_entries(reply: Any) -> list[tuple[bytes, bytes, Fields]]:

@@ -5,15 +5,14 @@
 -- ARGV[1] worker
 -- Returns 1, or 0 if it still has pending entries: deleting the consumer would drop them
 for k = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[k]) == 1
-    and #redis.call('XPENDING', KEYS[k], 'workers', '-', '+', 1, ARGV[1]) > 0 then
+  -- pcall: a lane may be gone, or have no group yet; then the worker holds nothing of it.
+  local pending = redis.pcall('XPENDING', KEYS[k], 'workers', '-', '+', 1, ARGV[1])
+  if not pending.err and #pending > 0 then
     return 0
   end
 end
 for k = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[k]) == 1 then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[k], 'workers', ARGV[1])
-  end
+  redis.pcall('XGROUP', 'DELCONSUMER', KEYS[k], 'workers', ARGV[1])
 end
 redis.call('DEL', KEYS[2])
 redis.call('HDEL', KEYS[1], ARGV[1])

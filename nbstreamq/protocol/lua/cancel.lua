@@ -5,6 +5,7 @@
 -- ARGV[2] span of all cancelled items of the job
 -- ARGV[3] lifetime of both keys (ms)
 -- ARGV[4..] the control message
+-- Returns 1
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 4))

@@ -12,8 +12,9 @@ end
 redis.call('XDEL', KEYS[1], ARGV[1])
 if entry then
   local fields = entry[2]
-  fields[#fields + 1], fields[#fields + 2] = 'refused', ARGV[2]
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', '1000', '*', unpack(fields))
+  local last = math.min(#fields, 100)
+  -- Whoever wrote it may have written thousands of fields, more than unpack can take.
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', '1000', '*', 'refused', ARGV[2], unpack(fields, 1, last))
   redis.call('PEXPIRE', KEYS[2], ARGV[3])
 end
 return 1

@@ -46,9 +46,9 @@ end
 while i <= #ARGV do
   local lane, id, n_events, n_successors =
     KEYS[2 + next_arg()], next_arg(), tonumber(next_arg()), tonumber(next_arg())
-  local busy = n_successors > 1 and waiting(lane)
   local entry = n_successors > 0 and redis.call('XRANGE', lane, id, id)[1]
   local mine = redis.call('XACK', lane, 'workers', id)
+  local busy = mine == 1 and n_successors > 1 and waiting(lane)
   settled[#settled + 1] = mine
   if mine == 1 then
     redis.call('XDEL', lane, id)

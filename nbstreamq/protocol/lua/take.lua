@@ -7,14 +7,14 @@
 local left = tonumber(ARGV[2])
 local taken = {redis.call('EXISTS', KEYS[1])}
 for k = 2, #KEYS do
+  if left <= 0 then
+    break
+  end
   local reply = redis.call('XREADGROUP', 'GROUP', 'workers', ARGV[1],
                            'COUNT', left, 'STREAMS', KEYS[k], '>')
   for _, entry in ipairs(reply and reply[1][2] or {}) do
     taken[#taken + 1] = {k - 2, entry[1], entry[2]}
     left = left - 1
-  end
-  if left <= 0 then
-    break
   end
 end
 return taken

@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint test test-redis crash bench clean lock
+
+help:  ## Show what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+setup: $(READY)  ## Create .venv with everything, once for each state of the lock file
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python >= 3.11 is needed, this is {v.major}.{v.minor}; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+demo: setup  ## Run the quickstart notebook on real data, headless
+	$(BIN)/python notebooks/run_demo.py
+
+lint: setup  ## ruff, mypy --strict and import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## Run all tests
+	$(BIN)/python -m pytest tests
+
+# The folders whose tests talk to a server; the others would just say the same again.
+SERVER_TESTS := $(wildcard tests/protocol tests/client tests/worker tests/crash tests/fundamentals)
+
+test-redis: setup  ## Run the tests that use a server on the redis-server in PATH
+	@command -v redis-server || { echo "no redis-server on PATH: apt-get install redis-server"; exit 1; }
+	NBSTREAMQ_TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest $(SERVER_TESTS)
+
+crash: setup  ## Run the tests that kill real processes
+	$(BIN)/python -m pytest -m crash tests
+
+bench: setup  ## Compare with the standard library's process pool
+	$(BIN)/python benchmarks/compare.py
+
+lock:  ## Write requirements-dev.lock anew, from pyproject.toml; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --extra notebooks --group dev \
+		--no-header --no-emit-index-url --no-emit-find-links --no-annotate \
+		--upgrade -o requirements-dev.lock pyproject.toml
+
+clean:  ## Remove .venv and all that was built or cached
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

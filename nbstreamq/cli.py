@@ -1,0 +1,84 @@
+"""The command line: ``nbstreamq worker URL -n 4``."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import NbstreamqError
+from .settings import Settings
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 2 on wrong arguments, with 1 on an error."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    try:
+        options.run(options)
+    except (NbstreamqError, ValueError, OSError) as error:
+        sys.exit(f"nbstreamq: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nbstreamq", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    worker = commands.add_parser("worker", help="run workers on this machine until Ctrl-C")
+    worker.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        help="server; the default is $NBSTREAMQ_URL, else the embedded server",
+    )
+    worker.add_argument("-n", type=int, metavar="N", help="number of workers; default: the cores")
+    worker.add_argument("--queue", default="default", metavar="NAME", help="queue; default: default")
+    worker.add_argument(
+        "--lane",
+        action="append",
+        dest="lanes",
+        metavar="LANE",
+        help="serve this lane; may be repeated, most urgent first; default: all but the tags",
+    )
+    worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
+    worker.set_defaults(run=_run_workers)
+    return parser
+
+
+def _run_workers(options: argparse.Namespace) -> None:
+    # Heavy imports come here, so that --help is quick; and before the fork, so that workers are warm.
+    import cloudpickle  # noqa: F401
+    import redis  # noqa: F401
+    import tblib  # noqa: F401
+
+    from .client import queue  # noqa: F401
+    from .launch.server import ensure_server
+    from .protocol.connection import open_client
+    from .protocol.keys import LANES, NESTED
+    from .protocol.signing import Signer, load_secret
+    from .protocol.store import Store
+    from .worker.door import Door
+    from .worker.supervisor import Supervisor, n_cores
+
+    settings = Settings.from_environment()
+    url = options.url or settings.url or ensure_server(settings)
+    secret = load_secret(settings)
+    store = Store(open_client(url), options.queue, Signer(secret, options.queue))
+    lanes = (*options.lanes, *NESTED) if options.lanes else LANES
+    supervisor = Supervisor(
+        store,
+        url=url,
+        secret=secret,
+        n_workers=n_cores() if options.n is None else options.n,
+        lanes=lanes,
+        method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
+        door=Door(options.door) if options.door else None,
+    )
+    store.check_secret()
+    gc.collect()
+    supervisor.run()

@@ -1,0 +1,1 @@
+"""Who asks: the queue, its futures and jobs."""

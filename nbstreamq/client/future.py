@@ -1,0 +1,144 @@
+"""`TaskFuture`: the result of one call, once it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from ..objects.references import dependency, place_of
+from ..protocol.states import State
+from .ledger import Ledger
+from .session import Session
+
+__all__ = ["TaskFuture"]
+
+T = TypeVar("T")
+
+
+class TaskFuture(Future[T], Generic[T]):
+    """A call on a worker; a `concurrent.futures.Future` that can also be called and awaited.
+
+    As an argument of `TaskQueue.submit` it stands for its result.
+
+    Examples
+    --------
+    >>> future = q.submit(pow, 2, 10)  # doctest: +SKIP
+    >>> future(), future.status  # doctest: +SKIP
+    (1024, <State.DONE: 'done'>)
+    """
+
+    def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
+        super().__init__()
+        self._session = session
+        self._ledger = ledger
+        self._index = index
+
+    # -- the result ----------------------------------------------------------------------------
+
+    def __call__(self, block: bool = True, timeout: float | None = None) -> T:
+        """Return the result.
+
+        Parameters
+        ----------
+        block
+            False: do not wait for it.
+        timeout
+            Seconds to wait; None waits for ever.
+
+        Raises
+        ------
+        TimeoutError
+            It is not there yet; the task goes on.
+        """
+        return self.result(timeout if block else 0)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return the result, as `concurrent.futures.Future.result` does; a task helps meanwhile."""
+        self._wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the exception that the call raised, None if it raised none."""
+        self._wait(timeout)
+        return super().exception(0)
+
+    def _wait(self, timeout: float | None) -> None:
+        if not self.done() and not self._session.wait(self._ledger, self.done, timeout):
+            raise TimeoutError(
+                f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s; it goes on."
+            )
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self).__await__()
+
+    def cancel(self) -> bool:
+        """Cancel the call, waiting or running; False if it is over already."""
+        if self.done():
+            return self.cancelled()
+        self._session.cancel(self._ledger, [self._index])
+        return self.cancelled()
+
+    def running(self) -> bool:
+        """Return whether a worker runs the call now, as far as is known: news takes 0.1 s."""
+        return self.status is State.RUNNING
+
+    def replay(self) -> T:
+        """Run the same call here, in this process: for a debugger, for instance.
+
+        Raises
+        ------
+        NbstreamqError
+            Its arguments were not kept: it is an item of a map() that is done.
+        """
+        return self._session.replay(self._ledger, self._index)  # type: ignore[no-any-return]
+
+    # -- what is known of it -------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Name of the task, as in errors and logs."""
+        return f"{self._ledger.job}-{self._index}"
+
+    @property
+    def status(self) -> State:
+        """What has become of it."""
+        return self._ledger.state(self._index)
+
+    @property
+    def worker(self) -> str | None:
+        """The worker that ran it last."""
+        report = self._ledger.report(self._index)
+        return report.worker if report else None
+
+    @property
+    def attempts(self) -> int:
+        """How often it was begun, as far as is known."""
+        report = self._ledger.report(self._index)
+        return report.attempt if report else 0
+
+    @property
+    def logs(self) -> str:
+        """What it printed so far, to standard output and standard error."""
+        return "".join(text for _, text in self._ledger.log(self._index))
+
+    @property
+    def progress(self) -> tuple[int, int | None] | None:
+        """(items done, items in all) as `track` reports them; None if it does not."""
+        return self._ledger.progress(self._index)
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """``started`` (seconds since the epoch) and ``seconds`` of the run that decided it.
+
+        Items of a chunk share those of the chunk.
+        """
+        report = self._ledger.report(self._index)
+        return {"started": report.started, "seconds": report.seconds} if report else {}
+
+    def __repr__(self) -> str:
+        return f"<TaskFuture {self.id} {self._ledger.name}: {self.status}>"
+
+    def __reduce__(self) -> Any:
+        return dependency, (place_of(self),)

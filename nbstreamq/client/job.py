@@ -1,0 +1,198 @@
+"""`Job`: the calls of one map, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar, cast, overload
+
+from ..protocol.states import State
+from .future import TaskFuture
+from .ledger import Ledger
+from .session import Session
+
+__all__ = ["Job"]
+
+T = TypeVar("T")
+
+
+class Job(Generic[T]):
+    """An ordered collection of calls.
+
+    Iterating yields results in the order of the inputs, each as soon as it and those before it are
+    there; a call that failed raises its exception there. ``job[i]`` is the `TaskFuture` of item i.
+
+    Examples
+    --------
+    >>> job = q.map(pow, [1, 2, 3], [2, 2, 2])  # doctest: +SKIP
+    >>> list(job)  # doctest: +SKIP
+    [1, 4, 9]
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        ledger: Ledger,
+        *,
+        deadline: float | None = None,
+        feed: Callable[[int], None] | None = None,
+    ) -> None:
+        self._session = session
+        self._ledger = ledger
+        self._deadline = deadline
+        #: Submits more inputs, where they are taken as the results are; given the number taken.
+        self._feed = feed
+        self._next = 0
+
+    # -- results in order ----------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of calls submitted so far."""
+        return len(self._ledger)
+
+    def __iter__(self) -> Iterator[T]:
+        if self._feed:
+            return self
+        return self._results()
+
+    def __next__(self) -> T:
+        if self._feed:
+            self._feed(self._next)
+        if self._next >= len(self._ledger):
+            raise StopIteration
+        self._next += 1
+        result = self._result(self._next - 1)
+        if self._feed:
+            self._ledger.release(self._next - 1)
+        return result
+
+    def _results(self) -> Generator[T, None, None]:
+        for index in range(len(self._ledger)):
+            yield self._result(index)
+
+    def _result(self, index: int) -> T:
+        ledger = self._ledger
+        if not ledger.has_ended(index):
+            self._wait(lambda: ledger.has_ended(index), index)
+        if ledger.state(index) is State.DONE:
+            return cast("T", ledger.value(index))
+        return self[index].result(0)
+
+    def _wait(self, is_reached: Callable[[], bool], index: int) -> None:
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if not self._session.wait(self._ledger, is_reached, left):
+            raise TimeoutError(
+                f"Item {index} of job {self.id} ({self._ledger.name}) has no result in time;"
+                f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
+            )
+
+    def result(self, timeout: float | None = None) -> list[T]:
+        """Return all results in order; raises the first exception in that order, once all are over.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; None waits for ever.
+
+        Raises
+        ------
+        TimeoutError
+            Not all calls are over yet; they go on.
+        """
+        self.wait(timeout)
+        return [self._result(index) for index in range(len(self))]
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
+        if not self._session.wait(self._ledger, lambda: self._ledger.is_over, timeout):
+            raise TimeoutError(
+                f"Job {self.id} ({self._ledger.name}): {self._ledger.n_over} of {len(self)} are over"
+                f" after {timeout:g} s. It goes on."
+            )
+
+    # -- one by one ----------------------------------------------------------------------------
+
+    @overload
+    def __getitem__(self, index: int) -> TaskFuture[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TaskFuture[T]]: ...
+    def __getitem__(self, index: int | slice) -> TaskFuture[T] | list[TaskFuture[T]]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [self._future(i) for i in places]
+        return self._future(places)
+
+    def _future(self, index: int) -> TaskFuture[T]:
+        future = TaskFuture[T](self._session, self._ledger, index)
+        return cast("TaskFuture[T]", self._ledger.attach(index, future))
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[T]]:
+        """Yield the futures in the order in which they end.
+
+        Raises
+        ------
+        TimeoutError
+            The next one has not ended within `timeout` seconds from this call.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ledger, n_seen = self._ledger, 0
+        while n_seen < len(ledger.ended) or not ledger.is_over:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._session.wait(
+                ledger, lambda n=n_seen: len(ledger.ended) > n or ledger.is_over, left
+            ):
+                raise TimeoutError(f"Job {self.id}: {len(self) - ledger.n_over} calls are not over")
+            for span in ledger.ended[n_seen:]:
+                n_seen += 1
+                for index in span:
+                    yield self._future(index)
+
+    # -- asyncio -------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        return asyncio.to_thread(self.result).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        for index in range(len(self)):
+            yield await self._future(index)
+
+    # -- the job as a whole --------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Name of the job, as in errors and logs."""
+        return self._ledger.job
+
+    @property
+    def errors(self) -> dict[int, BaseException]:
+        """Index -> exception of the calls that have failed so far."""
+        return self._ledger.errors()
+
+    @property
+    def logs(self) -> dict[int, str]:
+        """Index -> what the call printed so far, of those that printed."""
+        return {i: self[i].logs for i in range(len(self)) if self._ledger.log(i)}
+
+    def counts(self) -> dict[State, int]:
+        """Return how many calls are waiting, running, done, failed and cancelled."""
+        return self._ledger.counts()
+
+    def done(self) -> bool:
+        """Return whether all calls are over."""
+        return self._ledger.is_over
+
+    def cancel(self) -> bool:
+        """Cancel all calls that are not over; return whether there were any."""
+        if self.done():
+            return False
+        self._session.cancel(self._ledger, range(len(self)))
+        return True
+
+    def add_done_callback(self, fn: Callable[[Job[T]], object]) -> None:
+        """Call ``fn(job)`` when all calls are over; at once if they are."""
+        self._ledger.when_over(lambda: fn(self))
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)
+        return f"<Job {self.id} {self._ledger.name}: {counts or 'empty'}>"

@@ -1,0 +1,341 @@
+"""What is known of the tasks of one job: written by events, read by futures, jobs and views."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import NbstreamqError, WorkerLost
+from ..objects.outcomes import load_outcomes
+from ..protocol.messages import Event
+from ..protocol.spans import Span, items, size, span_of
+from ..protocol.states import State
+
+__all__ = ["Ledger", "Payload"]
+
+_STATES = tuple(State)
+_WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
+    _STATES.index(s)
+    for s in (State.WAITING, State.RUNNING, State.DONE, State.FAILED, State.CANCELLED)
+)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What was sent for some items of a job, to run them again here.
+
+    Attributes
+    ----------
+    n, n_items
+        The first item's index in the job, and how many there are.
+    call
+        How an item is called, as in `Task`.
+    args
+        The items, pickled.
+    """
+
+    n: int
+    n_items: int
+    call: str
+    args: bytes
+
+
+class Ledger:
+    """The tasks of one job.
+
+    Safe to use from several threads; futures are resolved in the thread that applies the event.
+
+    Parameters
+    ----------
+    job
+        Its id.
+    name
+        Name of the function, for people.
+    fn
+        The function.
+    lane
+        Where its tasks wait.
+    """
+
+    def __init__(self, job: str, name: str, fn: Callable[..., Any], lane: str) -> None:
+        self.job = job
+        self.name = name
+        self.fn = fn
+        self.lane = lane
+        self.changed = threading.Condition()
+        self._over_callbacks: list[Callable[[], None]] = []
+        #: Items that are over, in the order in which they ended.
+        self.ended: list[range] = []
+        self.n_over = 0
+        #: Whether more items may come.
+        self.growing = False
+        self._states = bytearray()
+        self._values: list[Any] = []
+        self._errors: dict[int, BaseException] = {}
+        self._futures: dict[int, Future[Any]] = {}
+        self._payloads: list[Payload] = []
+        self._reports: list[Event] = []
+        self._logs: dict[int, list[tuple[str, str]]] = {}
+        self._progress: dict[int, tuple[int, int | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        return not self.growing and self.n_over == len(self._states)
+
+    def counts(self) -> dict[State, int]:
+        """Return how many items are in each state."""
+        return {state: self._states.count(code) for code, state in enumerate(_STATES)}
+
+    def state(self, item: int) -> State:
+        return _STATES[self._states[item]]
+
+    def has_ended(self, item: int) -> bool:
+        return self._states[item] >= _DONE
+
+    def value(self, item: int) -> Any:
+        return self._values[item]
+
+    def error(self, item: int) -> BaseException | None:
+        return self._errors.get(item)
+
+    def errors(self) -> dict[int, BaseException]:
+        """Return item -> exception of those that failed, in order."""
+        return dict(sorted(self._errors.items()))
+
+    def log(self, item: int) -> list[tuple[str, str]]:
+        """Return what the item printed: (stream, text), in order."""
+        return list(self._logs.get(item, ()))
+
+    def progress(self, item: int) -> tuple[int, int | None] | None:
+        return self._progress.get(item)
+
+    def report(self, item: int) -> Event | None:
+        """Return the last news of the item, without its body: which worker, attempt, when."""
+        for event in reversed(self._reports):
+            if any(item - event.n in r for r in event.span):
+                return event
+        return None
+
+    def payload(self, item: int) -> Payload | None:
+        """Return what was sent for the item; None once its chunk is done and was dropped."""
+        for payload in self._payloads:
+            if payload.n <= item < payload.n + payload.n_items:
+                return payload
+        return None
+
+    def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `is_reached`, for at most `timeout` seconds; return whether it is."""
+        with self.changed:
+            return self.changed.wait_for(is_reached, timeout)
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def add(self, payload: Payload) -> None:
+        """Add the items of a chunk that is being submitted."""
+        with self.changed:
+            self._payloads.append(payload)
+            self._states.extend(bytes(payload.n_items))
+            self._values.extend([None] * payload.n_items)
+
+    def stop_growing(self) -> None:
+        """Say that no more items come."""
+        self.growing = False
+        self._tell()
+
+    def attach(self, item: int, future: Future[Any]) -> Future[Any]:
+        """Have `future` resolved with the item; return the one that it has, if it has one."""
+        with self.changed:
+            known = self._futures.setdefault(item, future)
+            ended = self.has_ended(item)
+        if known is future and ended:
+            self._resolve(item, future)
+        return known
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when all items are over; at once if they are."""
+        with self.changed:
+            self._over_callbacks.append(callback)
+        self._tell()
+
+    def release(self, item: int) -> Any:
+        """Return the value of an item and forget it."""
+        value, self._values[item] = self._values[item], None
+        return value
+
+    def apply(self, event: Event) -> None:
+        """Take note of what happened."""
+        self._ACTIONS[event.kind](self, event)
+        self._tell()
+
+    def _finished(self, event: Event) -> None:
+        values, errors = load_outcomes(event.body)
+        if len(event.span) == 1 and not errors and self._end_run(event, values):
+            return
+        for k, item in enumerate(items(event.span)):
+            error = errors.get(k)
+            self._end(event.n + item, _FAILED if error else _DONE, values[k], error)
+        self._note(event)
+        self._drop_payload(event)
+
+    def _end_run(self, event: Event, values: list[Any]) -> bool:
+        """Write the results of successive items at once, if that is all there is to do."""
+        first = event.n + event.span[0].start
+        last = first + len(values)
+        with self.changed:
+            if self._futures or any(map(_DONE.__le__, self._states[first:last])):
+                return False
+            self._values[first:last] = values
+            self._states[first:last] = bytes([_DONE]) * len(values)
+            self.ended.append(range(first, last))
+            self.n_over += len(values)
+        self._note(event)
+        self._drop_payload(event)
+        return True
+
+    def _started(self, event: Event) -> None:
+        self._mark(event, _RUNNING)
+        self._note(event)
+
+    def _again(self, event: Event) -> None:
+        self._mark(event, _WAITING)
+        self._note(event)
+
+    def _mark(self, event: Event, code: int) -> None:
+        with self.changed:
+            for item in items(event.span):
+                if self._states[event.n + item] < _DONE:
+                    self._states[event.n + item] = code
+
+    def _printed(self, event: Event) -> None:
+        for item, stream, text in json.loads(event.body):
+            self._logs.setdefault(event.n + item, []).append((stream, text))
+
+    def _progressed(self, event: Event) -> None:
+        done, total = json.loads(event.body)
+        self._progress[event.n + event.span[0].start] = (done, total)
+
+    def _cancelled(self, event: Event) -> None:
+        self.cancel(event.n + item for item in items(event.span))
+
+    def cancel(self, chosen: Iterable[int]) -> Span:
+        """Mark items as cancelled; return those that were not over yet."""
+        newly = [i for i in chosen if not self.has_ended(i) and self._end(i, _CANCELLED)]
+        self._tell()
+        return span_of(newly)
+
+    def cancelled(self) -> Span:
+        """Return all cancelled items."""
+        return span_of(i for i, code in enumerate(self._states) if code == _CANCELLED)
+
+    def fail(self, chosen: Sequence[int], error: BaseException) -> None:
+        """Fail those of the items that are not over."""
+        for item in chosen:
+            self._end(item, _FAILED, None, error)
+        self._tell()
+
+    def orphan(self, error: NbstreamqError) -> None:
+        """Fail what is open in a forked process, where other threads held the locks and are gone."""
+        self.changed = threading.Condition()
+        for future in self._futures.values():
+            future._condition = threading.Condition()  # noqa: SLF001 - else its lock may stay held
+        self.growing = False
+        self.fail(range(len(self)), error)
+
+    def _end(
+        self, item: int, code: int, value: Any = None, error: BaseException | None = None
+    ) -> bool:
+        """Write how an item ended; False if it had ended already: the first word counts."""
+        with self.changed:
+            if self.has_ended(item):
+                return False
+            self._values[item] = value
+            if error is not None:
+                self._errors[item] = self._complete(item, error)
+            self._states[item] = code
+            self.ended.append(range(item, item + 1))
+            self.n_over += 1
+            future = self._futures.get(item)
+        if future is not None:
+            self._resolve(item, future)
+        return True
+
+    def _complete(self, item: int, error: BaseException) -> BaseException:
+        """Add to an error what only this side knows."""
+        if isinstance(error, WorkerLost) and error.certificate is not None:
+            error.certificate = replace(error.certificate, item=self.describe(item))
+        return error
+
+    def describe(self, item: int) -> str:
+        """Return the arguments of an item, abbreviated."""
+        import reprlib
+
+        from ..objects.payloads import load
+
+        payload = self.payload(item)
+        if payload is None:
+            return ""
+        try:
+            loaded = load(payload.args)
+            value = loaded if payload.call == "apply" else loaded[item - payload.n]
+            return reprlib.repr(value)
+        except Exception as error:  # noqa: BLE001 - foreign code, for a description only
+            return f"(can't be shown: {error!r})"
+
+    def _resolve(self, item: int, future: Future[Any]) -> None:
+        code = self._states[item]
+        if code == _CANCELLED:
+            Future.cancel(future)
+            future.set_running_or_notify_cancel()
+        elif code == _FAILED:
+            future.set_exception(self._errors[item])
+        else:
+            future.set_result(self._values[item])
+
+    def _note(self, event: Event) -> None:
+        self._reports.append(replace(event, body=b""))
+
+    def _drop_payload(self, event: Event) -> None:
+        """Forget the arguments of a chunk whose items are all done; a single call keeps them."""
+        if len(self) == 1:
+            return
+        payload = self.payload(event.n)
+        if payload and size(event.span) and all(
+            code == _DONE for code in self._states[payload.n : payload.n + payload.n_items]
+        ):
+            self._payloads.remove(payload)
+
+    def _tell(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+            callbacks = []
+            if self.is_over:
+                callbacks, self._over_callbacks = self._over_callbacks, []
+        for callback in callbacks:
+            _call(callback)
+
+    _ACTIONS = {  # noqa: RUF012 - a table of methods, never changed
+        "cancelled": _cancelled,
+        "finished": _finished,
+        "lost": _again,
+        "output": _printed,
+        "progress": _progressed,
+        "retried": _again,
+        "started": _started,
+    }
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        logging.getLogger(__name__).exception("exception calling callback %r", callback)

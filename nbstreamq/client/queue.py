@@ -1,0 +1,484 @@
+"""`TaskQueue`: where calls go in."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+
+from ..current import host
+from ..errors import NbstreamqError
+from ..launch.local import LocalWorkers
+from ..launch.server import ensure_server
+from ..objects.functions import FunctionPickle, name_of
+from ..objects.payloads import dump
+from ..objects.references import Dependent, Ref, collecting
+from ..protocol.connection import hide_password, open_client, url_of
+from ..protocol.keys import nested_lane
+from ..protocol.messages import Options
+from ..protocol.signing import Signer, load_secret
+from ..protocol.store import Store
+from ..settings import Settings
+from .chunks import Pace, chunks
+from .future import TaskFuture
+from .job import Job
+from .ledger import Ledger, Payload
+from .session import Session, new_session_id
+from .status import QueueStatus, WorkerStatus, queue_status
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["TaskFunction", "TaskQueue"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Number of workers that chunks are cut for, when it is not known how many there are.
+ASSUMED_WORKERS = 8
+
+
+class TaskQueue(Executor):
+    """A named queue of calls on a Redis or Valkey server, and the workers that run them.
+
+    It is a `concurrent.futures.Executor`: whatever takes one takes a queue.
+
+    Parameters
+    ----------
+    name
+        Queues of the same name on the same server are the same queue.
+    url
+        ``redis://``, ``rediss://``, ``unix://``, ``valkey://``, ``redis+sentinel://`` or
+        ``redis+cluster://`` address. None: ``$NBSTREAMQ_URL``, else a server that nbstreamq starts
+        for this user, on this machine only.
+    client
+        A ready redis-py client, instead of `url`.
+    workers
+        Number of local workers that start at the first call. ``"auto"``: as many as there are
+        cores with the embedded server, none with a url or a client.
+    secret
+        Signs all messages; clients and workers need the same. None: ``$NBSTREAMQ_SECRET``, else a
+        key file in the data folder, made at first use.
+
+    Raises
+    ------
+    ServerError
+        There is no server, or it can't be reached.
+    SecretMismatch
+        The queue exists, and was made with another secret.
+
+    Examples
+    --------
+    >>> with TaskQueue("sums") as q:  # doctest: +SKIP
+    ...     list(q.map(lambda x: x + 1, range(3)))
+    [1, 2, 3]
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        url: str | None = None,
+        *,
+        client: redis.Redis | redis.RedisCluster | None = None,
+        workers: int | Literal["auto"] = "auto",
+        secret: str | None = None,
+    ) -> None:
+        settings = Settings.from_environment()
+        if client is not None and url is not None:
+            raise ValueError("Give TaskQueue a url or a client, not both.")
+        address = url_of(client) if client is not None else (url or settings.url)
+        embedded = address is None
+        secret = secret or load_secret(settings)
+        self._url = address or ensure_server(settings)
+        self._embedded = embedded
+        store = Store(client or open_client(self._url), name, Signer(secret, name))
+        store.check_secret()
+        if workers == "auto":
+            n_workers = _n_cores() if embedded else None
+        else:
+            n_workers = workers
+        session = new_session_id()
+        self._session = Session(
+            store,
+            LocalWorkers(self._url, name, secret, session, settings),
+            n_workers,
+            revive=lambda: ensure_server(settings) if embedded else None,
+            session=session,
+        )
+        self._options = Options()
+        self.name = name
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+        """Call ``fn(*args, **kwargs)`` on a worker; its result comes into the future.
+
+        Parameters
+        ----------
+        fn
+            Any function, also one of a notebook; pickled by value if a worker can't import it.
+        *args, **kwargs
+            Its arguments. A `TaskFuture` in them stands for its result, a `Ref` for its value.
+
+        Raises
+        ------
+        NotPicklable
+            The function or an argument can't travel; the message says which part, and why.
+        QueueClosed
+            After `shutdown`, or in a forked process.
+        """
+        session = self._session
+        function = session.pickle_function(fn)
+        with collecting() as needed:
+            data = dump((args, kwargs), f"an argument of {function.name}()")
+        ledger = session.open_ledger(fn, function.name, self._lane())
+        ledger.add(Payload(0, 1, "apply", data))
+        future = TaskFuture[T](session, ledger, 0)
+        ledger.attach(0, future)
+        if needed:
+            self._submit_when_done(ledger, function, data, needed)
+        else:
+            session.submit(ledger, function, Payload(0, 1, "apply", data), self._options)
+        return future
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | Literal["auto"] = "auto",
+        buffersize: int | None = None,
+    ) -> Job[T]:
+        """Call `fn` on every item in the workers; results come in input order.
+
+        Parameters
+        ----------
+        fn
+            Called once for each item; pickled by value if a worker can't import it.
+        *iterables
+            Zipped, as the built-in `map` does; the shortest ends it.
+        timeout
+            Seconds from this call to a result, when results are iterated; None waits for ever.
+        chunksize
+            Items in one message. Workers give back what they don't get done in a tenth of a
+            second, so ``"auto"`` serves short and long calls, and mixtures.
+        buffersize
+            Most items that are submitted and not yet taken by the iteration; the inputs are taken as
+            the results are, so that they may be endless, and results can be iterated once. None:
+            all inputs are submitted now.
+
+        Raises
+        ------
+        NotPicklable
+            The function or an item can't travel; nothing more is submitted, the rest is cancelled.
+        """
+        _check_map(iterables, chunksize, buffersize)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        session = self._session
+        function = session.pickle_function(fn)
+        ledger = session.open_ledger(fn, function.name, self._lane())
+        ledger.growing = True
+        call = "map" if len(iterables) == 1 else "starmap"
+        source = iterables[0] if call == "map" else zip(*iterables, strict=False)
+        pace = self._pace(iterables, chunksize, buffersize)
+        sends = self._send_chunks(ledger, function, call, chunks(source, pace), pace)
+        feed = None
+        if buffersize is None:
+            for _ in sends:
+                pass
+        else:
+            feed = _Feed(ledger, sends, buffersize)
+            feed()
+        return Job(session, ledger, deadline=deadline, feed=feed)
+
+    def task(self, fn: Callable[P, T] | None = None, /, **options: Any) -> Any:
+        """Decorate a function: calling it submits it, and returns a `TaskFuture`.
+
+        Parameters
+        ----------
+        **options
+            As for `options`: ``@q.task(retries=3)``.
+        """
+        if fn is None:
+            return lambda function: TaskFunction(self.options(**options), function)
+        return TaskFunction(self, fn)
+
+    def options(
+        self,
+        *,
+        retries: int | None = None,
+        backoff: float | None = None,
+        time_limit: float | None = None,
+        lane: str | None = None,
+        delay: float | None = None,
+    ) -> TaskQueue:
+        """Return this queue with other defaults; what is not given stays.
+
+        Parameters
+        ----------
+        retries
+            How often a call that raises is run again.
+        backoff
+            Seconds before the first retry, doubled for each further one.
+        time_limit
+            Seconds that one call may take; then `TimeLimitExceeded` is raised in it, and a second
+            later its worker is killed and replaced.
+        lane
+            ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve
+            (``nbstreamq worker --lane gpu``).
+        delay
+            Seconds before a call may start.
+        """
+        given = {
+            "retries": retries,
+            "backoff": backoff,
+            "time_limit": time_limit,
+            "lane": lane,
+            "delay": delay,
+        }
+        changes = {key: value for key, value in given.items() if value is not None}
+        _check_options(changes)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._options = replace(self._options, **changes)
+        return view
+
+    def put(self, obj: Any) -> Ref:
+        """Store a value once; the `Ref` stands for it in the arguments of calls.
+
+        Workers keep it, so that a call that gets it again does not fetch it again.
+        """
+        data = dump(obj, "the value")
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        self._session.put_value(digest, data)
+        return Ref(digest, len(data), type(obj).__name__)
+
+    def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
+        """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
+
+        Every worker calls it before any task that is submitted after this. The job holds the
+        results of the workers there are now; it is empty if there is none.
+        """
+        session = self._session
+        function = session.pickle_function(fn)
+        data = dump((args, kwargs), f"an argument of {function.name}()")
+        ledger = session.open_ledger(fn, function.name, self._lane())
+        session.everywhere(ledger, function, data)
+        session.wait(ledger, lambda: not ledger.growing, None)
+        return Job(session, ledger)
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def run(self, nworkers: int | None = None) -> None:
+        """See to it that there are `nworkers` local workers: more are started, or some stopped.
+
+        Parameters
+        ----------
+        nworkers
+            None: as many as there are cores.
+        """
+        n = _n_cores() if nworkers is None else nworkers
+        if n < 0:
+            raise ValueError(f"nworkers is {n}: it can't be negative")
+        self._session.scale(n)
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return all workers of the queue, on all machines."""
+        return list(self.status().workers)
+
+    def status(self) -> QueueStatus:
+        """Return what is known of the queue now."""
+        session = self._session
+        return cast(
+            "QueueStatus",
+            session.ask(
+                lambda store: queue_status(
+                    store, hide_password(self._url), session.n_open, str(session.trouble or "")
+                )
+            ),
+        )
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; local workers stop when the last queue that uses them is shut down.
+
+        Parameters
+        ----------
+        wait
+            Return when all calls are over and the workers have stopped. False: return at once;
+            they go on until then.
+        cancel_futures
+            Cancel the calls that do not run yet.
+        """
+        self._session.close(wait=wait, cancel=cancel_futures)
+
+    def __repr__(self) -> str:
+        return f"<TaskQueue {self.name!r} on {hide_password(self._url)}>"
+
+    def __reduce__(self) -> Any:
+        # Never the url itself: it may hold a password.
+        address = None if self._embedded else hide_password(self._url)
+        return queue_in_task, (self.name, address, self._options)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _lane(self) -> str:
+        if self._options.lane is not None:
+            return self._options.lane
+        worker = host()
+        return nested_lane(worker.depth()) if worker else "default"
+
+    def _pace(
+        self, iterables: tuple[Iterable[Any], ...], chunksize: int | str, buffersize: int | None
+    ) -> Pace:
+        if isinstance(chunksize, int):
+            return Pace.fixed(chunksize)
+        n_workers = self._session.workers.n_workers or ASSUMED_WORKERS
+        if buffersize is not None:
+            return Pace.fixed(max(1, buffersize // (4 * n_workers)))
+        sizes = [len(i) for i in iterables if isinstance(i, Sized)]
+        return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
+
+    def _send_chunks(
+        self,
+        ledger: Ledger,
+        function: FunctionPickle,
+        call: str,
+        pieces: Iterator[list[Any]],
+        pace: Pace,
+    ) -> Iterator[int]:
+        """Submit chunk after chunk, as this is iterated; yield how many items each has."""
+        try:
+            for piece in pieces:
+                data = dump(piece, f"an item of {function.name}()")
+                payload = Payload(len(ledger), len(piece), call, data)
+                ledger.add(payload)
+                self._session.submit(ledger, function, payload, self._options)
+                pace.sent(len(piece), len(data))
+                yield len(piece)
+        except BaseException:
+            self._session.cancel(ledger, range(len(ledger)))
+            raise
+        finally:
+            ledger.stop_growing()
+
+    def _submit_when_done(
+        self, ledger: Ledger, function: FunctionPickle, data: bytes, needed: list[TaskFuture[Any]]
+    ) -> None:
+        """Submit a call once the results that it needs are there; fail it if one of them fails."""
+        missing = set(range(len(needed)))
+
+        def one_is_done(index: int, future: TaskFuture[Any]) -> None:
+            missing.discard(index)
+            if ledger.has_ended(0):
+                return
+            try:
+                error = future.exception()
+                if error is None and not missing:
+                    results = [dump(f.result(), f"the result of {f.id}") for f in needed]
+                    payload = Payload(0, 1, "apply", dump(Dependent(data, results), "arguments"))
+                    self._session.submit(ledger, function, payload, self._options)
+            except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
+                error = failure
+            if error is not None:
+                ledger.fail([0], error)
+
+        for index, future in enumerate(needed):
+            future.add_done_callback(functools.partial(one_is_done, index))
+
+
+class _Feed:
+    """Submits more items as results are taken, never more than `buffersize` ahead."""
+
+    def __init__(self, ledger: Ledger, sends: Iterator[int], buffersize: int) -> None:
+        self._ledger = ledger
+        self._sends = sends
+        self._buffersize = buffersize
+
+    def __call__(self, n_taken: int = 0) -> None:
+        while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
+            next(self._sends, 0)
+
+
+class TaskFunction(Generic[P, T]):
+    """A function of a queue: calling it submits it.
+
+    Attributes
+    ----------
+    fn
+        The function itself.
+    """
+
+    def __init__(self, queue: TaskQueue, fn: Callable[P, T]) -> None:
+        self._queue = queue
+        self.fn = fn
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+        """Submit a call."""
+        return self._queue.submit(self.fn, *args, **kwargs)
+
+    def map(self, *iterables: Iterable[Any], **options: Any) -> Job[T]:
+        """As `TaskQueue.map`, with this function."""
+        return self._queue.map(self.fn, *iterables, **options)
+
+    def options(self, **options: Any) -> TaskFunction[P, T]:
+        """As `TaskQueue.options`, for this function."""
+        return TaskFunction(self._queue.options(**options), self.fn)
+
+    def __repr__(self) -> str:
+        return f"<task {name_of(self.fn)} of {self._queue!r}>"
+
+
+_in_task: dict[tuple[str, str | None], TaskQueue] = {}
+
+
+def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue:
+    """Return the queue that a task captured: this worker's own, or the one at `address`."""
+    key = (name, address)
+    queue = _in_task.get(key)
+    if queue is None:
+        worker = host()
+        mine = worker is not None and (address is None or address == hide_password(worker.url))
+        if worker is not None and mine:
+            queue = TaskQueue(name, worker.url, secret=worker.secret, workers=0)
+        elif address is None or "***" in address:
+            raise NbstreamqError(
+                f"Queue {name!r} at {address or 'the embedded server'} can't be reached from here:"
+                " make a TaskQueue inside the task, with its url."
+            )
+        else:
+            queue = TaskQueue(name, address, workers=0)
+        _in_task[key] = queue
+    return queue.options(**{k: v for k, v in vars(options).items() if v != getattr(Options, k)})
+
+
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_map(
+    iterables: tuple[Iterable[Any], ...], chunksize: int | str, buffersize: int | None
+) -> None:
+    if not iterables:
+        raise TypeError("map() needs at least one iterable")
+    if chunksize != "auto" and (not isinstance(chunksize, int) or chunksize < 1):
+        raise ValueError(f"chunksize is {chunksize!r}: it must be 'auto' or at least 1")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError(f"buffersize is {buffersize!r}: it must be None or at least 1")
+
+
+def _check_options(changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if key == "lane":
+            if not value or not isinstance(value, str) or value.startswith("@"):
+                raise ValueError(f"lane is {value!r}: it must be a name that does not start with @")
+        elif not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"{key} is {value!r}: it must be a number that is not negative")

@@ -1,0 +1,440 @@
+"""One client's connection to a queue: what `TaskQueue` and all its views share.
+
+::
+
+    submit ──> Sender ──> server ──> Listener ──> Ledger ──> futures, jobs
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import sys
+import threading
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..current import host
+from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
+from ..launch.local import LocalWorkers
+from ..objects.functions import FunctionPickle, FunctionPickler
+from ..objects.payloads import load
+from ..objects.references import resolving
+from ..protocol.messages import Event, Options, Task
+from ..protocol.spans import format_span, span_of
+from ..protocol.store import Store
+from .ledger import Ledger, Payload
+from .listener import Listener
+from .sender import Entry, Order, Sender
+
+__all__ = ["Session"]
+
+#: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
+PATIENCE = 3.0
+#: Seconds in which a session that is given up tries to tell the server.
+FAREWELL = 2.0
+#: Seconds after which a function is sent again, lest it expire: less than its week on the server.
+FUNCTION_LIFETIME = 86_400.0
+_KIND_CLOSE = "close"
+
+
+class Session:
+    """A client of a queue, until it is closed.
+
+    Parameters
+    ----------
+    store
+        The queue.
+    workers
+        The local workers, if there may be any.
+    n_workers
+        How many are started at the first submit; None: none.
+    revive
+        Brings the server back, if that is in our hands.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workers: LocalWorkers,
+        n_workers: int | None,
+        revive: Callable[[], None],
+        session: str,
+    ) -> None:
+        self.id = session
+        self.workers = workers
+        self.trouble: ServerUnreachable | None = None
+        self._n_workers = n_workers
+        self._revive = revive
+        self._store = store
+        self._store_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._ledgers: dict[str, Ledger] = {}
+        self._pickler = FunctionPickler()
+        self._sent: dict[str, float] = {}
+        self._warned: set[str] = set()
+        self._state = "open"
+        self._sender = Sender(store.clone(), self.id, self._on_trouble)
+        self._listener = Listener(store.clone(), self.id, self._deliver, self._on_trouble)
+        _sessions.add(self)
+
+    # -- submitting ----------------------------------------------------------------------------
+
+    def open_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
+        """Return the ledger of a new job."""
+        ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane)
+        with self._lock:
+            self.check_open()
+            self._ledgers[ledger.job] = ledger
+        return ledger
+
+    def pickle_function(self, fn: Callable[..., Any]) -> FunctionPickle:
+        """Return `fn` pickled, once it is on its way to the server."""
+        self.check_open()
+        self.start_workers()
+        pickled = self._pickler.dump(fn)
+        now = time.monotonic()
+        if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
+            self._sent[pickled.digest] = now
+            self._sender.put(
+                Order(
+                    lambda store: store.put_function(pickled.digest, pickled.data),
+                    self._on_refusal,
+                    len(pickled.data),
+                )
+            )
+        return pickled
+
+    def submit(
+        self, ledger: Ledger, function: FunctionPickle, payload: Payload, options: Options
+    ) -> None:
+        """Send a chunk of calls."""
+        task = Task(
+            job=ledger.job,
+            n=payload.n,
+            span=(range(payload.n_items),),
+            fn=function.digest,
+            name=function.name,
+            call=payload.call,
+            args=payload.args,
+            opts=options.encode(),
+        )
+        indices = range(payload.n, payload.n + payload.n_items)
+        self._sender.put(
+            Entry(
+                ledger.lane,
+                options.delay,
+                self._store.encode_task(task),
+                len(payload.args) + 300,
+                lambda error: ledger.fail(indices, error),
+            )
+        )
+
+    def put_value(self, digest: str, data: bytes) -> None:
+        """Store a pickled value."""
+        self.check_open()
+        self._sender.put(
+            Order(lambda store: store.put_blob(digest, data), self._on_refusal, len(data))
+        )
+
+    def everywhere(self, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
+        """Send a call to every worker, and to those that join later."""
+
+        def tasks(n: int) -> list[Task]:
+            # One for each worker, and the last for who joins later: nobody waits for that.
+            return [
+                Task(job=ledger.job, n=i, fn=function.digest, name=function.name, call="apply", args=args)
+                for i in range(n + 1)
+            ]
+
+        def carry_out(store: Store) -> None:
+            while True:
+                names = sorted(store.workers())
+                if store.everywhere(names, tasks(len(names))):
+                    break
+            for i in range(len(names)):
+                ledger.add(Payload(i, 1, "apply", args))
+            ledger.stop_growing()
+
+        def fail(error: BaseException) -> None:
+            ledger.add(Payload(0, 1, "apply", args))
+            ledger.growing = False
+            ledger.fail([0], error)
+
+        ledger.growing = True
+        self._sender.put(Order(carry_out, fail, len(args)))
+
+    def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
+        """Cancel items: here at once, on the workers soon."""
+        self.check_open()
+        newly = ledger.cancel(chosen)
+        if newly:
+            span = ledger.cancelled()
+            self._sender.put(
+                Order(lambda store: store.cancel(ledger.job, span, newly), self._on_refusal)
+            )
+        self._retire(ledger)
+
+    def start_workers(self) -> None:
+        """Start the local workers that a queue starts by itself, if it has not yet."""
+        n, self._n_workers = self._n_workers, None
+        if n:
+            self.workers.scale(n)
+
+    def scale(self, n_workers: int) -> None:
+        """There shall be `n_workers` local workers."""
+        self.check_open()
+        self._n_workers = None
+        self.workers.scale(n_workers)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def wait(self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `is_reached`, which a change of `ledger` brings about; return whether it is.
+
+        In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain.
+        """
+        self._check_owner()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        worker = host()
+        if worker is not None:
+            worker.help_until(lambda s: ledger.wait(is_reached, s), timeout, ledger.lane)
+        while True:
+            left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
+            if ledger.wait(is_reached, min(left, PATIENCE)):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            self._explain_delay(ledger)
+
+    def _explain_delay(self, ledger: Ledger) -> None:
+        """Warn, once for each reason, if there is a reason why nothing happens."""
+        self.workers.revive()
+        try:
+            served = {lane for w in self.ask(Store.workers).values() for lane in w.get("lanes", ())}
+        except NbstreamqError as error:
+            self._warn(f"waiting for {ledger.name}: {error}")
+            return
+        if not served:
+            self._warn(
+                f"waiting for {ledger.name}: queue {self._store.keys.queue!r} has no workers."
+                " Start some: q.run(4) here, or `python -m nbstreamq worker URL` anywhere."
+            )
+        elif ledger.lane not in served:
+            self._warn(
+                f"waiting for {ledger.name}: no worker serves its lane {ledger.lane!r}. Start one:"
+                f" python -m nbstreamq worker URL --lane {ledger.lane}"
+            )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def ask(self, question: Callable[[Store], Any]) -> Any:
+        """Return the answer of the server to `question`."""
+        with self._store_lock:
+            return question(self._store)
+
+    def replay(self, ledger: Ledger, item: int) -> Any:
+        """Run an item here."""
+        payload = ledger.payload(item)
+        if payload is None:
+            raise NbstreamqError(
+                f"Task {ledger.job}-{item} can't be replayed: its arguments were dropped when the"
+                " items around it were done. Call the function with them instead."
+            )
+
+        def fetch(digest: str) -> Any:
+            return load(self.ask(lambda store: store.get_blob(digest)))
+
+        with resolving(fetch):
+            loaded = load(payload.args)
+        if payload.call == "apply":
+            args, kwargs = loaded
+            return ledger.fn(*args, **kwargs)
+        value = loaded[item - payload.n]
+        return ledger.fn(*value) if payload.call == "starmap" else ledger.fn(value)
+
+    # -- news ----------------------------------------------------------------------------------
+
+    def _deliver(self, event: Event) -> bool:
+        """Take an event; False at the last one."""
+        if event.kind == _KIND_CLOSE:
+            return False
+        ledger = self._ledgers.get(event.job)
+        if ledger is None or any(event.n + r.stop > len(ledger) for r in event.span):
+            self._echo_stranger(event)
+            return True
+        ledger.apply(event)
+        if event.kind == "output":
+            _echo(ledger.name, event)
+        self._retire(ledger)
+        return True
+
+    @staticmethod
+    def _echo_stranger(event: Event) -> None:
+        """Show what a late joiner's set-up printed; ignore what nobody waits for any more."""
+        if event.kind == "output":
+            _echo("everywhere", event)
+
+    def _retire(self, ledger: Ledger) -> None:
+        """Forget a job that is over; end a session that waited for the last."""
+        if not ledger.is_over:
+            return
+        with self._lock:
+            self._ledgers.pop(ledger.job, None)
+            last = self._state == "closing" and not self._ledgers
+        if last:
+            threading.Thread(target=self._end, name="nbstreamq-closing").start()
+
+    def _on_trouble(self, error: ServerUnreachable | None) -> None:
+        self.trouble = error
+        if error is not None and self._state != "closed":
+            try:
+                self._revive()
+            except (NbstreamqError, OSError) as failure:
+                self._warn(f"the server was lost, and can't be started again: {failure}")
+
+    def _on_refusal(self, error: BaseException) -> None:
+        """Fail what depends on an order that the server refused: which that is, nobody knows."""
+        with self._lock:
+            open_ledgers = list(self._ledgers.values())
+        for ledger in open_ledgers:
+            ledger.fail(range(len(ledger)), error)
+
+    @property
+    def n_open(self) -> int:
+        """Number of jobs that are not over."""
+        return len(self._ledgers)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raise `QueueClosed` unless calls can be submitted."""
+        self._check_owner()
+        if self._state != "open":
+            raise QueueClosed(
+                "cannot schedule new futures after shutdown: make another TaskQueue"
+                f" ({self._store.keys.queue!r})"
+            )
+
+    def _check_owner(self) -> None:
+        if self._state == "foreign":
+            raise _forked(self._store.keys.queue)
+
+    def close(self, *, wait: bool, cancel: bool) -> None:
+        """Take no more calls; end when those that are open are done.
+
+        Parameters
+        ----------
+        wait
+            Return only then.
+        cancel
+            Cancel the calls that are not running yet, as far as is known.
+        """
+        with self._lock:
+            if self._state == "foreign" or self._state == "closed":
+                return
+            open_ledgers = list(self._ledgers.values())
+        if cancel:
+            for ledger in open_ledgers:
+                waiting = [i for i in range(len(ledger)) if ledger.state(i).value == "waiting"]
+                newly = ledger.cancel(waiting)
+                if newly:
+                    span = ledger.cancelled()
+                    self._sender.put(
+                        Order(lambda s, j=ledger.job, a=span, b=newly: s.cancel(j, a, b), self._on_refusal)
+                    )
+        with self._lock:
+            self._state = "closing"
+            for ledger in open_ledgers:
+                if ledger.is_over:
+                    self._ledgers.pop(ledger.job, None)
+            remaining = list(self._ledgers.values())
+        if wait:
+            for ledger in remaining:
+                self.wait(ledger, lambda v=ledger: v.is_over, None)
+        if wait or not remaining:
+            self._end()
+
+    def _end(self, farewell: float | None = None) -> None:
+        """Close all connections; `farewell` bounds the seconds that the server may take."""
+        with self._lock:
+            if self._state in ("closed", "foreign"):
+                return
+            self._state = "closed"
+        last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
+        self._sender.put(Order(lambda store: store.publish([last]), lambda _: None))
+        self._sender.close(farewell)
+        self._listener.close(farewell or FAREWELL)
+        self.workers.close(wait=farewell is None)
+        with self._store_lock:
+            self._store.close()
+
+    def abandon(self) -> None:
+        """End at the interpreter's exit: nobody waits any more for what is not done."""
+        if self._state == "closing":
+            for ledger in list(self._ledgers.values()):
+                self.wait(ledger, lambda v=ledger: v.is_over, None)
+        if self._ledgers and self._state == "open":
+            everything = (range(2**53),)
+            self._sender.put(
+                Order(lambda store: store.cancel(self.id, everything, everything), lambda _: None)
+            )
+        self._end(FAREWELL)
+
+    def forget(self) -> None:
+        """In a forked process: have nothing to do with the parent's connections."""
+        self._state = "foreign"
+        self._lock = threading.Lock()
+        self.workers.forget()
+        for ledger in self._ledgers.values():
+            ledger.orphan(_forked(self._store.keys.queue))
+
+
+def _forked(queue: str) -> QueueClosed:
+    return QueueClosed(
+        f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
+        " Make another one here."
+    )
+
+
+def _echo(name: str, event: Event) -> None:
+    """Show what a task printed, each line marked with the task."""
+    import json
+
+    for item, stream, text in json.loads(event.body):
+        target = sys.stderr if stream == "stderr" else sys.stdout
+        mark = f"[{name} {event.n + item}] "
+        for line in text.splitlines():
+            target.write(f"{mark}{line}\n")
+        target.flush()
+
+
+def new_session_id() -> str:
+    """Return an id that no other session has."""
+    return uuid.uuid4().hex[:12]
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _abandon_all() -> None:
+    for session in list(_sessions):
+        session.abandon()
+
+
+def _forget_all() -> None:
+    for session in list(_sessions):
+        session.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,106 @@
+"""What is known of a queue, as plain data that prints readably."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..protocol.keys import LANES
+from ..protocol.store import Store
+
+__all__ = ["LaneStatus", "QueueStatus", "WorkerStatus", "queue_status"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneStatus:
+    """Numbers of stream entries of a lane: a chunk of a map is one."""
+
+    lane: str
+    waiting: int
+    running: int
+    delayed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatus:
+    """A worker process.
+
+    Attributes
+    ----------
+    id, host, pid, python
+        Its name; where it runs.
+    state
+        ``idle`` or ``busy``, as of the last second.
+    lanes
+        What it serves, most urgent first.
+    """
+
+    id: str
+    host: str
+    pid: int
+    python: str
+    state: str
+    lanes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueStatus:
+    """A queue at one moment.
+
+    Attributes
+    ----------
+    queue, server
+        Its name; the server's address, without its password.
+    lanes
+        Those that are served, or hold something.
+    workers
+        All workers, of all machines.
+    open_jobs
+        Jobs of this client that are not over.
+    trouble
+        What is wrong with the connection; empty if nothing is.
+    """
+
+    queue: str
+    server: str
+    lanes: tuple[LaneStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+    open_jobs: int
+    trouble: str
+
+    def __str__(self) -> str:
+        lines = [f"queue {self.queue!r} on {self.server}: {len(self.workers)} workers"]
+        lines += [
+            f"  lane {v.lane}: {v.waiting} waiting, {v.running} running, {v.delayed} delayed"
+            for v in self.lanes
+            if v.waiting or v.running or v.delayed
+        ]
+        lines += [f"  worker {w.id}: {w.state}, pid {w.pid} on {w.host}" for w in self.workers]
+        if self.trouble:
+            lines.append(f"  trouble: {self.trouble}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> QueueStatus:
+    """Ask the server about the queue of `store`."""
+    workers = tuple(
+        WorkerStatus(
+            id=name,
+            host=d.get("host", ""),
+            pid=d.get("pid", 0),
+            python=d.get("python", ""),
+            state=d.get("state", "starting"),
+            lanes=tuple(d.get("lanes", ())),
+        )
+        for name, d in sorted(store.workers().items())
+    )
+    known = dict.fromkeys([*LANES, *(lane for w in workers for lane in w.lanes)])
+    return QueueStatus(
+        queue=store.keys.queue,
+        server=server,
+        lanes=tuple(LaneStatus(**counts) for counts in store.lanes(known)),
+        workers=workers,
+        open_jobs=open_jobs,
+        trouble=trouble,
+    )

@@ -1,0 +1,58 @@
+"""What this process does for a queue: set by a worker, asked by whoever is inside a task.
+
+The one place where `client` and `worker` meet without importing each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Host", "host", "set_host"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The worker around the running task.
+
+    Attributes
+    ----------
+    url
+        Server of its queue, password included: never shown, never pickled.
+    queue
+        Name of its queue.
+    secret
+        The queue's secret: never shown, never pickled.
+    depth
+        Returns how deep the running task is nested: 0 for one that a notebook submitted.
+    help_until
+        Takes `wait`, `timeout` and `lane`; runs deeper tasks, and those of `lane`, until
+        ``wait(seconds)`` returns true or `timeout` seconds are over. Returns at once outside the
+        worker's main thread.
+    progress
+        Takes (items done, items in all or None) of the running task.
+    """
+
+    url: str
+    queue: str
+    secret: str
+    depth: Callable[[], int]
+    help_until: Callable[[Callable[[float], bool], float | None, str], None]
+    progress: Callable[[int, int | None], None]
+
+    def __repr__(self) -> str:
+        return f"<Host of {self.queue!r}>"
+
+
+_host: Host | None = None
+
+
+def host() -> Host | None:
+    """Return the worker that this process is; None in any other process."""
+    return _host
+
+
+def set_host(new: Host | None) -> None:
+    """Say that this process is a worker."""
+    global _host  # noqa: PLW0603 - a process is one worker, or none
+    _host = new

@@ -1,0 +1,1 @@
+"""Where processes live: the embedded server and the local supervisor."""

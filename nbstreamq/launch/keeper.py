@@ -1,0 +1,182 @@
+"""The keeper: parent of the embedded server, who ends it when nobody uses it any more.
+
+::
+
+    ensure_server ──starts──> keeper ──forks──> valkey-server
+                                 └──INFO, every few seconds──┘
+
+Run as ``python -m nbstreamq.launch.keeper SOCKET IDLE COMMAND...``. The locks that `server`
+took are file descriptors which keeper and server inherit without knowing: the kernel frees them
+when the last of the two is gone, however they end.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..protocol.connection import Wire
+
+__all__ = ["keep", "main"]
+
+#: Seconds between two looks at the server's clients, at most. Longer costs less while nothing
+#: happens; shorter ends an idle server more precisely.
+LONGEST_INTERVAL = 5.0
+#: The same, at least.
+SHORTEST_INTERVAL = 0.05
+#: The same, at least.
+SHORTEST_INTERVAL = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Start the server that the command line names, and keep it."""
+    socket_path, idle, *command = sys.argv[1:]
+    signals = _listen_for_signals()
+    # The starter waits for this process: the fork is adopted, and is nobody's zombie at its end.
+    if os.fork():
+        os._exit(0)
+    server = _start(command)
+    status = os.waitstatus_to_exitcode(
+        keep(server, socket_path=socket_path, idle=float(idle), signals=signals)
+    )
+    if status:
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
+        sys.stderr.write(f"The server {how}.\n")
+
+
+def keep(server: int, *, socket_path: str, idle: float, signals: int) -> int:
+    """Return the server's wait status once it has ended: by itself, idle, or by our SIGTERM.
+
+    Parameters
+    ----------
+    server
+        Process id; a child of this process.
+    socket_path
+        Where the server listens.
+    idle
+        Seconds without any other client after which the server is told to exit.
+    signals
+        File descriptor on which each signal of this process arrives as one byte.
+    """
+    usage = _Usage(socket_path)
+    interval = max(SHORTEST_INTERVAL, min(idle / 4, LONGEST_INTERVAL))
+    stopping = False
+    while True:
+        arrived = _wait(signals, interval)
+        pid, status = os.waitpid(server, os.WNOHANG)
+        if pid:
+            return status
+        stopping = stopping or signal.SIGTERM in arrived or usage.idle() >= idle
+        if stopping:
+            # Again at each turn: a server that writes its first AOF refuses to exit.
+            os.kill(server, signal.SIGTERM)
+
+
+class _Usage:
+    """When somebody else last used the server."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._last_used = time.monotonic()
+        self._n_connections = -1
+        self._wire: Wire | None = None
+
+    def idle(self) -> float:
+        """Return for how many seconds nobody was connected."""
+        if self._in_use():
+            self._last_used = time.monotonic()
+        return time.monotonic() - self._last_used
+
+    def _in_use(self) -> bool:
+        # The imports wait for the first look: they would delay the server's start.
+        from ..errors import ServerError
+
+        self._touch()
+        try:
+            clients, stats = self._open().call(("INFO", "clients"), ("INFO", "stats"))
+        except ServerError:
+            # Loading, or busy with a script: in use. One that never came to listen is not.
+            return os.path.exists(self._socket_path)  # noqa: PTH110 - pathlib is slow to import
+        # Who came and went between two looks shows in the count of connections ever made.
+        before, self._n_connections = (
+            self._n_connections,
+            _read(stats, "total_connections_received"),
+        )
+        return _read(clients, "connected_clients") > 1 or self._n_connections != before
+
+    def _open(self) -> Wire:
+        from urllib.parse import quote
+
+        from ..protocol.connection import Wire, open_client
+
+        if self._wire is None:
+            self._wire = Wire(open_client(f"unix://{quote(self._socket_path)}"), "", ())
+        return self._wire
+
+    def _touch(self) -> None:
+        """Keep those who clean /tmp by age away from the socket and the lock."""
+        folder = self._socket_path.rpartition("/")[0]
+        for path in (self._socket_path, f"{folder}/lock"):
+            try:
+                os.utime(path)
+            except OSError:
+                continue
+
+
+def _read(info: bytes, field: str) -> int:
+    return int(info.partition(f"\n{field}:".encode())[2].partition(b"\r")[0])
+
+
+def _listen_for_signals() -> int:
+    """Return a file descriptor that tells SIGTERM and SIGCHLD; a terminal's signals are ignored."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    # The thread that started us may have had signals blocked, and a mask is inherited.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return read
+
+
+def _wait(signals: int, seconds: float) -> bytes:
+    readable, _, _ = select.select([signals], [], [], seconds)
+    return os.read(signals, 64) if readable else b""
+
+
+def _start(command: list[str]) -> int:
+    """Return the process id of a new server, which gets SIGTERM when this process dies."""
+    keeper = os.getpid()
+    server = os.fork()
+    if server:
+        return server
+    try:
+        _die_with_parent(keeper)
+        os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+    except BaseException as error:  # noqa: BLE001 - whatever it is: never go on as a second keeper
+        os.write(2, f"{command[0]} can't be executed: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        # It died before the call above: no signal will come.
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Workers on this machine: one supervisor for all kernels that use the same queue and Python.
+
+::
+
+    LocalWorkers ──socket──> door of the supervisor ──fork──> workers
+
+The connection is the claim: while one is open the supervisor lives; when the last one ends,
+however it ends, it stops its workers and exits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import ServerError
+from ..settings import Settings
+from .server import make_private
+
+__all__ = ["LocalWorkers"]
+
+#: Seconds in which a supervisor must open its door.
+START_TIMEOUT = 20.0
+#: Seconds that a supervisor may take to stop its workers.
+STOP_TIMEOUT = 10.0
+#: Restarts of a supervisor that dies, within a minute: more means that it can't live here.
+MAX_RESTARTS = 5
+
+
+class LocalWorkers:
+    """The local workers of a queue.
+
+    Parameters
+    ----------
+    url, queue, secret
+        For the workers' connections.
+    session
+        Id of the client: what it leaves undone is dropped when it is gone.
+    settings
+        Where the sockets are.
+    """
+
+    def __init__(self, url: str, queue: str, secret: str, session: str, settings: Settings) -> None:
+        self._url = url
+        self._queue = queue
+        self._secret = secret
+        self._session = session
+        make_private(settings.runtime_dir)
+        key = json.dumps([url, queue, secret, sys.prefix, sys.version]).encode()
+        self._stem = settings.runtime_dir / f"workers-{hashlib.sha256(key).hexdigest()[:16]}"
+        self._connection: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._restarts: list[float] = []
+        self._closing = False
+        self.n_workers = 0
+
+    @property
+    def log(self) -> Path:
+        """Where the supervisor writes what went wrong."""
+        return self._stem.with_suffix(".log")
+
+    def scale(self, n_workers: int) -> None:
+        """See to it that there are `n_workers` local workers.
+
+        Raises
+        ------
+        ServerError
+            The supervisor did not start; the message quotes its log.
+        """
+        with self._lock:
+            self.n_workers = n_workers
+            if self._connection is None:
+                self._open()
+            self._ask({"session": self._session, "scale": n_workers})
+
+    def close(self, *, wait: bool) -> None:
+        """Leave; the last to leave stops the workers.
+
+        Parameters
+        ----------
+        wait
+            Return when they are gone, or others still use them.
+        """
+        with self._lock:
+            self._closing = True
+            connection, self._connection = self._connection, None
+            if connection is None:
+                return
+            stopping = False
+            with contextlib.suppress(OSError, ValueError):
+                stopping = _converse(connection, {"leave": True})["others"] == 0
+            connection.close()
+            if wait and stopping and self._process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_TIMEOUT)
+
+    def forget(self) -> None:
+        """Drop the connection without a word: it belongs to the process this was forked from."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._process, self._closing = None, None, True
+
+    # -- the supervisor ------------------------------------------------------------------------
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask, once more if the supervisor has gone meanwhile."""
+        try:
+            return _converse(self._connected(), request)
+        except (OSError, ValueError):
+            self._open()
+            return _converse(self._connected(), request)
+
+    def _connected(self) -> socket.socket:
+        if self._connection is None:
+            raise ConnectionError("no connection to the supervisor")
+        return self._connection
+
+    def _open(self) -> None:
+        """Connect to the supervisor; start it if there is none."""
+        with self._locked():
+            connection = self._connect()
+            if connection is None:
+                self._spawn()
+                connection = self._await_door()
+        self._connection = connection
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other kernels from starting the same supervisor."""
+        with self._stem.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _connect(self) -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(os.fspath(self._stem.with_suffix(".sock")))
+            _converse(connection, {"session": self._session})
+        except (OSError, ValueError):
+            connection.close()
+            return None
+        return connection
+
+    def _spawn(self) -> None:
+        command = [sys.executable, "-m", "nbstreamq", "worker", "--queue", self._queue]
+        command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
+        # By the environment, which only this user can read: a command line anybody can.
+        env = os.environ | {"NBSTREAMQ_URL": self._url, "NBSTREAMQ_SECRET": self._secret}
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in this terminal is not for it
+            )
+
+    def _await_door(self) -> socket.socket:
+        process, deadline = self._process, time.monotonic() + START_TIMEOUT
+        while process is not None and process.poll() is None and time.monotonic() < deadline:
+            connection = self._connect()
+            if connection is not None:
+                return connection
+            time.sleep(0.005)
+        log = self.log.read_text(errors="replace")[-2000:].strip()
+        raise ServerError(f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}")
+
+    def revive(self) -> None:
+        """Start the supervisor again if it has died, with as many workers as it had."""
+        if self._closing or not self.n_workers or self._alive():
+            return
+        now = time.monotonic()
+        self._restarts = [t for t in self._restarts if t > now - 60] + [now]
+        if len(self._restarts) <= MAX_RESTARTS:
+            self.scale(self.n_workers)
+
+    def _alive(self) -> bool:
+        """Return whether the connection stands; it carries nothing but answers."""
+        with self._lock:
+            if self._connection is None:
+                return False
+            try:
+                return bool(self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+
+
+def _converse(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+    """Send a line and return the answer; ValueError or OSError if the other side is gone."""
+    connection.settimeout(STOP_TIMEOUT)
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    answer = b""
+    while not answer.endswith(b"\n"):
+        data = connection.recv(65536)
+        if not data:
+            raise ConnectionError("the supervisor closed the connection")
+        answer += data
+    reply: dict[str, Any] = json.loads(answer)
+    return reply

@@ -1,0 +1,1 @@
+"""What travels: functions, values, references to values, exceptions."""

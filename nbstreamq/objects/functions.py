@@ -1,0 +1,158 @@
+"""Functions <-> bytes, and their identity: never stale, and not pickled again without need."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import linecache
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..errors import NotPicklable, PythonMismatch
+from .captures import Snapshot, take
+
+__all__ = ["FunctionPickle", "FunctionPickler", "LoadedFunction", "load_function", "name_of"]
+
+#: Bytecode is the same within one minor version of Python.
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_DIGEST_BYTES = 16
+#: Functions remembered by a session; more keep more memory where a cycle holds them.
+_MOST_KNOWN = 1000
+#: Hashed by identity, and weakly referable.
+_CACHEABLE = frozenset({FunctionType, BuiltinFunctionType, functools.partial, type})
+
+
+@dataclass(frozen=True)
+class FunctionPickle:
+    """A function, ready to travel.
+
+    Attributes
+    ----------
+    digest
+        Of `data`, in hex: the key that the function is stored by.
+    data
+        What `load_function` reads.
+    name
+        For people.
+    """
+
+    digest: str
+    data: bytes
+    name: str
+
+
+@dataclass(frozen=True)
+class LoadedFunction:
+    """A function that arrived.
+
+    Attributes
+    ----------
+    fn
+        The function.
+    pure
+        Whether it captures only what can't change: it may be called for other jobs, too. Else it
+        has to be loaded anew for each job.
+    """
+
+    fn: Callable[..., Any]
+    pure: bool
+
+
+class FunctionPickler:
+    """Pickles functions, each again only when something that it captures may have changed.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: WeakKeyDictionary[Any, tuple[Snapshot, FunctionPickle]] = WeakKeyDictionary()
+
+    def dump(self, fn: Callable[..., Any]) -> FunctionPickle:
+        """Return `fn` as bytes, as it is now.
+
+        Raises
+        ------
+        NotPicklable
+            The function, or something that it captures, can't travel; the message says what.
+        """
+        if type(fn) in _CACHEABLE:
+            known = self._known.get(fn)
+            if known is not None and known[0].holds(fn):
+                return known[1]
+        return self._dump_anew(fn)
+
+    def _dump_anew(self, fn: Callable[..., Any]) -> FunctionPickle:
+        snapshot = take(fn)
+        pickled = _pickle_function(fn, pure=snapshot is not None)
+        # Something may have been rebound by another thread while it was being pickled.
+        if snapshot is not None and type(fn) in _CACHEABLE and snapshot.holds(fn):
+            with self._lock:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[fn] = (snapshot, pickled)
+        return pickled
+
+
+def _pickle_function(fn: Callable[..., Any], *, pure: bool) -> FunctionPickle:
+    from .pickler import to_bytes
+
+    name = name_of(fn)
+    try:
+        body, filenames = to_bytes(fn)
+    except MemoryError:
+        raise
+    except Exception as error:
+        from .diagnosis import explain
+
+        raise NotPicklable(explain(fn, error, f"{name}()")) from error
+    data = pickle.dumps((_PYTHON, name, pure, _sources(filenames), body), 5)
+    digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+    return FunctionPickle(digest, data, name)
+
+
+def load_function(data: bytes) -> LoadedFunction:
+    """Return the function that `FunctionPickler.dump` wrote.
+
+    Raises
+    ------
+    PythonMismatch
+        It was written by another minor version of Python, and was not unpickled.
+    """
+    python, name, pure, sources, body = pickle.loads(data)
+    if python != _PYTHON:
+        raise PythonMismatch(
+            f"{name}() was sent by Python {python}, and this worker runs Python {_PYTHON}: their"
+            f" bytecode differs. Start the workers with Python {python}, or the notebook's kernel"
+            f" with Python {_PYTHON}."
+        )
+    for filename, source in sources.items():
+        lines = source.splitlines(keepends=True)
+        linecache.cache.setdefault(filename, (len(source), None, lines, filename))
+    return LoadedFunction(pickle.loads(body), pure)
+
+
+def _sources(filenames: set[str]) -> dict[str, str]:
+    """Return the sources that are in no file, such as those of notebook cells."""
+    sources = {}
+    for filename in sorted(filenames):
+        if not os.path.exists(filename):  # noqa: PTH110  # it may be no path at all
+            source = "".join(linecache.getlines(filename))
+            if source:
+                sources[filename] = source
+    return sources
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """Return a name of `fn` for people: ``fib``, ``Model.fit``, ``<lambda>``."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    return str(name).rpartition("<locals>.")[2]

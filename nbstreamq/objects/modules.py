@@ -1,0 +1,95 @@
+"""Which modules a worker can't import: those that lie beside the notebook, not installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["is_local"]
+
+#: These are on every worker, or, `__main__`, are taken care of by cloudpickle.
+_NEVER_LOCAL = frozenset({"__main__", "__mp_main__", "nbstreamq"})
+#: Where a project keeps its packages, below the folder that was installed as editable.
+_SOURCE_FOLDERS = ("", "src", "lib", "python")
+
+
+def is_local(module: ModuleType) -> bool:
+    """Tell whether `module` has to travel by value, since a worker may not have it."""
+    file = _file_of(module)
+    name = getattr(module, "__name__", None)
+    return bool(file) and isinstance(name, str) and _is_local(name.partition(".")[0], file)
+
+
+def _file_of(module: ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str):
+        return file
+    try:
+        folders = list(getattr(module, "__path__", ()))
+    except (TypeError, KeyError):  # a namespace package whose parent has gone
+        return ""
+    return os.path.join(folders[0], "__init__.py") if folders else ""  # noqa: PTH118
+
+
+@lru_cache(4096)
+def _is_local(top: str, file: str) -> bool:
+    # A compiled extension can't travel by value: by name is the only chance it has.
+    if top in _NEVER_LOCAL or not file.endswith((".py", ".pyc")):
+        return False
+    path = os.path.realpath(file)
+    if any(path.startswith(folder) for folder in _installed_folders()):
+        return False
+    return not _is_owned(top, _folder_of_top(top, path))
+
+
+@lru_cache(1)
+def _installed_folders() -> tuple[str, ...]:
+    import site
+
+    paths = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [sys.prefix, sys.base_prefix, site.getusersitepackages()]
+    paths += getattr(site, "getsitepackages", list)()
+    return tuple({os.path.join(os.path.realpath(p), "") for p in paths if p})  # noqa: PTH118
+
+
+def _folder_of_top(top: str, path: str) -> str:
+    """Return the folder of the top-level package `top`; empty for a module that is a file."""
+    return next((str(folder) for folder in Path(path).parents if folder.name == top), "")
+
+
+@lru_cache(1024)
+def _is_owned(top: str, folder: str) -> bool:
+    """Tell whether an installed distribution brings `top`, be it installed as editable."""
+    from importlib import metadata
+
+    if top in metadata.packages_distributions():
+        return True
+    parent = os.path.dirname(folder)  # noqa: PTH120
+    for distribution in metadata.distributions():
+        root = _editable_root(distribution.read_text("direct_url.json"))
+        if not root:
+            continue
+        if folder and parent in {os.path.join(root, f).rstrip(os.sep) for f in _SOURCE_FOLDERS}:  # noqa: PTH118
+            return True
+        if (distribution.metadata["Name"] or "").replace("-", "_").lower() == top.lower():
+            return True
+    return False
+
+
+def _editable_root(direct_url: str | None) -> str:
+    import json
+    from urllib.parse import unquote, urlparse
+
+    if not direct_url:
+        return ""
+    try:
+        found = json.loads(direct_url)
+        editable = found.get("dir_info", {}).get("editable", False)
+        url = urlparse(found["url"])
+    except (ValueError, KeyError, AttributeError):
+        return ""
+    return os.path.realpath(unquote(url.path)) if editable and url.scheme == "file" else ""

@@ -1,0 +1,251 @@
+"""The pickler of everything that travels: cloudpickle, and by value what lies beside the notebook.
+
+Imported late, since cloudpickle is slow to import.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+import types
+import typing
+import uuid
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+import cloudpickle.cloudpickle as cp
+
+from .code import names_of, needed_modules
+from .modules import is_local
+
+__all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "to_bytes"]
+
+#: The type of what `functools.lru_cache` makes.
+lru_cache_wrapper = type(functools.lru_cache(int))
+
+#: Tells this process from others: a class or module that comes back home is found, not made again.
+_HOME = uuid.uuid4().hex
+#: Where the classes and modules come from that this process has received.
+_homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+#: What a module says of its import here; elsewhere it would be wrong.
+_NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
+
+
+def to_bytes(value: object) -> tuple[bytes, set[str]]:
+    """Return the pickle of `value`, and the source files of the functions that went by value."""
+    file = io.BytesIO()
+    pickler = Pickler(file)
+    try:
+        pickler.dump(value)
+    except MemoryError:
+        raise
+    except Exception:
+        if not pickler.sent_modules:
+            raise
+        # What a local module holds and the function doesn't need (a lock, a connection) may stay.
+        file = io.BytesIO()
+        pickler = Pickler(file, lenient=True)
+        pickler.dump(value)
+    return file.getvalue(), pickler.filenames
+
+
+def by_reference(thing: Any) -> bool:
+    """Tell whether a function or class is sent as the name that a worker imports it by."""
+    found = cp._lookup_module_and_qualname(thing)  # noqa: SLF001
+    if found is None:
+        return False
+    module = found[0]
+    return not (cp._is_registered_pickle_by_value(module) or is_local(module))  # noqa: SLF001
+
+
+class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions, classes and modules by value where a worker can't import them.
+
+    Parameters
+    ----------
+    file
+        Where the bytes go; anything with ``write``.
+    lenient
+        Leave out of local modules what can't be pickled, instead of failing.
+    entered
+        Names of the modules whose contents are being tried; their contents aren't pickled.
+
+    Attributes
+    ----------
+    filenames
+        Source files of the functions pickled by value.
+    sent_modules
+        Whether a whole module was pickled by value.
+    """
+
+    def __init__(
+        self, file: Any, *, lenient: bool = False, entered: frozenset[str] = frozenset()
+    ) -> None:
+        super().__init__(file, protocol=5)
+        self.filenames: set[str] = set()
+        self.sent_modules = False
+        self._lenient = lenient
+        self._entered = entered
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how to make `obj` again; NotImplemented leaves it to pickle."""
+        if isinstance(obj, types.FunctionType):
+            return NotImplemented if by_reference(obj) else self._dynamic_function_reduce(obj)
+        if isinstance(obj, type):
+            return self._reduce_class(obj)
+        if isinstance(obj, types.ModuleType):
+            return self._reduce_module(obj) if is_local(obj) else NotImplemented
+        if isinstance(obj, typing.TypeVar):
+            return self._reduce_typevar(obj)
+        if isinstance(obj, lru_cache_wrapper):
+            return self._reduce_lru_cache(obj)
+        return NotImplemented
+
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
+        self.filenames.add(func.__code__.co_filename)
+        reduced = super()._dynamic_function_reduce(func)
+        slots = reduced[2][1]
+        # cloudpickle overlooks the globals that the body of a nested class reads.
+        for name in names_of(func.__code__).globals:
+            if name in func.__globals__:
+                slots["__globals__"][name] = func.__globals__[name]
+        slots["_cloudpickle_submodules"] += needed_modules(func)
+        return reduced
+
+    def _reduce_class(self, cls: type) -> Any:
+        reduced = super().reducer_override(cls)
+        if reduced is NotImplemented and not by_reference(cls):
+            reduced = cp._dynamic_class_reduce(cls)  # noqa: SLF001
+        if reduced is NotImplemented or len(reduced) < 6:
+            return reduced
+        make, args, state, *_ = reduced
+        return make, args, (_homes.get(cls, _HOME), state), None, None, set_class_state
+
+    def _reduce_module(self, module: types.ModuleType) -> Any:
+        self.sent_modules = True
+        name = module.__name__
+        home = _homes.get(module, _HOME)
+        state = {k: v for k, v in vars(module).items() if k not in _NOT_SENT}
+        missing: dict[str, str] = {}
+        if name in self._entered:
+            state = {}
+        elif self._lenient:
+            missing = self._unpicklable(name, state)
+        kept = {k: v for k, v in state.items() if k not in missing}
+        return make_module, (name, home), (home, kept, missing), None, None, set_module_state
+
+    def _unpicklable(self, module: str, state: dict[str, Any]) -> dict[str, str]:
+        """Return which of a module's values can't be pickled, and why."""
+        entered = self._entered | {module}
+        missing = {}
+        for name, value in state.items():
+            try:
+                Pickler(Sink(), lenient=True, entered=entered).dump(value)
+            except Exception as error:  # noqa: BLE001  # user code raises anything
+                missing[name] = str(error)
+        return missing
+
+    def _reduce_typevar(self, var: Any) -> Any:
+        module = sys.modules.get(var.__module__)
+        if module is None or not is_local(module):
+            return NotImplemented
+        return cp._make_typevar, cp._decompose_typevar(var)  # noqa: SLF001
+
+    def _reduce_lru_cache(self, wrapper: Any) -> Any:
+        """Send a cached function without its cache; pickle knows it by its name only."""
+        if by_reference(wrapper):
+            return NotImplemented
+        asked = wrapper.cache_parameters()
+        args = asked["maxsize"], asked["typed"]
+        return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
+
+
+class Sink:
+    """A file that forgets what is written: for finding out whether something can be pickled."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+class Rehearsal(pickle.Unpickler):
+    """Unpickles to see whether it works, and leaves classes and modules as they are."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == __name__ and name in {"set_class_state", "set_module_state"}:
+            return _leave
+        if module == __name__ and name == "make_module":
+            return _make_unregistered
+        return super().find_class(module, name)
+
+
+def _leave(thing: Any, _state: Any) -> Any:
+    return thing
+
+
+def _make_unregistered(name: str, _home: str) -> types.ModuleType:
+    return types.ModuleType(name)
+
+
+def set_class_state(cls: type, homed: tuple[str, Any]) -> type:
+    """Fill a class that was received.
+
+    A class that comes home with a result stays as it is here: the worker's copy may be older, and
+    its methods have other globals.
+    """
+    home, state = homed
+    if home == _HOME:
+        return cls
+    _homes[cls] = home
+    return cast("type", cp._class_setstate(cls, state))  # noqa: SLF001
+
+
+def make_module(name: str, home: str) -> types.ModuleType:
+    """Return the module itself at its home; elsewhere a new one, which `import` finds, too."""
+    if home == _HOME and name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    _homes[module] = home
+    sys.modules[name] = module
+    return module
+
+
+def set_module_state(
+    module: types.ModuleType, homed: tuple[str, dict[str, Any], dict[str, str]]
+) -> types.ModuleType:
+    """Fill a module that was received; what had to stay at home is missed with its reason."""
+    home, state, missing = homed
+    if home == _HOME:
+        return module
+    vars(module).update(state)
+    if missing and "__getattr__" not in state:
+        vars(module)["__getattr__"] = _explain_missing(module.__name__, missing)
+    return module
+
+
+def _explain_missing(module: str, missing: dict[str, str]) -> Callable[[str], Any]:
+    def missed(name: str) -> Any:
+        text = f"module {module!r} has no attribute {name!r}"
+        if name in missing:
+            text += f" here: it was not sent, for it can't be pickled: {missing[name]}"
+        raise AttributeError(text, name=name)
+
+    return missed
+
+
+def make_lru_cache(maxsize: int | None, typed: bool) -> Any:
+    """Return an empty cache around a function that comes later: it may refer to the cache."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return wrapper.__wrapped__(*args, **kwargs)
+
+    wrapper = functools.lru_cache(maxsize, typed)(call)
+    return wrapper
+
+
+def set_cached_function(wrapper: Any, function: Callable[..., Any]) -> Any:
+    """Give a cache from `make_lru_cache` its function."""
+    return functools.update_wrapper(wrapper, function)

@@ -1,0 +1,119 @@
+"""Values that travel apart from the arguments they stand in: `Ref`, and results of other tasks.
+
+Both pickle as a call that looks the value up where it is unpickled; what it finds there is set by
+`resolving`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from ..errors import NbstreamqError
+
+__all__ = ["Dependent", "Ref", "collecting", "dependency", "place_of", "resolving"]
+
+_fetch: ContextVar[Callable[[str], Any]] = ContextVar("nbstreamq_fetch")
+_dependencies: ContextVar[Sequence[Any]] = ContextVar("nbstreamq_dependencies", default=())
+_collected: ContextVar[list[Any] | None] = ContextVar("nbstreamq_collected", default=None)
+
+
+class Ref:
+    """A value that `TaskQueue.put` stored once; as an argument, the task gets the value itself.
+
+    Attributes
+    ----------
+    digest
+        Name of the value in the queue's store.
+    size_bytes
+        Size of the pickled value.
+    type_name
+        What kind of value it is, for people.
+    """
+
+    def __init__(self, digest: str, size_bytes: int, type_name: str) -> None:
+        self.digest = digest
+        self.size_bytes = size_bytes
+        self.type_name = type_name
+
+    def __repr__(self) -> str:
+        return f"<Ref to {self.type_name}, {self.size_bytes:,} bytes>"
+
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+        return _resolve, (self.digest,)
+
+
+def _resolve(digest: str) -> Any:
+    try:
+        fetch = _fetch.get()
+    except LookupError:
+        raise NbstreamqError(
+            "A Ref was unpickled outside a task; pass it as an argument of submit() or map()."
+        ) from None
+    return fetch(digest)
+
+
+def dependency(index: int) -> Any:
+    """Return the result that takes the place of the future number `index`."""
+    return _dependencies.get()[index]
+
+
+def place_of(future: Any) -> int:
+    """Return the number under which `future`'s result will be found where this is unpickled.
+
+    Raises
+    ------
+    NbstreamqError
+        Nothing is being submitted: a future can only travel as an argument.
+    """
+    found = _collected.get()
+    if found is None:
+        raise NbstreamqError(
+            "A TaskFuture can't be pickled. Pass it as an argument of submit(), where the task gets"
+            " its result, or return its result."
+        )
+    for index, other in enumerate(found):
+        if other is future:
+            return index
+    found.append(future)
+    return len(found) - 1
+
+
+@contextmanager
+def collecting() -> Iterator[list[Any]]:
+    """Give the list of the futures that are met while pickling."""
+    found: list[Any] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+@contextmanager
+def resolving(fetch: Callable[[str], Any], dependencies: Sequence[Any] = ()) -> Iterator[None]:
+    """Look up references by `fetch` (digest -> value) and results in `dependencies`, meanwhile."""
+    tokens = _fetch.set(fetch), _dependencies.set(dependencies)
+    try:
+        yield
+    finally:
+        _fetch.reset(tokens[0])
+        _dependencies.reset(tokens[1])
+
+
+class Dependent:
+    """Arguments that need the results of other tasks: pickled, with those results pickled beside.
+
+    Parameters
+    ----------
+    args
+        What `payloads.dump` made of the arguments; each future in them is a `dependency`.
+    results
+        What it made of each future's result.
+    """
+
+    def __init__(self, args: bytes, results: Sequence[bytes]) -> None:
+        self.args = args
+        self.results = results

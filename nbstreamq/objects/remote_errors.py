@@ -1,0 +1,121 @@
+"""Exceptions <-> bytes: as themselves where possible, with the remote frames; as text always.
+
+Format: a plain pickle of (task, type name, text, traceback text, pickled exception or None).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import traceback
+
+from ..errors import RemoteError
+
+__all__ = ["dump_error", "load_error"]
+
+#: Frames in files below this folder are the machinery around a task, and not shown.
+_OWN_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")  # noqa: PTH100, PTH118, PTH120
+
+
+def dump_error(error: BaseException, *, task: str) -> bytes:
+    """Return `error` as bytes; never raises, whatever the methods of `error` do.
+
+    Parameters
+    ----------
+    error
+        What a task raised; its traceback, causes, notes and attributes go with it.
+    task
+        Id of the task, for a `RemoteError`.
+    """
+    body, reason = _pickle_or_reason(error)
+    name = _type_name(error)
+    text = _text_of(error) + (f"\n(It could not be pickled: {reason})" if reason else "")
+    return pickle.dumps((task, name, text, _format(error), body), 5)
+
+
+def load_error(data: bytes) -> BaseException:
+    """Return the exception that `dump_error` wrote.
+
+    It is a `RemoteError` if it could not be pickled, or can't be unpickled here.
+    """
+    task, name, text, traceback_text, body = pickle.loads(data)
+    if body is not None:
+        try:
+            error = pickle.loads(body)
+        except Exception as problem:  # noqa: BLE001  # user code raises anything
+            text += f"\n(It could not be unpickled here: {type(problem).__name__}: {problem})"
+        else:
+            if isinstance(error, BaseException):
+                return error
+    remote = RemoteError(
+        f"{name}: {text}" if text else name,
+        task=task,
+        type_name=name,
+        traceback_text=traceback_text,
+    )
+    remote.add_note("The traceback in the worker:\n" + traceback_text.rstrip())
+    return remote
+
+
+def _pickle_or_reason(error: BaseException) -> tuple[bytes | None, str]:
+    """Return the pickle of `error` and why there is none; one of them is empty."""
+    try:
+        from .error_pickler import ErrorPickler
+        from .pickler import Rehearsal
+
+        with io.BytesIO() as file:
+            ErrorPickler(file, lenient=True, own_folder=_OWN_FOLDER).dump(error)
+            body = file.getvalue()
+        # Some can be pickled and not unpickled: https://github.com/python/cpython/issues/79492
+        copy = Rehearsal(io.BytesIO(body)).load()
+    except BaseException as problem:  # noqa: BLE001  # even a __reduce__ that exits is no end
+        return None, f"{type(problem).__name__}: {_text_of(problem)}"
+    if type(copy) is not type(error):
+        return None, f"it came back as {type(copy).__qualname__}"
+    return body, ""
+
+
+def _type_name(error: BaseException) -> str:
+    cls = type(error)
+    plain = cls.__module__ in {"builtins", "__main__"}
+    return cls.__qualname__ if plain else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        # A subclass of str may misbehave when it is used; this is a plain one.
+        return "".join(str(error))
+    except BaseException as problem:  # noqa: BLE001  # see dump_error: never raises
+        return f"<its __str__ raised {type(problem).__qualname__}>"
+
+
+def _format(error: BaseException) -> str:
+    """Return the traceback as text, without our own frames at its top."""
+    try:
+        summary = traceback.TracebackException.from_exception(error, compact=True)
+        _drop_own_frames(summary)
+        return "".join(summary.format())
+    except BaseException:  # noqa: BLE001  # see dump_error: never raises
+        return f"{_format_frames(error)}{_type_name(error)}: {_text_of(error)}\n"
+
+
+def _format_frames(error: BaseException) -> str:
+    try:
+        lines = traceback.format_tb(error.__traceback__)
+        return "Traceback (most recent call last):\n" + "".join(lines)
+    except BaseException:  # noqa: BLE001  # see dump_error: never raises
+        return ""
+
+
+def _drop_own_frames(summary: traceback.TracebackException) -> None:
+    todo, seen = [summary], set()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        while len(one.stack) > 1 and one.stack[0].filename.startswith(_OWN_FOLDER):
+            del one.stack[0]
+        others = [one.__cause__, one.__context__, *(one.exceptions or ())]
+        todo += [other for other in others if other is not None]

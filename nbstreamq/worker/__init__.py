@@ -1,0 +1,1 @@
+"""Who does: the supervisor and its workers."""

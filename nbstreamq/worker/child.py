@@ -1,0 +1,206 @@
+"""A worker process: how it is started, and how it starts."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..protocol.connection import open_client
+from ..protocol.signing import Signer
+from ..protocol.store import Store
+from .output import Output
+from .slots import SLOT_BYTES, Slot
+from .worker import TaskWorker
+
+__all__ = ["DUMP", "LEAVE", "STOP", "Child", "Spec", "main", "start"]
+
+#: Signals to a worker: exit after the running task; stop the item named in the slot; write the stack.
+LEAVE, STOP, DUMP = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+#: Libraries that would otherwise start a thread for each core in each worker.
+_THREAD_LIMITS = (
+    "BLIS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a worker process must know.
+
+    Attributes
+    ----------
+    worker, queue, lanes
+        Its id; the queue; what it serves.
+    n_threads
+        Threads that numerical libraries may use in it.
+    supervisor
+        Process id of the supervisor: the worker dies with it.
+    slot, stdout, stderr, crash
+        Descriptors of the files it shares with the supervisor.
+    description
+        What others may know of it.
+    """
+
+    worker: str
+    queue: str
+    lanes: tuple[str, ...]
+    n_threads: int
+    supervisor: int
+    slot: int
+    stdout: int
+    stderr: int
+    crash: int
+    description: dict[str, Any]
+
+
+@dataclass
+class Child:
+    """A worker process, as its supervisor knows it.
+
+    Attributes
+    ----------
+    born
+        When it was started, by the monotonic clock.
+    leaving
+        It was told to exit.
+    stopping, kill_at, dumped
+        Serial of the item that was asked to stop, when patience ends, and whether the stack was
+        asked for.
+    """
+
+    spec: Spec
+    pid: int
+    slot: Slot
+    born: float = field(default_factory=time.monotonic)
+    leaving: bool = False
+    stopping: int = 0
+    kill_at: float = 0.0
+    dumped: bool = False
+
+    def close(self) -> None:
+        """Give up the files."""
+        for descriptor in (self.spec.slot, self.spec.stdout, self.spec.stderr, self.spec.crash):
+            os.close(descriptor)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)  # not reaped yet, so the number can't be another's
+
+
+def shared_file(size: int = 0) -> int:
+    """Return the descriptor of an unnamed file that is appended to, if it has no fixed size."""
+    with tempfile.TemporaryFile() as file:
+        descriptor = os.dup(file.fileno())
+    if size:
+        os.ftruncate(descriptor, size)
+    else:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+    return descriptor
+
+
+def start(method: str, url: str, secret: str, **details: Any) -> Child:
+    """Start a worker process.
+
+    Parameters
+    ----------
+    method
+        ``fork``: at once, from this process, which must have no threads; ``spawn``: a new Python.
+    details
+        The fields of `Spec` that are not descriptors.
+    """
+    files = {name: shared_file() for name in ("stdout", "stderr", "crash")}
+    spec = Spec(slot=shared_file(SLOT_BYTES), supervisor=os.getpid(), **files, **details)
+    pid = (_fork if method == "fork" else _spawn)(spec, url, secret)
+    return Child(spec=spec, pid=pid, slot=Slot(spec.slot))
+
+
+def _fork(spec: Spec, url: str, secret: str) -> int:
+    # A signal between the fork and the worker's own handlers would run the supervisor's.
+    gc.freeze()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {LEAVE, STOP, DUMP, signal.SIGINT})
+    pid = os.fork()
+    if pid == 0:
+        try:
+            main(spec, url, secret)
+        finally:
+            os._exit(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    gc.unfreeze()
+    return pid
+
+
+def _spawn(spec: Spec, url: str, secret: str) -> int:
+    env = os.environ | {"NBSTREAMQ_URL": url, "NBSTREAMQ_SECRET": secret}
+    files = (spec.slot, spec.stdout, spec.stderr, spec.crash)
+    command = [sys.executable, "-m", "nbstreamq.worker", json.dumps(asdict(spec))]
+    process = subprocess.Popen(command, env=env, pass_fds=files, stdin=subprocess.DEVNULL)  # noqa: S603 - our own command
+    # The supervisor waits for its children itself; Popen must not.
+    process.returncode = 0
+    return process.pid
+
+
+def main(spec: Spec, url: str, secret: str) -> None:
+    """Be a worker process until told to leave; never returns."""
+    code = 1
+    try:
+        _serve(spec, url, secret)
+        code = 0
+    except BaseException:  # noqa: BLE001 - the last place that can say why
+        os.write(spec.stderr, traceback.format_exc().encode())
+    os._exit(code)
+
+
+def _serve(spec: Spec, url: str, secret: str) -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    _die_with(spec.supervisor)
+    faulthandler.enable(spec.crash)
+    faulthandler.register(DUMP, spec.crash)
+    for name in _THREAD_LIMITS:
+        os.environ.setdefault(name, str(spec.n_threads))
+    slot, output = Slot(spec.slot), Output()
+    output.install(spec.stdout, spec.stderr)
+    store = Store(open_client(url), spec.queue, Signer(secret, spec.queue))
+    worker = TaskWorker(
+        store, slot, output, worker=spec.worker, lanes=spec.lanes, url=url, secret=secret
+    )
+    signal.signal(LEAVE, worker.on_leave_signal)
+    signal.signal(STOP, worker.runner.on_stop_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE, STOP, DUMP, signal.SIGINT})
+    worker.run(spec.description | {"pid": os.getpid()})
+
+
+def _die_with(supervisor: int) -> None:
+    """Have the kernel kill this process when the supervisor dies, however it dies."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    else:
+        import threading
+
+        threading.Thread(target=_watch, args=(supervisor,), daemon=True).start()
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+def _watch(supervisor: int) -> None:
+    while os.getppid() == supervisor:
+        time.sleep(0.5)
+    os._exit(1)

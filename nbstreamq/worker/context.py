@@ -1,0 +1,41 @@
+"""What a task may say of itself while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from ..current import host
+
+__all__ = ["track"]
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:
+    """Yield `items`, and report how many of them are done as the progress of the running task.
+
+    Parameters
+    ----------
+    items
+        What the task loops over.
+    total
+        Number of items; the default is ``len(items)``, unknown where it has none.
+
+    Examples
+    --------
+    >>> list(track(range(3)))  # outside a task it reports nothing
+    [0, 1, 2]
+    """
+    worker = host()
+    if worker is None:
+        yield from items
+        return
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    done = 0
+    worker.progress(done, total)
+    for item in items:
+        yield item
+        done += 1
+        worker.progress(done, total)

@@ -1,0 +1,212 @@
+"""A delivery in, a settlement out: what a worker does with what it was given, short of sending it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..errors import ServerUnreachable
+from ..objects.outcomes import dump_outcomes
+from ..objects.payloads import load
+from ..objects.references import Dependent, resolving
+from ..objects.remote_errors import dump_error, load_error
+from ..protocol.keys import NESTED
+from ..protocol.messages import Event, Options, Task
+from ..protocol.settlement import Delivery, Settlement, Successor
+from ..protocol.spans import Span, items, span_of
+from .output import Output, Piece
+from .run import Run, Runner, Stopped
+from .values import Values
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """Executes deliveries in the calling thread, which must be the main one.
+
+    Parameters
+    ----------
+    worker
+        Id of the worker, for events.
+    runner, output, values
+        The parts it drives.
+    """
+
+    def __init__(self, worker: str, runner: Runner, output: Output, values: Values) -> None:
+        self._worker = worker
+        self._runner = runner
+        self._output = output
+        self._values = values
+        self._depths: list[int] = []
+        #: Progress that was not published yet: (task, item) -> (done, total).
+        self._progress: dict[tuple[Task, int], tuple[int, int | None]] = {}
+        #: The running tasks, outermost first, and since when they run.
+        self.running: list[tuple[Task, float]] = []
+
+    @property
+    def depth(self) -> int:
+        """How deep the running task is nested."""
+        return self._depths[-1] if self._depths else 0
+
+    def execute(self, delivery: Delivery) -> tuple[Settlement, Stopped | None]:
+        """Run a slice of a delivery.
+
+        Returns
+        -------
+        tuple
+            What follows from it; and, if a task further down the stack is to be stopped, the
+            exception to raise there, once this is settled.
+        """
+        task = delivery.task
+        settlement = Settlement(delivery=delivery)
+        dropped, todo = _part_cancelled(task, delivery.cancelled)
+        if dropped:
+            settlement.events.append(self._event("cancelled", task, dropped))
+        if not todo:
+            return settlement, None
+        run = self._watched(delivery, todo, settlement)
+        self._conclude(settlement, run)
+        return settlement, run.stopped
+
+    def set_up(self, task: Task, lane: str) -> list[Event]:
+        """Run a task of `everywhere` for which nobody waits; return what it printed, or raised."""
+        settlement, _ = self.execute(Delivery(lane=lane, entry_id=b"0-0", task=task))
+        events = [event for event in settlement.events if event.kind == "output"]
+        for event in settlement.events:
+            if event.kind == "finished" and (error := _first_error(event.body)) is not None:
+                text = f"The set-up {task.name} failed on worker {self._worker}: {error!r}\n"
+                events.append(self._output_event(task, [Piece(task, 0, "stderr", text)]))
+        return events
+
+    def report_progress(self, done: int, total: int | None) -> None:
+        """Keep the progress of the running item for the next report."""
+        if self.running:
+            self._progress[self.running[-1][0], self._output.item] = (done, total)
+
+    def reports(self, pieces: Iterable[Piece]) -> list[Event]:
+        """Return events for what was printed, and for the progress since the last report."""
+        printed: dict[int, list[Piece]] = {}
+        for piece in pieces:
+            printed.setdefault(id(piece.task), []).append(piece)
+        events = [self._output_event(found[0].task, found) for found in printed.values()]
+        progress, self._progress = self._progress, {}
+        for (task, item), (done, total) in progress.items():
+            body = json.dumps([done, total]).encode()
+            events.append(self._event("progress", task, (range(item, item + 1),), body))
+        return events
+
+    def started(self, task: Task) -> Event:
+        """Return the event that says that the current item of `task` runs for a while already."""
+        item = self._output.item
+        return self._event("started", task, (range(item, item + 1),), started=time.time())
+
+    def _watched(self, delivery: Delivery, todo: Span, settlement: Settlement) -> Run:
+        """Run with all that a task prints and reports attached to it."""
+        lane, task = delivery.lane, delivery.task
+        self._depths.append(int(lane.removeprefix("nested")) if lane in NESTED else 0)
+        self._output.enter(task)
+        self.running.append((task, time.monotonic()))
+        try:
+            return self._run(delivery, todo)
+        finally:
+            self.running.pop()
+            self._depths.pop()
+            settlement.events += self.reports(self._output.leave())
+
+    def _run(self, delivery: Delivery, todo: Span) -> Run:
+        task = delivery.task
+        try:
+            fn = self._values.function(task)
+            with resolving(self._values.value):
+                args = self._load_args(task)
+                limit = Options.decode(task.opts).time_limit if task.opts else None
+                entry = (delivery.lane, delivery.entry_id)
+                return self._runner.run(task, entry, fn, args, todo, limit)
+        except ServerUnreachable:
+            raise
+        except Exception as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
+            run = Run(started=time.time())
+            dumped = dump_error(error, task=task.id_of(0))
+            for item in items(todo):
+                run.fail(item, dumped)
+            return run
+
+    def _load_args(self, task: Task) -> Sequence[Any]:
+        """Return the items of the payload."""
+        loaded = load(task.args)
+        if isinstance(loaded, Dependent):
+            results = [load(data) for data in loaded.results]
+            with resolving(self._values.value, results):
+                loaded = load(loaded.args)
+        return [loaded] if task.call == "apply" else loaded
+
+    def _conclude(self, settlement: Settlement, run: Run) -> None:
+        """Add to the settlement what follows from `run`: results, retries, the rest."""
+        task = settlement.delivery.task
+        options = Options.decode(task.opts)
+        if run.cancelled:
+            settlement.events.append(self._event("cancelled", task, span_of(run.cancelled)))
+        if run.errors and task.attempt <= options.retries:
+            self._retry(settlement, run, options)
+        if run.done:
+            body = dump_outcomes(run.values, run.errors, lambda k: task.id_of(run.done[k]))
+            span = span_of(run.done)
+            settlement.events.append(
+                self._event("finished", task, span, body, run.started, run.seconds)
+            )
+        if run.rest:
+            settlement.continue_with(task.again(run.rest))
+
+    def _retry(self, settlement: Settlement, run: Run, options: Options) -> None:
+        """Move the failed items from `run` to a successor."""
+        task = settlement.delivery.task
+        failed = span_of(run.done[k] for k in run.errors)
+        error = load_error(next(iter(run.errors.values())))
+        delay = options.backoff * 2 ** (task.attempt - 1)
+        body = json.dumps({"error": repr(error)[:500], "delay": delay}).encode()
+        settlement.events.append(self._event("retried", task, failed, body))
+        settlement.successors.append(Successor(task=task.again(failed, attempt=1), delay=delay))
+        kept = [k for k in range(len(run.done)) if k not in run.errors]
+        run.done, run.values = [run.done[k] for k in kept], [run.values[k] for k in kept]
+        run.errors = {}
+
+    def _output_event(self, task: Task, pieces: Sequence[Piece]) -> Event:
+        body = json.dumps([[p.item, p.stream, p.text] for p in pieces]).encode()
+        return self._event("output", task, span_of(sorted({p.item for p in pieces})), body)
+
+    def _event(
+        self,
+        kind: str,
+        task: Task,
+        span: Span,
+        body: bytes = b"",
+        started: float = 0.0,
+        seconds: float = 0.0,
+    ) -> Event:
+        return Event(
+            kind=kind,
+            job=task.job,
+            n=task.n,
+            span=span,
+            worker=self._worker,
+            attempt=task.attempt,
+            started=started,
+            seconds=seconds,
+            body=body,
+        )
+
+
+def _part_cancelled(task: Task, cancelled: Span) -> tuple[Span, Span]:
+    """Return the items of `task` that are cancelled, and those that are to be run."""
+    if not cancelled:
+        return (), task.span
+    gone = {i for i in items(task.span) if any(task.n + i in r for r in cancelled)}
+    return span_of(sorted(gone)), span_of(i for i in items(task.span) if i not in gone)
+
+
+def _first_error(body: bytes) -> BaseException | None:
+    from ..objects.outcomes import load_outcomes
+
+    return next(iter(load_outcomes(body)[1].values()), None)

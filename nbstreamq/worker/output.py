@@ -1,0 +1,199 @@
+"""What tasks print, caught in the order it was printed, whoever prints: Python, C, a subprocess.
+
+::
+
+    print() ─> Stream.write ─┐
+    C code, subprocesses ────┴─> descriptor 1 or 2 ─> a file ─> Output.collect ─> event
+
+The file is shared with the supervisor, which reads its end when the worker dies and cuts it when
+foreign code fills it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import logging
+import os
+import sys
+import threading
+from dataclasses import dataclass
+
+from ..protocol.messages import Task
+
+__all__ = ["FILE_LIMIT_BYTES", "ITEM_LIMIT_BYTES", "Output", "Piece"]
+
+#: What one item may print; the rest is dropped, and said to be. More costs server memory.
+ITEM_LIMIT_BYTES = 2**20
+#: Size at which the supervisor cuts a file that its worker does not read.
+FILE_LIMIT_BYTES = 64 * 2**20
+_DROPPED = f"\n[more than {ITEM_LIMIT_BYTES // 2**20} MB printed: the rest is dropped]\n"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that an item of a task printed."""
+
+    task: Task
+    item: int
+    stream: str
+    text: str
+
+
+@dataclass
+class _Channel:
+    """One of the two files, and how far it was read."""
+
+    name: str
+    descriptor: int
+    position: int = 0
+
+    def read(self, limit: int) -> tuple[bytes, int]:
+        """Return up to `limit` new bytes, and how many more there were."""
+        size = os.fstat(self.descriptor).st_size
+        if size < self.position:  # the supervisor cut it
+            self.position = 0
+        new = size - self.position
+        if not new:
+            return b"", 0
+        data = os.pread(self.descriptor, min(new, limit), self.position) if limit else b""
+        self.position = size
+        if size > ITEM_LIMIT_BYTES:
+            os.ftruncate(self.descriptor, 0)
+            self.position = 0
+        return data, new - len(data)
+
+
+class Output:
+    """Catches what is printed in this process, and knows which item of which task printed it.
+
+    Attributes
+    ----------
+    item
+        The item of the current task that runs now.
+    """
+
+    def __init__(self) -> None:
+        self.item = 0
+        self._tasks: list[Task] = []
+        self._channels: list[_Channel] = []
+        self._pieces: list[Piece] = []
+        self._lock = threading.RLock()
+        #: Whose output the files hold from where they were read to their ends.
+        self._printing: tuple[Task | None, int] = (None, 0)
+        self._seen: dict[tuple[Task | None, int], int] = {}
+        self._last = ""
+
+    def install(self, stdout: int, stderr: int) -> None:
+        """Send all that this process prints to the files with these descriptors."""
+        for target, (name, file) in enumerate((("stdout", stdout), ("stderr", stderr)), start=1):
+            os.dup2(file, target)
+            self._channels.append(_Channel(name, file))
+        sys.stdout = Stream(self, "stdout", 1)
+        sys.stderr = Stream(self, "stderr", 2)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
+        logging.getLogger().addHandler(handler)
+        self._flush_c = ctypes.CDLL(None).fflush
+
+    def enter(self, task: Task) -> None:
+        """Say that what is printed from now on is printed by `task`."""
+        with self._lock:
+            self._read_as((task, self.item))
+            self._tasks.append(task)
+
+    def leave(self) -> list[Piece]:
+        """Say that the current task is over; return what it printed since `collect`."""
+        with self._lock:
+            pieces = self.collect()
+            task = self._tasks.pop()
+            self._seen = {k: n for k, n in self._seen.items() if k[0] is not task}
+            return pieces
+
+    def reporting(self) -> threading.RLock:
+        """Return a context in which no task can end: what it printed comes before its result."""
+        return self._lock
+
+    def collect(self) -> list[Piece]:
+        """Return what was printed since the last call."""
+        with self._lock:
+            self._flush_c(None)
+            self._read_as(self._owner())
+            pieces, self._pieces = self._pieces, []
+            return pieces
+
+    def write(self, name: str, descriptor: int, text: str) -> None:
+        """Write `text`, which the running item prints."""
+        data = text.encode(errors="replace")
+        with self._lock:
+            owner = self._owner()
+            if owner != self._printing or name != self._last:
+                self._read_as(owner)
+                self._last = name
+            while data and self._seen.get(owner, 0) <= ITEM_LIMIT_BYTES:
+                data = data[os.write(descriptor, data[:ITEM_LIMIT_BYTES]) :]
+                self._read_as(owner)
+
+    def _owner(self) -> tuple[Task | None, int]:
+        return (self._tasks[-1] if self._tasks else None, self.item)
+
+    def _read_as(self, next_owner: tuple[Task | None, int]) -> None:
+        """Move what the files hold to the pieces; what comes after it is `next_owner`'s."""
+        owner, self._printing = self._printing, next_owner
+        for channel in self._channels:
+            seen = self._seen.get(owner, 0)
+            data, dropped = channel.read(max(0, ITEM_LIMIT_BYTES - seen))
+            if data:
+                self._keep(owner, channel.name, data.decode(errors="replace"))
+            if dropped and seen <= ITEM_LIMIT_BYTES:
+                self._keep(owner, "stderr", _DROPPED)
+            if data or dropped:
+                self._seen[owner] = seen + len(data) + dropped
+
+    def _keep(self, owner: tuple[Task | None, int], stream: str, text: str) -> None:
+        task, item = owner
+        if task is not None:
+            self._pieces.append(Piece(task, item, stream, text))
+
+
+class Stream(io.TextIOBase):
+    """`sys.stdout` or `sys.stderr` of a worker."""
+
+    def __init__(self, output: Output, name: str, descriptor: int) -> None:
+        self._output = output
+        self._name = name
+        self._descriptor = descriptor
+        self.buffer = _Bytes(self)
+
+    @property
+    def name(self) -> str:
+        return f"<{self._name}>"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        self._output.write(self._name, self._descriptor, text)
+        return len(text)
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes side of a `Stream`, for ``sys.stdout.buffer.write``."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object, /) -> int:
+        raw = bytes(memoryview(data))  # type: ignore[arg-type]
+        self._stream.write(raw.decode(errors="replace"))
+        return len(raw)

@@ -1,0 +1,83 @@
+"""A thread that watches a long task from inside its worker: sends what it prints, frees the rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from ..errors import ServerUnreachable
+from ..protocol.messages import Event, Task
+from ..protocol.store import Store
+from .execution import Execution
+from .output import Output
+
+__all__ = ["Pulse"]
+
+#: Seconds between two looks. Shorter shows output sooner; longer wakes the process less often.
+PULSE = 0.05
+
+
+class Pulse:
+    """Looks at a busy worker every `PULSE` seconds.
+
+    Parameters
+    ----------
+    execution, output
+        Which tasks run, and what they print.
+    free
+        Gives back what waits behind the running task, and settles what is over.
+    store
+        A connection of its own.
+    """
+
+    def __init__(
+        self, execution: Execution, output: Output, free: Callable[[Store], None], store: Store
+    ) -> None:
+        self._execution = execution
+        self._output = output
+        self._free = free
+        self._store = store
+        self._busy = threading.Event()
+        self._announced: tuple[Task, int] | None = None
+        self._unsent: list[Event] = []
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="nbstreamq-pulse", daemon=True).start()
+
+    def wake(self) -> None:
+        """Watch: a task runs."""
+        self._busy.set()
+
+    def rest(self) -> None:
+        """Stop watching: nothing runs."""
+        self._busy.clear()
+
+    def _run(self) -> None:
+        while True:
+            self._busy.wait()
+            time.sleep(PULSE)
+            try:
+                self._beat()
+            except ServerUnreachable:
+                continue  # what is unsent is sent when it is back
+
+    def _beat(self) -> None:
+        running = self._execution.running[-1:]
+        if not running or time.monotonic() - running[0][1] < PULSE:
+            return
+        self._free(self._store)
+        with self._output.reporting():
+            self._unsent += self._announcement(running[0][0])
+            self._unsent += self._execution.reports(self._output.collect())
+            if self._unsent:
+                self._store.publish(self._unsent)
+                self._unsent = []
+
+    def _announcement(self, task: Task) -> list[Event]:
+        """Return the news that an item has run for a while, once."""
+        item = self._output.item
+        if self._announced == (task, item):
+            return []
+        self._announced = (task, item)
+        return [self._execution.started(task)]

@@ -1,0 +1,152 @@
+"""What follows from a worker's death for the tasks it held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import DeathCertificate, NbstreamqError, TimeLimitExceeded, WorkerLost
+from ..objects.outcomes import dump_outcomes
+from ..objects.remote_errors import dump_error
+from ..protocol.messages import Event, Options, Task
+from ..protocol.settlement import Delivery, Settlement, Successor
+from ..protocol.spans import Span, items, size, span_of, split
+from .slots import Level, Stop
+
+__all__ = ["MAX_LOSSES", "Death", "settle_death"]
+
+#: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
+MAX_LOSSES = 3
+
+
+class Death(Protocol):
+    """How a worker ended."""
+
+    @property
+    def certificate(self) -> DeathCertificate:
+        """What is known of it."""
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """What it ran; empty if that is not known."""
+
+    @property
+    def stopped(self) -> tuple[int, Stop]:
+        """The item that it was killed for, and why."""
+
+
+def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list[Settlement]:
+    """Return the settlements of what a dead worker held.
+
+    The items that ran are charged with the loss: all of the stack, since each of them may be what
+    led there again. What did not run goes back as it was.
+
+    Parameters
+    ----------
+    known
+        Whether `death.levels` tells what ran. If not (its machine fell silent), all that was held
+        is charged, and halved when it was lost too often, until the guilty item is alone.
+    """
+    running = {level.entry_id: level for level in death.levels}
+    settlements = []
+    for delivery in held:
+        settlement = Settlement(delivery=delivery)
+        settlements.append(settlement)
+        level = running.get(delivery.entry_id)
+        if level:
+            _settle_item(settlement, level, death)
+        elif known:
+            settlement.successors.append(Successor(task=delivery.task))
+        else:
+            _settle_unknown(settlement, death)
+    return settlements
+
+
+def _settle_item(settlement: Settlement, level: Level, death: Death) -> None:
+    """Charge the item that ran; the rest of its chunk goes on."""
+    task = settlement.delivery.task
+    guilty: Span = (range(level.item, level.item + 1),)
+    rest = span_of(i for i in items(task.span) if i != level.item)
+    if rest:
+        settlement.successors.append(Successor(task=task.again(rest)))
+    serial, why = death.stopped
+    if level.serial == serial and why is Stop.CANCELLED:
+        settlement.events.append(_event("cancelled", task, guilty, death))
+    elif level.serial == serial:
+        _settle_over_time(settlement, guilty, death)
+    else:
+        _charge(settlement, task.again(guilty), death)
+
+
+def _settle_over_time(settlement: Settlement, guilty: Span, death: Death) -> None:
+    task = settlement.delivery.task
+    options = Options.decode(task.opts)
+    if task.attempt <= options.retries:
+        delay = options.backoff * 2 ** (task.attempt - 1)
+        settlement.successors.append(Successor(task=task.again(guilty, attempt=1), delay=delay))
+        return
+    task_id = task.id_of(guilty[0].start)
+    _fail(
+        settlement,
+        guilty,
+        death,
+        TimeLimitExceeded(
+            f"Task {task_id} ({task.name}) ran longer than its time_limit of"
+            f" {options.time_limit:g} s, did not react, and was killed with its worker.\n"
+            f"{death.certificate}",
+            task=task_id,
+        ),
+    )
+
+
+def _settle_unknown(settlement: Settlement, death: Death) -> None:
+    task = settlement.delivery.task
+    n = size(task.span)
+    if n == 1 or task.losses + 1 < MAX_LOSSES:
+        _charge(settlement, task, death)
+        return
+    for half in split(task.span, (n + 1) // 2):
+        settlement.successors.append(Successor(task=task.again(half)))
+
+
+def _charge(settlement: Settlement, task: Task, death: Death) -> None:
+    """Run `task` again, or fail it when it was lost too often."""
+    if task.losses + 1 < MAX_LOSSES:
+        text = {"error": f"worker {death.certificate.worker} died: {death.certificate.cause}"}
+        body = json.dumps(text).encode()
+        settlement.events.append(_event("lost", task, task.span, death, body))
+        settlement.successors.append(Successor(task=task.again(task.span, losses=1)))
+        return
+    task_id = task.id_of(task.span[0].start)
+    _fail(
+        settlement,
+        task.span,
+        death,
+        WorkerLost(
+            f"Task {task_id} ({task.name}) lost its worker {task.losses + 1} times (last:"
+            f" {death.certificate.worker}, {death.certificate.cause}). Often: out of memory, or a"
+            " crash in compiled code. See the certificate in this error's .certificate.",
+            task=task_id,
+            certificate=death.certificate,
+        ),
+    )
+
+
+def _fail(settlement: Settlement, span: Span, death: Death, error: NbstreamqError) -> None:
+    task = settlement.delivery.task
+    dumped = dump_error(error, task=task.id_of(span[0].start))
+    body = dump_outcomes([None], {0: dumped}, lambda _: "")
+    settlement.events.append(_event("finished", task, span, death, body))
+
+
+def _event(kind: str, task: Task, span: Span, death: Death, body: bytes = b"") -> Event:
+    return Event(
+        kind=kind,
+        job=task.job,
+        n=task.n,
+        span=span,
+        worker=death.certificate.worker,
+        attempt=task.attempt,
+        body=body,
+    )

@@ -1,0 +1,140 @@
+"""What a worker is doing, in memory shared with its supervisor: read and written without traffic.
+
+A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
+level each. Only the worker writes, except for `ask_to_stop`.
+
+::
+
+    q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why
+    level k, from q[8 + 32 k]: serial, item, started (s), deadline (s), length of text, text (200 bytes)
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+__all__ = ["MAX_LEVELS", "SLOT_BYTES", "Level", "Slot", "State", "Stop"]
+
+SLOT_BYTES = 16384
+#: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
+MAX_LEVELS = 60
+_FIRST, _WORDS = 8, 32
+_SERIAL, _ITEM, _STARTED, _DEADLINE, _LENGTH, _TEXT = range(6)
+_TEXT_BYTES = (_WORDS - _TEXT) * 8
+
+
+class State(IntEnum):
+    """What the worker does now."""
+
+    STARTING = 0
+    IDLE = 1
+    BUSY = 2
+
+
+class Stop(IntEnum):
+    """Why a running item is stopped."""
+
+    NONE = 0
+    CANCELLED = 1
+    TIME_LIMIT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One running item, as the supervisor sees it; times by the monotonic clock."""
+
+    serial: int
+    item: int
+    started: float
+    deadline: float
+    lane: str
+    entry_id: bytes
+    job: str
+    n: int
+
+
+class Slot:
+    """The shared memory of one worker.
+
+    Parameters
+    ----------
+    descriptor
+        Of a file of `SLOT_BYTES` zero bytes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = mmap.mmap(descriptor, SLOT_BYTES)
+        self.words = memoryview(self._map).cast("q")
+        self._times = memoryview(self._map).cast("d")
+
+    # -- the worker writes ---------------------------------------------------------------------
+
+    def set_state(self, state: State) -> None:
+        self.words[0] = state
+
+    def push(self, entry: tuple[str, bytes, str, int]) -> int:
+        """Add a level for a delivery (lane, entry id, job, n); return where its words begin."""
+        depth = self.words[1]
+        at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
+        lane, entry_id, job, n = entry
+        text = json.dumps([lane, entry_id.decode(), job, n]).encode()[:_TEXT_BYTES]
+        self.words[at + _SERIAL] = 0
+        self._map[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
+        self.words[at + _LENGTH] = len(text)
+        self.words[1] = depth + 1
+        return at
+
+    def begin(self, at: int, serial: int, item: int, started: float, deadline: float) -> None:
+        """Say which item of the level's delivery runs now; a `deadline` of 0 is none."""
+        self._times[at + _STARTED] = started
+        self._times[at + _DEADLINE] = deadline
+        self.words[at + _ITEM] = item
+        self.words[at + _SERIAL] = serial
+
+    def pop(self) -> None:
+        self.words[1] -= 1
+
+    def stop_request(self) -> tuple[int, Stop]:
+        """Return the serial of the item that the supervisor wants stopped, and why."""
+        return self.words[2], Stop(self.words[3])
+
+    # -- the supervisor reads ------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return State(self.words[0])
+
+    def levels(self) -> list[Level]:
+        """Return what runs, the outermost first; a level that is just being changed is left out."""
+        depth = min(self.words[1], MAX_LEVELS)
+        found = (self._level(_FIRST + _WORDS * k) for k in range(depth))
+        return [level for level in found if level]
+
+    def _level(self, at: int) -> Level | None:
+        serial = self.words[at + _SERIAL]
+        if not serial:
+            return None
+        fields: dict[str, Any] = {
+            "serial": serial,
+            "item": self.words[at + _ITEM],
+            "started": self._times[at + _STARTED],
+            "deadline": self._times[at + _DEADLINE],
+        }
+        start = (at + _TEXT) * 8
+        try:
+            text = self._map[start : start + self.words[at + _LENGTH]]
+            lane, entry_id, job, n = json.loads(text)
+        except ValueError:
+            return None
+        if self.words[at + _SERIAL] != serial:
+            return None
+        return Level(lane=lane, entry_id=entry_id.encode(), job=job, n=n, **fields)
+
+    def ask_to_stop(self, serial: int, why: Stop) -> None:
+        """Name the item that shall stop; a signal to the worker must follow."""
+        self.words[3] = why
+        self.words[2] = serial

@@ -1,0 +1,394 @@
+"""One a machine: starts workers, watches them, and deals with what they leave behind.
+
+It runs no foreign code and has one thread, so it can fork at any time and nothing can hold it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DeathCertificate, ServerRefused, ServerUnreachable
+from ..protocol.keys import LANES, session_of
+from ..protocol.messages import Control
+from ..protocol.store import Store
+from .child import DUMP, LEAVE, STOP, Child, start
+from .door import Door
+from .output import FILE_LIMIT_BYTES
+from .reaper import settle_death
+from .slots import Level, State, Stop
+
+__all__ = ["Supervisor", "Timing"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How often the supervisor looks, and how long it waits; all in seconds.
+
+    Attributes
+    ----------
+    tick
+        Between two looks at the workers' slots. Shorter keeps time limits better.
+    heartbeat
+        Between two signs of life.
+    silence
+        After which a machine that gave none is given up. Must be several heartbeats.
+    grace
+        Between the request to stop and the kill.
+    visit
+        That it waits for its first user.
+    """
+
+    tick: float = 0.05
+    heartbeat: float = 1.0
+    silence: float = 5.0
+    grace: float = 1.0
+    visit: float = 15.0
+
+
+@dataclass(frozen=True)
+class _Death:
+    certificate: DeathCertificate
+    levels: Sequence[Level] = ()
+    stopped: tuple[int, Stop] = (0, Stop.NONE)
+
+
+class Supervisor:
+    """Keeps `n_workers` workers alive.
+
+    Parameters
+    ----------
+    store
+        The queue.
+    url, secret
+        For the workers' own connections.
+    n_workers
+        How many workers there shall be.
+    lanes
+        What they serve, most urgent first.
+    method
+        ``fork`` or ``spawn``.
+    door
+        Where kernels come in; None: it serves until it is told to stop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        url: str,
+        secret: str,
+        n_workers: int,
+        lanes: Sequence[str] = LANES,
+        method: str = "fork",
+        door: Door | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.n_workers = n_workers
+        self._store = store
+        self._orders = store.clone()
+        self._url = url
+        self._secret = secret
+        self._lanes = tuple(lanes)
+        self._method = method
+        self.door = door
+        self._timing = timing or Timing()
+        self._children: dict[int, Child] = {}
+        self._dead: list[tuple[Child, _Death]] = []
+        self._number = 0
+        self._stopping = False
+        self._heartbeat_due = self._promote_due = self._start_due = 0.0
+        self._last_order: bytes | None = None
+        self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    # -- its life ------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to stop by a signal, or until the last user has left."""
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+        born = time.monotonic()
+        try:
+            while not self._stopping:
+                self._tick()
+                if self.door and not self.door.users:
+                    waited = time.monotonic() - born > self._timing.visit
+                    self._stopping |= self.door.visited or waited
+        finally:
+            self._end()
+
+    def stop(self) -> None:
+        """End soon."""
+        self._stopping = True
+
+    def scale(self, n_workers: int) -> None:
+        """There shall be so many workers from now on."""
+        self.n_workers = n_workers
+
+    def _tick(self) -> None:
+        self._scale()
+        self._listen(self._timing.tick)
+        self._wait_for_children()
+        self._stop_late_items()
+        try:
+            self._bury()
+            self._beat()
+            self._obey()
+            self._promote()
+        except (ServerUnreachable, ServerRefused) as error:
+            logger.warning("%s", error)
+            self._last_order = None
+            time.sleep(self._timing.tick)
+
+    def _listen(self, timeout: float) -> None:
+        """Wait for something to do: a child's death, a user, or the next look."""
+        door = self.door
+        ready, _, _ = select.select(
+            [self._wakeup, *(door.sockets() if door else ())], [], [], timeout
+        )
+        if self._wakeup in ready:
+            os.read(self._wakeup, 4096)
+            ready.remove(self._wakeup)
+        if door:
+            for session in door.serve(ready, self.scale):
+                self._drop_session(session)
+
+    def _drop_session(self, session: str) -> None:
+        """Nobody waits any more for what a kernel has submitted: let it not run."""
+        everything = (range(2**53),)
+        self._cancel(Control(kind="cancel", job=session, span=everything))
+        try:
+            self._store.cancel(session, everything, everything)
+        except (ServerUnreachable, ServerRefused) as error:
+            logger.warning("%s", error)
+
+    def _end(self) -> None:
+        """Stop the workers: idle ones leave, busy ones are killed after the grace."""
+        if self.door:
+            self.door.close()
+        for child in self._children.values():
+            self._tell_to_leave(child)
+        deadline = time.monotonic() + self._timing.grace
+        while self._children and time.monotonic() < deadline:
+            select.select([self._wakeup], [], [], self._timing.tick)
+            self._wait_for_children()
+        for child in self._children.values():
+            child.signal(signal.SIGKILL)
+        while self._children:
+            self._wait_for_children()
+            time.sleep(0.001)
+        try:
+            self._bury()
+            self._store.forget_node(self.node)
+        except (ServerUnreachable, ServerRefused) as error:
+            # Another supervisor takes care of it, once this one has been silent for a while.
+            logger.warning("%s", error)
+
+    # -- children ------------------------------------------------------------------------------
+
+    def _scale(self) -> None:
+        """Start workers that are missing, and send away those that are too many."""
+        staying = [c for c in self._children.values() if not c.leaving]
+        surplus = len(staying) - self.n_workers
+        for child in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
+            self._tell_to_leave(child)
+        if time.monotonic() >= self._start_due:
+            for _ in range(-surplus):
+                self._start_child()
+
+    @staticmethod
+    def _tell_to_leave(child: Child) -> None:
+        child.leaving = True
+        child.signal(LEAVE)
+
+    def _start_child(self) -> None:
+        self._number += 1
+        child = start(
+            self._method,
+            self._url,
+            self._secret,
+            worker=f"{self.node}#{self._number}",
+            queue=self._store.keys.queue,
+            lanes=self._lanes,
+            n_threads=max(1, n_cores() // max(1, self.n_workers)),
+            description=self._describe(),
+        )
+        self._children[child.pid] = child
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "node": self.node,
+            "host": socket.gethostname(),
+            "supervisor": os.getpid(),
+            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+            "lanes": list(self._lanes),
+        }
+
+    def _wait_for_children(self) -> None:
+        """Take note of the children that have died."""
+        while self._children:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            child = self._children.pop(pid)
+            if child.slot.state is State.STARTING and not child.leaving:
+                # It would die again at once: don't burn the machine with it.
+                self._start_due = time.monotonic() + self._timing.heartbeat
+                logger.error("worker %s died at its start:\n%s", child.spec.worker, _tail(child.spec.stderr))
+            unit = 1 if sys.platform == "darwin" else 1024
+            certificate = DeathCertificate(
+                worker=child.spec.worker,
+                cause=_cause(status),
+                peak_memory_bytes=usage.ru_maxrss * unit,
+                stack=_tail(child.spec.crash),
+                output=_tail(child.spec.stdout) + _tail(child.spec.stderr),
+            )
+            levels = child.slot.levels()
+            self._dead.append((child, _Death(certificate, levels, child.slot.stop_request())))
+            child.close()
+
+    def _stop_late_items(self) -> None:
+        """Ask, and in the end force, items over their time to stop; keep output files small."""
+        now = time.monotonic()
+        for child in self._children.values():
+            levels = child.slot.levels()
+            late = [v for v in levels if v.deadline and now > v.deadline]
+            if late and child.stopping != late[0].serial:
+                self._ask_to_stop(child, late[0].serial, Stop.TIME_LIMIT)
+            if child.stopping and child.stopping in {v.serial for v in levels}:
+                self._force(child, now)
+            for descriptor in (child.spec.stdout, child.spec.stderr):
+                if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
+                    os.ftruncate(descriptor, 0)
+
+    def _ask_to_stop(self, child: Child, serial: int, why: Stop) -> None:
+        child.stopping, child.dumped = serial, False
+        child.kill_at = time.monotonic() + self._timing.grace
+        child.slot.ask_to_stop(serial, why)
+        child.signal(STOP)
+
+    def _force(self, child: Child, now: float) -> None:
+        if now > child.kill_at + self._timing.tick:
+            child.signal(signal.SIGKILL)
+        elif now > child.kill_at and not child.dumped:
+            child.dumped = True
+            child.signal(DUMP)
+
+    # -- the queue -----------------------------------------------------------------------------
+
+    def _bury(self) -> None:
+        """Put back, or fail, what dead workers held."""
+        while self._dead:
+            child, death = self._dead[0]
+            self._bury_worker(child.spec.worker, child.spec.lanes, death, known=True)
+            self._dead.pop(0)
+
+    def _bury_worker(self, worker: str, lanes: Sequence[str], death: _Death, *, known: bool) -> None:
+        own = (f"@{worker}", *lanes)
+        while not self._store.bury(worker, lanes):
+            held = self._store.held(own, worker)
+            self._store.settle(settle_death(held, death, known=known))
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now < self._heartbeat_due:
+            return
+        first = not self._heartbeat_due
+        living = {
+            c.spec.worker: self._describe() | {"pid": c.pid, "state": c.slot.state.name.lower()}
+            for c in self._children.values()
+            if c.slot.state is not State.STARTING
+        }
+        silent = self._store.heartbeat(self.node, self._timing.silence, living)
+        self._heartbeat_due = now + self._timing.heartbeat
+        if silent or first:
+            self._bury_machines(silent)
+
+    def _bury_machines(self, silent: list[str]) -> None:
+        """Deal with the workers of supervisors that fell silent, or died on this very machine."""
+        for worker, description in self._store.workers().items():
+            node = description.get("node", "")
+            if node in silent or self._is_gone(description):
+                cause = f"its supervisor {node} gave no sign of life"
+                death = _Death(DeathCertificate(worker=worker, cause=cause))
+                lanes = description.get("lanes", self._lanes)
+                self._bury_worker(worker, lanes, death, known=False)
+        for node in silent:
+            self._store.forget_node(node)
+
+    def _is_gone(self, description: dict[str, Any]) -> bool:
+        if description.get("host") != socket.gethostname() or description.get("node") == self.node:
+            return False
+        try:
+            os.kill(description["supervisor"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def _obey(self) -> None:
+        """Carry out the orders that have come, and ask for the next."""
+        if self._last_order is None:
+            self._orders.close()
+            self._last_order = self._orders.last_control()
+            self._orders.await_control(self._last_order)
+        while self._orders.control_ready():
+            self._last_order, orders = self._orders.controls(self._last_order)
+            self._promote_due = 0.0
+            for order in orders:
+                self._cancel(order)
+            self._orders.await_control(self._last_order)
+
+    def _cancel(self, order: Control) -> None:
+        for child in self._children.values():
+            for level in child.slot.levels():
+                ours = order.job in (level.job, session_of(level.job))
+                if ours and any(level.n + level.item in r for r in order.span):
+                    self._ask_to_stop(child, level.serial, Stop.CANCELLED)
+                    break
+
+    def _promote(self) -> None:
+        """Move delayed tasks that are due into their lanes."""
+        now = time.monotonic()
+        if now < self._promote_due:
+            return
+        wait = self._store.promote(self._store.known_lanes())
+        self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
+
+
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cause(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _tail(descriptor: int, size: int = 4000) -> str:
+    """Return the end of a file."""
+    end = os.fstat(descriptor).st_size
+    return os.pread(descriptor, size, max(0, end - size)).decode(errors="replace")

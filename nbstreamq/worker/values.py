@@ -1,0 +1,110 @@
+"""Functions and values that a worker fetched, kept for the next task that needs them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from ..errors import FunctionMissing, NbstreamqError, ServerUnreachable
+from ..objects.functions import load_function
+from ..objects.payloads import load
+from ..protocol.messages import Task
+from ..protocol.store import Store
+
+__all__ = ["RECONNECT", "Values"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+#: Seconds between attempts to reach a lost server.
+RECONNECT = 0.2
+#: Functions kept at once.
+MAX_FUNCTIONS = 256
+#: Pickled size of the values kept at once.
+MAX_VALUES_BYTES = 2**30
+
+
+class _Cache(Generic[K, V]):
+    """Keeps what was used last, within a budget."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._kept: OrderedDict[K, tuple[int, V]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._kept.move_to_end(key)
+        return found[1]
+
+    def put(self, key: K, cost: int, value: V) -> V:
+        self._kept[key] = (cost, value)
+        self._budget -= cost
+        while self._budget < 0 and len(self._kept) > 1:
+            _, (freed, _) = self._kept.popitem(last=False)
+            self._budget += freed
+        return value
+
+
+class Values:
+    """Fetches functions and values by digest.
+
+    Parameters
+    ----------
+    store
+        The queue that holds them.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._functions: _Cache[tuple[str, str], Callable[..., Any]] = _Cache(MAX_FUNCTIONS)
+        self._values: _Cache[str, Any] = _Cache(MAX_VALUES_BYTES)
+
+    def function(self, task: Task) -> Callable[..., Any]:
+        """Return the function of `task`.
+
+        One that captures something mutable is unpickled anew for each job: what a task does to it
+        must not show in the next job.
+
+        Raises
+        ------
+        FunctionMissing
+            The server does not hold it.
+        PythonMismatch
+            It was pickled by another Python.
+        """
+        known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
+        if known is not None:
+            return known
+        data = self._fetch(self._store.get_function, task.fn)
+        if data is None:
+            raise FunctionMissing(
+                f"The server no longer holds the function {task.name} of job {task.job}: it expired"
+                " after a week, was evicted, or the server lost its data. Submit the call again."
+            )
+        loaded = load_function(data)
+        return self._functions.put((task.fn, "" if loaded.pure else task.job), 1, loaded.fn)
+
+    def value(self, digest: str) -> Any:
+        """Return the value behind a `Ref`."""
+        known = self._values.get(digest)
+        if known is not None:
+            return known
+        data = self._fetch(self._store.get_blob, digest)
+        if data is None:
+            raise NbstreamqError(
+                f"The server no longer holds the value {digest} that q.put() stored: it expired after"
+                " a week, was evicted, or the server lost its data. Put it again."
+            )
+        return self._values.put(digest, len(data), load(data))
+
+    @staticmethod
+    def _fetch(get: Callable[[str], bytes | None], digest: str) -> bytes | None:
+        while True:
+            try:
+                return get(digest)
+            except ServerUnreachable:
+                time.sleep(RECONNECT)

@@ -1,0 +1,271 @@
+"""The loop of one worker process: take, run, settle - one round trip a batch.
+
+::
+
+    lanes ──take──> batch ──execute──> settled ──(with the next take)──> events
+                      │                   ^
+                      └──── release ──────┘   by the pulse, when a long task holds them up
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from ..current import Host, set_host
+from ..errors import ServerUnreachable
+from ..protocol.keys import deeper_lanes
+from ..protocol.settlement import Delivery, Settlement, Successor
+from ..protocol.store import Store
+from .execution import Execution
+from .output import Output
+from .pulse import Pulse
+from .run import Runner
+from .slots import Slot, State
+from .values import RECONNECT, Values
+
+__all__ = ["TaskWorker"]
+
+#: Seconds that an idle worker waits for a task before it asks again. Longer costs nothing; it must
+#: stay below what firewalls allow a silent connection.
+IDLE_BLOCK = 30.0
+#: Seconds of work that a batch should hold, and after which its results are sent.
+FLUSH = 0.01
+#: Most entries in a batch. More save round trips; all of them wait behind the first.
+MAX_BATCH = 512
+#: Seconds that a waiting task pauses between looks for others to run, at first and at most.
+HELP_PAUSE = (0.001, 0.02)
+
+
+class _Leave(BaseException):
+    """Breaks the wait of an idle worker that shall exit."""
+
+
+class TaskWorker:
+    """Runs the tasks of some lanes in this process's main thread.
+
+    Parameters
+    ----------
+    store
+        The queue.
+    slot
+        Shared with the supervisor.
+    output
+        Installed already.
+    worker
+        Id of this worker, and its name as a consumer.
+    lanes
+        What it serves, most urgent first.
+    url, secret
+        For queues that tasks use themselves.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slot: Slot,
+        output: Output,
+        *,
+        worker: str,
+        lanes: Sequence[str],
+        url: str,
+        secret: str,
+    ) -> None:
+        self.id = worker
+        self.runner = Runner(slot, output)
+        self.execution = Execution(worker, self.runner, output, Values(store.clone()))
+        self._store = store
+        self._slot = slot
+        self._lanes = (f"@{worker}", *lanes)
+        self._lock = threading.Lock()
+        self._batch: deque[Delivery] = deque()
+        self._running: list[Delivery] = []
+        self._settled: list[Settlement] = []
+        self._flushed = 0.0
+        self._count = 1
+        self._leaving = self._waiting = False
+        self._pulse = Pulse(self.execution, output, self._free, store.clone())
+        set_host(
+            Host(
+                url=url,
+                queue=store.keys.queue,
+                secret=secret,
+                depth=lambda: self.execution.depth,
+                help_until=self.help_until,
+                progress=self.execution.report_progress,
+            )
+        )
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def on_leave_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Exit after the task that runs now; at once when idle."""
+        self._leaving = True
+        if self._waiting:
+            raise _Leave
+
+    def run(self, description: dict[str, Any]) -> None:
+        """Serve until told to leave.
+
+        Parameters
+        ----------
+        description
+            What others may know of this worker: host, process id, ...
+        """
+        self._pulse.start()
+        self._until_reachable(lambda: self._join(description))
+        try:
+            while not self._leaving:
+                self._until_reachable(self._round)
+        except _Leave:
+            pass
+        self.release_batch()
+        self._until_reachable(lambda: self.flush(self._store))
+
+    def _until_reachable(self, step: Callable[[], None]) -> None:
+        """Do `step`, again and again while the server can't be reached."""
+        lost = False
+        while True:
+            try:
+                if lost:
+                    self._recover()
+                return step()
+            except ServerUnreachable:
+                lost = True
+                time.sleep(RECONNECT)
+
+    def _recover(self) -> None:
+        """Take up what a lost reply brought: the server counts it as ours, so nobody else runs it."""
+        found = self._store.held(self._lanes, self.id)
+        with self._lock:
+            known = {d.entry_id for d in (*self._batch, *self._running)}
+            known |= {s.delivery.entry_id for s in self._settled}
+            self._batch.extend(d for d in found if d.entry_id not in known)
+
+    def _join(self, description: dict[str, Any]) -> None:
+        self._store.ensure_lanes(self._lanes[1:])
+        for task in self._store.join(self.id, description):
+            self._store.publish(self.execution.set_up(task, self._lanes[0]))
+
+    def _round(self) -> None:
+        if not self._batch:
+            taken = self._take(self._lanes, self._count) or self._wait()
+            with self._lock:
+                self._batch.extend(taken)
+        began, n = time.monotonic(), len(self._batch)
+        while delivery := self._next():
+            self._work(delivery)
+            if self._batch and time.monotonic() - self._flushed > FLUSH:
+                self.flush(self._store)
+        self._adapt(n, time.monotonic() - began)
+
+    def _adapt(self, n: int, seconds: float) -> None:
+        """Take twice as much at a time while a batch is short work."""
+        if seconds > FLUSH:
+            self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
+        elif n >= self._count:
+            self._count = min(2 * self._count, MAX_BATCH)
+
+    def _next(self) -> Delivery | None:
+        with self._lock:
+            if not self._batch or self._leaving:
+                return None
+            self._running.append(self._batch.popleft())
+            return self._running[-1]
+
+    def _work(self, delivery: Delivery) -> None:
+        settlement, stopped = self.execution.execute(delivery)
+        with self._lock:
+            self._running.pop()
+            self._settled.append(settlement)
+        if stopped:
+            raise stopped
+
+    # -- give and take -------------------------------------------------------------------------
+
+    def _take(self, lanes: Sequence[str], count: int) -> list[Delivery]:
+        """Settle what is over and take the next tasks, in one round trip."""
+        return self._settling(lambda settled: self._store.take(settled, lanes, self.id, count))
+
+    def flush(self, store: Store) -> None:
+        """Settle what is over; through `store`, because the pulse has a connection of its own."""
+        if self._settled:
+            self._settling(store.settle)
+
+    def _settling(self, send: Callable[[list[Settlement]], Any]) -> Any:
+        with self._lock:
+            settled, self._settled = self._settled, []
+        self._flushed = time.monotonic()
+        try:
+            return send(settled)
+        except ServerUnreachable:
+            # Whether they were settled is not known; doing it twice does it once.
+            with self._lock:
+                self._settled = settled + self._settled
+            raise
+
+    def release_batch(self) -> None:
+        """Give back to the lanes what was not begun."""
+        with self._lock:
+            waiting = list(self._batch)
+            self._batch.clear()
+            for delivery in waiting:
+                again = [Successor(task=delivery.task)]
+                self._settled.append(Settlement(delivery=delivery, successors=again))
+
+    def _free(self, store: Store) -> None:
+        self.release_batch()
+        self.flush(store)
+
+    def _wait(self) -> list[Delivery]:
+        """Wait, idle, for the next task."""
+        self._pulse.rest()
+        self._slot.set_state(State.IDLE)
+        self._waiting = True
+        try:
+            # The flag stands before this look: a signal after it finds us waiting.
+            if self._leaving:
+                raise _Leave
+            return self._store.wait(self._lanes, self.id, IDLE_BLOCK)
+        finally:
+            self._waiting = False
+            self._slot.set_state(State.BUSY)
+            self._pulse.wake()
+
+    # -- help first ----------------------------------------------------------------------------
+
+    def help_until(self, wait: Callable[[float], bool], timeout: float | None, lane: str) -> None:
+        """Run deeper tasks, and those of `lane`, until ``wait(seconds)`` returns true.
+
+        Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
+        implementing efficient futures", 1993; here by depth instead of by thief.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        lanes = deeper_lanes(self.execution.depth)
+        if lane in self._lanes and lane not in lanes:
+            lanes = (*lanes, lane)
+        with self.runner.helping():
+            pause = HELP_PAUSE[0]
+            while not wait(min(pause, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    return
+                self.runner.check_stop()
+                helped = self._help_once(lanes)
+                pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
+
+    def _help_once(self, lanes: Sequence[str]) -> bool:
+        taken: list[Delivery] = []
+        # What came with the waiting task may be shallower than it: others shall run that.
+        self.release_batch()
+        self._until_reachable(lambda: taken.extend(self._take(lanes, 1)))
+        for delivery in taken:
+            with self._lock:
+                self._running.append(delivery)
+            self._work(delivery)
+        return bool(taken)

@@ -1,0 +1,167 @@
+"""settle: whoever acknowledges an entry writes what follows from it; nobody else does."""
+
+import threading
+
+import pytest
+
+from nbstreamq.protocol.keys import DAY
+from nbstreamq.protocol.messages import Event
+from nbstreamq.protocol.settlement import Settlement, Successor
+from nbstreamq.protocol.spans import format_span, parse_span
+
+
+def spans(deliveries):
+    return [format_span(d.task.span) for d in deliveries]
+
+
+@pytest.fixture
+def chunk(submit, take, make_task):
+    """A delivered task of 10 items."""
+    submit(make_task(0, span=parse_span("0:10")))
+    return take()[0]
+
+
+def rest(delivery, span="4:10"):
+    settlement = Settlement(delivery=delivery)
+    settlement.continue_with(delivery.task.again(parse_span(span)))
+    return settlement
+
+
+def test_a_settled_entry_is_gone_and_its_event_is_there(store, submit, take, finish, bodies):
+    submit(0)
+    assert store.settle([finish(d) for d in take()]) == [True]
+    assert bodies() == [b"result"]
+    (counts,) = store.lanes(["default"])
+    assert (counts["waiting"], counts["running"]) == (0, 0)
+
+
+def test_the_second_to_settle_an_entry_writes_nothing(store, chunk, finish, bodies, take):
+    late = finish(chunk, b"late")
+    late.continue_with(chunk.task)
+    assert store.settle([finish(chunk, b"first")]) == [True]
+    assert store.settle([late]) == [False]
+    assert bodies() == [b"first"]
+    assert take() == []
+
+
+def test_one_late_entry_does_not_stop_the_others(store, submit, take, finish, bodies):
+    submit(0, 1, 2)
+    first, second, third = take()
+    store.settle([finish(second, b"2")])
+    batch = [finish(first, b"1"), finish(second, b"again"), finish(third, b"3")]
+    assert store.settle(batch) == [True, False, True]
+    assert bodies() == [b"2", b"1", b"3"]
+
+
+def test_of_many_who_settle_an_entry_one_wins(store, submit, take, finish, bodies):
+    submit(*range(30))
+    held = take()
+    won = []
+
+    def settle():
+        mine = store.clone()
+        for delivery in held:
+            won.extend(mine.settle([finish(delivery)]))
+        mine.close()
+
+    rivals = [threading.Thread(target=settle) for _ in range(4)]
+    for rival in rivals:
+        rival.start()
+    for rival in rivals:
+        rival.join()
+    assert (won.count(True), len(won)) == (30, 120)
+    assert len(bodies()) == 30
+
+
+def test_several_events_of_an_entry_come_in_order(store, chunk):
+    events = [Event(kind="output", job="s.1", n=0, worker="w1", body=b"%d" % i) for i in range(5)]
+    store.settle([Settlement(delivery=chunk, events=events)])
+    assert store.events("s", b"0", 0)[1] == events
+
+
+def test_a_successor_keeps_the_payload_and_changes_what_differs(store, chunk, take):
+    task = chunk.task.again(parse_span("2:3,7:9"), attempt=1, losses=2)
+    store.settle([Settlement(delivery=chunk, successors=[Successor(task=task)])])
+    (delivery,) = take()
+    assert delivery.task == task
+    assert delivery.entry_id > chunk.entry_id
+
+
+def test_a_rest_is_halved_when_the_lane_is_idle(store, chunk, take):
+    store.settle([rest(chunk)])
+    assert spans(take()) == ["4:7", "7:10"]
+
+
+def test_a_rest_stays_whole_when_others_wait(store, chunk, submit, take):
+    submit(1)
+    store.settle([rest(chunk)])
+    assert spans(take()) == ["0:1", "4:10"]
+
+
+def test_who_is_running_elsewhere_does_not_wait(store, submit, take, make_task):
+    submit(make_task(0, span=parse_span("0:10")), 1)
+    chunk, _other = take()
+    store.settle([rest(chunk)])
+    assert spans(take()) == ["4:7", "7:10"]
+
+
+def test_a_rest_of_one_item_is_not_halved(store, chunk, take):
+    store.settle([rest(chunk, "9:10")])
+    assert spans(take()) == ["9:10"]
+
+
+def test_two_rests_in_one_batch_count_for_each_other(store, submit, take, make_task):
+    submit(make_task(0, span=parse_span("0:10")), make_task(10, span=parse_span("0:10")))
+    store.settle([rest(d) for d in take()])
+    assert spans(take()) == ["4:7", "7:10", "4:10"]
+
+
+def test_a_delayed_successor_waits_until_it_is_due(store, chunk, take, wait_until):
+    task = chunk.task.again(chunk.task.span, attempt=1)
+    newest = store.last_control()
+    store.settle([Settlement(delivery=chunk, successors=[Successor(task=task, delay=0.05)])])
+    assert take() == []
+    assert store.last_control() > newest, "the supervisors must be woken"
+    wait_until(lambda: store.promote(["default"]) is None, describe="the task to be due")
+    assert [d.task for d in take()] == [task]
+
+
+@pytest.mark.parametrize("delay", [0.0004, 0.0])
+def test_a_delay_of_less_than_a_millisecond_is_none(store, chunk, take, delay):
+    successor = Successor(task=chunk.task, delay=delay)
+    assert store.settle([Settlement(delivery=chunk, successors=[successor])]) == [True]
+    assert [d.task for d in take()] == [chunk.task]
+
+
+def test_a_lane_that_the_server_lost_is_just_too_late(store, chunk, client, bodies):
+    client.delete(store.keys.lane("default"))
+    assert store.settle([rest(chunk)]) == [False]
+    assert bodies() == []
+    store.ensure_lanes(["default"])
+
+
+def test_events_go_to_the_session_of_their_job(store, submit, take, finish, make_task):
+    submit(make_task(0, job="one.1"), make_task(0, job="two.1"))
+    store.settle([finish(d, d.task.job.encode()) for d in take()])
+    for session in ("one", "two"):
+        (event,) = store.events(session, b"0", 0)[1]
+        assert event.body == session.encode() + b".1"
+
+
+def test_2000_entries_in_one_batch(store, submit, take, finish, make_task):
+    submit(*(make_task(n, span=parse_span("0:10")) for n in range(2000)))
+    batch = [finish(d) for d in take(count=2000)]
+    for settlement in batch:
+        settlement.continue_with(settlement.delivery.task.again(parse_span("5:10")))
+    assert store.settle(batch) == [True] * 2000
+    assert len(take(count=5000)) == 2001, "the first is halved, all others find it waiting"
+
+
+def test_settling_nothing_is_allowed(store):
+    assert store.settle([]) == []
+
+
+def test_events_go_away_by_themselves(store, submit, take, finish, client):
+    submit(0)
+    store.settle([finish(d) for d in take()])
+    assert 0 < client.ttl(store.keys.events("s")) <= DAY

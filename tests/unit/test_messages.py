@@ -1,0 +1,180 @@
+"""Messages travel unchanged, or not at all."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nbstreamq.errors import SignatureError
+from nbstreamq.protocol.messages import Control, Event, Options, Task
+from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.spans import span_of
+
+SIGNER = Signer("secret", "sims")
+
+naturals = st.integers(0, 2**62)
+seconds = st.floats(allow_nan=False)
+spans = st.sets(st.integers(0, 1000), max_size=8).map(lambda s: span_of(sorted(s)))
+bodies = st.binary(max_size=300)
+
+tasks = st.builds(
+    Task,
+    job=st.text(),
+    n=naturals,
+    span=spans,
+    fn=st.text(),
+    name=st.text(),
+    call=st.sampled_from(["apply", "map", "starmap"]),
+    args=bodies,
+    opts=bodies,
+    attempt=naturals,
+    losses=naturals,
+)
+events = st.builds(
+    Event,
+    kind=st.text(),
+    job=st.text(),
+    n=naturals,
+    span=spans,
+    worker=st.text(),
+    attempt=naturals,
+    started=seconds,
+    seconds=seconds,
+    body=bodies,
+)
+controls = st.builds(Control, kind=st.text(), job=st.text(), span=spans)
+messages = tasks | events | controls
+
+
+def refused(message, flat, signer=SIGNER):
+    with pytest.raises(SignatureError):
+        type(message).decode(flat, signer)
+    return True
+
+
+@given(messages)
+def test_any_fields_come_back_as_they_were(message):
+    assert type(message).decode(message.encode(SIGNER), SIGNER) == message
+
+
+@given(messages, st.data())
+def test_any_flipped_bit_of_any_value_is_refused(message, data):
+    flat = message.encode(SIGNER)
+    i = data.draw(st.sampled_from([i for i in range(1, len(flat), 2) if flat[i]]))
+    at = data.draw(st.integers(0, len(flat[i]) - 1))
+    bit = 1 << data.draw(st.integers(0, 7))
+    flat[i] = flat[i][:at] + bytes([flat[i][at] ^ bit]) + flat[i][at + 1 :]
+    assert refused(message, flat)
+
+
+@given(messages, st.data())
+def test_any_lengthened_or_shortened_value_is_refused(message, data):
+    flat = message.encode(SIGNER)
+    i = data.draw(st.sampled_from(range(1, len(flat), 2)))
+    flat[i] = data.draw(st.sampled_from([flat[i] + b"0", b"0" + flat[i], flat[i][:-1]]))
+    assume(flat != message.encode(SIGNER))
+    assert refused(message, flat)
+
+
+@given(messages, st.data())
+def test_a_dropped_field_is_refused(message, data):
+    flat = message.encode(SIGNER)
+    i = data.draw(st.sampled_from(range(0, len(flat), 2)))
+    del flat[i : i + 2]
+    assert refused(message, flat)
+
+
+@given(messages, st.data())
+def test_a_renamed_field_is_refused(message, data):
+    flat = message.encode(SIGNER)
+    i = data.draw(st.sampled_from(range(0, len(flat), 2)))
+    flat[i] = data.draw(st.binary().filter(lambda name: name != flat[i]))
+    assert refused(message, flat)
+
+
+@given(messages, st.data())
+def test_two_swapped_values_are_refused(message, data):
+    flat = message.encode(SIGNER)
+    values = st.sampled_from(range(1, len(flat), 2))
+    i, j = data.draw(values), data.draw(values)
+    assume(flat[i] != flat[j])
+    flat[i], flat[j] = flat[j], flat[i]
+    assert refused(message, flat)
+
+
+@given(messages, st.binary(), st.binary())
+def test_an_added_field_is_refused(message, name, value):
+    flat = message.encode(SIGNER)
+    assert refused(message, [name, value, *flat])
+    assert refused(message, [*flat, name, value])
+
+
+@given(messages)
+def test_a_message_of_another_queue_is_refused(message):
+    assert refused(message, message.encode(Signer("secret", "sims2")))
+
+
+@given(messages)
+def test_a_message_under_another_secret_is_refused(message):
+    assert refused(message, message.encode(Signer("guess", "sims")))
+
+
+@given(messages)
+def test_a_message_of_another_kind_is_refused(message):
+    for other in {Task, Event, Control} - {type(message)}:
+        with pytest.raises(SignatureError):
+            other.decode(message.encode(SIGNER), SIGNER)
+
+
+@pytest.mark.parametrize("flat", [[], [b"sig"], [b"sig", b""], [b"kind", b"due"]])
+def test_what_is_no_message_at_all_is_refused(flat):
+    for kind in (Task, Event, Control):
+        with pytest.raises(SignatureError):
+            kind.decode(flat, SIGNER)
+
+
+def test_signed_nonsense_is_refused_as_well():
+    values = [b"cancel", b"s.1", b"5:1"]
+    signature = SIGNER.sign(b"control", *values)
+    flat = [b"kind", values[0], b"job", values[1], b"span", values[2], b"sig", signature]
+    with pytest.raises(SignatureError, match="malformed"):
+        Control.decode(flat, SIGNER)
+
+
+@given(tasks, spans, naturals, naturals)
+def test_a_task_put_back_keeps_all_but_span_attempt_and_losses(task, span, attempt, losses):
+    again = task.again(span, attempt=attempt, losses=losses)
+    same = {"span": task.span, "attempt": task.attempt, "losses": task.losses}
+    assert replace(again, **same) == task
+    assert (again.span, again.attempt - task.attempt) == (span, attempt)
+    assert again.losses - task.losses == losses
+
+
+def test_the_id_of_an_item_counts_from_the_start_of_its_job():
+    task = Task(job="s.3", n=40, fn="f", name="f", call="map", args=b"")
+    assert task.id_of(2) == "s.3-42"
+
+
+@given(
+    st.builds(
+        Options,
+        retries=st.integers(0, 99),
+        backoff=st.floats(0, 1e6),
+        time_limit=st.none() | st.floats(0, 1e6),
+        lane=st.none() | st.text(),
+        delay=st.floats(0, 1e6),
+    )
+)
+def test_options_come_back_as_they_were(options):
+    assert Options.decode(options.encode()) == options
+
+
+def test_default_options_take_no_room():
+    assert Options().encode() == b""
+
+
+@pytest.mark.parametrize("option", [f.name for f in fields(Options)])
+def test_only_changed_options_are_written(option):
+    assert option.encode() in Options(**{option: 7}).encode()
+    assert Options(**{option: 7}).encode().count(b":") == 1

@@ -1,0 +1,118 @@
+"""Signatures, and the secret they are made with."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nbstreamq.errors import SignatureError
+from nbstreamq.protocol.signing import SIGNATURE_BYTES, Signer, load_secret
+from nbstreamq.settings import Settings
+
+SIGNER = Signer("secret", "sims")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return replace(Settings.from_environment(), secret=None, data_dir=tmp_path / "data")
+
+
+@given(st.binary(), st.binary())
+def test_what_was_sealed_is_unsealed(name, data):
+    sealed = SIGNER.seal(b"blob", name, data)
+    assert SIGNER.unseal(b"blob", name, sealed) == data
+    assert len(sealed) == SIGNATURE_BYTES + len(data)
+
+
+@given(st.binary(), st.data())
+def test_sealed_data_with_a_flipped_bit_is_refused(data, draw):
+    sealed = bytearray(SIGNER.seal(b"blob", b"x", data))
+    sealed[draw.draw(st.integers(0, len(sealed) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
+    with pytest.raises(SignatureError):
+        SIGNER.unseal(b"blob", b"x", bytes(sealed))
+
+
+@given(st.binary(max_size=SIGNATURE_BYTES + 2))
+def test_sealed_data_cut_short_is_refused(sealed):
+    with pytest.raises(SignatureError):
+        SIGNER.unseal(b"blob", b"x", sealed)
+
+
+def test_sealed_data_is_bound_to_its_kind_and_name():
+    sealed = SIGNER.seal(b"blob", b"x", b"data")
+    for kind, name in ((b"function", b"x"), (b"blob", b"y")):
+        with pytest.raises(SignatureError):
+            SIGNER.unseal(kind, name, sealed)
+
+
+@given(st.lists(st.binary(), max_size=4), st.lists(st.binary(), max_size=4))
+def test_different_parts_have_different_signatures(parts, others):
+    assume(parts != others)
+    assert SIGNER.sign(b"task", *parts) != SIGNER.sign(b"task", *others)
+
+
+def test_parts_can_not_be_shifted_into_each_other():
+    assert SIGNER.sign(b"task", b"ab", b"c") != SIGNER.sign(b"task", b"a", b"bc")
+    assert SIGNER.sign(b"task", b"") != SIGNER.sign(b"task")
+    assert SIGNER.sign(b"ta", b"sk") != SIGNER.sign(b"task")
+
+
+def test_a_fingerprint_tells_secrets_apart_and_is_stable():
+    assert SIGNER.fingerprint() == Signer("secret", "sims").fingerprint()
+    assert SIGNER.fingerprint() != Signer("other", "sims").fingerprint()
+
+
+def test_the_secret_is_in_no_repr():
+    assert "hush" not in repr(Signer("hush", "sims"))
+
+
+def test_the_environment_s_secret_wins_over_the_file(settings):
+    settings = replace(settings, secret="from the environment")
+    assert load_secret(settings) == "from the environment"
+    assert not settings.data_dir.exists()
+
+
+def test_a_new_key_file_is_private_and_is_used_again(settings):
+    secret = load_secret(settings)
+    file = settings.data_dir / "secret"
+    assert len(bytes.fromhex(secret)) == 32
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert settings.data_dir.stat().st_mode & 0o777 == 0o700
+    assert load_secret(settings) == secret
+    assert list(settings.data_dir.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o777])
+def test_a_key_file_that_others_can_read_is_refused(settings, mode):
+    load_secret(settings)
+    (settings.data_dir / "secret").chmod(mode)
+    with pytest.raises(PermissionError, match="chmod 600"):
+        load_secret(settings)
+
+
+def test_processes_that_race_get_the_same_secret(settings):
+    settings.data_dir.mkdir()
+    program = (
+        "import sys, pathlib, dataclasses\n"
+        "from nbstreamq.protocol.signing import load_secret\n"
+        "from nbstreamq.settings import Settings\n"
+        "here = dataclasses.replace(Settings.from_environment(), secret=None,\n"
+        "                           data_dir=pathlib.Path(sys.argv[1]))\n"
+        "print('ready', flush=True); sys.stdin.readline(); print(load_secret(here))\n"
+    )
+    command = [sys.executable, "-c", program, str(settings.data_dir)]
+    pipe = subprocess.PIPE
+    racers = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) for _ in range(4)
+    ]
+    assert [r.stdout.readline() for r in racers] == ["ready\n"] * 4
+    for racer in racers:
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    secrets = {racer.communicate()[0] for racer in racers}
+    assert secrets == {load_secret(settings) + "\n"}
