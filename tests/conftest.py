@@ -285,17 +285,21 @@ def _lasting_keys(client: Any, queue: str) -> list[str]:
     """Return the keys of `queue` that would stay for ever, against what keys.py says."""
     if client is None:
         return []
-    patterns = _lasting_patterns()
+    patterns = _patterns()
     return [
         f"key {key} without a TTL"
         for key in _keys_of(client, queue)
-        if client.ttl(key) == -1
-        and not any(fnmatch.fnmatch(key.partition("}:")[2], p) for p in patterns)
+        if client.ttl(key) == -1 and _lifetime(key.partition("}:")[2], patterns) != "queue"
     ]
 
 
-def _lasting_patterns() -> list[str]:
-    """Return patterns of the keys that live as long as their queue, from the table in keys.py."""
+def _lifetime(key: str, patterns: dict[str, str]) -> str:
+    """Return what the longest pattern that fits `key` says; ``""`` if none fits."""
+    fitting = [p for p in patterns if fnmatch.fnmatch(key, p)]
+    return patterns[max(fitting, key=len)] if fitting else ""
+
+
+def _patterns() -> dict[str, str]:
+    """Return pattern -> lifetime for each kind of key, from the table in keys.py."""
     rows = re.findall(r"^``(\S+?)``.*?  (queue|\d+ days?)  ", keys_module.__doc__ or "", re.M)
-    assert rows
-    return [re.sub(r"<\w+>", "*", key) for key, lifetime in rows if lifetime == "queue"]
+    return {re.sub(r"<\w+>", "*", key): lifetime for key, lifetime in rows}

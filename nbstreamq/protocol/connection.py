@@ -92,7 +92,8 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     if password:
         options |= {"username": unquote(username) or None, "password": unquote(password)}
     manager = Sentinel(sentinels, socket_connect_timeout=CONNECT_TIMEOUT)
-    return manager.master_for(service, **options)
+    client: redis.Redis = manager.master_for(service, **options)
+    return client
 
 
 def url_of(client: redis.Redis | redis.RedisCluster) -> str:

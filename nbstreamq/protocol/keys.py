@@ -2,23 +2,24 @@
 
 All keys of a queue share one hash tag, so that every script may touch any of them on a cluster.
 
-========================  ====================  ========  ===========================================
-key                       type                  lifetime  holds
-========================  ====================  ========  ===========================================
-``lane:<lane>``           stream, one group     queue     tasks waiting or in flight
-``delayed:<lane>``        sorted set            queue     tasks not due yet, scored by due time (ms)
-``meta``                  hash                  queue     fingerprint of the secret
-``setup``                 stream                queue     what `everywhere` asked for, for late joiners
-``fn:<digest>``           string                7 days    a pickled function
-``blob:<digest>``         string                7 days    a large value
-``events:<session>``      stream                1 day     what comes back to one client
-``session:<session>``     hash                  1 day     number of the last batch a client submitted
-``cancelled``             hash                  1 day     job -> span of items that shall not run
-``control``               stream                1 day     cancellations, and wake-ups for due tasks
-``nodes``                 sorted set            7 days    supervisors, scored by last heartbeat (ms)
-``workers``               hash                  7 days    worker -> JSON description
-``dead``                  stream                7 days    entries refused because of their signature
-========================  ====================  ========  ===========================================
+========================  =================  ========  ========================================
+key                       type               lifetime  holds
+========================  =================  ========  ========================================
+``lane:<lane>``           stream, one group  queue     tasks waiting or in flight
+``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
+``delayed:<lane>``        sorted set         queue     tasks not due yet, scored by due time (ms)
+``meta``                  hash               queue     fingerprint of the secret
+``setup``                 stream             queue     what `everywhere` asked for, for late joiners
+``fn:<digest>``           string             7 days    a pickled function
+``blob:<digest>``         string             7 days    a large value
+``events:<session>``      stream             1 day     what comes back to one client
+``session:<session>``     hash               1 day     number of the last batch a client submitted
+``cancelled``             hash               1 day     job -> span of items that shall not run
+``control``               stream             1 day     cancellations, and wake-ups for due tasks
+``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
+``workers``               hash               7 days    worker -> JSON description
+``dead``                  stream             7 days    entries refused because of their signature
+========================  =================  ========  ========================================
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def nested_lane(depth: int) -> str:
 def deeper_lanes(depth: int) -> tuple[str, ...]:
     """Return the lanes that a worker may serve while a task of `depth` waits in it.
 
-    Only deeper tasks: so the stack of waiting tasks never grows higher than tasks nest, and whatever
-    a task waits for is in one of these lanes or in another worker's hands, where the same holds.
+    Only deeper tasks: so the stack of waiting tasks never grows higher than tasks nest, and
+    whatever a task waits for is in one of these lanes or in another worker's hands, where the same
+    holds.
     """
     return NESTED[: MAX_DEPTH - min(depth, MAX_DEPTH - 1)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import ClassVar, Self
 
 from ..errors import SignatureError
 from .signing import Signer
@@ -69,6 +70,7 @@ class Message:
         raise NotImplementedError
 
     @classmethod
+    @cache
     def names(cls) -> list[bytes]:
         """Return the names of the fields on the wire."""
         return [f.metadata.get("wire", f.name).encode() for f in fields(cls)]  # type: ignore[arg-type]
@@ -77,7 +79,7 @@ class Message:
         """Return the signed stream fields of this message."""
         values = self.values()
         flat: Fields = []
-        for pair in zip(self._wire_names, values, strict=True):
+        for pair in zip(self.names(), values, strict=True):
             flat += pair
         flat += (b"sig", signer.sign(self.KIND, *values))
         return flat
@@ -91,7 +93,7 @@ class Message:
         SignatureError
             A field is missing, unknown, or was changed after it was signed.
         """
-        if flat[0:-1:2] != [*cls._wire_names, b"sig"]:
+        if flat[0:-1:2] != [*cls.names(), b"sig"]:
             raise SignatureError(f"An entry that is no {cls.KIND.decode()} message was refused.")
         values = flat[1:-2:2]
         signer.check(flat[-1], cls.KIND, *values)
@@ -99,8 +101,6 @@ class Message:
             return cls.of(values)
         except (ValueError, TypeError) as error:
             raise SignatureError(f"A malformed {cls.KIND.decode()} was refused: {error}") from error
-
-    _wire_names: ClassVar[list[bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +264,3 @@ class Control(Message):
     def of(cls, values: list[bytes]) -> Self:
         kind, job, span = values
         return cls(kind=kind.decode(), job=job.decode(), span=parse_span(span.decode()))
-
-
-for _class in (Task, Event, Control):
-    _class._wire_names = _class.names()

@@ -23,9 +23,10 @@ def test_a_worker_with_a_task_of_its_own_lane_in_hand_is_not_buried(store, make_
     assert store.bury("w1", ["default"]) is False
 
 
-def test_a_buried_worker_leaves_no_trace(store, client, take):
+def test_a_buried_worker_leaves_no_trace(store, client, submit, take, finish):
     store.join("w1", {})
-    take("w1")
+    submit(0)
+    store.settle([finish(d) for d in take("w1")])
     assert consumers(client, store.keys.lane("default")) == ["w1"]
     assert store.bury("w1", ["high", "default", "low"]) is True
     assert consumers(client, store.keys.lane("default")) == []

@@ -153,7 +153,7 @@ def test_a_user_without_rights_is_refused(start_server):
         admin.acl_setuser("reader", enabled=True, passwords="+hush", categories=["+connection"])
     with (
         open_client(server.url.replace("unix://", "unix://reader:hush@")) as client,
-        pytest.raises(ServerRefused, match="NOPERM|permission"),
+        pytest.raises(ServerRefused, match=r"NOPERM|permission"),
     ):
         Store(client, "q", Signer("secret", "q")).check_secret()
 
