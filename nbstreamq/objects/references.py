@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import NbstreamqError
 
-__all__ = ["Dependent", "Ref", "collecting", "dependency", "place_of", "resolving"]
+__all__ = ["Dependent", "Ref", "collecting", "dependency", "fetch_by", "place_of", "resolving"]
 
 _fetch: ContextVar[Callable[[str], Any]] = ContextVar("nbstreamq_fetch")
 _dependencies: ContextVar[Sequence[Any]] = ContextVar("nbstreamq_dependencies", default=())
@@ -79,6 +79,11 @@ def place_of(future: Any) -> int:
             return index
     found.append(future)
     return len(found) - 1
+
+
+def fetch_by(fetch: Callable[[str], Any]) -> None:
+    """Look up references by `fetch` (digest -> value) in this thread from now on."""
+    _fetch.set(fetch)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ supervisors. Every message carries a signature over all its fields, checked when
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -47,12 +48,21 @@ class Options:
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""
-        changed = {k: v for k, v in vars(self).items() if v != getattr(type(self), k)}
+        changed = self.changed()
         return json.dumps(changed).encode() if changed else b""
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that differ from the defaults."""
+        return {k: v for k, v in vars(self).items() if v != getattr(type(self), k)}
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        return cls(**json.loads(data)) if data else cls()
+        return cls(**json.loads(data)) if data else cls._defaults()
+
+    @classmethod
+    @functools.cache
+    def _defaults(cls) -> Self:
+        return cls()
 
 
 class Message:

@@ -79,7 +79,7 @@ class Child:
     leaving
         It was told to exit.
     stopping, kill_at, dumped
-        Serial of the item that was asked to stop, when patience ends, and whether the stack was
+        Key of the item that was asked to stop, when patience ends, and whether the stack was
         asked for.
     """
 
@@ -88,7 +88,7 @@ class Child:
     slot: Slot
     born: float = field(default_factory=time.monotonic)
     leaving: bool = False
-    stopping: int = 0
+    stopping: tuple[int, int] = (0, 0)
     kill_at: float = 0.0
     dumped: bool = False
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ServerUnreachable
 from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
-from ..objects.references import Dependent, resolving
+from ..objects.references import Dependent, fetch_by, resolving
 from ..objects.remote_errors import dump_error, load_error
 from ..protocol.keys import NESTED
 from ..protocol.messages import Event, Options, Task
@@ -39,6 +39,7 @@ class Execution:
         self._runner = runner
         self._output = output
         self._values = values
+        fetch_by(values.value)
         self._depths: list[int] = []
         #: Progress that was not published yet: (task, item) -> (done, total).
         self._progress: dict[tuple[Task, int], tuple[int, int | None]] = {}
@@ -97,6 +98,10 @@ class Execution:
             events.append(self._event("progress", task, (range(item, item + 1),), body))
         return events
 
+    def strays(self) -> list[Event]:
+        """Return events for what others than Python code printed since the last look."""
+        return self.reports(self._output.collect())
+
     def started(self, task: Task) -> Event:
         """Return the event that says that the current item of `task` runs for a while already."""
         item = self._output.item
@@ -113,17 +118,18 @@ class Execution:
         finally:
             self.running.pop()
             self._depths.pop()
-            settlement.events += self.reports(self._output.leave())
+            pieces = self._output.leave()
+            if pieces or self._progress:
+                settlement.events += self.reports(pieces)
 
     def _run(self, delivery: Delivery, todo: Span) -> Run:
         task = delivery.task
         try:
             fn = self._values.function(task)
-            with resolving(self._values.value):
-                args = self._load_args(task)
-                limit = Options.decode(task.opts).time_limit if task.opts else None
-                entry = (delivery.lane, delivery.entry_id)
-                return self._runner.run(task, entry, fn, args, todo, limit)
+            args = self._load_args(task)
+            limit = Options.decode(task.opts).time_limit
+            entry = (delivery.lane, delivery.entry_id)
+            return self._runner.run(task, entry, fn, args, todo, limit)
         except ServerUnreachable:
             raise
         except Exception as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on

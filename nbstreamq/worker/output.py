@@ -67,6 +67,9 @@ class _Channel:
 class Output:
     """Catches what is printed in this process, and knows which item of which task printed it.
 
+    What Python code prints is caught at once. What other code writes to the descriptors is looked
+    for after each batch, and every 50 ms in a long task: each look costs two system calls.
+
     Attributes
     ----------
     item
@@ -76,13 +79,11 @@ class Output:
     def __init__(self) -> None:
         self.item = 0
         self._tasks: list[Task] = []
+        self._last: tuple[Task | None, int] = (None, 0)
         self._channels: list[_Channel] = []
         self._pieces: list[Piece] = []
         self._lock = threading.RLock()
-        #: Whose output the files hold from where they were read to their ends.
-        self._printing: tuple[Task | None, int] = (None, 0)
-        self._seen: dict[tuple[Task | None, int], int] = {}
-        self._last = ""
+        self._seen: dict[tuple[int, int], int] = {}
 
     def install(self, stdout: int, stderr: int) -> None:
         """Send all that this process prints to the files with these descriptors."""
@@ -98,16 +99,15 @@ class Output:
 
     def enter(self, task: Task) -> None:
         """Say that what is printed from now on is printed by `task`."""
-        with self._lock:
-            self._read_as((task, self.item))
-            self._tasks.append(task)
+        self._tasks.append(task)
 
     def leave(self) -> list[Piece]:
-        """Say that the current task is over; return what it printed since `collect`."""
+        """Say that the current task is over; return what its Python code printed since `collect`."""
         with self._lock:
-            pieces = self.collect()
-            task = self._tasks.pop()
-            self._seen = {k: n for k, n in self._seen.items() if k[0] is not task}
+            self._last = self._owner()
+            self._tasks.pop()
+            self._seen.clear()
+            pieces, self._pieces = self._pieces, []
             return pieces
 
     def reporting(self) -> threading.RLock:
@@ -115,44 +115,48 @@ class Output:
         return self._lock
 
     def collect(self) -> list[Piece]:
-        """Return what was printed since the last call."""
+        """Return what anything printed since the last call."""
         with self._lock:
             self._flush_c(None)
-            self._read_as(self._owner())
+            self._read(self._owner())
             pieces, self._pieces = self._pieces, []
             return pieces
 
-    def write(self, name: str, descriptor: int, text: str) -> None:
+    def write(self, descriptor: int, text: str) -> None:
         """Write `text`, which the running item prints."""
         data = text.encode(errors="replace")
         with self._lock:
             owner = self._owner()
-            if owner != self._printing or name != self._last:
-                self._read_as(owner)
-                self._last = name
-            while data and self._seen.get(owner, 0) <= ITEM_LIMIT_BYTES:
+            while data and self._n_seen(owner) <= ITEM_LIMIT_BYTES:
                 data = data[os.write(descriptor, data[:ITEM_LIMIT_BYTES]) :]
-                self._read_as(owner)
+                self._read(owner)
 
     def _owner(self) -> tuple[Task | None, int]:
-        return (self._tasks[-1] if self._tasks else None, self.item)
+        return (self._tasks[-1], self.item) if self._tasks else self._last
 
-    def _read_as(self, next_owner: tuple[Task | None, int]) -> None:
-        """Move what the files hold to the pieces; what comes after it is `next_owner`'s."""
-        owner, self._printing = self._printing, next_owner
+    def _n_seen(self, owner: tuple[Task | None, int]) -> int:
+        return self._seen.get((id(owner[0]), owner[1]), 0)
+
+    def _read(self, owner: tuple[Task | None, int]) -> None:
+        """Move what the files hold to the pieces."""
         for channel in self._channels:
-            seen = self._seen.get(owner, 0)
+            seen = self._n_seen(owner)
             data, dropped = channel.read(max(0, ITEM_LIMIT_BYTES - seen))
             if data:
                 self._keep(owner, channel.name, data.decode(errors="replace"))
             if dropped and seen <= ITEM_LIMIT_BYTES:
                 self._keep(owner, "stderr", _DROPPED)
             if data or dropped:
-                self._seen[owner] = seen + len(data) + dropped
+                self._seen[id(owner[0]), owner[1]] = seen + len(data) + dropped
 
     def _keep(self, owner: tuple[Task | None, int], stream: str, text: str) -> None:
         task, item = owner
-        if task is not None:
+        if task is None:
+            return
+        last = self._pieces[-1] if self._pieces else None
+        if last and last.task is task and last.item == item and last.stream == stream:
+            self._pieces[-1] = Piece(task, item, stream, last.text + text)
+        else:
             self._pieces.append(Piece(task, item, stream, text))
 
 
@@ -180,7 +184,7 @@ class Stream(io.TextIOBase):
         return True
 
     def write(self, text: str, /) -> int:
-        self._output.write(self._name, self._descriptor, text)
+        self._output.write(self._descriptor, text)
         return len(text)
 
 

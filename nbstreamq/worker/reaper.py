@@ -32,8 +32,8 @@ class Death(Protocol):
         """What it ran; empty if that is not known."""
 
     @property
-    def stopped(self) -> tuple[int, Stop]:
-        """The item that it was killed for, and why."""
+    def stopped(self) -> tuple[int, int, Stop]:
+        """Serial and number of the item that it was killed for, and why."""
 
 
 def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list[Settlement]:
@@ -70,10 +70,11 @@ def _settle_item(settlement: Settlement, level: Level, death: Death) -> None:
     rest = span_of(i for i in items(task.span) if i != level.item)
     if rest:
         settlement.successors.append(Successor(task=task.again(rest)))
-    serial, why = death.stopped
-    if level.serial == serial and why is Stop.CANCELLED:
+    *stopped, why = death.stopped
+    killed = [level.serial, level.item] == stopped
+    if killed and why is Stop.CANCELLED:
         settlement.events.append(_event("cancelled", task, guilty, death))
-    elif level.serial == serial:
+    elif killed:
         _settle_over_time(settlement, guilty, death)
     else:
         _charge(settlement, task.again(guilty), death)

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import TimeLimitExceeded
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Task
-from ..protocol.spans import Span, items, span_of
+from ..protocol.spans import Span, items, size, span_of
 from .output import Output
 from .slots import Slot, Stop
 
@@ -90,7 +90,9 @@ class Runner:
         self._output = output
         self._serial = 0
         #: Serials of the running items, outermost first; a 0 on top: user code does not run now.
-        self._serials: list[int] = [0]
+        self._serials = [0]
+        #: Where each of them stands in the slot.
+        self._places = [0]
 
     def on_stop_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Stop the running item, if it is still the one that shall be stopped."""
@@ -100,19 +102,22 @@ class Runner:
 
     def check_stop(self) -> None:
         """Raise `Stopped` if a running or waiting item shall be stopped."""
-        serial, why = self._slot.stop_request()
-        if serial and serial in self._serials:
-            raise Stopped(serial, why)
+        serial, item, why = self._slot.stop_request()
+        for at, running in zip(self._places, self._serials, strict=True):
+            if running == serial != 0 and self._slot.words[at] == item:
+                raise Stopped(serial, why)
 
     @contextmanager
     def helping(self) -> Iterator[None]:
         """While the running item waits for others: not in user code."""
         item = self._output.item
         self._serials.append(0)
+        self._places.append(0)
         try:
             yield
         finally:
             self._serials.pop()
+            self._places.pop()
             self._output.item = item
 
     def run(
@@ -139,6 +144,7 @@ class Runner:
         begun = time.monotonic()
         at = self._slot.push((*entry, task.job, task.n))
         self._serials.append(0)
+        self._places.append(at)
         left = items(todo)
         try:
             while self._run_until_stopped(task, run, _caller(task.call, fn), args, left, at, time_limit):
@@ -146,11 +152,12 @@ class Runner:
                     break
         finally:
             self._serials.pop()
+            self._places.pop()
             self._slot.pop()
-        rest = list(left)
         if run.stopped:
-            rest.insert(0, self._output.item)
-        run.rest = span_of(rest)
+            run.rest = span_of([self._output.item, *left])
+        elif len(run.done) + len(run.cancelled) < size(todo):
+            run.rest = span_of(left)
         run.seconds = time.monotonic() - begun
         return run
 
@@ -191,15 +198,18 @@ class Runner:
         time_limit: float,
     ) -> None:
         """The hot loop: a microsecond here is a microsecond for every item."""
-        slot, output, serials, clock = self._slot, self._output, self._serials, time.monotonic
+        slot, output, serials, words = self._slot, self._output, self._serials, self._slot.words
+        clock = time.monotonic
         done, values = run.done, run.values
         now = clock()
         end = now + SLICE
+        self._serial = serial = self._serial + 1
+        slot.begin(at, serial, now, time_limit)
         for item in left:
-            self._serial += 1
-            output.item = item
-            slot.begin(at, self._serial, item, now, now + time_limit if time_limit else 0.0)
-            serials[-1] = self._serial
+            words[at] = output.item = item
+            if time_limit:
+                slot.begin(at, serial, now, time_limit)
+            serials[-1] = serial
             try:
                 value = one(args[item])
                 if type(value) is GeneratorType:

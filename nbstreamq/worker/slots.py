@@ -5,13 +5,12 @@ level each. Only the worker writes, except for `ask_to_stop`.
 
 ::
 
-    q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why
-    level k, from q[8 + 32 k]: serial, item, started (s), deadline (s), length of text, text (200 bytes)
+    q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
+    level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), length of text, text (200 bytes)
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,7 +22,7 @@ SLOT_BYTES = 16384
 #: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
 MAX_LEVELS = 60
 _FIRST, _WORDS = 8, 32
-_SERIAL, _ITEM, _STARTED, _DEADLINE, _LENGTH, _TEXT = range(6)
+_ITEM, _SERIAL, _STARTED, _DEADLINE, _LENGTH, _TEXT = range(6)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 
 
@@ -45,7 +44,19 @@ class Stop(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One running item, as the supervisor sees it; times by the monotonic clock."""
+    """One running item, as the supervisor sees it; times by the monotonic clock.
+
+    Attributes
+    ----------
+    serial
+        Number of the slice, in this worker, that the item is part of.
+    item
+        Which item of the delivery.
+    started, deadline
+        When the slice began, and when the item must be over; 0: no limit.
+    lane, entry_id, job, n
+        Which delivery.
+    """
 
     serial: int
     item: int
@@ -55,6 +66,11 @@ class Level:
     entry_id: bytes
     job: str
     n: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What no other item of this worker has."""
+        return self.serial, self.item
 
 
 class Slot:
@@ -81,26 +97,26 @@ class Slot:
         depth = self.words[1]
         at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
         lane, entry_id, job, n = entry
-        text = json.dumps([lane, entry_id.decode(), job, n]).encode()[:_TEXT_BYTES]
+        text = b"%b\0%b\0%b\0%d" % (lane.encode(), entry_id, job.encode(), n)
+        text = text[:_TEXT_BYTES]
         self.words[at + _SERIAL] = 0
         self._map[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
         self.words[at + _LENGTH] = len(text)
         self.words[1] = depth + 1
         return at
 
-    def begin(self, at: int, serial: int, item: int, started: float, deadline: float) -> None:
-        """Say which item of the level's delivery runs now; a `deadline` of 0 is none."""
+    def begin(self, at: int, serial: int, started: float, time_limit: float) -> None:
+        """Say that the item in ``words[at]`` runs from now on; a `time_limit` of 0 is none."""
         self._times[at + _STARTED] = started
-        self._times[at + _DEADLINE] = deadline
-        self.words[at + _ITEM] = item
+        self._times[at + _DEADLINE] = started + time_limit if time_limit else 0.0
         self.words[at + _SERIAL] = serial
 
     def pop(self) -> None:
         self.words[1] -= 1
 
-    def stop_request(self) -> tuple[int, Stop]:
-        """Return the serial of the item that the supervisor wants stopped, and why."""
-        return self.words[2], Stop(self.words[3])
+    def stop_request(self) -> tuple[int, int, Stop]:
+        """Return serial and number of the item that the supervisor wants stopped, and why."""
+        return self.words[2], self.words[4], Stop(self.words[3])
 
     # -- the supervisor reads ------------------------------------------------------------------
 
@@ -127,14 +143,15 @@ class Slot:
         start = (at + _TEXT) * 8
         try:
             text = self._map[start : start + self.words[at + _LENGTH]]
-            lane, entry_id, job, n = json.loads(text)
+            lane, entry_id, job, n = text.split(b"\0")
+            identity = {"lane": lane.decode(), "entry_id": entry_id, "job": job.decode(), "n": int(n)}
         except ValueError:
             return None
         if self.words[at + _SERIAL] != serial:
             return None
-        return Level(lane=lane, entry_id=entry_id.encode(), job=job, n=n, **fields)
+        return Level(**identity, **fields)
 
-    def ask_to_stop(self, serial: int, why: Stop) -> None:
+    def ask_to_stop(self, level: Level, why: Stop) -> None:
         """Name the item that shall stop; a signal to the worker must follow."""
-        self.words[3] = why
-        self.words[2] = serial
+        self.words[3], self.words[4] = why, level.item
+        self.words[2] = level.serial

@@ -61,7 +61,7 @@ class Timing:
 class _Death:
     certificate: DeathCertificate
     levels: Sequence[Level] = ()
-    stopped: tuple[int, Stop] = (0, Stop.NONE)
+    stopped: tuple[int, int, Stop] = (0, 0, Stop.NONE)
 
 
 class Supervisor:
@@ -267,18 +267,18 @@ class Supervisor:
         for child in self._children.values():
             levels = child.slot.levels()
             late = [v for v in levels if v.deadline and now > v.deadline]
-            if late and child.stopping != late[0].serial:
-                self._ask_to_stop(child, late[0].serial, Stop.TIME_LIMIT)
-            if child.stopping and child.stopping in {v.serial for v in levels}:
+            if late and child.stopping != late[0].key:
+                self._ask_to_stop(child, late[0], Stop.TIME_LIMIT)
+            if child.stopping in [v.key for v in levels]:
                 self._force(child, now)
             for descriptor in (child.spec.stdout, child.spec.stderr):
                 if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
                     os.ftruncate(descriptor, 0)
 
-    def _ask_to_stop(self, child: Child, serial: int, why: Stop) -> None:
-        child.stopping, child.dumped = serial, False
+    def _ask_to_stop(self, child: Child, level: Level, why: Stop) -> None:
+        child.stopping, child.dumped = level.key, False
         child.kill_at = time.monotonic() + self._timing.grace
-        child.slot.ask_to_stop(serial, why)
+        child.slot.ask_to_stop(level, why)
         child.signal(STOP)
 
     def _force(self, child: Child, now: float) -> None:
@@ -359,7 +359,7 @@ class Supervisor:
             for level in child.slot.levels():
                 ours = order.job in (level.job, session_of(level.job))
                 if ours and any(level.n + level.item in r for r in order.span):
-                    self._ask_to_stop(child, level.serial, Stop.CANCELLED)
+                    self._ask_to_stop(child, level, Stop.CANCELLED)
                     break
 
     def _promote(self) -> None:

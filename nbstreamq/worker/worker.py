@@ -199,6 +199,9 @@ class TaskWorker:
     def _settling(self, send: Callable[[list[Settlement]], Any]) -> Any:
         with self._lock:
             settled, self._settled = self._settled, []
+        if settled:
+            # Before the results: who has the result shall have what was printed, too.
+            settled[-1].events[:0] = self.execution.strays()
         self._flushed = time.monotonic()
         try:
             return send(settled)
