@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from ..objects.references import dependency, place_of
@@ -65,10 +65,19 @@ class TaskFuture(Future[T], Generic[T]):
         return super().exception(0)
 
     def _wait(self, timeout: float | None) -> None:
-        if not self.done() and not self._session.wait(self._ledger, self.done, timeout):
+        if not self.done() and not self._session.wait(self._ledger, self._is_done_within, timeout):
             raise TimeoutError(
                 f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s; it goes on."
             )
+
+    def _is_done_within(self, seconds: float) -> bool:
+        try:
+            super().exception(seconds)
+        except TimeoutError:
+            return self.done()
+        except CancelledError:
+            return True
+        return True
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.wrap_future(self).__await__()

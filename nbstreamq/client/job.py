@@ -81,7 +81,7 @@ class Job(Generic[T]):
 
     def _wait(self, is_reached: Callable[[], bool], index: int) -> None:
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        if not self._session.wait(self._ledger, is_reached, left):
+        if not self._session.wait_until(self._ledger, is_reached, left):
             raise TimeoutError(
                 f"Item {index} of job {self.id} ({self._ledger.name}) has no result in time;"
                 f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
@@ -105,7 +105,7 @@ class Job(Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
-        if not self._session.wait(self._ledger, lambda: self._ledger.is_over, timeout):
+        if not self._session.wait_until(self._ledger, lambda: self._ledger.is_over, timeout):
             raise TimeoutError(
                 f"Job {self.id} ({self._ledger.name}): {self._ledger.n_over} of {len(self)} are over"
                 f" after {timeout:g} s. It goes on."
@@ -139,7 +139,7 @@ class Job(Generic[T]):
         ledger, n_seen = self._ledger, 0
         while n_seen < len(ledger.ended) or not ledger.is_over:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._session.wait(
+            if not self._session.wait_until(
                 ledger, lambda n=n_seen: len(ledger.ended) > n or ledger.is_over, left
             ):
                 raise TimeoutError(f"Job {self.id}: {len(self) - ledger.n_over} calls are not over")

@@ -7,8 +7,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ..errors import NbstreamqError, WorkerLost
 from ..objects.outcomes import load_outcomes
@@ -16,7 +16,7 @@ from ..protocol.messages import Event
 from ..protocol.spans import Span, items, size, span_of
 from ..protocol.states import State
 
-__all__ = ["Ledger", "Payload"]
+__all__ = ["Ledger", "Payload", "Report"]
 
 _STATES = tuple(State)
 _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
@@ -25,8 +25,18 @@ _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
 )
 
 
-@dataclass(frozen=True)
-class Payload:
+class Report(NamedTuple):
+    """Which worker ran some items, at which attempt, when and how long; see `Event`."""
+
+    n: int
+    span: Span
+    worker: str
+    attempt: int
+    started: float
+    seconds: float
+
+
+class Payload(NamedTuple):
     """What was sent for some items of a job, to run them again here.
 
     Attributes
@@ -62,26 +72,50 @@ class Ledger:
         Where its tasks wait.
     """
 
+    # A single call has one, too: so it holds no more than it needs.
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_errors",
+        "_futures",
+        "_lock",
+        "_logs",
+        "_over_callbacks",
+        "_payloads",
+        "_progress",
+        "_reports",
+        "_states",
+        "_values",
+        "ended",
+        "fn",
+        "growing",
+        "job",
+        "lane",
+        "n_over",
+        "name",
+    )
+
     def __init__(self, job: str, name: str, fn: Callable[..., Any], lane: str) -> None:
         self.job = job
         self.name = name
         self.fn = fn
         self.lane = lane
-        self.changed = threading.Condition()
-        self._over_callbacks: list[Callable[[], None]] = []
         #: Items that are over, in the order in which they ended.
         self.ended: list[range] = []
         self.n_over = 0
         #: Whether more items may come.
         self.growing = False
+        self._lock = threading.RLock()
+        self._changed: threading.Condition | None = None
+        self._over_callbacks: tuple[Callable[[], None], ...] = ()
         self._states = bytearray()
         self._values: list[Any] = []
-        self._errors: dict[int, BaseException] = {}
         self._futures: dict[int, Future[Any]] = {}
         self._payloads: list[Payload] = []
-        self._reports: list[Event] = []
-        self._logs: dict[int, list[tuple[str, str]]] = {}
-        self._progress: dict[int, tuple[int, int | None]] = {}
+        self._reports: list[Report] = []
+        self._errors: dict[int, BaseException] | None = None
+        self._logs: dict[int, list[tuple[str, str]]] | None = None
+        self._progress: dict[int, tuple[int, int | None]] | None = None
 
     def __len__(self) -> int:
         return len(self._states)
@@ -106,24 +140,24 @@ class Ledger:
         return self._values[item]
 
     def error(self, item: int) -> BaseException | None:
-        return self._errors.get(item)
+        return (self._errors or {}).get(item)
 
     def errors(self) -> dict[int, BaseException]:
         """Return item -> exception of those that failed, in order."""
-        return dict(sorted(self._errors.items()))
+        return dict(sorted((self._errors or {}).items()))
 
     def log(self, item: int) -> list[tuple[str, str]]:
         """Return what the item printed: (stream, text), in order."""
-        return list(self._logs.get(item, ()))
+        return list((self._logs or {}).get(item, ()))
 
     def progress(self, item: int) -> tuple[int, int | None] | None:
-        return self._progress.get(item)
+        return (self._progress or {}).get(item)
 
-    def report(self, item: int) -> Event | None:
-        """Return the last news of the item, without its body: which worker, attempt, when."""
-        for event in reversed(self._reports):
-            if any(item - event.n in r for r in event.span):
-                return event
+    def report(self, item: int) -> Report | None:
+        """Return the last news of the item."""
+        for report in reversed(self._reports):
+            if any(item - report.n in r for r in report.span):
+                return report
         return None
 
     def payload(self, item: int) -> Payload | None:
@@ -135,14 +169,16 @@ class Ledger:
 
     def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `is_reached`, for at most `timeout` seconds; return whether it is."""
-        with self.changed:
-            return self.changed.wait_for(is_reached, timeout)
+        with self._lock:
+            if self._changed is None:
+                self._changed = threading.Condition(self._lock)
+            return self._changed.wait_for(is_reached, timeout)
 
     # -- writing -------------------------------------------------------------------------------
 
     def add(self, payload: Payload) -> None:
         """Add the items of a chunk that is being submitted."""
-        with self.changed:
+        with self._lock:
             self._payloads.append(payload)
             self._states.extend(bytes(payload.n_items))
             self._values.extend([None] * payload.n_items)
@@ -154,7 +190,7 @@ class Ledger:
 
     def attach(self, item: int, future: Future[Any]) -> Future[Any]:
         """Have `future` resolved with the item; return the one that it has, if it has one."""
-        with self.changed:
+        with self._lock:
             known = self._futures.setdefault(item, future)
             ended = self.has_ended(item)
         if known is future and ended:
@@ -163,8 +199,8 @@ class Ledger:
 
     def when_over(self, callback: Callable[[], None]) -> None:
         """Call `callback` when all items are over; at once if they are."""
-        with self.changed:
-            self._over_callbacks.append(callback)
+        with self._lock:
+            self._over_callbacks += (callback,)
         self._tell()
 
     def release(self, item: int) -> Any:
@@ -179,7 +215,7 @@ class Ledger:
 
     def _finished(self, event: Event) -> None:
         values, errors = load_outcomes(event.body)
-        if len(event.span) == 1 and not errors and self._end_run(event, values):
+        if len(values) > 1 and len(event.span) == 1 and not errors and self._end_run(event, values):
             return
         for k, item in enumerate(items(event.span)):
             error = errors.get(k)
@@ -191,7 +227,7 @@ class Ledger:
         """Write the results of successive items at once, if that is all there is to do."""
         first = event.n + event.span[0].start
         last = first + len(values)
-        with self.changed:
+        with self._lock:
             if self._futures or any(map(_DONE.__le__, self._states[first:last])):
                 return False
             self._values[first:last] = values
@@ -211,17 +247,19 @@ class Ledger:
         self._note(event)
 
     def _mark(self, event: Event, code: int) -> None:
-        with self.changed:
+        with self._lock:
             for item in items(event.span):
                 if self._states[event.n + item] < _DONE:
                     self._states[event.n + item] = code
 
     def _printed(self, event: Event) -> None:
         for item, stream, text in json.loads(event.body):
+            self._logs = self._logs or {}
             self._logs.setdefault(event.n + item, []).append((stream, text))
 
     def _progressed(self, event: Event) -> None:
         done, total = json.loads(event.body)
+        self._progress = self._progress or {}
         self._progress[event.n + event.span[0].start] = (done, total)
 
     def _cancelled(self, event: Event) -> None:
@@ -245,7 +283,7 @@ class Ledger:
 
     def orphan(self, error: NbstreamqError) -> None:
         """Fail what is open in a forked process, where other threads held the locks and are gone."""
-        self.changed = threading.Condition()
+        self._lock, self._changed = threading.RLock(), None
         for future in self._futures.values():
             future._condition = threading.Condition()  # noqa: SLF001 - else its lock may stay held
         self.growing = False
@@ -255,11 +293,12 @@ class Ledger:
         self, item: int, code: int, value: Any = None, error: BaseException | None = None
     ) -> bool:
         """Write how an item ended; False if it had ended already: the first word counts."""
-        with self.changed:
+        with self._lock:
             if self.has_ended(item):
                 return False
             self._values[item] = value
             if error is not None:
+                self._errors = self._errors or {}
                 self._errors[item] = self._complete(item, error)
             self._states[item] = code
             self.ended.append(range(item, item + 1))
@@ -297,12 +336,14 @@ class Ledger:
             Future.cancel(future)
             future.set_running_or_notify_cancel()
         elif code == _FAILED:
-            future.set_exception(self._errors[item])
+            future.set_exception(self.error(item))
         else:
             future.set_result(self._values[item])
 
     def _note(self, event: Event) -> None:
-        self._reports.append(replace(event, body=b""))
+        self._reports.append(
+            Report(event.n, event.span, event.worker, event.attempt, event.started, event.seconds)
+        )
 
     def _drop_payload(self, event: Event) -> None:
         """Forget the arguments of a chunk whose items are all done; a single call keeps them."""
@@ -315,11 +356,12 @@ class Ledger:
             self._payloads.remove(payload)
 
     def _tell(self) -> None:
-        with self.changed:
-            self.changed.notify_all()
-            callbacks = []
-            if self.is_over:
-                callbacks, self._over_callbacks = self._over_callbacks, []
+        with self._lock:
+            if self._changed is not None:
+                self._changed.notify_all()
+            callbacks: tuple[Callable[[], None], ...] = ()
+            if self._over_callbacks and self.is_over:
+                callbacks, self._over_callbacks = self._over_callbacks, ()
         for callback in callbacks:
             _call(callback)
 

@@ -270,7 +270,7 @@ class TaskQueue(Executor):
         data = dump((args, kwargs), f"an argument of {function.name}()")
         ledger = session.open_ledger(fn, function.name, self._lane())
         session.everywhere(ledger, function, data)
-        session.wait(ledger, lambda: not ledger.growing, None)
+        session.wait_until(ledger, lambda: not ledger.growing, None)
         return Job(session, ledger)
 
     # -- workers -------------------------------------------------------------------------------

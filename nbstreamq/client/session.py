@@ -195,19 +195,34 @@ class Session:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def wait(self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until `is_reached`, which a change of `ledger` brings about; return whether it is.
+    def wait_until(
+        self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None
+    ) -> bool:
+        """Wait until `is_reached`, which a change of `ledger` brings about; return whether it is."""
+        return self.wait(ledger, lambda seconds: ledger.wait(is_reached, seconds), timeout)
+
+    def wait(self, ledger: Ledger, wait: Callable[[float], bool], timeout: float | None) -> bool:
+        """Wait until ``wait(seconds)`` returns true; return whether it did in time.
 
         In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain.
+
+        Parameters
+        ----------
+        ledger
+            Whose items are waited for.
+        wait
+            Waits for at most so many seconds; returns whether it is over.
+        timeout
+            Seconds to wait in all; None waits for ever.
         """
         self._check_owner()
         deadline = None if timeout is None else time.monotonic() + timeout
         worker = host()
         if worker is not None:
-            worker.help_until(lambda s: ledger.wait(is_reached, s), timeout, ledger.lane)
+            worker.help_until(wait, timeout, ledger.lane)
         while True:
             left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            if ledger.wait(is_reached, min(left, PATIENCE)):
+            if wait(min(left, PATIENCE)):
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
@@ -360,7 +375,7 @@ class Session:
             remaining = list(self._ledgers.values())
         if wait:
             for ledger in remaining:
-                self.wait(ledger, lambda v=ledger: v.is_over, None)
+                self.wait_until(ledger, lambda v=ledger: v.is_over, None)
         if wait or not remaining:
             self._end()
 
@@ -382,7 +397,7 @@ class Session:
         """End at the interpreter's exit: nobody waits any more for what is not done."""
         if self._state == "closing":
             for ledger in list(self._ledgers.values()):
-                self.wait(ledger, lambda v=ledger: v.is_over, None)
+                self.wait_until(ledger, lambda v=ledger: v.is_over, None)
         if self._ledgers and self._state == "open":
             everything = (range(2**53),)
             self._sender.put(
