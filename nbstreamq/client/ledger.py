@@ -325,8 +325,11 @@ class Ledger:
             return ""
         try:
             loaded = load(payload.args)
-            value = loaded if payload.call == "apply" else loaded[item - payload.n]
-            return reprlib.repr(value)
+            if payload.call != "apply":
+                return reprlib.repr(loaded[item - payload.n])
+            args, kwargs = loaded
+            parts = [*map(reprlib.repr, args), *(f"{k}={v!r:.40}" for k, v in kwargs.items())]
+            return f"{self.name}({', '.join(parts)})"
         except Exception as error:  # noqa: BLE001 - foreign code, for a description only
             return f"(can't be shown: {error!r})"
 

@@ -94,7 +94,7 @@ class Output:
         sys.stderr = Stream(self, "stderr", 2)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
-        logging.getLogger().addHandler(handler)
+        logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
         self._flush_c = ctypes.CDLL(None).fflush
 
     def enter(self, task: Task) -> None:

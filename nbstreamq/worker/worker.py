@@ -150,6 +150,7 @@ class TaskWorker:
         self._store.ensure_lanes(self._lanes[1:])
         for task in self._store.join(self.id, description):
             self._store.publish(self.execution.set_up(task, self._lanes[0]))
+        self._slot.set_state(State.BUSY)
 
     def _round(self) -> None:
         if not self._batch:
