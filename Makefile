@@ -26,7 +26,7 @@ lint: setup  ## ruff, mypy --strict and import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest tests

@@ -8,10 +8,9 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .errors import NbstreamqError
-from .settings import Settings
+from .settings import Settings, n_cores
 
 __all__ = ["main"]
 
@@ -36,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="server; the default is $NBSTREAMQ_URL, else the embedded server",
     )
-    worker.add_argument("-n", type=int, metavar="N", help="number of workers; default: the cores")
-    worker.add_argument("--queue", default="default", metavar="NAME", help="queue; default: default")
+    worker.add_argument("-n", type=int, metavar="N", help="number of workers; default: all cores")
+    worker.add_argument("--queue", default="default", metavar="NAME", help="default: 'default'")
     worker.add_argument(
         "--lane",
         action="append",
@@ -51,9 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_workers(options: argparse.Namespace) -> None:
-    # Heavy imports come here, so that --help is quick; and before the fork, so that workers are warm.
+    # Heavy imports come here: --help is quick; and before the fork: workers are warm.
     import cloudpickle  # noqa: F401
-    import redis  # noqa: F401
     import tblib  # noqa: F401
 
     from .client import queue  # noqa: F401
@@ -63,7 +61,7 @@ def _run_workers(options: argparse.Namespace) -> None:
     from .protocol.signing import Signer, load_secret
     from .protocol.store import Store
     from .worker.door import Door
-    from .worker.supervisor import Supervisor, n_cores
+    from .worker.supervisor import Supervisor
 
     settings = Settings.from_environment()
     url = options.url or settings.url or ensure_server(settings)

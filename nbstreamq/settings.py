@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "n_cores"]
 
 
 def _runtime_dir() -> Path:
@@ -72,3 +72,10 @@ class Settings:
             server_idle=float(env("NBSTREAMQ_SERVER_IDLE") or 300),
             start_method=env("NBSTREAMQ_START_METHOD") or None,
         )
+
+
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

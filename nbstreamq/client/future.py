@@ -67,7 +67,7 @@ class TaskFuture(Future[T], Generic[T]):
     def _wait(self, timeout: float | None) -> None:
         if not self.done() and not self._session.wait(self._ledger, self._is_done_within, timeout):
             raise TimeoutError(
-                f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s; it goes on."
+                f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."
             )
 
     def _is_done_within(self, seconds: float) -> bool:

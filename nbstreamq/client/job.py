@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar, cast, overload
@@ -107,8 +108,8 @@ class Job(Generic[T]):
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
         if not self._session.wait_until(self._ledger, lambda: self._ledger.is_over, timeout):
             raise TimeoutError(
-                f"Job {self.id} ({self._ledger.name}): {self._ledger.n_over} of {len(self)} are over"
-                f" after {timeout:g} s. It goes on."
+                f"Job {self.id} ({self._ledger.name}) goes on: {self._ledger.n_over} of"
+                f" {len(self)} are over after {timeout:g} s."
             )
 
     # -- one by one ----------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class Job(Generic[T]):
         while n_seen < len(ledger.ended) or not ledger.is_over:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._session.wait_until(
-                ledger, lambda n=n_seen: len(ledger.ended) > n or ledger.is_over, left
+                ledger, functools.partial(ledger.has_more_ended, n_seen), left
             ):
                 raise TimeoutError(f"Job {self.id}: {len(self) - ledger.n_over} calls are not over")
             for span in ledger.ended[n_seen:]:

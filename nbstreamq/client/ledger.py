@@ -107,7 +107,7 @@ class Ledger:
         self.growing = False
         self._lock = threading.RLock()
         self._changed: threading.Condition | None = None
-        self._over_callbacks: tuple[Callable[[], None], ...] = ()
+        self._over_callbacks: tuple[Callable[[], object], ...] = ()
         self._states = bytearray()
         self._values: list[Any] = []
         self._futures: dict[int, Future[Any]] = {}
@@ -125,6 +125,18 @@ class Ledger:
     @property
     def is_over(self) -> bool:
         return not self.growing and self.n_over == len(self._states)
+
+    def check_over(self) -> bool:
+        """Return `is_over`; a method, to wait for."""
+        return self.is_over
+
+    def has_more_ended(self, n: int) -> bool:
+        """Return whether `ended` has more than `n` entries, or never will."""
+        return len(self.ended) > n or self.is_over
+
+    def waiting(self) -> list[int]:
+        """Return the items that have not begun, as far as is known."""
+        return [i for i, code in enumerate(self._states) if code == _WAITING]
 
     def counts(self) -> dict[State, int]:
         """Return how many items are in each state."""
@@ -197,7 +209,7 @@ class Ledger:
             self._resolve(item, future)
         return known
 
-    def when_over(self, callback: Callable[[], None]) -> None:
+    def when_over(self, callback: Callable[[], object]) -> None:
         """Call `callback` when all items are over; at once if they are."""
         with self._lock:
             self._over_callbacks += (callback,)
@@ -282,7 +294,7 @@ class Ledger:
         self._tell()
 
     def orphan(self, error: NbstreamqError) -> None:
-        """Fail what is open in a forked process, where other threads held the locks and are gone."""
+        """Fail what is open, in a forked process: who held the locks is gone."""
         self._lock, self._changed = threading.RLock(), None
         for future in self._futures.values():
             future._condition = threading.Condition()  # noqa: SLF001 - else its lock may stay held
@@ -353,8 +365,10 @@ class Ledger:
         if len(self) == 1:
             return
         payload = self.payload(event.n)
-        if payload and size(event.span) and all(
-            code == _DONE for code in self._states[payload.n : payload.n + payload.n_items]
+        if (
+            payload
+            and size(event.span)
+            and all(code == _DONE for code in self._states[payload.n : payload.n + payload.n_items])
         ):
             self._payloads.remove(payload)
 
@@ -362,7 +376,7 @@ class Ledger:
         with self._lock:
             if self._changed is not None:
                 self._changed.notify_all()
-            callbacks: tuple[Callable[[], None], ...] = ()
+            callbacks: tuple[Callable[[], object], ...] = ()
             if self._over_callbacks and self.is_over:
                 callbacks, self._over_callbacks = self._over_callbacks, ()
         for callback in callbacks:
@@ -379,7 +393,7 @@ class Ledger:
     }
 
 
-def _call(callback: Callable[[], None]) -> None:
+def _call(callback: Callable[[], object]) -> None:
     try:
         callback()
     except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class Listener:
                 if lost:
                     self._on_trouble(None)
                     lost = False
-                if not all([self._handle(event) for event in events]):
+                if False in list(map(self._handle, events)):
                     break
             except ServerUnreachable as error:
                 lost = True
@@ -86,8 +87,6 @@ class Listener:
         return self._deliver(event)
 
     def _forget(self) -> None:
-        try:
+        with contextlib.suppress(NbstreamqError):  # else its keys expire by themselves
             self._store.forget_session(self._session)
-        except NbstreamqError:
-            pass  # its keys expire by themselves
         self._store.close()

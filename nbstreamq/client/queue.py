@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast
 
 from ..current import host
 from ..errors import NbstreamqError
 from ..launch.local import LocalWorkers
 from ..launch.server import ensure_server
-from ..objects.functions import FunctionPickle, name_of
+from ..objects.functions import name_of
 from ..objects.payloads import dump
-from ..objects.references import Dependent, Ref, collecting
-from ..protocol.connection import hide_password, open_client, url_of
+from ..objects.references import Ref, collecting
+from ..protocol.connection import Client, hide_password, open_client, url_of
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..protocol.signing import Signer, load_secret
 from ..protocol.store import Store
-from ..settings import Settings
-from .chunks import Pace, chunks
+from ..settings import Settings, n_cores
 from .future import TaskFuture
 from .job import Job
-from .ledger import Ledger, Payload
+from .ledger import Payload
 from .session import Session, new_session_id
 from .status import QueueStatus, WorkerStatus, queue_status
-
-if TYPE_CHECKING:
-    import redis
+from .submission import Feed, pace_of, send_chunks, submit_when_done
 
 __all__ = ["TaskFunction", "TaskQueue"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: Number of workers that chunks are cut for, when it is not known how many there are.
-ASSUMED_WORKERS = 8
 
 
 class TaskQueue(Executor):
@@ -84,7 +77,7 @@ class TaskQueue(Executor):
         name: str = "default",
         url: str | None = None,
         *,
-        client: redis.Redis | redis.RedisCluster | None = None,
+        client: Client | None = None,
         workers: int | Literal["auto"] = "auto",
         secret: str | None = None,
     ) -> None:
@@ -98,16 +91,14 @@ class TaskQueue(Executor):
         self._embedded = embedded
         store = Store(client or open_client(self._url), name, Signer(secret, name))
         store.check_secret()
-        if workers == "auto":
-            n_workers = _n_cores() if embedded else None
-        else:
-            n_workers = workers
+        default = n_cores() if embedded else None
+        n_workers = default if workers == "auto" else workers
         session = new_session_id()
         self._session = Session(
             store,
             LocalWorkers(self._url, name, secret, session, settings),
             n_workers,
-            revive=lambda: ensure_server(settings) if embedded else None,
+            revive=functools.partial(ensure_server, settings) if embedded else None,
             session=session,
         )
         self._options = Options()
@@ -141,12 +132,14 @@ class TaskQueue(Executor):
         future = TaskFuture[T](session, ledger, 0)
         ledger.attach(0, future)
         if needed:
-            self._submit_when_done(ledger, function, data, needed)
+            submit_when_done(
+                session, ledger, function, data=data, needed=needed, options=self._options
+            )
         else:
             session.submit(ledger, function, Payload(0, 1, "apply", data), self._options)
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         /,
@@ -169,9 +162,9 @@ class TaskQueue(Executor):
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
         buffersize
-            Most items that are submitted and not yet taken by the iteration; the inputs are taken as
-            the results are, so that they may be endless, and results can be iterated once. None:
-            all inputs are submitted now.
+            Most items that are submitted and not yet taken by the iteration: the inputs are taken
+            as the results are, so they may be endless; results can be iterated once. None: all
+            inputs are submitted now.
 
         Raises
         ------
@@ -184,16 +177,14 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         ledger = session.open_ledger(fn, function.name, self._lane())
         ledger.growing = True
-        call = "map" if len(iterables) == 1 else "starmap"
-        source = iterables[0] if call == "map" else zip(*iterables, strict=False)
-        pace = self._pace(iterables, chunksize, buffersize)
-        sends = self._send_chunks(ledger, function, call, chunks(source, pace), pace)
+        pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
+        sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
         feed = None
         if buffersize is None:
             for _ in sends:
                 pass
         else:
-            feed = _Feed(ledger, sends, buffersize)
+            feed = Feed(ledger, sends, buffersize)
             feed()
         return Job(session, ledger, deadline=deadline, feed=feed)
 
@@ -235,7 +226,7 @@ class TaskQueue(Executor):
         delay
             Seconds before a call may start.
         """
-        given = {
+        given: dict[str, Any] = {
             "retries": retries,
             "backoff": backoff,
             "time_limit": time_limit,
@@ -283,7 +274,7 @@ class TaskQueue(Executor):
         nworkers
             None: as many as there are cores.
         """
-        n = _n_cores() if nworkers is None else nworkers
+        n = n_cores() if nworkers is None else nworkers
         if n < 0:
             raise ValueError(f"nworkers is {n}: it can't be negative")
         self._session.scale(n)
@@ -332,77 +323,6 @@ class TaskQueue(Executor):
             return self._options.lane
         worker = host()
         return nested_lane(worker.depth()) if worker else "default"
-
-    def _pace(
-        self, iterables: tuple[Iterable[Any], ...], chunksize: int | str, buffersize: int | None
-    ) -> Pace:
-        if isinstance(chunksize, int):
-            return Pace.fixed(chunksize)
-        n_workers = self._session.workers.n_workers or ASSUMED_WORKERS
-        if buffersize is not None:
-            return Pace.fixed(max(1, buffersize // (4 * n_workers)))
-        sizes = [len(i) for i in iterables if isinstance(i, Sized)]
-        return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
-
-    def _send_chunks(
-        self,
-        ledger: Ledger,
-        function: FunctionPickle,
-        call: str,
-        pieces: Iterator[list[Any]],
-        pace: Pace,
-    ) -> Iterator[int]:
-        """Submit chunk after chunk, as this is iterated; yield how many items each has."""
-        try:
-            for piece in pieces:
-                data = dump(piece, f"an item of {function.name}()")
-                payload = Payload(len(ledger), len(piece), call, data)
-                ledger.add(payload)
-                self._session.submit(ledger, function, payload, self._options)
-                pace.sent(len(piece), len(data))
-                yield len(piece)
-        except BaseException:
-            self._session.cancel(ledger, range(len(ledger)))
-            raise
-        finally:
-            ledger.stop_growing()
-
-    def _submit_when_done(
-        self, ledger: Ledger, function: FunctionPickle, data: bytes, needed: list[TaskFuture[Any]]
-    ) -> None:
-        """Submit a call once the results that it needs are there; fail it if one of them fails."""
-        missing = set(range(len(needed)))
-
-        def one_is_done(index: int, future: TaskFuture[Any]) -> None:
-            missing.discard(index)
-            if ledger.has_ended(0):
-                return
-            try:
-                error = future.exception()
-                if error is None and not missing:
-                    results = [dump(f.result(), f"the result of {f.id}") for f in needed]
-                    payload = Payload(0, 1, "apply", dump(Dependent(data, results), "arguments"))
-                    self._session.submit(ledger, function, payload, self._options)
-            except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
-                error = failure
-            if error is not None:
-                ledger.fail([0], error)
-
-        for index, future in enumerate(needed):
-            future.add_done_callback(functools.partial(one_is_done, index))
-
-
-class _Feed:
-    """Submits more items as results are taken, never more than `buffersize` ahead."""
-
-    def __init__(self, ledger: Ledger, sends: Iterator[int], buffersize: int) -> None:
-        self._ledger = ledger
-        self._sends = sends
-        self._buffersize = buffersize
-
-    def __call__(self, n_taken: int = 0) -> None:
-        while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
-            next(self._sends, 0)
 
 
 class TaskFunction(Generic[P, T]):
@@ -456,12 +376,6 @@ def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue
             queue = TaskQueue(name, address, workers=0)
         _in_task[key] = queue
     return queue.options(**options.changed())
-
-
-def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_map(

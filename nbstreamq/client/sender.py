@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -105,11 +106,10 @@ class Sender:
     def _run(self) -> None:
         while batch := self._next():
             if isinstance(batch[0], Order):
-                order = batch[0]
-                self._insist(lambda: order.carry_out(self._store), batch)
+                self._insist(functools.partial(batch[0].carry_out, self._store), batch)
             else:
                 self._batch += 1
-                self._insist(lambda: self._submit(batch), batch)
+                self._insist(functools.partial(self._submit, batch), batch)
             with self._changed:
                 self._waiting_bytes -= sum(item.size_bytes for item in batch)
                 self._changed.notify_all()

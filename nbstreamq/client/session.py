@@ -10,13 +10,12 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import sys
 import threading
 import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..current import host
@@ -26,8 +25,8 @@ from ..objects.functions import FunctionPickle, FunctionPickler
 from ..objects.payloads import load
 from ..objects.references import resolving
 from ..protocol.messages import Event, Options, Task
-from ..protocol.spans import format_span, span_of
 from ..protocol.store import Store
+from .echo import echo
 from .ledger import Ledger, Payload
 from .listener import Listener
 from .sender import Entry, Order, Sender
@@ -55,7 +54,7 @@ class Session:
     n_workers
         How many are started at the first submit; None: none.
     revive
-        Brings the server back, if that is in our hands.
+        Brings the server back; None if that is not in our hands.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Session:
         store: Store,
         workers: LocalWorkers,
         n_workers: int | None,
-        revive: Callable[[], None],
+        revive: Callable[[], object] | None,
         session: str,
     ) -> None:
         self.id = session
@@ -149,7 +148,14 @@ class Session:
         def tasks(n: int) -> list[Task]:
             # One for each worker, and the last for who joins later: nobody waits for that.
             return [
-                Task(job=ledger.job, n=i, fn=function.digest, name=function.name, call="apply", args=args)
+                Task(
+                    job=ledger.job,
+                    n=i,
+                    fn=function.digest,
+                    name=function.name,
+                    call="apply",
+                    args=args,
+                )
                 for i in range(n + 1)
             ]
 
@@ -172,7 +178,11 @@ class Session:
 
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
-        self.check_open()
+        self._check_owner()
+        if self._state != "closed":
+            self._cancel(ledger, chosen)
+
+    def _cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         newly = ledger.cancel(chosen)
         if newly:
             span = ledger.cancelled()
@@ -198,7 +208,7 @@ class Session:
     def wait_until(
         self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None
     ) -> bool:
-        """Wait until `is_reached`, which a change of `ledger` brings about; return whether it is."""
+        """Wait until `is_reached`, which `ledger` brings about; return whether it is."""
         return self.wait(ledger, lambda seconds: ledger.wait(is_reached, seconds), timeout)
 
     def wait(self, ledger: Ledger, wait: Callable[[float], bool], timeout: float | None) -> bool:
@@ -289,7 +299,7 @@ class Session:
             return True
         ledger.apply(event)
         if event.kind == "output":
-            _echo(ledger.name, event)
+            echo(ledger.name, event)
         self._retire(ledger)
         return True
 
@@ -297,7 +307,7 @@ class Session:
     def _echo_stranger(event: Event) -> None:
         """Show what a late joiner's set-up printed; ignore what nobody waits for any more."""
         if event.kind == "output":
-            _echo("everywhere", event)
+            echo("everywhere", event)
 
     def _retire(self, ledger: Ledger) -> None:
         """Forget a job that is over; end a session that waited for the last."""
@@ -311,7 +321,7 @@ class Session:
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
         self.trouble = error
-        if error is not None and self._state != "closed":
+        if error is not None and self._revive is not None and self._state != "closed":
             try:
                 self._revive()
             except (NbstreamqError, OSError) as failure:
@@ -355,18 +365,12 @@ class Session:
             Cancel the calls that are not running yet, as far as is known.
         """
         with self._lock:
-            if self._state == "foreign" or self._state == "closed":
+            if self._state in ("foreign", "closed"):
                 return
             open_ledgers = list(self._ledgers.values())
         if cancel:
             for ledger in open_ledgers:
-                waiting = [i for i in range(len(ledger)) if ledger.state(i).value == "waiting"]
-                newly = ledger.cancel(waiting)
-                if newly:
-                    span = ledger.cancelled()
-                    self._sender.put(
-                        Order(lambda s, j=ledger.job, a=span, b=newly: s.cancel(j, a, b), self._on_refusal)
-                    )
+                self._cancel(ledger, ledger.waiting())
         with self._lock:
             self._state = "closing"
             for ledger in open_ledgers:
@@ -374,10 +378,13 @@ class Session:
                     self._ledgers.pop(ledger.job, None)
             remaining = list(self._ledgers.values())
         if wait:
-            for ledger in remaining:
-                self.wait_until(ledger, lambda v=ledger: v.is_over, None)
+            self._wait_for(remaining)
         if wait or not remaining:
             self._end()
+
+    def _wait_for(self, ledgers: Iterable[Ledger]) -> None:
+        for ledger in ledgers:
+            self.wait_until(ledger, ledger.check_over, None)
 
     def _end(self, farewell: float | None = None) -> None:
         """Close all connections; `farewell` bounds the seconds that the server may take."""
@@ -396,8 +403,7 @@ class Session:
     def abandon(self) -> None:
         """End at the interpreter's exit: nobody waits any more for what is not done."""
         if self._state == "closing":
-            for ledger in list(self._ledgers.values()):
-                self.wait_until(ledger, lambda v=ledger: v.is_over, None)
+            self._wait_for(list(self._ledgers.values()))
         if self._ledgers and self._state == "open":
             everything = (range(2**53),)
             self._sender.put(
@@ -419,18 +425,6 @@ def _forked(queue: str) -> QueueClosed:
         f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
         " Make another one here."
     )
-
-
-def _echo(name: str, event: Event) -> None:
-    """Show what a task printed, each line marked with the task."""
-    import json
-
-    for item, stream, text in json.loads(event.body):
-        target = sys.stderr if stream == "stderr" else sys.stdout
-        mark = f"[{name} {event.n + item}] "
-        for line in text.splitlines():
-            target.write(f"{mark}{line}\n")
-        target.flush()
 
 
 def new_session_id() -> str:

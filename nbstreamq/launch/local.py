@@ -176,7 +176,9 @@ class LocalWorkers:
                 return connection
             time.sleep(0.005)
         log = self.log.read_text(errors="replace")[-2000:].strip()
-        raise ServerError(f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}")
+        raise ServerError(
+            f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}"
+        )
 
     def revive(self) -> None:
         """Start the supervisor again if it has died, with as many workers as it had."""

@@ -41,7 +41,9 @@ def dump_outcomes(
     return pickle.dumps((False, pickles, errors), 5)
 
 
-def _dump(value: Any, position: int, errors: dict[int, bytes], id_of: Callable[[int], str]) -> bytes:
+def _dump(
+    value: Any, position: int, errors: dict[int, bytes], id_of: Callable[[int], str]
+) -> bytes:
     task = id_of(position)
     try:
         return dump(value, f"the result of task {task}")

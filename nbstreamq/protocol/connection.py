@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ServerRefused, ServerUnreachable
@@ -15,7 +15,11 @@ from ..errors import ServerRefused, ServerUnreachable
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Command", "Wire", "hide_password", "open_client", "url_of"]
+    Client: TypeAlias = redis.Redis | redis.RedisCluster
+else:
+    Client = object  #: A redis-py client; the name is for annotations only.
+
+__all__ = ["Client", "Command", "Wire", "hide_password", "open_client", "url_of"]
 
 Command = tuple[Any, ...]
 
@@ -34,7 +38,7 @@ def hide_password(url: str) -> str:
     return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
 
 
-def open_client(url: str) -> redis.Redis | redis.RedisCluster:
+def open_client(url: str) -> Client:
     """Return a redis-py client for `url`; nothing is sent yet, except to a cluster or a sentinel.
 
     Parameters
@@ -96,7 +100,7 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     return client
 
 
-def url_of(client: redis.Redis | redis.RedisCluster) -> str:
+def url_of(client: Client) -> str:
     """Return the URL under which another process reaches the server of `client`.
 
     Raises
@@ -143,9 +147,7 @@ class Wire:
         Texts of the Lua scripts to load whenever the server does not know one.
     """
 
-    def __init__(
-        self, client: redis.Redis | redis.RedisCluster, slot_key: str, scripts: Sequence[str]
-    ) -> None:
+    def __init__(self, client: Client, slot_key: str, scripts: Sequence[str]) -> None:
         self._client: Any = client
         self._slot_key = slot_key
         self._scripts = scripts

@@ -10,7 +10,7 @@ import functools
 import json
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ..errors import SignatureError
 from .signing import Signer

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import SecretMismatch, ServerRefused, SignatureError
 from . import scripts
-from .connection import REPLY_TIMEOUT, Command, Wire
+from .connection import REPLY_TIMEOUT, Client, Command, Wire
 from .keys import DAY, GROUP, LANES, WEEK, Keys, session_of
 from .messages import Control, Event, Fields, Task
 from .settlement import Delivery, Settlement, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, parse_span
-
-if TYPE_CHECKING:
-    import redis
 
 __all__ = ["Store"]
 
@@ -38,9 +35,7 @@ class Store:
         Signs what is written and checks what is read.
     """
 
-    def __init__(
-        self, client: redis.Redis | redis.RedisCluster, queue: str, signer: Signer
-    ) -> None:
+    def __init__(self, client: Client, queue: str, signer: Signer) -> None:
         self.keys = Keys(queue)
         self._client = client
         self._signer = signer

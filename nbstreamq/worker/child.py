@@ -25,7 +25,8 @@ from .worker import TaskWorker
 
 __all__ = ["DUMP", "LEAVE", "STOP", "Child", "Spec", "main", "start"]
 
-#: Signals to a worker: exit after the running task; stop the item named in the slot; write the stack.
+#: Signals to a worker: exit after the running task; stop the item that the slot names; write the
+#: stack to the crash file.
 LEAVE, STOP, DUMP = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 #: Libraries that would otherwise start a thread for each core in each worker.
 _THREAD_LIMITS = (
@@ -124,8 +125,14 @@ def start(method: str, url: str, secret: str, **details: Any) -> Child:
     details
         The fields of `Spec` that are not descriptors.
     """
-    files = {name: shared_file() for name in ("stdout", "stderr", "crash")}
-    spec = Spec(slot=shared_file(SLOT_BYTES), supervisor=os.getpid(), **files, **details)
+    spec = Spec(
+        slot=shared_file(SLOT_BYTES),
+        stdout=shared_file(),
+        stderr=shared_file(),
+        crash=shared_file(),
+        supervisor=os.getpid(),
+        **details,
+    )
     pid = (_fork if method == "fork" else _spawn)(spec, url, secret)
     return Child(spec=spec, pid=pid, slot=Slot(spec.slot))
 

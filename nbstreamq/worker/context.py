@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from ..current import host
@@ -31,7 +31,7 @@ def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:
     if worker is None:
         yield from items
         return
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     done = 0
     worker.progress(done, total)

@@ -1,4 +1,4 @@
-"""A delivery in, a settlement out: what a worker does with what it was given, short of sending it."""
+"""A delivery in, a settlement out: what a worker does with what it is given, except to send it."""
 
 from __future__ import annotations
 
@@ -127,9 +127,7 @@ class Execution:
         try:
             fn = self._values.function(task)
             args = self._load_args(task)
-            limit = Options.decode(task.opts).time_limit
-            entry = (delivery.lane, delivery.entry_id)
-            return self._runner.run(task, entry, fn, args, todo, limit)
+            return self._runner.run(delivery, fn, args, todo)
         except ServerUnreachable:
             raise
         except Exception as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
@@ -160,7 +158,7 @@ class Execution:
             body = dump_outcomes(run.values, run.errors, lambda k: task.id_of(run.done[k]))
             span = span_of(run.done)
             settlement.events.append(
-                self._event("finished", task, span, body, run.started, run.seconds)
+                self._event("finished", task, span, body, started=run.started, seconds=run.seconds)
             )
         if run.rest:
             settlement.continue_with(task.again(run.rest))
@@ -188,6 +186,7 @@ class Execution:
         task: Task,
         span: Span,
         body: bytes = b"",
+        *,
         started: float = 0.0,
         seconds: float = 0.0,
     ) -> Event:

@@ -102,7 +102,7 @@ class Output:
         self._tasks.append(task)
 
     def leave(self) -> list[Piece]:
-        """Say that the current task is over; return what its Python code printed since `collect`."""
+        """Say that the current task is over; return what its Python code printed."""
         with self._lock:
             self._last = self._owner()
             self._tasks.pop()

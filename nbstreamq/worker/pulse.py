@@ -1,4 +1,4 @@
-"""A thread that watches a long task from inside its worker: sends what it prints, frees the rest."""
+"""A thread that watches a long task from inside: sends what it prints, frees what waits."""
 
 from __future__ import annotations
 

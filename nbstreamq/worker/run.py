@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import TimeLimitExceeded
 from ..objects.remote_errors import dump_error
-from ..protocol.messages import Task
+from ..protocol.messages import Options, Task
+from ..protocol.settlement import Delivery
 from ..protocol.spans import Span, items, size, span_of
 from .output import Output
 from .slots import Slot, Stop
@@ -64,6 +65,19 @@ class Run:
         self.errors[len(self.done)] = error
         self.done.append(item)
         self.values.append(None)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """A delivery in the runner's hands: what is to be called with what, and what came of it."""
+
+    task: Task
+    one: Callable[[Any], Any]
+    args: Sequence[Any]
+    left: Iterator[int]
+    at: int
+    time_limit: float
+    run: Run
 
 
 def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -121,91 +135,73 @@ class Runner:
             self._output.item = item
 
     def run(
-        self,
-        task: Task,
-        entry: tuple[str, bytes],
-        fn: Callable[..., Any],
-        args: Sequence[Any],
-        todo: Span,
-        time_limit: float | None,
+        self, delivery: Delivery, fn: Callable[..., Any], args: Sequence[Any], todo: Span
     ) -> Run:
-        """Run the items `todo` of `task` until a slice of time is over; at least one is tried.
+        """Run items of a delivery until a slice of time is over; at least one is tried.
 
         Parameters
         ----------
-        entry
-            Lane and entry id, for the supervisor.
         fn, args
             The function, and all items of the task's payload.
-        time_limit
-            Seconds that each item may take.
+        todo
+            Which of them.
         """
-        run = Run(started=time.time())
+        task = delivery.task
         begun = time.monotonic()
-        at = self._slot.push((*entry, task.job, task.n))
+        at = self._slot.push((delivery.lane, delivery.entry_id, task.job, task.n))
         self._serials.append(0)
         self._places.append(at)
-        left = items(todo)
+        work = _Work(
+            task=task,
+            one=_caller(task.call, fn),
+            args=args,
+            left=items(todo),
+            at=at,
+            time_limit=Options.decode(task.opts).time_limit or 0.0,
+            run=Run(started=time.time()),
+        )
         try:
-            while self._run_until_stopped(task, run, _caller(task.call, fn), args, left, at, time_limit):
-                if time.monotonic() > begun + SLICE:
-                    break
+            while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
+                pass
         finally:
             self._serials.pop()
             self._places.pop()
             self._slot.pop()
+        run = work.run
         if run.stopped:
-            run.rest = span_of([self._output.item, *left])
+            run.rest = span_of([self._output.item, *work.left])
         elif len(run.done) + len(run.cancelled) < size(todo):
-            run.rest = span_of(left)
+            run.rest = span_of(work.left)
         run.seconds = time.monotonic() - begun
         return run
 
-    def _run_until_stopped(
-        self,
-        task: Task,
-        run: Run,
-        one: Callable[[Any], Any],
-        args: Sequence[Any],
-        left: Iterator[int],
-        at: int,
-        time_limit: float | None,
-    ) -> bool:
+    def _run_until_stopped(self, work: _Work) -> bool:
         """Run items; return whether it ended because one of them was stopped."""
         try:
-            self._run_items(task, run, one, args, left, at, time_limit or 0.0)
+            self._run_items(work)
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
             item = self._output.item
             if stop.serial != mine:
-                run.stopped = stop
+                work.run.stopped = stop
                 return False
             if stop.why is Stop.CANCELLED:
-                run.cancelled.append(item)
+                work.run.cancelled.append(item)
             else:
-                run.fail(item, _over_time(task.id_of(item), task.name, time_limit or 0.0, stop))
+                work.run.fail(item, _over_time(work, item, stop))
             return True
         return False
 
-    def _run_items(
-        self,
-        task: Task,
-        run: Run,
-        one: Callable[[Any], Any],
-        args: Sequence[Any],
-        left: Iterator[int],
-        at: int,
-        time_limit: float,
-    ) -> None:
+    def _run_items(self, work: _Work) -> None:
         """The hot loop: a microsecond here is a microsecond for every item."""
         slot, output, serials, words = self._slot, self._output, self._serials, self._slot.words
-        clock = time.monotonic
-        done, values = run.done, run.values
+        at, one, args, time_limit = work.at, work.one, work.args, work.time_limit
+        done, values, clock = work.run.done, work.run.values, time.monotonic
         now = clock()
         end = now + SLICE
         self._serial = serial = self._serial + 1
         slot.begin(at, serial, now, time_limit)
-        for item in left:
+        for item in work.left:
             words[at] = output.item = item
             if time_limit:
                 slot.begin(at, serial, now, time_limit)
@@ -218,7 +214,7 @@ class Runner:
                 raise
             except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
                 serials[-1] = 0
-                run.fail(item, dump_error(error, task=task.id_of(item)))
+                work.run.fail(item, dump_error(error, task=work.task.id_of(item)))
             else:
                 serials[-1] = 0
                 done.append(item)
@@ -228,10 +224,11 @@ class Runner:
                 return
 
 
-def _over_time(task_id: str, name: str, time_limit: float, stop: Stopped) -> bytes:
+def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:
+    task_id = work.task.id_of(item)
     error = TimeLimitExceeded(
-        f"Task {task_id} ({name}) ran longer than its time_limit of {time_limit:g} s and was stopped."
-        " Raise the limit, or split the work.",
+        f"Task {task_id} ({work.task.name}) ran longer than its time_limit of {work.time_limit:g} s"
+        " and was stopped. Raise the limit, or split the work.",
         task=task_id,
     )
     return dump_error(error.with_traceback(stop.__traceback__), task=task_id)

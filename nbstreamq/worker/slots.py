@@ -6,7 +6,7 @@ level each. Only the worker writes, except for `ask_to_stop`.
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
-    level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), length of text, text (200 bytes)
+    level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), length of text, text
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 __all__ = ["MAX_LEVELS", "SLOT_BYTES", "Level", "Slot", "State", "Stop"]
 
@@ -132,24 +131,21 @@ class Slot:
 
     def _level(self, at: int) -> Level | None:
         serial = self.words[at + _SERIAL]
-        if not serial:
-            return None
-        fields: dict[str, Any] = {
-            "serial": serial,
-            "item": self.words[at + _ITEM],
-            "started": self._times[at + _STARTED],
-            "deadline": self._times[at + _DEADLINE],
-        }
         start = (at + _TEXT) * 8
-        try:
-            text = self._map[start : start + self.words[at + _LENGTH]]
-            lane, entry_id, job, n = text.split(b"\0")
-            identity = {"lane": lane.decode(), "entry_id": entry_id, "job": job.decode(), "n": int(n)}
-        except ValueError:
+        parts = self._map[start : start + self.words[at + _LENGTH]].split(b"\0")
+        if not serial or len(parts) != 4:
             return None
-        if self.words[at + _SERIAL] != serial:
-            return None
-        return Level(**identity, **fields)
+        level = Level(
+            serial=serial,
+            item=self.words[at + _ITEM],
+            started=self._times[at + _STARTED],
+            deadline=self._times[at + _DEADLINE],
+            lane=parts[0].decode(),
+            entry_id=parts[1],
+            job=parts[2].decode(),
+            n=int(parts[3]),
+        )
+        return level if self.words[at + _SERIAL] == serial else None
 
     def ask_to_stop(self, level: Level, why: Stop) -> None:
         """Name the item that shall stop; a signal to the worker must follow."""

@@ -21,6 +21,7 @@ from ..errors import DeathCertificate, ServerRefused, ServerUnreachable
 from ..protocol.keys import LANES, session_of
 from ..protocol.messages import Control
 from ..protocol.store import Store
+from ..settings import n_cores
 from .child import DUMP, LEAVE, STOP, Child, start
 from .door import Door
 from .output import FILE_LIMIT_BYTES
@@ -248,7 +249,9 @@ class Supervisor:
             if child.slot.state is State.STARTING and not child.leaving:
                 # It would die again at once: don't burn the machine with it.
                 self._start_due = time.monotonic() + self._timing.heartbeat
-                logger.error("worker %s died at its start:\n%s", child.spec.worker, _tail(child.spec.stderr))
+                logger.error(
+                    "worker %s died at its start:\n%s", child.spec.worker, _tail(child.spec.stderr)
+                )
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
                 worker=child.spec.worker,
@@ -297,7 +300,9 @@ class Supervisor:
             self._bury_worker(child.spec.worker, child.spec.lanes, death, known=True)
             self._dead.pop(0)
 
-    def _bury_worker(self, worker: str, lanes: Sequence[str], death: _Death, *, known: bool) -> None:
+    def _bury_worker(
+        self, worker: str, lanes: Sequence[str], death: _Death, *, known: bool
+    ) -> None:
         own = (f"@{worker}", *lanes)
         while not self._store.bury(worker, lanes):
             held = self._store.held(own, worker)
@@ -369,13 +374,6 @@ class Supervisor:
             return
         wait = self._store.promote(self._store.known_lanes())
         self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
-
-
-def n_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cause(status: int) -> str:

@@ -96,8 +96,8 @@ class Values:
         data = self._fetch(self._store.get_blob, digest)
         if data is None:
             raise NbstreamqError(
-                f"The server no longer holds the value {digest} that q.put() stored: it expired after"
-                " a week, was evicted, or the server lost its data. Put it again."
+                f"The server no longer holds the value {digest} that q.put() stored: it expired"
+                " after a week, was evicted, or the server lost its data. Put it again."
             )
         return self._values.put(digest, len(data), load(data))
 

@@ -139,7 +139,7 @@ class TaskWorker:
                 time.sleep(RECONNECT)
 
     def _recover(self) -> None:
-        """Take up what a lost reply brought: the server counts it as ours, so nobody else runs it."""
+        """Take up what a lost reply brought: it counts as ours, so nobody else runs it."""
         found = self._store.held(self._lanes, self.id)
         with self._lock:
             known = {d.entry_id for d in (*self._batch, *self._running)}
@@ -190,14 +190,18 @@ class TaskWorker:
 
     def _take(self, lanes: Sequence[str], count: int) -> list[Delivery]:
         """Settle what is over and take the next tasks, in one round trip."""
-        return self._settling(lambda settled: self._store.take(settled, lanes, self.id, count))
+        taken: list[Delivery] = []
+        self._settling(
+            lambda settled: taken.extend(self._store.take(settled, lanes, self.id, count))
+        )
+        return taken
 
     def flush(self, store: Store) -> None:
         """Settle what is over; through `store`, because the pulse has a connection of its own."""
         if self._settled:
             self._settling(store.settle)
 
-    def _settling(self, send: Callable[[list[Settlement]], Any]) -> Any:
+    def _settling(self, send: Callable[[list[Settlement]], object]) -> None:
         with self._lock:
             settled, self._settled = self._settled, []
         if settled:
@@ -205,7 +209,7 @@ class TaskWorker:
             settled[-1].events[:0] = self.execution.strays()
         self._flushed = time.monotonic()
         try:
-            return send(settled)
+            send(settled)
         except ServerUnreachable:
             # Whether they were settled is not known; doing it twice does it once.
             with self._lock:

@@ -1,0 +1,20 @@
+"""What tasks print, shown where the client prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ..protocol.messages import Event
+
+__all__ = ["echo"]
+
+
+def echo(name: str, event: Event) -> None:
+    """Show what a task printed, each line marked with the function's name and the item's index."""
+    for item, stream, text in json.loads(event.body):
+        target = sys.stderr if stream == "stderr" else sys.stdout
+        mark = f"[{name} {event.n + item}] "
+        for line in text.splitlines():
+            target.write(f"{mark}{line}\n")
+        target.flush()

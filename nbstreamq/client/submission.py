@@ -1,0 +1,111 @@
+"""How calls become messages: chunks of a map, and calls that wait for the results of others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+from ..objects.functions import FunctionPickle
+from ..objects.payloads import dump
+from ..objects.references import Dependent
+from ..protocol.messages import Options
+from .chunks import Pace, chunks
+from .future import TaskFuture
+from .ledger import Ledger, Payload
+from .session import Session
+
+__all__ = ["Feed", "send_chunks", "submit_when_done"]
+
+#: Number of workers that chunks are cut for, when it is not known how many there are.
+ASSUMED_WORKERS = 8
+
+
+def pace_of(
+    session: Session,
+    iterables: tuple[Iterable[Any], ...],
+    *,
+    chunksize: int | str,
+    buffersize: int | None,
+) -> Pace:
+    """Return how the items of a map are to be cut; the arguments are those of `TaskQueue.map`."""
+    if isinstance(chunksize, int):
+        return Pace.fixed(chunksize)
+    n_workers = session.workers.n_workers or ASSUMED_WORKERS
+    if buffersize is not None:
+        return Pace.fixed(max(1, buffersize // (4 * n_workers)))
+    sizes = [len(i) for i in iterables if isinstance(i, Sized)]
+    return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
+
+
+def send_chunks(
+    session: Session,
+    ledger: Ledger,
+    function: FunctionPickle,
+    iterables: tuple[Iterable[Any], ...],
+    *,
+    pace: Pace,
+    options: Options,
+) -> Iterator[int]:
+    """Submit chunk after chunk, as this is iterated; yield how many items each has."""
+    call, source = "map", iterables[0]
+    if len(iterables) > 1:
+        call, source = "starmap", zip(*iterables, strict=False)
+    try:
+        for piece in chunks(source, pace):
+            data = dump(piece, f"an item of {function.name}()")
+            payload = Payload(len(ledger), len(piece), call, data)
+            ledger.add(payload)
+            session.submit(ledger, function, payload, options)
+            pace.sent(len(piece), len(data))
+            yield len(piece)
+    except BaseException:
+        session.cancel(ledger, range(len(ledger)))
+        raise
+    finally:
+        ledger.stop_growing()
+
+
+class Feed:
+    """Submits more items as results are taken, never more than `buffersize` ahead."""
+
+    def __init__(self, ledger: Ledger, sends: Iterator[int], buffersize: int) -> None:
+        self._ledger = ledger
+        self._sends = sends
+        self._buffersize = buffersize
+
+    def __call__(self, n_taken: int = 0) -> None:
+        """Submit what there is room for, when `n_taken` results were taken."""
+        while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
+            next(self._sends, 0)
+
+
+def submit_when_done(
+    session: Session,
+    ledger: Ledger,
+    function: FunctionPickle,
+    *,
+    data: bytes,
+    needed: list[TaskFuture[Any]],
+    options: Options,
+) -> None:
+    """Submit a call once the results that it needs are there; fail it if one of them fails."""
+    missing = set(range(len(needed)))
+
+    def one_is_done(index: int, future: TaskFuture[Any]) -> None:
+        missing.discard(index)
+        if ledger.has_ended(0):
+            return
+        try:
+            error = future.exception()
+            if error is None and not missing:
+                results = [dump(f.result(), f"the result of {f.id}") for f in needed]
+                payload = Payload(0, 1, "apply", dump(Dependent(data, results), "arguments"))
+                session.submit(ledger, function, payload, options)
+        except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
+            error = failure
+        if error is not None:
+            ledger.fail([0], error)
+
+    for index, future in enumerate(needed):
+        future.add_done_callback(functools.partial(one_is_done, index))
