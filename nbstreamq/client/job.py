@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar, cast, overload
+from weakref import WeakValueDictionary
 
 from ..protocol.states import State
 from .future import TaskFuture
@@ -45,6 +47,8 @@ class Job(Generic[T]):
         #: Submits more inputs, where they are taken as the results are; given the number taken.
         self._feed = feed
         self._next = 0
+        self._lock = threading.Lock()
+        self._futures: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
 
     # -- results in order ----------------------------------------------------------------------
 
@@ -125,8 +129,12 @@ class Job(Generic[T]):
         return self._future(places)
 
     def _future(self, index: int) -> TaskFuture[T]:
-        future = TaskFuture[T](self._session, self._ledger, index)
-        return cast("TaskFuture[T]", self._ledger.attach(index, future))
+        with self._lock:
+            future = self._futures.get(index)
+            if future is None:
+                future = self._futures[index] = TaskFuture[T](self._session, self._ledger, index)
+                self._ledger.attach(index, future)
+            return future
 
     def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[T]]:
         """Yield the futures in the order in which they end.

@@ -200,14 +200,14 @@ class Ledger:
         self.growing = False
         self._tell()
 
-    def attach(self, item: int, future: Future[Any]) -> Future[Any]:
-        """Have `future` resolved with the item; return the one that it has, if it has one."""
+    def attach(self, item: int, future: Future[Any]) -> None:
+        """Have `future`, the only one of the item, resolved when the item is over."""
         with self._lock:
-            known = self._futures.setdefault(item, future)
             ended = self.has_ended(item)
-        if known is future and ended:
+            if not ended:
+                self._futures[item] = future
+        if ended:
             self._resolve(item, future)
-        return known
 
     def when_over(self, callback: Callable[[], object]) -> None:
         """Call `callback` when all items are over; at once if they are."""
@@ -315,7 +315,8 @@ class Ledger:
             self._states[item] = code
             self.ended.append(range(item, item + 1))
             self.n_over += 1
-            future = self._futures.get(item)
+            # Let go: the two would keep each other alive.
+            future = self._futures.pop(item, None)
         if future is not None:
             self._resolve(item, future)
         return True

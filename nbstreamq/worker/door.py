@@ -1,7 +1,7 @@
 """The supervisor's local socket: kernels on this machine come in here, and are seen to leave.
 
-Line-wise JSON. A kernel says ``{"session": id}`` once, ``{"scale": n}`` when it wants n workers, and
-``{"leave": true}`` before it goes; each is answered by the number of other kernels here. Its
+Line-wise JSON. A kernel says ``{"session": id}`` once, ``{"scale": n}`` when it wants n workers,
+and ``{"leave": true}`` before it goes; each is answered by the number of other kernels here. Its
 connection is its life: when that ends without a word, the kernel is dead.
 """
 

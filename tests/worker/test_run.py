@@ -1,0 +1,185 @@
+"""One call after another, without Redis and without a supervisor: tests ask for the stop themselves."""
+
+import os
+import tempfile
+import time
+
+import pytest
+
+from nbstreamq.errors import TimeLimitExceeded
+from nbstreamq.objects.remote_errors import load_error
+from nbstreamq.protocol.messages import Task
+from nbstreamq.protocol.spans import items
+from nbstreamq.worker.output import Output
+from nbstreamq.worker.run import SLICE, Runner
+from nbstreamq.worker.slots import SLOT_BYTES, Slot, Stop
+
+ENTRY = ("default", b"1-1")
+
+
+@pytest.fixture
+def slot():
+    with tempfile.TemporaryFile() as file:
+        os.ftruncate(file.fileno(), SLOT_BYTES)
+        yield Slot(file.fileno())
+
+
+@pytest.fixture
+def runner(slot):
+    return Runner(slot, Output())
+
+
+@pytest.fixture
+def run(runner):
+    """``run(fn, args, todo=, call=, time_limit=)``: the `Run` of a chunk."""
+
+    def run(fn, args, *, todo=None, call="map", time_limit=None):
+        todo = (range(len(args)),) if todo is None else todo
+        task = Task(job="s.1", n=0, span=todo, fn="f", name="f", call=call, args=b"")
+        with runner.holding(task, ENTRY):
+            return runner.run(task, fn, args, todo, time_limit)
+
+    return run
+
+
+@pytest.fixture
+def stop_here(slot, runner):
+    """``stop_here(why, level)``: what supervisor and signal do, in the midst of a task."""
+
+    def stop(why=Stop.CANCELLED, level=-1):
+        slot.ask_to_stop(slot.levels()[level], why)
+        runner.on_stop_signal(0, None)
+
+    return stop
+
+
+def burn(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_items_are_run_in_order(run):
+    result = run(lambda x: x * x, [1, 2, 3])
+
+    assert (result.done, result.values, result.errors) == ([0, 1, 2], [1, 4, 9], {})
+    assert (result.rest, result.cancelled, result.stopped) == ((), [], None)
+
+
+def test_only_what_is_to_be_done_is_run(run):
+    result = run(lambda x: x, list("abcde"), todo=(range(1, 2), range(3, 5)))
+
+    assert result.done == [1, 3, 4]
+    assert result.values == ["b", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("call", "fn", "item", "value"),
+    [
+        ("map", lambda x: x, (1, 2), (1, 2)),
+        ("starmap", lambda x, y: x + y, (1, 2), 3),
+        ("apply", lambda x, *, y: x + y, ((1,), {"y": 2}), 3),
+    ],
+)
+def test_how_an_item_is_called(run, call, fn, item, value):
+    assert run(fn, [item], call=call).values == [value]
+
+
+def test_a_generator_is_run_to_its_end(run):
+    def count(n):
+        yield from range(n)
+
+    assert run(count, [3]).values == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
+def test_one_that_raises_leaves_the_others_unharmed(run, error):
+    def fail_at_1(x):
+        if x == 1:
+            raise error
+        return x
+
+    result = run(fail_at_1, [0, 1, 2])
+
+    assert result.done == [0, 1, 2]
+    assert result.values == [0, None, 2]
+    assert type(load_error(result.errors[1])) is type(error)
+
+
+def test_a_slice_ends_in_time_and_returns_the_rest(run):
+    result = run(lambda x: burn(SLICE * 0.6), list(range(10)))
+
+    assert 1 <= len(result.done) <= 3
+    assert [*result.done, *items(result.rest)] == list(range(10))
+
+
+def test_the_slot_says_what_runs(run, slot):
+    seen = []
+
+    run(lambda x: seen.append(slot.levels()), [0, 1], time_limit=5)
+
+    assert [[level.item for level in levels] for levels in seen] == [[0], [1]]
+    assert all(levels[0].deadline > time.monotonic() + 3 for levels in seen)
+    assert slot.levels() == []
+
+
+def test_a_cancelled_item_ends_and_the_others_are_run(run, stop_here):
+    def maybe_stop(x):
+        if x == 1:
+            stop_here()
+        return x
+
+    result = run(maybe_stop, [0, 1, 2])
+
+    assert (result.done, result.values, result.cancelled) == ([0, 2], [0, 2], [1])
+
+
+def test_an_item_over_its_time_fails_and_the_others_are_run(run, stop_here):
+    def maybe_stop(x):
+        if x == 1:
+            stop_here(Stop.TIME_LIMIT)
+        return x
+
+    result = run(maybe_stop, [0, 1, 2], time_limit=0.5)
+
+    assert result.done == [0, 1, 2]
+    error = load_error(result.errors[1])
+    assert isinstance(error, TimeLimitExceeded)
+    assert error.task == "s.1-1"
+    assert "0.5 s" in str(error)
+
+
+def test_the_stop_of_one_item_is_not_for_the_next(run, slot, runner):
+    def too_late(x):
+        if x == 0:
+            slot.ask_to_stop(slot.levels()[0], Stop.CANCELLED)
+        else:
+            runner.on_stop_signal(0, None)
+        return x
+
+    result = run(too_late, [0, 1])
+
+    assert (result.values, result.cancelled) == ([0, 1], [])
+
+
+def test_a_task_that_swallows_the_stop_keeps_its_result(run, stop_here):
+    def stubborn(x):
+        try:
+            stop_here()
+        except BaseException:
+            return "mine"
+
+    assert run(stubborn, [0]).values == ["mine"]
+
+
+def test_the_stop_of_a_waiting_task_passes_through_the_one_that_helps(run, runner, stop_here):
+    def outer(x):
+        with runner.helping():
+            inner = run(lambda y: stop_here(Stop.CANCELLED, level=0) if y else y, [0, 1, 2])
+            assert inner.done == [0]
+            assert list(items(inner.rest)) == [1, 2]
+            raise inner.stopped
+
+    result = run(outer, [0])
+
+    assert (result.done, result.cancelled, result.stopped) == ([], [0], None)
