@@ -25,6 +25,7 @@ from ..objects.functions import FunctionPickle, FunctionPickler
 from ..objects.payloads import load
 from ..objects.references import resolving
 from ..protocol.messages import Event, Options, Task
+from ..protocol.spans import ONE
 from ..protocol.store import Store
 from .echo import echo
 from .ledger import Ledger, Payload
@@ -117,7 +118,7 @@ class Session:
         task = Task(
             job=ledger.job,
             n=payload.n,
-            span=(range(payload.n_items),),
+            span=ONE if payload.n_items == 1 else (range(payload.n_items),),
             fn=function.digest,
             name=function.name,
             call=payload.call,

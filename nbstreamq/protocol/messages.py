@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import struct
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -18,6 +19,8 @@ from .spans import ONE, Span, format_span, parse_span
 
 __all__ = ["Control", "Event", "Fields", "Options", "Task"]
 
+#: The lengths of an event's values.
+_EVENT_LENGTHS = struct.Struct("<9I")
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
 
@@ -197,6 +200,8 @@ class Task(Message):
 class Event(Message):
     """What happened to items of a job.
 
+    Sealed into one value, so that a stream entry may carry many: a batch of short calls costs one.
+
     Attributes
     ----------
     kind
@@ -240,6 +245,43 @@ class Event(Message):
             b"%r" % self.seconds,
             self.body,
         ]
+
+    @classmethod
+    @cache
+    def names(cls) -> list[bytes]:
+        """Return the one name that each event of an entry has."""
+        return [b"event"]
+
+    def seal(self, signer: Signer) -> bytes:
+        """Return this event as the value of one field."""
+        values = self.values()
+        lengths = _EVENT_LENGTHS.pack(*map(len, values))
+        return signer.seal(self.KIND, b"", lengths + b"".join(values))
+
+    def encode(self, signer: Signer) -> Fields:
+        """Return the stream fields of an entry that carries only this event."""
+        return [b"event", self.seal(signer)]
+
+    @classmethod
+    def unseal(cls, sealed: bytes, signer: Signer) -> Self:
+        """Return the event that `seal` wrote; `SignatureError` if it was changed."""
+        data = signer.unseal(cls.KIND, b"", sealed)
+        try:
+            at = _EVENT_LENGTHS.size
+            values = []
+            for length in _EVENT_LENGTHS.unpack_from(data):
+                values.append(data[at : at + length])
+                at += length
+            return cls.of(values)
+        except (ValueError, struct.error) as error:
+            raise SignatureError(f"A malformed event was refused: {error}") from error
+
+    @classmethod
+    def decode(cls, flat: Fields, signer: Signer) -> Self:
+        """Return the event of an entry that carries one."""
+        if flat[::2] != cls.names():
+            raise SignatureError("An entry that is no event message was refused.")
+        return cls.unseal(flat[1], signer)
 
     @classmethod
     def of(cls, values: list[bytes]) -> Self:

@@ -96,8 +96,7 @@ def encode_settlements(
         lane = table.index(keys.lane(delivery.lane))
         args += (lane, delivery.entry_id, len(s.events), len(s.successors))
         for event in s.events:
-            fields = event.encode(signer)
-            args += (table.index(keys.events(session_of(event.job))), len(fields), *fields)
+            args += (table.index(keys.events(session_of(event.job))), event.seal(signer))
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -151,17 +151,22 @@ class Store:
         comes as the error.
         """
         key = self.keys.events(session)
-        read = ("XREAD", "COUNT", 1000, "BLOCK", _block_ms(block), "STREAMS", key, after)
+        read = ("XREAD", "COUNT", 100, "BLOCK", _block_ms(block), "STREAMS", key, after)
         # MINID keeps entries >= its argument: what lies before the last one that was read.
         trim = ("XTRIM", key, "MINID", after) if after != b"0" else ("EXISTS", key)
         _, reply = self._wire.call(trim, read, timeout=block + REPLY_TIMEOUT)
         entries = _stream_entries(reply)
         last = entries[-1][1] if entries else after
-        return last, [self._decode_event(fields) for _, _, fields in entries]
+        return last, [event for _, _, fields in entries for event in self._unseal(fields)]
 
-    def _decode_event(self, fields: Fields) -> Event | SignatureError:
+    def _unseal(self, fields: Fields) -> Iterator[Event | SignatureError]:
+        """Yield the events of an entry; the error for what is none."""
+        for name, sealed in zip(fields[::2], fields[1::2], strict=True):
+            yield self._unseal_one(name, sealed)
+
+    def _unseal_one(self, name: bytes, sealed: bytes) -> Event | SignatureError:
         try:
-            return Event.decode(fields, self._signer)
+            return Event.decode([name, sealed], self._signer)
         except SignatureError as error:
             return error
 

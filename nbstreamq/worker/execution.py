@@ -67,8 +67,9 @@ class Execution:
             settlement.events.append(self._event("cancelled", task, dropped))
         if not todo:
             return settlement, None
-        run = self._watched(delivery, todo, settlement)
-        self._conclude(settlement, run)
+        with self._runner.holding(delivery):
+            run = self._watched(delivery, todo, settlement)
+            self._conclude(settlement, run)
         return settlement, run.stopped
 
     def set_up(self, task: Task, lane: str) -> list[Event]:
@@ -127,7 +128,7 @@ class Execution:
         try:
             fn = self._values.function(task)
             args = self._load_args(task)
-            return self._runner.run(delivery, fn, args, todo)
+            return self._runner.run(task, fn, args, todo)
         except ServerUnreachable:
             raise
         except Exception as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on

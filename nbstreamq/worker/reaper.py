@@ -12,7 +12,7 @@ from ..objects.remote_errors import dump_error
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of, split
-from .slots import Level, Stop
+from .slots import NO_ITEM, Level, Stop
 
 __all__ = ["MAX_LOSSES", "Death", "settle_death"]
 
@@ -40,26 +40,28 @@ def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list
     """Return the settlements of what a dead worker held.
 
     The items that ran are charged with the loss: all of the stack, since each of them may be what
-    led there again. What did not run goes back as it was.
+    led there again. Where a delivery was being unpickled, or its results pickled, all its items are
+    charged, and halved when they were lost too often, until the guilty one is alone. What did not
+    run goes back as it was.
 
     Parameters
     ----------
     known
         Whether `death.levels` tells what ran. If not (its machine fell silent), all that was held
-        is charged, and halved when it was lost too often, until the guilty item is alone.
+        is charged.
     """
-    running = {level.entry_id: level for level in death.levels}
+    running = {(level.lane, level.entry_id): level for level in death.levels}
     settlements = []
     for delivery in held:
         settlement = Settlement(delivery=delivery)
         settlements.append(settlement)
-        level = running.get(delivery.entry_id)
-        if level:
-            _settle_item(settlement, level, death)
-        elif known:
-            settlement.successors.append(Successor(task=delivery.task))
-        else:
+        level = running.get((delivery.lane, delivery.entry_id))
+        if (level and level.item == NO_ITEM) or not known:
             _settle_unknown(settlement, death)
+        elif level and any(level.item in r for r in delivery.task.span):
+            _settle_item(settlement, level, death)
+        else:
+            settlement.successors.append(Successor(task=delivery.task))
     return settlements
 
 

@@ -122,6 +122,20 @@ class Runner:
                 raise Stopped(serial, why)
 
     @contextmanager
+    def holding(self, delivery: Delivery) -> Iterator[None]:
+        """While a delivery is unpickled, run and packed: each of these may kill the process."""
+        task = delivery.task
+        entry = (delivery.lane, delivery.entry_id, task.job, task.n)
+        self._places.append(self._slot.push(entry))
+        self._serials.append(0)
+        try:
+            yield
+        finally:
+            self._serials.pop()
+            self._places.pop()
+            self._slot.pop()
+
+    @contextmanager
     def helping(self) -> Iterator[None]:
         """While the running item waits for others: not in user code."""
         item = self._output.item
@@ -134,10 +148,8 @@ class Runner:
             self._places.pop()
             self._output.item = item
 
-    def run(
-        self, delivery: Delivery, fn: Callable[..., Any], args: Sequence[Any], todo: Span
-    ) -> Run:
-        """Run items of a delivery until a slice of time is over; at least one is tried.
+    def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: Span) -> Run:
+        """Run items of the task that is held until a slice of time is over; at least one is tried.
 
         Parameters
         ----------
@@ -146,11 +158,8 @@ class Runner:
         todo
             Which of them.
         """
-        task = delivery.task
         begun = time.monotonic()
-        at = self._slot.push((delivery.lane, delivery.entry_id, task.job, task.n))
-        self._serials.append(0)
-        self._places.append(at)
+        at = self._places[-1]
         work = _Work(
             task=task,
             one=_caller(task.call, fn),
@@ -164,9 +173,7 @@ class Runner:
             while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
                 pass
         finally:
-            self._serials.pop()
-            self._places.pop()
-            self._slot.pop()
+            self._slot.rest(at)
         run = work.run
         if run.stopped:
             run.rest = span_of([self._output.item, *work.left])
@@ -202,9 +209,10 @@ class Runner:
         self._serial = serial = self._serial + 1
         slot.begin(at, serial, now, time_limit)
         for item in work.left:
-            words[at] = output.item = item
             if time_limit:
+                # Before the item: else its predecessor's deadline would be taken for its own.
                 slot.begin(at, serial, now, time_limit)
+            words[at] = output.item = item
             serials[-1] = serial
             try:
                 value = one(args[item])

@@ -15,11 +15,13 @@ import mmap
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["MAX_LEVELS", "SLOT_BYTES", "Level", "Slot", "State", "Stop"]
+__all__ = ["MAX_LEVELS", "NO_ITEM", "SLOT_BYTES", "Level", "Slot", "State", "Stop"]
 
 SLOT_BYTES = 16384
 #: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
 MAX_LEVELS = 60
+#: In the place of an item: the delivery is being unpickled, or its results are being pickled.
+NO_ITEM = -1
 _FIRST, _WORDS = 8, 32
 _ITEM, _SERIAL, _STARTED, _DEADLINE, _LENGTH, _TEXT = range(6)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
@@ -50,7 +52,7 @@ class Level:
     serial
         Number of the slice, in this worker, that the item is part of.
     item
-        Which item of the delivery.
+        Which item of the delivery; `NO_ITEM` before the first and after the last.
     started, deadline
         When the slice began, and when the item must be over; 0: no limit.
     lane, entry_id, job, n
@@ -101,6 +103,8 @@ class Slot:
         self.words[at + _SERIAL] = 0
         self._map[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
         self.words[at + _LENGTH] = len(text)
+        self.rest(at)
+        self.words[at + _SERIAL] = -1
         self.words[1] = depth + 1
         return at
 
@@ -109,6 +113,12 @@ class Slot:
         self._times[at + _STARTED] = started
         self._times[at + _DEADLINE] = started + time_limit if time_limit else 0.0
         self.words[at + _SERIAL] = serial
+
+    def rest(self, at: int) -> None:
+        """Say that no item of the delivery runs, though it is not done with."""
+        # The deadline first: else it would seem to be over for what follows the item.
+        self._times[at + _DEADLINE] = 0.0
+        self.words[at + _ITEM] = NO_ITEM
 
     def pop(self) -> None:
         self.words[1] -= 1

@@ -26,11 +26,15 @@ from .child import DUMP, LEAVE, STOP, Child, start
 from .door import Door
 from .output import FILE_LIMIT_BYTES
 from .reaper import settle_death
-from .slots import Level, State, Stop
+from .slots import NO_ITEM, Level, State, Stop
 
 __all__ = ["Supervisor", "Timing"]
 
 logger = logging.getLogger(__name__)
+
+#: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
+#: Longer covers slower imports on unpickling; each one kept is compared with what runs at each look.
+ORDER_LIFETIME = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,7 @@ class Supervisor:
         self._stopping = False
         self._heartbeat_due = self._promote_due = self._start_due = 0.0
         self._last_order: bytes | None = None
+        self._cancellations: list[tuple[float, Control]] = []
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # -- its life ------------------------------------------------------------------------------
@@ -144,7 +149,6 @@ class Supervisor:
         self._scale()
         self._listen(self._timing.tick)
         self._wait_for_children()
-        self._stop_late_items()
         try:
             self._bury()
             self._beat()
@@ -154,6 +158,7 @@ class Supervisor:
             logger.warning("%s", error)
             self._last_order = None
             time.sleep(self._timing.tick)
+        self._stop_items()
 
     def _listen(self, timeout: float) -> None:
         """Wait for something to do: a child's death, a user, or the next look."""
@@ -171,7 +176,7 @@ class Supervisor:
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
         everything = (range(2**53),)
-        self._cancel(Control(kind="cancel", job=session, span=everything))
+        self._keep_order(Control(kind="cancel", job=session, span=everything))
         try:
             self._store.cancel(session, everything, everything)
         except (ServerUnreachable, ServerRefused) as error:
@@ -264,19 +269,28 @@ class Supervisor:
             self._dead.append((child, _Death(certificate, levels, child.slot.stop_request())))
             child.close()
 
-    def _stop_late_items(self) -> None:
-        """Ask, and in the end force, items over their time to stop; keep output files small."""
+    def _stop_items(self) -> None:
+        """Ask, and in the end force, items to stop; keep output files small."""
         now = time.monotonic()
         for child in self._children.values():
             levels = child.slot.levels()
-            late = [v for v in levels if v.deadline and now > v.deadline]
-            if late and child.stopping != late[0].key:
-                self._ask_to_stop(child, late[0], Stop.TIME_LIMIT)
+            reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
             if child.stopping in [v.key for v in levels]:
+                # One at a time: another request would renew the patience with this one.
                 self._force(child, now)
+            elif reasons:
+                self._ask_to_stop(child, *reasons[0])
             for descriptor in (child.spec.stdout, child.spec.stderr):
                 if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
                     os.ftruncate(descriptor, 0)
+
+    def _why_stop(self, level: Level, now: float) -> Stop:
+        """Return why the item shall stop, if it shall."""
+        if level.item == NO_ITEM:
+            return Stop.NONE
+        if any(_concerns(order, level) for _, order in self._cancellations):
+            return Stop.CANCELLED
+        return Stop.TIME_LIMIT if level.deadline and now > level.deadline else Stop.NONE
 
     def _ask_to_stop(self, child: Child, level: Level, why: Stop) -> None:
         child.stopping, child.dumped = level.key, False
@@ -356,16 +370,14 @@ class Supervisor:
             self._last_order, orders = self._orders.controls(self._last_order)
             self._promote_due = 0.0
             for order in orders:
-                self._cancel(order)
+                self._keep_order(order)
             self._orders.await_control(self._last_order)
 
-    def _cancel(self, order: Control) -> None:
-        for child in self._children.values():
-            for level in child.slot.levels():
-                ours = order.job in (level.job, session_of(level.job))
-                if ours and any(level.n + level.item in r for r in order.span):
-                    self._ask_to_stop(child, level, Stop.CANCELLED)
-                    break
+    def _keep_order(self, order: Control) -> None:
+        """Remember a cancellation: what it concerns may have been taken, and not have begun."""
+        now = time.monotonic()
+        kept = [(t, o) for t, o in self._cancellations if t > now - ORDER_LIFETIME]
+        self._cancellations = [*kept, (now, order)]
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""
@@ -374,6 +386,11 @@ class Supervisor:
             return
         wait = self._store.promote(self._store.known_lanes())
         self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
+
+
+def _concerns(order: Control, level: Level) -> bool:
+    ours = order.job in (level.job, session_of(level.job))
+    return ours and any(level.n + level.item in r for r in order.span)
 
 
 def _cause(status: int) -> str:

@@ -65,7 +65,7 @@ def test_waiting_in_vain_ends_in_time(store, block):
 
 def test_a_forged_event_comes_as_an_error_among_the_others(store, client):
     store.publish([event(0)])
-    client.xadd(store.keys.events("s"), {"kind": "finished", "body": b"evil pickle"})
+    client.xadd(store.keys.events("s"), {"event": b"evil pickle"})
     store.publish([event(1)])
     first, forged, second = store.events("s", b"0", 0)[1]
     assert (first, second) == (event(0), event(1))

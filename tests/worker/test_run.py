@@ -8,13 +8,12 @@ import pytest
 
 from nbstreamq.errors import TimeLimitExceeded
 from nbstreamq.objects.remote_errors import load_error
-from nbstreamq.protocol.messages import Task
+from nbstreamq.protocol.messages import Options, Task
+from nbstreamq.protocol.settlement import Delivery
 from nbstreamq.protocol.spans import items
 from nbstreamq.worker.output import Output
 from nbstreamq.worker.run import SLICE, Runner
 from nbstreamq.worker.slots import SLOT_BYTES, Slot, Stop
-
-ENTRY = ("default", b"1-1")
 
 
 @pytest.fixture
@@ -35,9 +34,10 @@ def run(runner):
 
     def run(fn, args, *, todo=None, call="map", time_limit=None):
         todo = (range(len(args)),) if todo is None else todo
-        task = Task(job="s.1", n=0, span=todo, fn="f", name="f", call=call, args=b"")
-        with runner.holding(task, ENTRY):
-            return runner.run(task, fn, args, todo, time_limit)
+        opts = Options(time_limit=time_limit).encode()
+        task = Task(job="s.1", n=0, span=todo, fn="f", name="f", call=call, args=b"", opts=opts)
+        with runner.holding(Delivery(lane="default", entry_id=b"1-1", task=task)):
+            return runner.run(task, fn, args, todo)
 
     return run
 

@@ -4,11 +4,11 @@
 -- KEYS[2..] whatever ARGV refers to by index (from 0): lanes, delayed sets, event streams
 -- ARGV[1] lifetime of an event stream (ms)
 -- ARGV[2..] for each entry: lane, id, number of events, number of successors;
---   for each event: event stream, number of fields and values, those;
+--   for each event: event stream, the sealed event;
 --   for each successor: lane or delayed set, delay (ms), when ('' always, 'busy' or 'idle': only if
 --   others wait in the lane, or none), number of fields and values that replace the entry's, those
 -- Returns for each entry 1 if it was settled by this call, else 0
-local settled, i, due = {}, 2, false
+local settled, events, i, due = {}, {}, 2, false
 
 local function next_arg()
   i = i + 1
@@ -54,11 +54,11 @@ while i <= #ARGV do
     redis.call('XDEL', lane, id)
   end
   for _ = 1, n_events do
-    local stream = KEYS[2 + next_arg()]
-    local first, last = next_fields()
+    local stream, event = KEYS[2 + next_arg()], next_arg()
     if mine == 1 then
-      redis.call('XADD', stream, '*', unpack(ARGV, first, last))
-      redis.call('PEXPIRE', stream, ARGV[1])
+      local list = events[stream] or {}
+      list[#list + 1], list[#list + 2] = 'event', event
+      events[stream] = list
     end
   end
   for _ = 1, n_successors do
@@ -76,6 +76,12 @@ while i <= #ARGV do
       end
     end
   end
+end
+for stream, list in pairs(events) do
+  for first = 1, #list, 2000 do
+    redis.call('XADD', stream, '*', unpack(list, first, math.min(first + 1999, #list)))
+  end
+  redis.call('PEXPIRE', stream, ARGV[1])
 end
 if due then
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', '1000', '*', 'kind', 'due')
