@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,10 @@ __all__ = ["Entry", "Order", "Sender"]
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
+#: Seconds without a submit after which the next is sent at once; longer batches more.
+QUIET = 0.0001
+#: Bytes up to which that is worth it.
+SMALL_BYTES = 2**16
 #: Seconds between attempts to reach a lost server.
 RECONNECT = 0.2
 
@@ -57,6 +61,9 @@ class Order:
 class Sender:
     """Sends entries and orders in the order in which they came.
 
+    Who puts something in when nothing else is under way sends it himself: that saves the time of
+    waking a thread. What comes in quick succession is batched by the thread.
+
     Parameters
     ----------
     store
@@ -75,9 +82,13 @@ class Sender:
         self._on_trouble = on_trouble
         self._queue: deque[Entry | Order] = deque()
         self._changed = threading.Condition()
+        #: Held by who sends; what is sent is taken from the queue by him, so that order is kept.
+        self._sending = threading.Lock()
+        self._parcel: list[Entry | Order] = []
         self._waiting_bytes = 0
         self._batch = 0
         self._idle = False
+        self._last_put = 0.0
         self._closing = threading.Event()
         self._giving_up = False
         self._thread = threading.Thread(
@@ -86,7 +97,16 @@ class Sender:
         self._thread.start()
 
     def put(self, item: Entry | Order) -> None:
-        """Send `item` soon; blocks while too much waits to be sent."""
+        """Send `item` now or soon; blocks while too much waits to be sent."""
+        if item.size_bytes < SMALL_BYTES and time.monotonic() > self._last_put + QUIET:
+            if self._sending.acquire(blocking=False):
+                try:
+                    if self._put_first(item):
+                        self._send_once()
+                        return
+                finally:
+                    self._sending.release()
+                    self._last_put = time.monotonic()
         with self._changed:
             while self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
                 self._changed.wait()
@@ -94,6 +114,23 @@ class Sender:
             self._waiting_bytes += item.size_bytes
             if self._idle:
                 self._changed.notify_all()
+        self._last_put = time.monotonic()
+
+    def _put_first(self, item: Entry | Order) -> bool:
+        """Make `item` the next parcel, if nothing is before it."""
+        with self._changed:
+            if self._queue or self._parcel or self._closing.is_set():
+                return False
+            self._waiting_bytes += item.size_bytes
+            self._pack(item)
+            return True
+
+    def _send_once(self) -> None:
+        try:
+            self._send_parcel()
+        except ServerUnreachable:
+            with self._changed:
+                self._changed.notify_all()  # the thread goes on trying
 
     def close(self, timeout: float | None) -> None:
         """End; what is queued is sent first, if that takes no longer than `timeout` seconds."""
@@ -104,56 +141,72 @@ class Sender:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        while batch := self._next():
-            if isinstance(batch[0], Order):
-                self._insist(functools.partial(batch[0].carry_out, self._store), batch)
-            else:
-                self._batch += 1
-                self._insist(functools.partial(self._submit, batch), batch)
-            with self._changed:
-                self._waiting_bytes -= sum(item.size_bytes for item in batch)
-                self._changed.notify_all()
+        while self._wait_for_work():
+            with self._sending:
+                self._send_next()
         self._store.close()
 
-    def _next(self) -> list[Entry | Order]:
-        """Return the next order, or the next tasks; nothing at the end."""
+    def _wait_for_work(self) -> bool:
+        """Return true when there is something to send, false at the end."""
         with self._changed:
-            while not self._queue and not self._closing.is_set():
+            while not self._queue and not self._parcel and not self._closing.is_set():
                 self._idle = True
                 self._changed.wait()
                 self._idle = False
-            batch: list[Entry | Order] = []
-            n_bytes = 0
-            while self._queue and len(batch) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
-                if isinstance(self._queue[0], Order) and batch:
-                    break
-                batch.append(self._queue.popleft())
-                n_bytes += batch[-1].size_bytes
-                if isinstance(batch[-1], Order):
-                    break
-            return batch
+            return bool(self._queue or self._parcel)
 
-    def _submit(self, batch: list[Entry | Order]) -> None:
-        tasks = [(e.lane, e.delay, e.fields) for e in batch if isinstance(e, Entry)]
-        self._store.submit(self._session, self._batch, tasks)
-
-    def _insist(self, action: Callable[[], None], batch: list[Entry | Order]) -> None:
-        """Do `action` until the server has answered it."""
+    def _send_next(self) -> None:
+        """Send the next parcel, again and again until the server has answered."""
+        with self._changed:
+            if not self._parcel:
+                self._pack()
         lost = False
-        while True:
+        while self._parcel:
             try:
-                action()
+                self._send_parcel()
             except ServerUnreachable as error:
                 self._on_trouble(error)
                 lost = True
                 if self._giving_up:
-                    return
+                    self._done()
                 self._closing.wait(RECONNECT)
-            except NbstreamqError as error:
-                for item in batch:
-                    item.fail(error)
-                return
+        if lost:
+            self._on_trouble(None)
+
+    def _pack(self, first: Entry | Order | None = None) -> None:
+        """Take the next order, or the next tasks, from the queue; or just `first`."""
+        parcel: list[Entry | Order] = [first] if first else []
+        n_bytes = 0
+        while not first and self._queue and len(parcel) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
+            if isinstance(self._queue[0], Order) and parcel:
+                break
+            parcel.append(self._queue.popleft())
+            n_bytes += parcel[-1].size_bytes
+            if isinstance(parcel[-1], Order):
+                break
+        self._parcel = parcel
+        # However often it is sent, the server takes a number once.
+        self._batch += 1
+
+    def _send_parcel(self) -> None:
+        parcel = self._parcel
+        if not parcel:
+            return
+        try:
+            if isinstance(parcel[0], Order):
+                parcel[0].carry_out(self._store)
             else:
-                if lost:
-                    self._on_trouble(None)
-                return
+                tasks = [(e.lane, e.delay, e.fields) for e in parcel if isinstance(e, Entry)]
+                self._store.submit(self._session, self._batch, tasks)
+        except ServerUnreachable:
+            raise
+        except NbstreamqError as error:
+            for item in parcel:
+                item.fail(error)
+        self._done()
+
+    def _done(self) -> None:
+        with self._changed:
+            self._waiting_bytes -= sum(item.size_bytes for item in self._parcel)
+            self._parcel = []
+            self._changed.notify_all()

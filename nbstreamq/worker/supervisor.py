@@ -33,7 +33,7 @@ __all__ = ["Supervisor", "Timing"]
 logger = logging.getLogger(__name__)
 
 #: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
-#: Longer covers slower imports on unpickling; each one kept is compared with what runs at each look.
+#: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
 ORDER_LIFETIME = 60.0
 
 

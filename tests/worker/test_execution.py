@@ -1,0 +1,107 @@
+"""A delivery in, a settlement out; the functions come from a real server."""
+
+import json
+import os
+import tempfile
+
+import pytest
+
+from nbstreamq.errors import FunctionMissing
+from nbstreamq.objects.functions import FunctionPickler
+from nbstreamq.objects.outcomes import load_outcomes
+from nbstreamq.objects.payloads import dump
+from nbstreamq.protocol.messages import Options, Task
+from nbstreamq.protocol.settlement import Delivery
+from nbstreamq.protocol.spans import format_span
+from nbstreamq.worker.execution import Execution
+from nbstreamq.worker.output import Output
+from nbstreamq.worker.run import Runner
+from nbstreamq.worker.slots import SLOT_BYTES, Slot
+from nbstreamq.worker.values import Values
+
+
+@pytest.fixture
+def execution(store):
+    with tempfile.TemporaryFile() as file:
+        os.ftruncate(file.fileno(), SLOT_BYTES)
+        output = Output()
+        values = Values(store)
+        yield Execution("w1", Runner(Slot(file.fileno()), output), output, values)
+
+
+@pytest.fixture
+def execute(execution, store):
+    """``execute(fn, args, cancelled=, **changes to the task)``: the settlement."""
+
+    def execute(fn, args, *, cancelled=(), lane="default", **changes):
+        pickled = FunctionPickler().dump(fn)
+        store.put_function(pickled.digest, pickled.data)
+        fields = {"fn": pickled.digest, "name": "f", "call": "map", "args": dump(args, "args")}
+        task = Task(job="s.1", n=10, span=(range(len(args)),), **fields | changes)
+        delivery = Delivery(lane=lane, entry_id=b"1-1", task=task, cancelled=cancelled)
+        settlement, stopped = execution.execute(delivery)
+        assert stopped is None
+        return settlement
+
+    return execute
+
+
+def events(settlement):
+    return [(event.kind, format_span(event.span)) for event in settlement.events]
+
+
+def test_results_come_in_one_event(execute):
+    settled = execute(lambda x: x + 1, [1, 2, 3])
+
+    assert events(settled) == [("finished", "0:3")]
+    event = settled.events[0]
+    assert (event.job, event.n, event.worker, event.attempt) == ("s.1", 10, "w1", 1)
+    assert load_outcomes(event.body) == ([2, 3, 4], {})
+    assert settled.successors == []
+
+
+def test_what_was_cancelled_is_not_run(execute):
+    settled = execute(lambda x: x, [0, 1, 2], cancelled=(range(11, 12),))
+
+    assert events(settled) == [("cancelled", "1:2"), ("finished", "0:1,2:3")]
+    assert load_outcomes(settled.events[1].body)[0] == [0, 2]
+
+
+def test_nothing_is_run_where_all_is_cancelled(execute):
+    settled = execute(lambda x: x, [0, 1, 2], cancelled=(range(1000),))
+
+    assert events(settled) == [("cancelled", "0:3")]
+
+
+def test_one_that_failed_is_retried_alone(execute):
+    opts = Options(retries=2, backoff=0.5).encode()
+
+    settled = execute(lambda x: 1 // x, [1, 0, 2], opts=opts, attempt=2)
+
+    assert events(settled) == [("retried", "1:2"), ("finished", "0:1,2:3")]
+    assert "ZeroDivisionError" in json.loads(settled.events[0].body)["error"]
+    (successor,) = settled.successors
+    assert (format_span(successor.task.span), successor.task.attempt) == ("1:2", 3)
+    assert successor.delay == 1.0  # doubled, as it is the second retry
+
+
+def test_the_last_attempt_is_not_retried(execute):
+    settled = execute(lambda x: 1 // x, [0], opts=Options(retries=2).encode(), attempt=3)
+
+    assert events(settled) == [("finished", "0:1")]
+    assert isinstance(load_outcomes(settled.events[0].body)[1][0], ZeroDivisionError)
+
+
+def test_a_function_that_has_gone_fails_all_items(execute):
+    settled = execute(lambda x: x, [0, 1], fn="0" * 32)
+
+    values, errors = load_outcomes(settled.events[0].body)
+    assert values == [None, None]
+    assert all(isinstance(errors[k], FunctionMissing) for k in (0, 1))
+
+
+def test_arguments_that_can_not_be_unpickled_fail_all_items(execute):
+    settled = execute(lambda x: x, [0, 1], args=b"garbage")
+
+    assert len(load_outcomes(settled.events[0].body)[1]) == 2
+

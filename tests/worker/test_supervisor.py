@@ -1,0 +1,246 @@
+"""Workers as they come up: how many, how they are set up, and what they serve."""
+
+import os
+import signal
+import sys
+import threading
+
+import psutil
+import pytest
+
+
+def pids(queue):
+    return sorted(worker.pid for worker in queue.workers())
+
+
+@pytest.fixture
+def wait_for_workers(wait_until):
+    """``wait_for_workers(queue, n)``: their process ids, once there are n."""
+
+    def wait(queue, n):
+        return wait_until(
+            lambda: len(found := pids(queue)) == n and found or (n == 0 and found == []),
+            describe=f"{n} workers",
+        )
+
+    return wait
+
+
+def test_run_starts_as_many_as_it_says(new_queue, wait_for_workers):
+    queue = new_queue(workers=0)
+
+    queue.run(3)
+
+    found = wait_for_workers(queue, 3)
+    assert all(psutil.pid_exists(pid) for pid in found)
+
+
+def test_run_again_changes_nothing(new_queue, wait_for_workers):
+    queue = new_queue(workers=0)
+    queue.run(2)
+    before = wait_for_workers(queue, 2)
+
+    queue.run(2)
+    queue.map(lambda x: x, range(100)).result(20)
+
+    assert pids(queue) == before
+
+
+def test_run_scales_up_and_down(new_queue, wait_for_workers, wait_until):
+    queue = new_queue(workers=0)
+    queue.run(1)
+    first = wait_for_workers(queue, 1)
+
+    queue.run(3)
+    three = wait_for_workers(queue, 3)
+    queue.run(1)
+    last = wait_for_workers(queue, 1)
+
+    assert first[0] in three
+    assert last[0] in three
+    gone = set(three) - set(last)
+    wait_until(lambda: not any(map(psutil.pid_exists, gone)), describe="the end of the others")
+    assert queue.submit(os.getpid).result(20) == last[0]
+
+
+def test_a_busy_worker_that_is_too_many_finishes_its_task(new_queue, gate, wait_for_workers):
+    queue = new_queue(workers=0)
+    queue.run(1)
+    begun, go = gate("begun"), gate("go")
+
+    def work():
+        begun.open()
+        go.wait()
+        return "done"
+
+    future = queue.submit(work)
+    begun.wait()
+    queue.run(0)
+    go.open()
+
+    assert future.result(20) == "done"
+    assert future.attempts == 1
+    wait_for_workers(queue, 0)
+
+
+def test_none_can_be_asked_for_and_then_some(new_queue, wait_for_workers):
+    queue = new_queue(workers=0)
+    queue.run(0)
+    future = queue.submit(lambda: 1)
+
+    assert not future.done()
+    queue.run(1)
+
+    assert future.result(20) == 1
+
+
+def test_two_queues_share_a_supervisor(new_queue, wait_for_workers):
+    first, second = new_queue(workers=0), new_queue(workers=0)
+    first.run(2)
+    found = wait_for_workers(first, 2)
+
+    second.run(2)
+
+    assert second.submit(os.getppid).result(20) == first.submit(os.getppid).result(20)
+    assert pids(second) == found
+
+
+def test_the_first_to_leave_leaves_the_workers_to_the_other(new_queue, wait_for_workers):
+    first, second = new_queue(workers=0), new_queue(workers=0)
+    first.run(2)
+    second.run(2)
+    found = wait_for_workers(first, 2)
+
+    first.shutdown()
+
+    assert second.submit(lambda: 1).result(20) == 1
+    assert pids(second) == found
+
+
+def test_the_last_to_leave_ends_all(new_queue, wait_for_workers):
+    queue = new_queue()
+    supervisor = queue.submit(os.getppid).result(20)
+    workers = wait_for_workers(queue, 2)
+
+    queue.shutdown()
+
+    assert not any(map(psutil.pid_exists, [supervisor, *workers]))
+
+
+def test_a_worker_that_leaves_is_registered_no_more(new_queue, store, wait_for_workers):
+    queue = new_queue()
+    wait_for_workers(queue, 2) if queue.submit(lambda: 1).result(20) else None
+
+    queue.shutdown()
+
+    assert store.workers() == {}
+
+
+def test_tasks_run_in_the_main_thread(queue):
+    def where():
+        def handler(*_):
+            pass
+
+        signal.signal(signal.SIGALRM, handler)  # only the main thread may
+        return threading.current_thread() is threading.main_thread()
+
+    assert queue.submit(where).result(20) is True
+
+
+def test_numerical_libraries_do_not_oversubscribe_the_machine(queue):
+    from nbstreamq.settings import n_cores
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    found = queue.submit(lambda: [os.environ.get(name) for name in names]).result(20)
+
+    assert found == [str(max(1, n_cores() // 2))] * 3
+
+
+def test_what_the_user_set_for_threads_stays(new_queue, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    queue = new_queue()
+
+    found = queue.submit(lambda: os.environ["OMP_NUM_THREADS"]).result(20)
+
+    assert found == "7"
+
+
+def test_blas_obeys_the_limit(queue):
+    def threads_of_blas():
+        import numpy as np
+
+        np.ones((200, 200)) @ np.ones((200, 200))
+        return psutil.Process().num_threads()
+
+    from nbstreamq.settings import n_cores
+
+    before = queue.submit(lambda: psutil.Process().num_threads())
+    # The main thread, the pulse, and what a BLAS of so many threads adds.
+    assert queue.submit(threads_of_blas).result(20) <= before.result(20) + n_cores() // 2
+
+
+@pytest.mark.parametrize("module", ["IPython", "ipywidgets", "ipykernel", "anywidget", "numpy"])
+def test_a_fresh_worker_has_not_imported(queue, module):
+    assert queue.submit(lambda: module in sys.modules).result(20) is False
+
+
+def test_the_secret_is_not_in_what_a_task_sees(queue):
+    def look():
+        return {k: v for k, v in os.environ.items() if "SECRET" in k}, sys.argv
+
+    environment, arguments = queue.submit(look).result(20)
+
+    assert environment == {}
+    assert "secret" not in " ".join(arguments)
+
+
+def test_a_worker_says_who_it_is(queue):
+    future = queue.submit(os.getpid)
+    pid = future.result(20)
+
+    (mine,) = [w for w in queue.workers() if w.pid == pid]
+    assert future.worker == mine.id
+    assert mine.state in ("idle", "busy")
+    assert "default" in mine.lanes
+
+
+# -- spawn ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spawning(new_queue, monkeypatch):
+    monkeypatch.setenv("NBSTREAMQ_START_METHOD", "spawn")
+    return new_queue()
+
+
+def test_spawned_workers_work(spawning):
+    assert spawning.map(lambda x: x * x, range(100)).result(30) == [x * x for x in range(100)]
+
+
+def test_spawned_workers_capture_output(spawning):
+    future = spawning.submit(print, "hello")
+    future.result(30)
+
+    assert future.logs == "hello\n"
+
+
+def test_the_death_of_a_spawned_worker_is_seen(spawning, gate):
+    begun, again = gate("begun"), gate("again")
+
+    def die_once():
+        if not again.is_open():
+            again.open()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "lived"
+
+    assert spawning.submit(die_once).result(30) == "lived"
+
+
+def test_spawned_workers_do_not_show_the_secret(spawning):
+    def look():
+        return [v for k, v in os.environ.items() if "SECRET" in k], psutil.Process().cmdline()
+
+    environment, command = spawning.submit(look).result(30)
+
+    assert environment == []
+    assert "secret" not in " ".join(command)
