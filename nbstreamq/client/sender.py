@@ -98,15 +98,15 @@ class Sender:
 
     def put(self, item: Entry | Order) -> None:
         """Send `item` now or soon; blocks while too much waits to be sent."""
-        if item.size_bytes < SMALL_BYTES and time.monotonic() > self._last_put + QUIET:
-            if self._sending.acquire(blocking=False):
-                try:
-                    if self._put_first(item):
-                        self._send_once()
-                        return
-                finally:
-                    self._sending.release()
-                    self._last_put = time.monotonic()
+        quiet = time.monotonic() > self._last_put + QUIET and item.size_bytes < SMALL_BYTES
+        if quiet and self._sending.acquire(blocking=False):
+            try:
+                if self._put_first(item):
+                    self._send_once()
+                    return
+            finally:
+                self._sending.release()
+                self._last_put = time.monotonic()
         with self._changed:
             while self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
                 self._changed.wait()

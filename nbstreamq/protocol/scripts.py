@@ -23,7 +23,6 @@ NAMES = (
     "refuse",
     "settle",
     "submit",
-    "take",
 )
 
 
@@ -53,10 +52,6 @@ def submit(
     session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]
 ) -> Command:
     return _run("submit", (session, control, *lanes), (batch, DAY * 1000, *entries))
-
-
-def take(cancelled: str, lanes: Sequence[str], consumer: str, count: int) -> Command:
-    return _run("take", (cancelled, *lanes), (consumer, count))
 
 
 def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:

@@ -225,25 +225,38 @@ class Store:
         return [Task.decode(fields, self._signer) for _, fields in entries]
 
     def take(
-        self, settlements: Sequence[Settlement], lanes: Sequence[str], worker: str, count: int
+        self,
+        settlements: Sequence[Settlement],
+        lanes: Sequence[str],
+        worker: str,
+        count: int,
+        *,
+        block: float | None = None,
     ) -> list[Delivery]:
-        """Settle what is over and return up to `count` waiting tasks, in one round trip."""
-        lane_keys = [self.keys.lane(lane) for lane in lanes]
-        take = scripts.take(self.keys.cancelled, lane_keys, worker, count)
-        if settlements:
-            _, (cancelling, *taken) = self._wire.call(self._settle(settlements), take)
-        else:
-            ((cancelling, *taken),) = self._wire.call(take)
-        entries = [(lanes[i], entry_id, fields) for i, entry_id, fields in taken]
-        return self._deliver(entries, cancelling)
+        """Settle what is over and return waiting tasks, in one round trip.
 
-    def wait(self, lanes: Sequence[str], worker: str, block: float) -> list[Delivery]:
-        """Return the next task, once there is one or `block` seconds are over."""
+        Parameters
+        ----------
+        settlements
+            What is over; sent before anything is waited for.
+        lanes
+            Where tasks are taken from; those of the first lane come first.
+        worker
+            Who takes them.
+        count
+            Most entries from each lane.
+        block
+            Seconds to wait for a task, if there is none; None: do not wait.
+        """
         names = {self.keys.lane(lane).encode(): lane for lane in lanes}
-        read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", 1)
-        read += ("BLOCK", _block_ms(block), "STREAMS", *names, *([">"] * len(names)))
-        reply, cancelling = self._wire.call(
-            read, ("EXISTS", self.keys.cancelled), timeout=block + REPLY_TIMEOUT
+        read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count)
+        if block is not None:
+            read += ("BLOCK", _block_ms(block))
+        read += ("STREAMS", *names, *([">"] * len(names)))
+        settle = (self._settle(settlements),) if settlements else ()
+        # What is cancelled is asked after the wait, in the same breath.
+        *_, reply, cancelling = self._wire.call(
+            *settle, read, ("EXISTS", self.keys.cancelled), timeout=(block or 0) + REPLY_TIMEOUT
         )
         entries = [(names[key], i, fields) for key, i, fields in _stream_entries(reply)]
         return self._deliver(entries, cancelling)

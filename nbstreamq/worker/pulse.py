@@ -16,6 +16,8 @@ __all__ = ["Pulse"]
 
 #: Seconds between two looks. Shorter shows output sooner; longer wakes the process less often.
 PULSE = 0.05
+#: Looks that find nothing running before it sleeps until it is woken: that costs the next task time.
+PATIENCE = 20
 
 
 class Pulse:
@@ -47,16 +49,17 @@ class Pulse:
 
     def wake(self) -> None:
         """Watch: a task runs."""
-        self._busy.set()
-
-    def rest(self) -> None:
-        """Stop watching: nothing runs."""
-        self._busy.clear()
+        if not self._busy.is_set():
+            self._busy.set()
 
     def _run(self) -> None:
+        idle = 0
         while True:
             self._busy.wait()
             time.sleep(PULSE)
+            idle = 0 if self._execution.running else idle + 1
+            if idle > PATIENCE:
+                self._busy.clear()
             try:
                 self._beat()
             except ServerUnreachable:

@@ -154,9 +154,7 @@ class TaskWorker:
 
     def _round(self) -> None:
         if not self._batch:
-            taken = self._take(self._lanes, self._count) or self._wait()
-            with self._lock:
-                self._batch.extend(taken)
+            self._take_or_wait()
         began, n = time.monotonic(), len(self._batch)
         while delivery := self._next():
             self._work(delivery)
@@ -188,13 +186,15 @@ class TaskWorker:
 
     # -- give and take -------------------------------------------------------------------------
 
-    def _take(self, lanes: Sequence[str], count: int) -> list[Delivery]:
+    def _take(self, lanes: Sequence[str], count: int, block: float | None) -> None:
         """Settle what is over and take the next tasks, in one round trip."""
-        taken: list[Delivery] = []
-        self._settling(
-            lambda settled: taken.extend(self._store.take(settled, lanes, self.id, count))
-        )
-        return taken
+
+        def send(settled: list[Settlement]) -> None:
+            taken = self._store.take(settled, lanes, self.id, count, block=block)
+            with self._lock:
+                self._batch.extend(taken)
+
+        self._settling(send)
 
     def flush(self, store: Store) -> None:
         """Settle what is over; through `store`, because the pulse has a connection of its own."""
@@ -210,7 +210,7 @@ class TaskWorker:
         self._flushed = time.monotonic()
         try:
             send(settled)
-        except ServerUnreachable:
+        except BaseException:
             # Whether they were settled is not known; doing it twice does it once.
             with self._lock:
                 self._settled = settled + self._settled
@@ -229,20 +229,19 @@ class TaskWorker:
         self.release_batch()
         self.flush(store)
 
-    def _wait(self) -> list[Delivery]:
-        """Wait, idle, for the next task."""
-        self._pulse.rest()
+    def _take_or_wait(self) -> None:
+        """Take the next tasks; wait, idle, while there are none."""
         self._slot.set_state(State.IDLE)
         self._waiting = True
         try:
             # The flag stands before this look: a signal after it finds us waiting.
             if self._leaving:
                 raise _Leave
-            return self._store.wait(self._lanes, self.id, IDLE_BLOCK)
+            self._take(self._lanes, self._count, IDLE_BLOCK)
         finally:
             self._waiting = False
             self._slot.set_state(State.BUSY)
-            self._pulse.wake()
+        self._pulse.wake()
 
     # -- help first ----------------------------------------------------------------------------
 
@@ -268,12 +267,11 @@ class TaskWorker:
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
 
     def _help_once(self, lanes: Sequence[str]) -> bool:
-        taken: list[Delivery] = []
         # What came with the waiting task may be shallower than it: others shall run that.
         self.release_batch()
-        self._until_reachable(lambda: taken.extend(self._take(lanes, 1)))
-        for delivery in taken:
-            with self._lock:
-                self._running.append(delivery)
-            self._work(delivery)
-        return bool(taken)
+        self._until_reachable(lambda: self._take(lanes, 1, None))
+        delivery = self._next()
+        if delivery is None:
+            return False
+        self._work(delivery)
+        return True

@@ -22,7 +22,7 @@ def test_a_stranger_s_task_is_not_delivered_and_its_neighbours_are(stranger, sub
 
 
 def test_waiting_passes_over_a_stranger_s_task(store, stranger):
-    assert store.wait(["default"], "w1", 0.01) == []
+    assert store.take([], ["default"], "w1", 1, block=0.01) == []
 
 
 def test_a_refused_entry_is_kept_with_the_reason(stranger, store, take, client):

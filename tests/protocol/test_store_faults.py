@@ -55,7 +55,7 @@ def test_a_server_that_ends_while_it_is_waited_for_is_unreachable(own_store):
     stopping = threading.Timer(0.1, server.stop)
     stopping.start()
     with pytest.raises(ServerUnreachable):
-        store.wait(["default"], "w1", 30)
+        store.take([], ["default"], "w1", 1, block=30)
     stopping.join()
 
 
@@ -185,7 +185,7 @@ def test_an_interrupted_call_does_not_mix_up_replies(store, submit, take):
     interrupt = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
-        store.wait(["default"], "w1", 30)
+        store.take([], ["default"], "w1", 1, block=30)
     interrupt.join()
     submit(0)
     assert [d.task.n for d in take()] == [0]

@@ -104,4 +104,3 @@ def test_arguments_that_can_not_be_unpickled_fail_all_items(execute):
     settled = execute(lambda x: x, [0, 1], args=b"garbage")
 
     assert len(load_outcomes(settled.events[0].body)[1]) == 2
-
