@@ -87,7 +87,7 @@ class Sender:
         self._parcel: list[Entry | Order] = []
         self._waiting_bytes = 0
         self._batch = 0
-        self._idle = False
+        self._idle = self._full = False
         self._last_put = 0.0
         self._closing = threading.Event()
         self._giving_up = False
@@ -109,6 +109,7 @@ class Sender:
                 self._last_put = time.monotonic()
         with self._changed:
             while self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
+                self._full = True
                 self._changed.wait()
             self._queue.append(item)
             self._waiting_bytes += item.size_bytes
@@ -209,4 +210,6 @@ class Sender:
         with self._changed:
             self._waiting_bytes -= sum(item.size_bytes for item in self._parcel)
             self._parcel = []
-            self._changed.notify_all()
+            if self._full:  # not else: waking the thread for nothing costs more than the rest
+                self._full = False
+                self._changed.notify_all()

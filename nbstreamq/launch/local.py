@@ -167,6 +167,11 @@ class LocalWorkers:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in this terminal is not for it
             )
+        # It may end long after we have left it to others: somebody must wait for it, or it stays
+        # as a zombie.
+        threading.Thread(
+            target=self._process.wait, name=f"nbstreamq-supervisor-{self._queue}", daemon=True
+        ).start()
 
     def _await_door(self) -> socket.socket:
         process, deadline = self._process, time.monotonic() + START_TIMEOUT

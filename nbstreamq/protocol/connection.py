@@ -58,7 +58,11 @@ def open_client(url: str) -> Client:
 
     scheme, _, rest = url.partition("://")
     scheme = scheme.replace("valkey", "redis")
-    options: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "protocol": 2}
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": REPLY_TIMEOUT,
+        "protocol": 2,
+    }
     try:
         if scheme in ("redis+cluster", "rediss+cluster"):
             return redis.RedisCluster.from_url(f"{scheme.partition('+')[0]}://{rest}", **options)
@@ -255,6 +259,8 @@ class Wire:
         import redis
 
         try:
+            if timeout == connection.socket_timeout:  # not to be set, and set back, each time
+                return connection.read_response(disable_decoding=True)
             return connection.read_response(disable_decoding=True, timeout=timeout)
         except redis.ResponseError as error:
             return error

@@ -18,6 +18,9 @@ from .spans import Span, format_span, parse_span
 
 __all__ = ["Store"]
 
+#: Entries that an event stream may hold though they were read; fewer cost more commands.
+TRIM_EVERY = 100
+
 
 class Store:
     """A queue on a server, through one connection. Not for two threads at once: see `clone`.
@@ -39,6 +42,7 @@ class Store:
         self.keys = Keys(queue)
         self._client = client
         self._signer = signer
+        self._n_read = 0
         self._wire = Wire(client, self.keys.meta, scripts.texts())
 
     def clone(self) -> Store:
@@ -147,15 +151,18 @@ class Store:
     ) -> tuple[bytes, list[Event | SignatureError]]:
         """Return the events after `after`, once there are any or `block` seconds are over.
 
-        What was returned earlier is dropped from the server. An entry with a wrong signature
-        comes as the error.
+        What was returned earlier is dropped from the server, now and then. An entry with a wrong
+        signature comes as the error.
         """
         key = self.keys.events(session)
         read = ("XREAD", "COUNT", 100, "BLOCK", _block_ms(block), "STREAMS", key, after)
-        # MINID keeps entries >= its argument: what lies before the last one that was read.
-        trim = ("XTRIM", key, "MINID", after) if after != b"0" else ("EXISTS", key)
-        _, reply = self._wire.call(trim, read, timeout=block + REPLY_TIMEOUT)
+        trim: list[Command] = []
+        if self._n_read > TRIM_EVERY:
+            # MINID keeps entries >= its argument: what lies before the last one that was read.
+            trim, self._n_read = [("XTRIM", key, "MINID", after)], 0
+        *_, reply = self._wire.call(*trim, read, timeout=block + REPLY_TIMEOUT)
         entries = _stream_entries(reply)
+        self._n_read += len(entries)
         last = entries[-1][1] if entries else after
         return last, [event for _, _, fields in entries for event in self._unseal(fields)]
 

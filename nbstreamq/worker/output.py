@@ -11,13 +11,14 @@ foreign code fills it.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import io
 import logging
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..protocol.messages import Task
 
@@ -47,10 +48,13 @@ class _Channel:
     name: str
     descriptor: int
     position: int = 0
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
 
     def read(self, limit: int) -> tuple[bytes, int]:
         """Return up to `limit` new bytes, and how many more there were."""
-        size = os.fstat(self.descriptor).st_size
+        size = os.lseek(self.descriptor, 0, os.SEEK_END)  # a third of fstat's time
         if size < self.position:  # the supervisor cut it
             self.position = 0
         new = size - self.position
@@ -68,7 +72,8 @@ class Output:
     """Catches what is printed in this process, and knows which item of which task printed it.
 
     What Python code prints is caught at once. What other code writes to the descriptors is looked
-    for after each batch, and every 50 ms in a long task: each look costs two system calls.
+    for after each delivery, after each item that was not very short, and every 50 ms: a look costs
+    two system calls.
 
     Attributes
     ----------
@@ -81,6 +86,7 @@ class Output:
         self._tasks: list[Task] = []
         self._last: tuple[Task | None, int] = (None, 0)
         self._channels: list[_Channel] = []
+        self._flush_c = ctypes.CDLL(None).fflush
         self._pieces: list[Piece] = []
         self._lock = threading.RLock()
         self._seen: dict[tuple[int, int], int] = {}
@@ -95,18 +101,22 @@ class Output:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
         logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
-        self._flush_c = ctypes.CDLL(None).fflush
 
     def enter(self, task: Task) -> None:
         """Say that what is printed from now on is printed by `task`."""
+        if self._tasks:
+            self.look()
         self._tasks.append(task)
 
     def leave(self) -> list[Piece]:
-        """Say that the current task is over; return what its Python code printed."""
+        """Say that the current task is over; return what was printed since the last `collect`."""
         with self._lock:
+            self.look()
             self._last = self._owner()
             self._tasks.pop()
-            self._seen.clear()
+            if self._seen:
+                waiting = set(map(id, self._tasks))
+                self._seen = {k: n for k, n in self._seen.items() if k[0] in waiting}
             pieces, self._pieces = self._pieces, []
             return pieces
 
@@ -117,10 +127,15 @@ class Output:
     def collect(self) -> list[Piece]:
         """Return what anything printed since the last call."""
         with self._lock:
-            self._flush_c(None)
-            self._read(self._owner())
+            self.look()
             pieces, self._pieces = self._pieces, []
             return pieces
+
+    def look(self) -> None:
+        """Take in what anybody wrote to the descriptors: the running item, for all we know."""
+        with self._lock:
+            self._flush_c(None)
+            self._read(self._owner())
 
     def write(self, descriptor: int, text: str) -> None:
         """Write `text`, which the running item prints."""
@@ -143,7 +158,8 @@ class Output:
             seen = self._n_seen(owner)
             data, dropped = channel.read(max(0, ITEM_LIMIT_BYTES - seen))
             if data:
-                self._keep(owner, channel.name, data.decode(errors="replace"))
+                # A look may come in the midst of a character.
+                self._keep(owner, channel.name, channel.decoder.decode(data))
             if dropped and seen <= ITEM_LIMIT_BYTES:
                 self._keep(owner, "stderr", _DROPPED)
             if data or dropped:

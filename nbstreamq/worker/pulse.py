@@ -16,7 +16,7 @@ __all__ = ["Pulse"]
 
 #: Seconds between two looks. Shorter shows output sooner; longer wakes the process less often.
 PULSE = 0.05
-#: Looks that find nothing running before it sleeps until it is woken: that costs the next task time.
+#: Looks that find nothing running before it sleeps until woken: that costs the next task time.
 PATIENCE = 20
 
 
@@ -41,6 +41,7 @@ class Pulse:
         self._free = free
         self._store = store
         self._busy = threading.Event()
+        self._n_wakes = 0
         self._announced: tuple[Task, int] | None = None
         self._unsent: list[Event] = []
 
@@ -49,17 +50,21 @@ class Pulse:
 
     def wake(self) -> None:
         """Watch: a task runs."""
+        self._n_wakes += 1
         if not self._busy.is_set():
             self._busy.set()
 
     def _run(self) -> None:
-        idle = 0
+        idle = n_wakes = 0
         while True:
             self._busy.wait()
             time.sleep(PULSE)
-            idle = 0 if self._execution.running else idle + 1
+            last, n_wakes = n_wakes, self._n_wakes
+            idle = 0 if self._execution.running or n_wakes != last else idle + 1
             if idle > PATIENCE:
                 self._busy.clear()
+                if self._n_wakes != n_wakes:  # it was woken before that, to no avail
+                    self._busy.set()
             try:
                 self._beat()
             except ServerUnreachable:

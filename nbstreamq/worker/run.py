@@ -22,6 +22,9 @@ __all__ = ["Run", "Runner", "Stopped"]
 #: Seconds after which the rest of a chunk goes back to its lane. Longer costs fewer messages;
 #: shorter balances sooner and shows progress sooner.
 SLICE = 0.1
+#: Seconds that an item takes before what others than Python code printed in it is looked for at
+#: once. Shorter costs very short items more; what they print is taken for their successor's.
+LOOK = 1e-4
 
 
 class Stopped(BaseException):
@@ -227,7 +230,9 @@ class Runner:
                 serials[-1] = 0
                 done.append(item)
                 values.append(value)
-            now = clock()
+            before, now = now, clock()
+            if now - before > LOOK:
+                output.look()
             if now > end:
                 return
 

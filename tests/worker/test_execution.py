@@ -33,7 +33,7 @@ def execution(store):
 def execute(execution, store):
     """``execute(fn, args, cancelled=, **changes to the task)``: the settlement."""
 
-    def execute(fn, args, *, cancelled=(), lane="default", **changes):
+    def execute(fn, args, /, *, cancelled=(), lane="default", **changes):
         pickled = FunctionPickler().dump(fn)
         store.put_function(pickled.digest, pickled.data)
         fields = {"fn": pickled.digest, "name": "f", "call": "map", "args": dump(args, "args")}

