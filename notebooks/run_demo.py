@@ -30,11 +30,11 @@ print(json.dumps(dict(
 """
 
 
-def main() -> None:
-    """Run the notebook; exits with 1 and the traceback if a cell fails."""
-    say(f"Running notebooks/{NOTEBOOK.name} in a kernel of its own:\n")
+def main(path: Path = NOTEBOOK) -> None:
+    """Run the notebook at `path`; exits with 1 and the traceback if a cell fails."""
+    say(f"Running {path.parent.name}/{path.name} in a kernel of its own:\n")
     try:
-        figures = run(nbformat.read(NOTEBOOK, as_version=4))
+        figures = run(nbformat.read(path, as_version=4))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         sys.exit(f"\nThe notebook failed:\n{error}")
     say(summary(**figures))

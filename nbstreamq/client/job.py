@@ -73,8 +73,11 @@ class Job(Generic[T]):
         return result
 
     def _results(self) -> Generator[T, None, None]:
-        for index in range(len(self._ledger)):
-            yield self._result(index)
+        index = 0
+        while index < len(self._ledger):
+            ready = self._ledger.values_from(index) or [self._result(index)]
+            yield from ready
+            index += len(ready)
 
     def _result(self, index: int) -> T:
         ledger = self._ledger
@@ -106,7 +109,7 @@ class Job(Generic[T]):
             Not all calls are over yet; they go on.
         """
         self.wait(timeout)
-        return [self._result(index) for index in range(len(self))]
+        return list(self._results())
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""

@@ -23,6 +23,9 @@ _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
     _STATES.index(s)
     for s in (State.WAITING, State.RUNNING, State.DONE, State.FAILED, State.CANCELLED)
 )
+_ALL_DONE = bytes([_DONE])
+#: Most results that are looked for at once.
+_STRETCH = 10_000
 
 
 class Report(NamedTuple):
@@ -150,6 +153,12 @@ class Ledger:
 
     def value(self, item: int) -> Any:
         return self._values[item]
+
+    def values_from(self, item: int) -> list[Any]:
+        """Return the results from `item` on, up to the first one that is not there."""
+        part = self._states[item : item + _STRETCH]
+        n = len(part) - len(part.lstrip(_ALL_DONE))
+        return self._values[item : item + n]
 
     def error(self, item: int) -> BaseException | None:
         return (self._errors or {}).get(item)

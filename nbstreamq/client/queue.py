@@ -184,7 +184,7 @@ class TaskQueue(Executor):
             for _ in sends:
                 pass
         else:
-            feed = Feed(ledger, sends, buffersize)
+            feed = Feed(session, ledger, sends, buffersize)
             feed()
         return Job(session, ledger, deadline=deadline, feed=feed)
 

@@ -136,6 +136,11 @@ class Session:
             )
         )
 
+    def stop_growing(self, ledger: Ledger) -> None:
+        """Say that no more calls of the job come."""
+        ledger.stop_growing()
+        self._retire(ledger)
+
     def put_value(self, digest: str, data: bytes) -> None:
         """Store a pickled value."""
         self.check_open()
@@ -167,12 +172,12 @@ class Session:
                     break
             for i in range(len(names)):
                 ledger.add(Payload(i, 1, "apply", args))
-            ledger.stop_growing()
+            self.stop_growing(ledger)
 
         def fail(error: BaseException) -> None:
             ledger.add(Payload(0, 1, "apply", args))
-            ledger.growing = False
             ledger.fail([0], error)
+            self.stop_growing(ledger)
 
         ledger.growing = True
         self._sender.put(Order(carry_out, fail, len(args)))
@@ -374,6 +379,10 @@ class Session:
                 self._cancel(ledger, ledger.waiting())
         with self._lock:
             self._state = "closing"
+        for ledger in open_ledgers:
+            # Where inputs are taken as the results are, nobody may take any more.
+            ledger.stop_growing()
+        with self._lock:
             for ledger in open_ledgers:
                 if ledger.is_over:
                     self._ledgers.pop(ledger.job, None)

@@ -53,6 +53,7 @@ def send_chunks(
         call, source = "starmap", zip(*iterables, strict=False)
     try:
         for piece in chunks(source, pace):
+            session.check_open()
             data = dump(piece, f"an item of {function.name}()")
             payload = Payload(len(ledger), len(piece), call, data)
             ledger.add(payload)
@@ -63,21 +64,33 @@ def send_chunks(
         session.cancel(ledger, range(len(ledger)))
         raise
     finally:
-        ledger.stop_growing()
+        session.stop_growing(ledger)
 
 
 class Feed:
     """Submits more items as results are taken, never more than `buffersize` ahead."""
 
-    def __init__(self, ledger: Ledger, sends: Iterator[int], buffersize: int) -> None:
+    def __init__(
+        self, session: Session, ledger: Ledger, sends: Iterator[int], buffersize: int
+    ) -> None:
+        self._session = session
         self._ledger = ledger
         self._sends = sends
         self._buffersize = buffersize
+        self._exhausted = False
 
     def __call__(self, n_taken: int = 0) -> None:
-        """Submit what there is room for, when `n_taken` results were taken."""
+        """Submit what there is room for, when `n_taken` results were taken.
+
+        Raises
+        ------
+        QueueClosed
+            No result is left, and more inputs can't be submitted.
+        """
+        if not self._exhausted and n_taken >= len(self._ledger):
+            self._session.check_open()
         while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
-            next(self._sends, 0)
+            self._exhausted = next(self._sends, None) is None
 
 
 def submit_when_done(

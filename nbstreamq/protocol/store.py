@@ -77,7 +77,8 @@ class Store:
         found = []
         for i, lane in enumerate(lanes):
             running = self._n_pending(lane)
-            waiting = counts[2 * i] - running
+            # Not counted at the same moment: some may have been done in between.
+            waiting = max(0, counts[2 * i] - running)
             found.append(
                 {"lane": lane, "waiting": waiting, "running": running, "delayed": counts[2 * i + 1]}
             )

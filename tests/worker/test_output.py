@@ -1,4 +1,4 @@
-"""What tasks print comes back: all of it, by the right task, in order, soon, and not without end."""
+"""What tasks print comes back: by the right task, in order, soon, and not without end."""
 
 import ctypes
 import logging

@@ -1,4 +1,4 @@
-"""One call after another, without Redis and without a supervisor: tests ask for the stop themselves."""
+"""One call after another, without Redis or supervisor: tests ask for the stop themselves."""
 
 import os
 import tempfile

@@ -1,0 +1,271 @@
+"""Any function of a notebook runs on a worker, as it is at the moment of the call."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import sqlite3
+import threading
+
+import pytest
+
+from nbstreamq import NotPicklable
+
+
+class Scale:
+    """A class of this module, which no worker can import."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def times(self, x):
+        return self.factor * x
+
+    @classmethod
+    def name(cls):
+        return cls.__name__
+
+    @staticmethod
+    def half(x):
+        return x / 2
+
+    def __call__(self, x):
+        return -self.factor * x
+
+    def __eq__(self, other):
+        return self.factor == other.factor
+
+    __hash__ = None
+
+
+def factorial(n):
+    """Calls itself by its global name."""
+    return n * factorial(n - 1) if n else 1
+
+
+def helper(x):
+    """Redefined in a test."""
+    return x + 1
+
+
+def calls_helper(x):
+    return helper(x)
+
+
+def uses_import(x):
+    return math.floor(x)
+
+
+def double(x):
+    return 2 * x
+
+
+def make_adder(n):
+    return lambda x: x + n
+
+
+def make_even():
+    def even(n):
+        return n == 0 or odd(n - 1)
+
+    def odd(n):
+        return n != 0 and even(n - 1)
+
+    return even
+
+
+def make_fib():
+    def fib(n):
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    return fib
+
+
+KINDS = {
+    "builtin": (abs, -3, 3),
+    "of a standard module": (math.sqrt, 9, 3),
+    "lambda": (lambda x: x * 7, 6, 42),
+    "closure": (make_adder(5), 1, 6),
+    "recursive by name": (factorial, 5, 120),
+    "recursive in a closure": (make_fib(), 10, 55),
+    "mutually recursive": (make_even(), 10, True),
+    "uses an import": (uses_import, 2.5, 2),
+    "bound method": (Scale(3).times, 4, 12),
+    "class method": (lambda _: Scale.name(), 0, "Scale"),
+    "static method": (Scale.half, 3, 1.5),
+    "callable object": (Scale(3), 4, -12),
+    "class": (Scale, 2, Scale(2)),
+    "method of a builtin": ("a-{}".format, 1, "a-1"),
+    "partial": (functools.partial(pow, 2), 5, 32),
+    "partial of a partial": (functools.partial(functools.partial(pow, 2), mod=7), 5, 4),
+    "partial of a lambda": (functools.partial(lambda a, b: a - b, 10), 4, 6),
+    "attrgetter": (operator.itemgetter(1), "abc", "b"),
+    "wrapped": (functools.wraps(double)(lambda x: double(x) + 1), 3, 7),
+    "lru_cache": (functools.lru_cache(double), 3, 6),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind_of_function(shared_queue, kind):
+    fn, argument, expected = KINDS[kind]
+    assert shared_queue.submit(fn, argument).result(10) == expected
+    assert list(shared_queue.map(fn, [argument] * 3)) == [expected] * 3
+
+
+@pytest.mark.parametrize("generator", [range, map, zip, iter], ids=lambda g: g.__name__)
+def test_results_that_are_iterators_arrive_as_lists_if_they_are_generators(shared_queue, generator):
+    def numbers(n):
+        yield from range(n)
+
+    assert shared_queue.submit(numbers, 3).result(10) == [0, 1, 2]
+    assert shared_queue.submit(lambda: (i * i for i in range(3))).result(10) == [0, 1, 4]
+
+
+def test_map_of_a_generator_function(shared_queue):
+    def numbers(n):
+        for i in range(n):
+            yield i
+
+    assert list(shared_queue.map(numbers, range(3))) == [[], [0], [0, 1]]
+
+
+def test_instances_of_own_classes_come_back(shared_queue):
+    found = shared_queue.submit(lambda: Scale(4)).result(10)
+    assert type(found) is Scale
+    assert found.times(2) == 8
+
+
+class TestNeverStale:
+    def test_redefined_helper(self, shared_queue, monkeypatch):
+        assert shared_queue.submit(calls_helper, 1).result(10) == 2
+        monkeypatch.setitem(globals(), "helper", lambda x: x - 1)
+        assert shared_queue.submit(calls_helper, 1).result(10) == 0
+        assert list(shared_queue.map(calls_helper, [1, 2])) == [0, 1]
+
+    def test_mutated_list(self, shared_queue):
+        captured = [1]
+        total = lambda: sum(captured)
+        assert shared_queue.submit(total).result(10) == 1
+        captured.append(10)
+        assert shared_queue.submit(total).result(10) == 11
+        captured[0] = 0
+        assert shared_queue.submit(total).result(10) == 10
+
+    def test_rebound_closure(self, shared_queue):
+        n = 1
+        read = lambda: n
+        assert shared_queue.submit(read).result(10) == 1
+        n = 2
+        assert shared_queue.submit(read).result(10) == 2
+
+    def test_changed_default(self, shared_queue):
+        def read(x=1):
+            return x
+
+        assert shared_queue.submit(read).result(10) == 1
+        read.__defaults__ = (2,)
+        assert shared_queue.submit(read).result(10) == 2
+
+    def test_changed_attribute_of_a_method_s_object(self, shared_queue):
+        scale = Scale(2)
+        assert shared_queue.submit(scale.times, 3).result(10) == 6
+        scale.factor = 5
+        assert shared_queue.submit(scale.times, 3).result(10) == 15
+
+    def test_what_a_call_changes_stays_its_own(self, make_queue):
+        queue = make_queue("-own", workers=1)
+        captured = []
+
+        def append(x):
+            captured.append(x)
+            return list(captured)
+
+        assert queue.submit(append, 1).result(10) == [1]
+        assert queue.submit(append, 2).result(10) == [2]
+        assert captured == []
+
+    def test_arguments_are_as_they_were_at_the_call(self, shared_queue, gate):
+        argument = [1]
+        future = shared_queue.submit(gate.hold, argument)
+        argument.append(2)
+        gate.open()
+        assert future.result(10) == [1]
+
+
+class TestUnpicklable:
+    def test_argument_fails_at_the_call(self, shared_queue):
+        with pytest.raises(NotPicklable, match="sqlite3.Connection") as caught:
+            shared_queue.submit(len, {"rows": [1, sqlite3.connect(":memory:")]})
+        assert "['rows'][1]" in str(caught.value)
+        assert isinstance(caught.value, TypeError)
+
+    def test_keyword_argument(self, shared_queue):
+        with pytest.raises(NotPicklable, match="lock"):
+            shared_queue.submit(dict, guard=threading.Lock())
+
+    def test_closure_fails_at_the_call(self, shared_queue):
+        connection, rows = sqlite3.connect(":memory:"), list(range(1000))
+        with pytest.raises(NotPicklable, match="`connection`") as caught:
+            shared_queue.submit(lambda: connection.execute(rows))
+        assert "sqlite3.Connection" in str(caught.value)
+        assert "`rows`" in str(caught.value)
+
+    def test_item_of_a_map(self, shared_queue):
+        with pytest.raises(NotPicklable, match="lock"):
+            shared_queue.map(str, [1, threading.Lock()])
+        assert shared_queue.status().open_jobs == 0
+
+    def test_nothing_stays_open(self, shared_queue):
+        with pytest.raises(NotPicklable):
+            shared_queue.submit(str, threading.Lock())
+        assert shared_queue.status().open_jobs == 0
+        assert shared_queue.submit(abs, -1).result(10) == 1
+
+
+SCRIPT = """
+import sys
+import beside
+from nbstreamq import TaskQueue
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+    def __add__(self, other):
+        return type(self)(self.x + other.x)
+
+def twice(point):
+    return point + point
+
+def shift(point):
+    return Point(beside.add(point.x, STEP))
+
+STEP = 10
+
+if __name__ == "__main__":
+    with TaskQueue(sys.argv[1], sys.argv[2], workers=1) as q:
+        result = q.submit(twice, Point(4)).result(20)
+        assert type(result) is Point
+        print(result.x)
+        print([p.x for p in q.map(shift, [Point(1), Point(2)])])
+        STEP = 20
+        print(q.submit(shift, Point(1)).result(20).x)
+        beside.ADDEND = 100
+        print(q.submit(beside.add, 1, 1).result(20))
+"""
+
+BESIDE = """
+ADDEND = 0
+
+def _plus(a, b):
+    return a + b + ADDEND
+
+def add(a, b):
+    return _plus(a, b)
+"""
+
+
+def test_classes_of_main_and_modules_beside_the_script(run_script, tmp_path, server_url, queue_name):
+    (tmp_path / "beside.py").write_text(BESIDE)
+    printed = run_script(SCRIPT, queue_name, server_url)
+    assert printed.split("\n") == ["8", "[11, 12]", "21", "102", ""]

@@ -1,0 +1,69 @@
+"""Fixtures of the tests with real workers: queues, and gates that hold their tasks up.
+
+A folder's conftest imports those it wants.
+"""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from nbstreamq import TaskQueue
+
+
+class Gate:
+    """A file that a task waits for, or shows that it has come so far."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def open(self):
+        Path(self.path).touch()
+
+    def is_open(self):
+        return Path(self.path).exists()
+
+    def wait(self, timeout=30):
+        end = time.monotonic() + timeout
+        while not self.is_open():
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody opened {self.path}")
+            time.sleep(0.002)
+
+    def once(self):
+        """Open it; return whether it was closed before."""
+        closed = not self.is_open()
+        self.open()
+        return closed
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """``gate(name)``: the gate of that name; the same for test and tasks."""
+    return lambda name="gate": Gate(tmp_path / name)
+
+
+@pytest.fixture
+def new_queue(server_url, queue_name):
+    """``new_queue(**options)``: a TaskQueue, shut down after the test."""
+    queues = []
+
+    def make(url=server_url, **options):
+        queues.append(TaskQueue(queue_name, url, **{"workers": 2, **options}))
+        return queues[-1]
+
+    yield make
+    for queue in queues:
+        queue.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def queue(new_queue):
+    """A queue with two workers."""
+    return new_queue()
+
+
+@pytest.fixture
+def one_worker(new_queue):
+    """A queue with one worker."""
+    return new_queue(workers=1)
