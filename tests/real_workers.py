@@ -3,6 +3,7 @@
 A folder's conftest imports those it wants.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def new_queue(server_url, queue_name):
 def queue(new_queue):
     """A queue with two workers."""
     return new_queue()
+
+
+@pytest.fixture(scope="module")
+def shared_queue(request, server_url):
+    """A queue with two workers for the tests of a file that leave it as it was."""
+    with TaskQueue(f"{request.module.__name__}-{os.getpid()}", server_url, workers=2) as queue:
+        queue.submit(int).result(20)
+        yield queue
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class Job(Generic[T]):
         with self._lock:
             future = self._futures.get(index)
             if future is None:
-                future = self._futures[index] = TaskFuture[T](self._session, self._ledger, index)
+                future = self._futures[index] = TaskFuture(self._session, self._ledger, index)
                 self._ledger.attach(index, future)
             return future
 

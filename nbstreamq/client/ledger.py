@@ -249,7 +249,8 @@ class Ledger:
         first = event.n + event.span[0].start
         last = first + len(values)
         with self._lock:
-            if self._futures or any(map(_DONE.__le__, self._states[first:last])):
+            part = self._states[first:last]
+            if self._futures or part.count(_WAITING) + part.count(_RUNNING) < len(values):
                 return False
             self._values[first:last] = values
             self._states[first:last] = bytes([_DONE]) * len(values)

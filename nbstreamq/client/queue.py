@@ -129,7 +129,7 @@ class TaskQueue(Executor):
             data = dump((args, kwargs), f"an argument of {function.name}()")
         ledger = session.open_ledger(fn, function.name, self._lane())
         ledger.add(Payload(0, 1, "apply", data))
-        future = TaskFuture[T](session, ledger, 0)
+        future: TaskFuture[T] = TaskFuture(session, ledger, 0)
         ledger.attach(0, future)
         if needed:
             submit_when_done(

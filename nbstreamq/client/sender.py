@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import NbstreamqError, ServerUnreachable
 from ..protocol.messages import Fields
@@ -26,8 +26,7 @@ SMALL_BYTES = 2**16
 RECONNECT = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A task on its way to the server.
 
     Attributes
@@ -49,8 +48,7 @@ class Entry:
     fail: Callable[[BaseException], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """Something else to be done at the server, in its turn."""
 
     carry_out: Callable[[Store], None]

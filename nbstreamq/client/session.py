@@ -300,7 +300,7 @@ class Session:
         if event.kind == _KIND_CLOSE:
             return False
         ledger = self._ledgers.get(event.job)
-        if ledger is None or any(event.n + r.stop > len(ledger) for r in event.span):
+        if ledger is None or event.n + event.span[-1].stop > len(ledger):
             self._echo_stranger(event)
             return True
         ledger.apply(event)

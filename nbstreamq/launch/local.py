@@ -199,8 +199,10 @@ class LocalWorkers:
         with self._lock:
             if self._connection is None:
                 return False
+            # Its timeout would be waited for even with MSG_DONTWAIT.
+            self._connection.setblocking(False)
             try:
-                return bool(self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+                return bool(self._connection.recv(1, socket.MSG_PEEK))
             except BlockingIOError:
                 return True
             except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 __all__ = ["ONE", "Span", "format_span", "items", "parse_span", "size", "span_of", "split"]
 
@@ -39,8 +40,11 @@ def span_of(indices: Iterable[int]) -> Span:
     >>> format_span(span_of([0, 1, 2, 7]))
     '0:3,7:8'
     """
+    chosen = list(indices)
+    if chosen and chosen[-1] - chosen[0] == len(chosen) - 1:
+        return (range(chosen[0], chosen[-1] + 1),)
     runs: list[range] = []
-    for i in indices:
+    for i in chosen:
         if runs and runs[-1].stop == i:
             runs[-1] = range(runs[-1].start, i + 1)
         else:
@@ -49,8 +53,8 @@ def span_of(indices: Iterable[int]) -> Span:
 
 
 def items(span: Span) -> Iterator[int]:
-    for r in span:
-        yield from r
+    """Return the items of `span`, in order."""
+    return chain.from_iterable(span)
 
 
 def size(span: Span) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -230,7 +231,11 @@ class Store:
         entries = self._wire.call(
             scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
         )[0]
-        return [Task.decode(fields, self._signer) for _, fields in entries]
+        tasks = []
+        for _, fields in entries:
+            with contextlib.suppress(SignatureError):  # a forged one must not keep workers out
+                tasks.append(Task.decode(fields, self._signer))
+        return tasks
 
     def take(
         self,
@@ -308,14 +313,20 @@ class Store:
                 )
         spans = self._cancelled({task.job for _, _, task in tasks}) if cancelling else {}
         return [
-            Delivery(lane=lane, entry_id=i, task=task, cancelled=spans.get(task.job, ()))
+            Delivery(
+                lane=lane,
+                entry_id=i,
+                task=task,
+                cancelled=spans.get(session_of(task.job)) or spans.get(task.job, ()),
+            )
             for lane, i, task in tasks
         ]
 
     def _cancelled(self, jobs: set[str]) -> dict[str, Span]:
         if not jobs:
             return {}
-        names = sorted(jobs)
+        # A session that is gone has all its jobs cancelled, under its own name.
+        names = sorted(jobs | {session_of(job) for job in jobs})
         texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
         return {job: parse_span(t.decode()) for job, t in zip(names, texts, strict=True) if t}
 

@@ -94,15 +94,6 @@ class TestTraceback:
         assert "in inner" in text
         assert "# the guilty line" in text
 
-    def test_is_the_same_each_time_it_is_raised(self, shared_queue):
-        future = shared_queue.submit(lambda: 1 / 0)
-        n_frames = []
-        for _ in range(3):
-            with pytest.raises(ZeroDivisionError) as caught:
-                future.result(10)
-            n_frames.append(len(traceback.extract_tb(caught.value.__traceback__)))
-        assert n_frames[2] - n_frames[1] == n_frames[1] - n_frames[0] <= 3
-
 
 class TestResult:
     def test_that_cannot_travel(self, make_queue):
@@ -227,17 +218,18 @@ class TestSecrets:
             assert not [text for text in shown if secret in text]
 
     def test_wrong_secret(self, server_url, queue_name):
-        with TaskQueue(queue_name, server_url, secret="one", workers=1) as queue:
+        with TaskQueue(queue_name, server_url, secret="one-11", workers=1) as queue:
             queue.submit(int).result(10)
             with pytest.raises(SecretMismatch) as caught:
-                TaskQueue(queue_name, server_url, secret="another")
-        assert "another" not in str(caught.value).split()
+                TaskQueue(queue_name, server_url, secret="two-22")
+        assert not {"one-11", "two-22"} & set(str(caught.value).split())
 
     def test_wrong_password(self, start_server, queue_name):
         server = start_server("--requirepass", self.PASSWORD)
+        url = f"unix://:{self.PASSWORD[::-1]}@{server.socket}"
         with pytest.raises(NbstreamqError) as caught:
-            TaskQueue(queue_name, f"unix://:wrong-1234@{server.socket}")
-        assert "wrong-1234" not in "".join(traceback.format_exception(caught.value))
+            TaskQueue(queue_name, url)
+        assert self.PASSWORD[::-1] not in "".join(traceback.format_exception(caught.value))
 
 
 class TestNobodyThere:

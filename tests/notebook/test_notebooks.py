@@ -28,9 +28,7 @@ def name_of(path):
 
 
 def load_demo():
-    spec = importlib.util.spec_from_file_location(
-        "run_demo", NOTEBOOKS[0].with_name("run_demo.py")
-    )
+    spec = importlib.util.spec_from_file_location("run_demo", NOTEBOOKS[0].with_name("run_demo.py"))
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     return demo

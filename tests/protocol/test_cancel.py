@@ -88,3 +88,10 @@ def test_marks_go_away_by_themselves(store, client):
 
 def test_before_any_order_a_supervisor_listens_from_the_start(store):
     assert store.last_control() == b"0"
+
+
+def test_a_session_that_is_gone_has_all_its_jobs_cancelled(store, submit, take, make_task):
+    submit(0, make_task(0, job="s.2"), make_task(0, job="other.1"))
+    everything = parse_span("0:9007199254740992")
+    store.cancel("s", everything, everything)
+    assert [d.cancelled for d in take()] == [everything, everything, ()]

@@ -99,7 +99,7 @@ def test_settling_and_taking_is_one_step(store, submit, take, finish, bodies):
 def test_what_a_worker_holds_is_known(store, submit, take, finish):
     submit(0, 1, 2)
     submit(3, lane="high")
-    taken = take("w1", count=3)
+    taken = take("w1", count=2)
     take("w2")
     store.settle([finish(taken[0])])
     assert numbers(store.held(["high", "default", "gpu"], "w1")) == [0, 1]

@@ -67,6 +67,11 @@ def by_thread():
     thread.join()
 
 
+@pytest.fixture
+def queue(shared_queue):
+    return shared_queue
+
+
 ALL = [
     by_print,
     by_stderr,
