@@ -63,7 +63,9 @@ class Listener:
         lost = False
         while True:
             try:
-                self._last, events = self._store.events(self._session, self._last, BLOCK)
+                # After a loss it shall not take a whole wait to notice that all is well again.
+                block = RECONNECT if lost else BLOCK
+                self._last, events = self._store.events(self._session, self._last, block)
                 if lost:
                     self._on_trouble(None)
                     lost = False

@@ -269,9 +269,14 @@ class Session:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def ask(self, question: Callable[[Store], Any]) -> Any:
-        """Return the answer of the server to `question`."""
+        """Return the answer of the server to `question`, which changes nothing there."""
+        self._check_owner()
         with self._store_lock:
-            return question(self._store)
+            try:
+                return question(self._store)
+            except ServerUnreachable:
+                # The connection may be older than a restart of the server.
+                return question(self._store)
 
     def replay(self, ledger: Ledger, item: int) -> Any:
         """Run an item here."""

@@ -6,11 +6,10 @@ supervisors. Every message carries a signature over all its fields, checked when
 
 from __future__ import annotations
 
-import functools
 import json
 import struct
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 from ..errors import SignatureError
@@ -51,19 +50,24 @@ class Options:
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
         changed = self.changed()
         return json.dumps(changed).encode() if changed else b""
 
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from the defaults."""
-        return {k: v for k, v in vars(self).items() if v != getattr(type(self), k)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in values.items() if v != getattr(type(self), k)}
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         return cls(**json.loads(data)) if data else cls._defaults()
 
     @classmethod
-    @functools.cache
+    @cache
     def _defaults(cls) -> Self:
         return cls()
 

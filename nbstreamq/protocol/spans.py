@@ -29,6 +29,9 @@ def parse_span(text: str) -> Span:
 
 
 def format_span(span: Span) -> str:
+    """Return `span` as text, for `parse_span`."""
+    if span is ONE:
+        return "0:1"
     return ",".join(f"{r.start}:{r.stop}" for r in span)
 
 

@@ -60,17 +60,15 @@ class Gate:
     @property
     def hold(self) -> Callable[..., Any]:
         """A function for tasks: it returns its first argument once the gate is open."""
-        folder = str(self._folder)
+        folder = self._folder
 
         def hold(value: Any = None, *_: Any) -> Any:
-            import os
             import time
             import uuid
 
-            with open(os.path.join(folder, f"reached-{uuid.uuid4().hex}"), "w"):
-                pass
+            (folder / f"reached-{uuid.uuid4().hex}").touch()
             end = time.monotonic() + 30
-            while not os.path.exists(os.path.join(folder, "open")):
+            while not (folder / "open").exists():
                 if time.monotonic() > end:
                     raise TimeoutError("the gate was never opened")
                 time.sleep(0.002)

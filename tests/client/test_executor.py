@@ -171,7 +171,8 @@ class TestMap:
 
         def endless():
             nonlocal n_taken
-            for n_taken in taken:  # noqa: B007
+            while True:
+                n_taken = next(taken)
                 yield n_taken
 
         job = shared_queue.map(lambda x: 2 * x, endless(), buffersize=buffersize)
@@ -452,15 +453,15 @@ class TestInterrupt:
     def test_leaves_the_job_intact(self, queue, gate, wait_until, wait_for):
         job = queue.map(gate.hold, range(4), chunksize=1)
         waits = {
-            "future": lambda: job[0].result(),
+            "future": job[0].result,
             "job": job.result,
             "iteration": lambda: list(job),
             "as_completed": lambda: list(job.as_completed()),
         }
         wait_until(lambda: gate.n_reached == 2, describe="the tasks run")
         interrupt = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
         with pytest.raises(KeyboardInterrupt):
-            interrupt.start()
             waits[wait_for]()
         interrupt.join()
         gate.open()

@@ -184,7 +184,15 @@ class TestPasswords:
             failed = queue.submit(int, "x")
             job = queue.map(abs, [1])
             job.wait(10)
-            shown = [queue, queue.status(), queue.workers(), future, job, task, failed.exception(10)]
+            shown = [
+                queue,
+                queue.status(),
+                queue.workers(),
+                future,
+                job,
+                task,
+                failed.exception(10),
+            ]
             shown.append(queue.options(retries=1))
             text = "\n".join(map(repr, shown)) + "\n".join(map(str, shown))
             assert PASSWORD not in text
@@ -235,15 +243,12 @@ class TestInTasks:
         assert shared_queue.submit(outer, shared_queue).result(10) == (shared_queue.name, 2)
 
     def test_keeps_its_options(self, shared_queue, tmp_path):
-        folder = str(tmp_path)
+        path = tmp_path / "failed"
 
         def fail_once():
-            import os
-
-            path = os.path.join(folder, "failed")
-            if not os.path.exists(path):
-                with open(path, "w"):
-                    raise ConnectionError
+            if not path.exists():
+                path.touch()
+                raise ConnectionError
             return 7
 
         view = shared_queue.options(retries=1)

@@ -1,5 +1,181 @@
-"""Queues with real workers."""
+"""Queues whose workers are killed, and processes around them: clients, supervisors.
 
-from tests.real_workers import gate, new_queue, one_worker, queue, shared_queue
+Their tests are marked ``crash``.
+"""
 
-__all__ = ["gate", "new_queue", "one_worker", "queue", "shared_queue"]
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nbstreamq import TaskQueue
+
+ROOT = Path(__file__).parents[2]
+
+#: A supervisor on its own that is soon known to be silent.
+NODE = """
+import sys
+from nbstreamq.protocol.connection import open_client
+from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.store import Store
+from nbstreamq.worker.supervisor import Supervisor, Timing
+
+url, queue, n_workers = sys.argv[1:]
+Supervisor(
+    Store(open_client(url), queue, Signer("secret", queue)),
+    url=url,
+    secret="secret",
+    n_workers=int(n_workers),
+    timing=Timing(heartbeat=0.2, silence=1.0),
+).run()
+"""
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(pytest.mark.crash)
+
+
+class Gate:
+    """A file that a task waits for, or shows that it has come so far."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def open(self):
+        Path(self.path).touch()
+
+    def is_open(self):
+        return Path(self.path).exists()
+
+    def wait(self, timeout=30):
+        end = time.monotonic() + timeout
+        while not self.is_open():
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody opened {self.path}")
+            time.sleep(0.002)
+
+    def first(self):
+        """Tell whether nobody was here before."""
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """``gate(name)``: the gate of that name; the same for test and tasks."""
+    return lambda name="gate": Gate(tmp_path / name)
+
+
+@pytest.fixture
+def new_queue(server_url, queue_name):
+    """``new_queue(url=, **options)``: a TaskQueue, shut down after the test."""
+    queues = []
+
+    def make(url=server_url, **options):
+        queues.append(TaskQueue(queue_name, url, **{"workers": 2, **options}))
+        return queues[-1]
+
+    yield make
+    for queue in queues:
+        queue.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def queue(new_queue):
+    """A queue with two workers."""
+    return new_queue()
+
+
+class Process:
+    """A Python process of our own, in a process group of its own."""
+
+    def __init__(self, *arguments):
+        self._process = subprocess.Popen(
+            (sys.executable, *arguments),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def line(self):
+        """The next line that it prints."""
+        return self._process.stdout.readline().strip()
+
+    def kill(self, number=signal.SIGKILL):
+        self._process.send_signal(number)
+
+    def interrupt(self):
+        """What Ctrl-C in its terminal does."""
+        os.killpg(self.pid, signal.SIGINT)
+
+    def wait(self):
+        """Its exit status, and what it printed besides."""
+        rest, _ = self._process.communicate(timeout=30)
+        return self._process.returncode, rest
+
+    def family(self):
+        """All its descendants, and itself: as `psutil` knows them, however they are killed."""
+        process = psutil.Process(self.pid)
+        return [process, *process.children(recursive=True)]
+
+    def close(self):
+        if self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+@pytest.fixture
+def start():
+    """``start(*arguments)``: a Python with these arguments, killed after the test."""
+    processes = []
+
+    def start(*arguments):
+        processes.append(Process(*arguments))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()
+
+
+@pytest.fixture
+def start_node(start, server_url, queue_name, store, wait_until):
+    """``start_node(n_workers)``: a supervisor, once its workers have joined."""
+
+    def start_node(n_workers=1, url=server_url):
+        before = set(store.workers())
+        node = start("-c", NODE, url, queue_name, str(n_workers))
+        wait_until(
+            lambda: len(set(store.workers()) - before) >= n_workers, describe="the node's workers"
+        )
+        return node
+
+    return start_node
+
+
+@pytest.fixture
+def wait_for_end(wait_until):
+    """``wait_for_end(processes)``: until all are gone, zombies too."""
+
+    def wait(processes):
+        def living():
+            return [p for p in processes if p.is_running()]
+
+        wait_until(lambda: not living(), describe=f"the end of {processes}")
+
+    return wait

@@ -57,15 +57,15 @@ def test_what_a_killed_worker_ran_is_run_again_at_once(queue, gate):
     assert future.attempts == 1  # a loss is none of the task's own attempts
 
 
-def test_a_death_is_survived_whatever_it_is(shared_queue, gate, cause):
+def test_a_death_is_survived_whatever_it_is(queue, gate, cause):
     die, died = DEATHS[cause], gate("died")
 
-    future = shared_queue.submit(lambda: die() if died.once() else "lived")
+    future = queue.submit(lambda: die() if died.once() else "lived")
 
     assert future.result(20) == "lived"
 
 
-def test_one_that_always_kills_its_worker_gets_a_certificate(shared_queue, cause):
+def test_one_that_always_kills_its_worker_gets_a_certificate(queue, cause):
     die = DEATHS[cause]
 
     def work(number):
@@ -73,7 +73,7 @@ def test_one_that_always_kills_its_worker_gets_a_certificate(shared_queue, cause
         die()
 
     with pytest.raises(WorkerLost) as caught:
-        shared_queue.submit(work, 4711).result(20)
+        queue.submit(work, 4711).result(20)
 
     certificate = caught.value.certificate
     assert certificate.cause == cause
@@ -85,22 +85,22 @@ def test_one_that_always_kills_its_worker_gets_a_certificate(shared_queue, cause
 
 
 @pytest.mark.parametrize("die", [crash_in_c, abort])
-def test_the_stack_of_a_crash_names_the_function(shared_queue, die):
+def test_the_stack_of_a_crash_names_the_function(queue, die):
     def guilty_function():
         die()
 
     with pytest.raises(WorkerLost) as caught:
-        shared_queue.submit(guilty_function).result(20)
+        queue.submit(guilty_function).result(20)
 
     assert "guilty_function" in caught.value.certificate.stack
     assert die.__name__ in caught.value.certificate.stack
 
 
 @pytest.mark.parametrize("chunksize", [20, "auto"])
-def test_the_others_of_its_chunk_are_not_lost(shared_queue, cause, chunksize):
+def test_the_others_of_its_chunk_are_not_lost(queue, cause, chunksize):
     die = DEATHS[cause]
 
-    job = shared_queue.map(lambda x: die() if x == 13 else x * x, range(20), chunksize=chunksize)
+    job = queue.map(lambda x: die() if x == 13 else x * x, range(20), chunksize=chunksize)
     job.wait(30)
 
     assert list(job.errors) == [13]
@@ -110,8 +110,8 @@ def test_the_others_of_its_chunk_are_not_lost(shared_queue, cause, chunksize):
     ]
 
 
-def test_several_that_kill_in_one_chunk(shared_queue):
-    job = shared_queue.map(lambda x: os._exit(1) if x % 5 == 2 else x, range(10), chunksize=10)
+def test_several_that_kill_in_one_chunk(queue):
+    job = queue.map(lambda x: os._exit(1) if x % 5 == 2 else x, range(10), chunksize=10)
     job.wait(30)
 
     assert sorted(job.errors) == [2, 7]
@@ -154,27 +154,27 @@ def test_a_worker_that_died_is_a_zombie_no_longer_and_registered_no_longer(queue
     assert [c.pid for c in children if c.status() == psutil.STATUS_ZOMBIE] == []
 
 
-def test_what_it_printed_before_it_died_is_in_the_certificate_only_at_its_end(shared_queue):
+def test_what_it_printed_before_it_died_is_in_the_certificate_only_at_its_end(queue):
     def work():
         for i in range(3000):
             print("line", i)
         kill_me()
 
     with pytest.raises(WorkerLost) as caught:
-        shared_queue.submit(work).result(20)
+        queue.submit(work).result(20)
 
     assert caught.value.certificate.output.endswith("line 2999\n")
     assert len(caught.value.certificate.output) < 10_000
 
 
-def test_retries_are_not_for_deaths(shared_queue, cause):
+def test_retries_are_not_for_deaths(queue, cause):
     die = DEATHS[cause]
 
     with pytest.raises(WorkerLost):
-        shared_queue.options(retries=2, backoff=0.01).submit(lambda: die()).result(20)
+        queue.options(retries=2, backoff=0.01).submit(lambda: die()).result(20)
 
 
-def test_one_that_raises_after_it_lost_a_worker_is_retried_as_often_as_it_may(shared_queue, gate):
+def test_one_that_raises_after_it_lost_a_worker_is_retried_as_often_as_it_may(queue, gate):
     died, count = gate("died"), [gate(f"{i}") for i in range(4)]
 
     def work():
@@ -185,10 +185,10 @@ def test_one_that_raises_after_it_lost_a_worker_is_retried_as_often_as_it_may(sh
             raise ValueError(n)
         return n
 
-    assert shared_queue.options(retries=2, backoff=0.01).submit(work).result(20) == 2
+    assert queue.options(retries=2, backoff=0.01).submit(work).result(20) == 2
 
 
-def test_output_of_a_dying_interpreter_harms_nothing(shared_queue, gate):
+def test_output_of_a_dying_interpreter_harms_nothing(queue, gate):
     died = gate("died")
 
     def work():
@@ -198,7 +198,7 @@ def test_output_of_a_dying_interpreter_harms_nothing(shared_queue, gate):
             kill_me()
         return "lived"
 
-    assert shared_queue.submit(work).result(20) == "lived"
+    assert queue.submit(work).result(20) == "lived"
 
 
 def _pids(queue):

@@ -1,111 +1,182 @@
-"""Each stage of a call x each way to fail there: a clear error, and the next task works."""
+"""Wherever foreign code runs in a worker, and whatever it does there: a clear error, and on it goes.
 
+After the table in loky's tests.
+"""
+
+import ctypes
 import os
 import signal
+import sys
 
 import pytest
 
-from nbstreamq import TaskFuture
-from nbstreamq.errors import ResultNotPicklable, WorkerLost
-
-pytestmark = pytest.mark.crash
+from nbstreamq import NotPicklable, ResultNotPicklable, WorkerLost
 
 
-def fail(how):
-    import ctypes
-    import sys
+class Unlucky(Exception):
+    """What the tasks here raise."""
 
-    if how == "raise":
-        raise ZeroDivisionError("on purpose")
-    if how == "sys.exit":
-        sys.exit(3)
-    if how == "os._exit":
-        os._exit(7)
+
+def raise_it():
+    raise Unlucky("here it is")
+
+
+def leave():
+    sys.exit(3)
+
+
+def leave_at_once():
+    os._exit(3)
+
+
+def segfault():
     ctypes.string_at(0)
 
 
-class OnUnpickling:
-    def __init__(self, how):
-        self.how = how
+def abort():
+    os.abort()
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FATAL = {
+    leave_at_once: "exit code 3",
+    segfault: "SIGSEGV",
+    abort: "SIGABRT",
+    be_killed: "SIGKILL",
+}
+ALL = [raise_it, leave, *FATAL]
+
+
+class AtPickling:
+    """Does it when it is pickled."""
+
+    def __init__(self, act):
+        self.act = act
 
     def __reduce__(self):
-        return fail, (self.how,)
+        self.act()
+        return AtPickling, (self.act,)
 
 
-class OnPickling(OnUnpickling):
+class AtUnpickling:
+    """Does it when it is unpickled."""
+
+    def __init__(self, act):
+        self.act = act
+
     def __reduce__(self):
-        fail(self.how)
+        return call, (self.act,)
 
 
-def at_argument(submit, how):
-    return submit(lambda _: "never", OnUnpickling(how))
+def call(act):
+    act()
 
 
-def at_running(submit, how):
-    return submit(fail, how)
+class AtPicklingError(Exception):
+    """Does it when it is pickled."""
+
+    def __init__(self, act):
+        super().__init__(act)
+        self.act = act
+
+    def __reduce__(self):
+        self.act()
+        return AtPicklingError, (self.act,)
 
 
-def at_result(submit, how):
-    return submit(OnPickling, how)
-
-
-STAGES = {"argument": at_argument, "running": at_running, "result": at_result}
-LOST = {"os._exit": "exit code 7", "SIGSEGV": "SIGSEGV"}
-
-
-def by_submit(queue):
-    return queue.submit
-
-
-def by_map(queue):
-    return lambda fn, item: queue.map(fn, [item])[0]
-
-
-@pytest.mark.parametrize("submit", [by_submit, by_map])
-@pytest.mark.parametrize("how", ["raise", "sys.exit", "os._exit", "SIGSEGV"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_error_is_clear_and_the_next_task_works(shared_queue, stage, how, submit):
-    future: TaskFuture = STAGES[stage](submit(shared_queue), how)
-
-    error = future.exception(20)
-
-    if how in LOST:
+def expect(error, act, otherwise):
+    """Check that `error` is what the client is to see of `act`, which may be survived."""
+    if act in FATAL:
         assert isinstance(error, WorkerLost)
-        assert error.certificate.cause == LOST[how]
-    elif stage == "result":
-        assert isinstance(error, ResultNotPicklable)
-        assert "on purpose" in str(error) if how == "raise" else "SystemExit" in str(error)
+        assert error.certificate.cause == FATAL[act]
+        assert error.certificate.peak_memory_bytes > 2**20
+        assert FATAL[act] in str(error)
     else:
-        assert isinstance(error, ZeroDivisionError if how == "raise" else SystemExit)
-    assert shared_queue.map(lambda x: x, range(10)).result(20) == list(range(10))
+        assert isinstance(error, otherwise), repr(error)
 
 
-@pytest.mark.parametrize("how", ["raise", "os._exit", "SIGSEGV"])
-@pytest.mark.parametrize("at", [OnPickling, OnUnpickling])
-def test_only_the_guilty_result_of_a_chunk_is_lost(shared_queue, at, how):
-    """A result that can't be unpickled would harm the client: it is no case for os._exit."""
-    if at is OnUnpickling and how != "raise":
-        pytest.skip("would kill this very process: results of own workers are trusted")
-
-    job = shared_queue.map(lambda x: at(how) if x == 3 else x, range(8), chunksize=8)
-    job.wait(20)
-
-    assert 3 in job.errors
-    if at is OnPickling:
-        assert list(job.errors) == [3]
-        assert [f.result() for i, f in enumerate(job[:]) if i != 3] == [0, 1, 2, 4, 5, 6, 7]
+def check_next(queue):
+    """Check that nothing is wrong with the queue."""
+    assert queue.map(lambda x: x + 1, range(20)).result(20) == list(range(1, 21))
 
 
-def test_killed_while_unpickling(shared_queue, gate):
-    died = gate("died")
+@pytest.mark.parametrize("act", ALL)
+def test_when_the_arguments_are_unpickled(queue, act):
+    future = queue.submit(lambda _: 0, AtUnpickling(act))
 
-    class Slow:
-        def __reduce__(self):
-            return wake_up, (died,)
+    expect(future.exception(30), act, Unlucky if act is raise_it else SystemExit)
+    check_next(queue)
 
-    def wake_up(died):
-        if died.once():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return "awake"
 
-    assert shared_queue.submit(lambda x: x, Slow()).result(20) == "awake"
+@pytest.mark.parametrize("act", ALL)
+def test_when_the_function_is_unpickled(queue, act):
+    captured = AtUnpickling(act)
+
+    future = queue.submit(lambda: captured)
+
+    expect(future.exception(30), act, Unlucky if act is raise_it else SystemExit)
+    check_next(queue)
+
+
+@pytest.mark.parametrize("act", ALL)
+def test_when_the_task_runs(queue, act):
+    future = queue.submit(act)
+
+    expect(future.exception(30), act, Unlucky if act is raise_it else SystemExit)
+    check_next(queue)
+
+
+@pytest.mark.parametrize("act", ALL)
+def test_when_the_result_is_pickled(queue, act):
+    future = queue.submit(lambda: AtPickling(act))
+
+    expect(future.exception(30), act, (ResultNotPicklable, SystemExit))
+    check_next(queue)
+
+
+@pytest.mark.parametrize("act", ALL)
+def test_when_the_exception_is_pickled(queue, act):
+    def fail():
+        raise AtPicklingError(act)
+
+    future = queue.submit(fail)
+
+    expect(future.exception(30), act, Exception)
+    check_next(queue)
+
+
+@pytest.mark.parametrize("act", [raise_it, leave])
+def test_when_the_arguments_are_pickled(queue, act):
+    with pytest.raises((NotPicklable, SystemExit)):
+        queue.submit(lambda _: 0, AtPickling(act))
+    check_next(queue)
+
+
+def test_when_the_result_is_unpickled(queue):
+    future = queue.submit(lambda: AtUnpickling(raise_it))
+
+    expect(future.exception(30), raise_it, Unlucky)
+    check_next(queue)
+
+
+@pytest.mark.parametrize("act", ALL)
+def test_in_a_chunk_only_the_guilty_item_fails(queue, act):
+    job = queue.map(lambda i: act() if i == 5 else i, range(12), chunksize=12)
+    job.wait(40)
+
+    assert list(job.errors) == [5]
+    expect(job.errors[5], act, Unlucky if act is raise_it else SystemExit)
+    assert [job[i].result(0) for i in range(12) if i != 5] == [i for i in range(12) if i != 5]
+
+
+@pytest.mark.parametrize("act", [raise_it, leave_at_once, segfault])
+def test_in_a_chunk_only_the_guilty_result_fails(queue, act):
+    job = queue.map(lambda i: AtPickling(act) if i == 5 else i, range(12), chunksize=12)
+    job.wait(40)
+
+    assert list(job.errors) == [5]
+    expect(job.errors[5], act, ResultNotPicklable)
+    assert [job[i].result(0) for i in range(12) if i != 5] == [i for i in range(12) if i != 5]

@@ -101,3 +101,10 @@ def test_a_worker_that_never_sends_a_heartbeat_goes_away(store, client):
     store.join("w1", {})
     for key in (store.keys.workers, store.keys.lane("@w1")):
         assert 0 < client.ttl(key) <= WEEK
+
+
+def test_a_forged_set_up_task_is_left_out_and_keeps_no_worker_out(store, client, send):
+    client.xadd(store.keys.setup, {"fn": b"evil", "sig": b"0" * 16})
+    client.expire(store.keys.setup, 60)
+    send(7)
+    assert [task.n for task in store.join("w1", {})] == [7]

@@ -1,0 +1,215 @@
+"""A worker dies: what it ran runs again at once; what it had not begun was never in danger."""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nbstreamq import WorkerLost
+from nbstreamq.worker.reaper import MAX_LOSSES
+
+
+def kill_me():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note(path):
+    """Write this process's id where the test finds it."""
+    part = Path(f"{path}.part")
+    part.write_text(str(os.getpid()))
+    part.rename(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_task_whose_worker_is_killed_runs_again(queue, gate, number):
+    begun, again = gate("begun"), gate("again")
+
+    def work():
+        if again.first():
+            note(begun.path)
+            time.sleep(60)
+        return os.getpid()
+
+    future = queue.submit(work)
+    begun.wait()
+    victim = int(Path(begun.path).read_text())
+    os.kill(victim, number)
+
+    assert future.result(20) != victim
+    assert not psutil.pid_exists(victim)
+
+
+def test_it_runs_again_on_a_worker_that_is_there(queue, gate):
+    """The other worker takes it: nothing has to start before."""
+    before = {queue.submit(os.getpid).result(20)}
+    before |= {worker.pid for worker in queue.workers()}
+    again = gate()
+
+    def work():
+        if again.first():
+            kill_me()
+        return os.getpid()
+
+    assert queue.submit(work).result(20) in before | {worker.pid for worker in queue.workers()}
+
+
+def test_one_that_kills_every_worker_fails_after_its_attempts(queue, tmp_path):
+    log = tmp_path / "log"
+
+    def work():
+        with log.open("a") as file:
+            file.write("x")
+        kill_me()
+
+    error = queue.submit(work).exception(30)
+
+    assert isinstance(error, WorkerLost)
+    assert log.read_text() == "x" * MAX_LOSSES
+    assert f"{MAX_LOSSES} times" in str(error)
+
+
+def test_the_certificate_says_what_is_known(queue):
+    def crash_here(number):
+        print("the last words")
+        bytearray(60 * 2**20)
+        ctypes.string_at(number)
+
+    future = queue.submit(crash_here, 0)
+    error = future.exception(30)
+
+    certificate = error.certificate
+    assert certificate.cause == "SIGSEGV"
+    assert "crash_here" in certificate.stack
+    assert "the last words" in certificate.output
+    assert certificate.peak_memory_bytes > 60 * 2**20
+    assert certificate.item == "crash_here(0)"
+    assert certificate.worker
+    assert error.task == future.id
+    for text in ("SIGSEGV", "crash_here", "the last words", "peak memory", certificate.worker):
+        assert text in str(error)
+
+
+def test_the_certificate_of_an_item_names_it(queue):
+    job = queue.map(lambda x: os._exit(7) if x == "bad" else x, ["good", "bad"])
+    job.wait(30)
+
+    (error,) = job.errors.values()
+    assert error.certificate.cause == "exit code 7"
+    assert error.certificate.item == "'bad'"
+
+
+def test_a_death_loses_only_its_item_and_doubles_none(queue, tmp_path):
+    def work(i):
+        if i in (3, 40, 77):
+            os._exit(1)
+        return i
+
+    job = queue.map(work, range(100))
+    job.wait(50)
+
+    assert list(job.errors) == [3, 40, 77]
+    assert [job[i].result(0) for i in range(100) if i not in job.errors] == [
+        i for i in range(100) if i not in (3, 40, 77)
+    ]
+    assert sum(job.counts().values()) == 100
+
+
+def test_what_a_lost_attempt_printed_is_kept(queue, gate):
+    again = gate()
+
+    def work():
+        if again.first():
+            print("first")
+            kill_me()
+        print("second")
+
+    future = queue.submit(work)
+    future.result(20)
+
+    assert future.logs.endswith("second\n")
+
+
+def test_workers_killed_while_they_wait_are_replaced(queue, wait_until):
+    queue.submit(abs, 1).result(20)
+    before = wait_until(
+        lambda: found if len(found := {w.pid for w in queue.workers()}) == 2 else None,
+        describe="two workers",
+    )
+
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+
+    assert queue.map(abs, range(10)).result(20) == list(range(10))
+    after = wait_until(
+        lambda: (
+            found
+            if len(found := {w.pid for w in queue.workers()}) == 2 and not found & before
+            else None
+        ),
+        describe="two new workers",
+    )
+    assert all(psutil.pid_exists(pid) for pid in after)
+
+
+def test_killed_between_run_and_commit_it_is_run_again(queue, gate, tmp_path):
+    again, runs = gate(), tmp_path / "runs"
+
+    class Result:
+        def __reduce__(self):
+            # It has run; its result is not on the server yet.
+            if again.first():
+                kill_me()
+            return str, ("the result",)
+
+    def work():
+        with runs.open("a") as file:
+            file.write("x")
+        return Result()
+
+    assert queue.submit(work).result(20) == "the result"
+    assert runs.read_text() == "xx"
+
+
+def test_workers_killed_all_the_time_lose_nothing(queue, gate, wait_until):
+    """The items are innocent, so they may be hit; most chunks are hit again and again."""
+    job = queue.map(lambda i: time.sleep(0.01) or i, range(200), chunksize=10)
+
+    for n_killed in range(1, 6):
+        wait_until(
+            lambda n=n_killed: job.done() or sum(f.done() for f in job[:]) > 25 * n,
+            describe="progress",
+        )
+        for worker in queue.workers()[:1]:
+            try:
+                os.kill(worker.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    job.wait(40)
+    assert job.errors == {}
+    assert job.result(0) == list(range(200))
+
+
+@pytest.mark.parametrize("way", ["fork", "subprocess"])
+def test_a_child_of_a_task_that_dies_is_no_death_of_the_worker(queue, way):
+    def work():
+        if way == "fork":
+            pid = os.fork()
+            if pid == 0:
+                os._exit(3)
+            return os.waitpid(pid, 0)[1]
+        return os.system("exit 3")
+
+    assert os.waitstatus_to_exitcode(queue.submit(work).result(20)) == 3
+
+
+def test_stacks_of_earlier_tasks_are_not_in_the_certificate(queue):
+    """Only a crash writes one; a kill leaves none."""
+    error = queue.submit(kill_me).exception(20)
+
+    assert error.certificate.stack == ""
+    assert error.certificate.cause == "SIGKILL"

@@ -1,0 +1,70 @@
+"""The documents: the README's example prints what it says, and what they name exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def name_of(path):
+    return path.name
+
+
+def run(*command):
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def block(language):
+    """Return the README's first block of code in `language`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    assert found
+    return found[1]
+
+
+def test_the_example_prints_what_the_readme_says(jupyter_home):
+    script = jupyter_home / "example.py"
+    script.write_text(block("python"))
+    done = run(script)
+    assert done.stderr == ""
+    assert done.stdout == block("text")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_map_of_the_code_names_files_that_exist():
+    rows = re.findall(
+        r"^\| .+? \| (.+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    missing = []
+    for cells in rows:
+        for cell, bases in zip(cells, (("nbstreamq", "."), (".",)), strict=True):
+            folder = ""
+            for name in re.findall(r"`([^` ]+(?:\.py|\.lua|/))`", cell):
+                # `a/b.py`, `c.py`: the second is beside the first.
+                place = name if "/" in name else folder + name
+                folder = place[: place.rindex("/") + 1] if "/" in place else ""
+                # `<verb>` stands for each of them.
+                pattern = re.sub("<.*>", "*", place).rstrip("/")
+                if not any(next((ROOT / base).glob(pattern), None) for base in bases):
+                    missing.append(place)
+    assert len(rows) > 20
+    assert missing == []
+
+
+def test_the_protocol_page_is_up_to_date():
+    done = run(ROOT / "docs" / "generate.py", "--check")
+    assert (done.returncode, done.stderr) == (0, "")
