@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="server; the default is $NBSTREAMQ_URL, else the embedded server",
     )
-    worker.add_argument("-n", type=int, metavar="N", help="number of workers; default: all cores")
+    worker.add_argument(
+        "-n", type=_count, metavar="N", help="number of workers; default: all cores"
+    )
     worker.add_argument("--queue", default="default", metavar="NAME", help="default: 'default'")
     worker.add_argument(
         "--lane",
@@ -47,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
     return parser
+
+
+def _count(text: str) -> int:
+    n = int(text)
+    if n < 0:
+        raise argparse.ArgumentTypeError(f"{n} is negative")
+    return n
 
 
 def _run_workers(options: argparse.Namespace) -> None:

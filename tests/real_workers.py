@@ -31,11 +31,13 @@ class Gate:
                 raise TimeoutError(f"nobody opened {self.path}")
             time.sleep(0.002)
 
-    def once(self):
-        """Open it; return whether it was closed before."""
-        closed = not self.is_open()
-        self.open()
-        return closed
+    def first(self):
+        """Open it; return whether nobody did before."""
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
 
 @pytest.fixture

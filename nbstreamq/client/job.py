@@ -149,13 +149,14 @@ class Job(Generic[T]):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger, n_seen = self._ledger, 0
-        while n_seen < len(ledger.ended) or not ledger.is_over:
+        ended = ledger.ended()
+        while n_seen < len(ended) or not ledger.is_over:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._session.wait_until(
                 ledger, functools.partial(ledger.has_more_ended, n_seen), left
             ):
                 raise TimeoutError(f"Job {self.id}: {len(self) - ledger.n_over} calls are not over")
-            for span in ledger.ended[n_seen:]:
+            for span in ended[n_seen:]:
                 n_seen += 1
                 for index in span:
                     yield self._future(index)

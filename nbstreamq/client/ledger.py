@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import NbstreamqError, WorkerLost
 from ..objects.outcomes import load_outcomes
 from ..protocol.messages import Event
-from ..protocol.spans import Span, items, size, span_of
+from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
 
 __all__ = ["Ledger", "Payload", "Report"]
@@ -83,13 +83,13 @@ class Ledger:
         "_futures",
         "_lock",
         "_logs",
+        "_order",
         "_over_callbacks",
         "_payloads",
         "_progress",
         "_reports",
         "_states",
         "_values",
-        "ended",
         "fn",
         "growing",
         "job",
@@ -103,8 +103,7 @@ class Ledger:
         self.name = name
         self.fn = fn
         self.lane = lane
-        #: Items that are over, in the order in which they ended.
-        self.ended: list[range] = []
+        self._order: list[range] | None = None
         self.n_over = 0
         #: Whether more items may come.
         self.growing = False
@@ -133,9 +132,18 @@ class Ledger:
         """Return `is_over`; a method, to wait for."""
         return self.is_over
 
+    def ended(self) -> list[range]:
+        """Return the items that are over, and from now on in the order in which they end."""
+        with self._lock:
+            if self._order is None:
+                self._order = [
+                    range(i, i + 1) for i in range(len(self._states)) if self.has_ended(i)
+                ]
+            return self._order
+
     def has_more_ended(self, n: int) -> bool:
         """Return whether `ended` has more than `n` entries, or never will."""
-        return len(self.ended) > n or self.is_over
+        return len(self.ended()) > n or self.is_over
 
     def waiting(self) -> list[int]:
         """Return the items that have not begun, as far as is known."""
@@ -254,8 +262,7 @@ class Ledger:
                 return False
             self._values[first:last] = values
             self._states[first:last] = bytes([_DONE]) * len(values)
-            self.ended.append(range(first, last))
-            self.n_over += len(values)
+            self._count(range(first, last))
         self._note(event)
         self._drop_payload(event)
         return True
@@ -323,13 +330,17 @@ class Ledger:
                 self._errors = self._errors or {}
                 self._errors[item] = self._complete(item, error)
             self._states[item] = code
-            self.ended.append(range(item, item + 1))
-            self.n_over += 1
+            self._count(range(item, item + 1))
             # Let go: the two would keep each other alive.
             future = self._futures.pop(item, None)
         if future is not None:
             self._resolve(item, future)
         return True
+
+    def _count(self, ended: range) -> None:
+        self.n_over += len(ended)
+        if self._order is not None:
+            self._order.append(ended)
 
     def _complete(self, item: int, error: BaseException) -> BaseException:
         """Add to an error what only this side knows."""
@@ -376,12 +387,10 @@ class Ledger:
         if len(self) == 1:
             return
         payload = self.payload(event.n)
-        if (
-            payload
-            and size(event.span)
-            and all(code == _DONE for code in self._states[payload.n : payload.n + payload.n_items])
-        ):
-            self._payloads.remove(payload)
+        if payload:
+            states = self._states[payload.n : payload.n + payload.n_items]
+            if states.count(_DONE) == payload.n_items:
+                self._payloads.remove(payload)
 
     def _tell(self) -> None:
         with self._lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,9 +17,7 @@ __all__ = ["Entry", "Order", "Sender"]
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
-#: Seconds without a submit after which the next is sent at once; longer batches more.
-QUIET = 0.0001
-#: Bytes up to which that is worth it.
+#: Bytes up to which the submitting thread sends by itself.
 SMALL_BYTES = 2**16
 #: Seconds between attempts to reach a lost server.
 RECONNECT = 0.2
@@ -59,8 +56,8 @@ class Order(NamedTuple):
 class Sender:
     """Sends entries and orders in the order in which they came.
 
-    Who puts something in when nothing else is under way sends it himself: that saves the time of
-    waking a thread. What comes in quick succession is batched by the thread.
+    What is put in when nothing else is under way is sent by the thread that puts it: that saves the
+    time of waking another. What comes in quick succession is batched by the sender's own thread.
 
     Parameters
     ----------
@@ -86,7 +83,6 @@ class Sender:
         self._waiting_bytes = 0
         self._batch = 0
         self._idle = self._full = False
-        self._last_put = 0.0
         self._closing = threading.Event()
         self._giving_up = False
         self._thread = threading.Thread(
@@ -94,17 +90,21 @@ class Sender:
         )
         self._thread.start()
 
-    def put(self, item: Entry | Order) -> None:
-        """Send `item` now or soon; blocks while too much waits to be sent."""
-        quiet = time.monotonic() > self._last_put + QUIET and item.size_bytes < SMALL_BYTES
-        if quiet and self._sending.acquire(blocking=False):
+    def put(self, item: Entry | Order, *, alone: bool = False) -> None:
+        """Send `item` soon; blocks while too much waits to be sent.
+
+        Parameters
+        ----------
+        alone
+            Nothing else is under way: send it now, in this thread.
+        """
+        if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
             try:
                 if self._put_first(item):
                     self._send_once()
                     return
             finally:
                 self._sending.release()
-                self._last_put = time.monotonic()
         with self._changed:
             while self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
                 self._full = True
@@ -113,7 +113,6 @@ class Sender:
             self._waiting_bytes += item.size_bytes
             if self._idle:
                 self._changed.notify_all()
-        self._last_put = time.monotonic()
 
     def _put_first(self, item: Entry | Order) -> bool:
         """Make `item` the next parcel, if nothing is before it."""

@@ -107,7 +107,8 @@ class Session:
                     lambda store: store.put_function(pickled.digest, pickled.data),
                     self._on_refusal,
                     len(pickled.data),
-                )
+                ),
+                alone=not self._ledgers,
             )
         return pickled
 
@@ -133,7 +134,8 @@ class Session:
                 self._store.encode_task(task),
                 len(payload.args) + 300,
                 lambda error: ledger.fail(indices, error),
-            )
+            ),
+            alone=len(self._ledgers) == 1,
         )
 
     def stop_growing(self, ledger: Ledger) -> None:

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Door", "User"]
 
@@ -82,7 +83,7 @@ class Door:
                 return False
             *lines, user.unread = (user.unread + data).split(b"\n")
             for line in lines:
-                request = json.loads(line)
+                request = _request(line)
                 user.session = request.get("session", user.session)
                 if "scale" in request:
                     scale(request["scale"])
@@ -100,3 +101,14 @@ class Door:
         for open_socket in self.sockets():
             open_socket.close()
         self.users = []
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    request = json.loads(line)
+    # Whoever talks nonsense shall be shown out, and not take the supervisor along.
+    if not isinstance(request, dict) or not isinstance(request.get("session", ""), str):
+        raise ValueError(f"not a request: {line!r}")
+    n_workers = request.get("scale", 0)
+    if not isinstance(n_workers, int) or n_workers < 0:
+        raise ValueError(f"not a number of workers: {n_workers!r}")
+    return request

@@ -1,4 +1,4 @@
-"""Forks of the process that made a queue, its end, and the embedded server's death."""
+"""Forks of the process that made a queue, and its end."""
 
 from __future__ import annotations
 
@@ -54,27 +54,6 @@ def test_fork(run_script, server_url, queue_name):
     ]
 
 
-PROCESS_POOL = """
-import multiprocessing, sys, warnings
-warnings.simplefilter("ignore")
-from nbstreamq import TaskQueue
-
-def ask(arguments):
-    with TaskQueue(*arguments[1:], workers=0) as queue:
-        return queue.submit(abs, -arguments[0]).result(20)
-
-name, url = sys.argv[1:]
-with TaskQueue(name, url, workers=1) as queue:
-    queue.submit(int).result(20)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        print(pool.map(ask, [(i, name, url) for i in range(4)]))
-"""
-
-
-def test_queues_in_a_pool_of_processes(run_script, server_url, queue_name):
-    assert run_script(PROCESS_POOL, queue_name, server_url) == "[0, 1, 2, 3]\n"
-
-
 NO_SHUTDOWN = """
 import sys
 from nbstreamq import TaskQueue
@@ -85,11 +64,11 @@ queue.options(delay=60).submit(int)
 """
 
 
-def test_exit_without_shutdown_does_not_wait(run_script, server_url, queue_name, client):
+def test_exit_without_shutdown_does_not_wait(run_script, server_url, queue_name):
     assert run_script(NO_SHUTDOWN, queue_name, server_url) == "1\n"
 
 
-ONLY_A_SCRIPT = """
+SHUTDOWN = """
 import sys
 from nbstreamq import TaskQueue
 
@@ -101,66 +80,4 @@ print(future.result(20))
 
 
 def test_exit_after_shutdown_without_waiting(run_script, server_url, queue_name):
-    assert run_script(ONLY_A_SCRIPT, queue_name, server_url) == "7\n"
-
-
-KILL_SERVER = """
-import os, signal, sys, time
-from pathlib import Path
-import psutil
-from nbstreamq import TaskQueue
-from nbstreamq.launch.server import stop_server
-from nbstreamq.settings import Settings
-
-def servers():
-    found = []
-    for p in psutil.process_iter():
-        try:
-            words = p.cmdline()
-        except psutil.Error:
-            continue
-        if words and "server" in os.path.basename(words[0]) and any(
-            os.environ["NBSTREAMQ_RUNTIME_DIR"] in w for w in words
-        ):
-            found.append(p.pid)
-    return found
-
-gate = Path(sys.argv[2])
-
-def hold(x):
-    (gate / f"reached-{x}").touch()
-    while not (gate / "open").exists():
-        time.sleep(0.005)
-    return x
-
-with TaskQueue(sys.argv[1], workers=2) as queue:
-    job = queue.map(hold, range(8), chunksize=1)
-    single = queue.submit(hold, "single")
-    while len(list(gate.glob("reached-*"))) < 2:
-        time.sleep(0.005)
-    # What was submitted is on the server: the last of it is answered for.
-    while sum(l.waiting + l.running for l in queue.status().lanes) < 9:
-        time.sleep(0.005)
-    time.sleep(1.1)  # the server writes its file once a second
-    (before,) = servers()
-    os.kill(before, signal.SIGKILL)
-    later = queue.submit(abs, -3)
-    (gate / "open").touch()
-    print(later.result(20), job.result(20), single.result(20))
-    (after,) = servers()
-    print(before != after, repr(queue.status().trouble))
-stop_server(Settings.from_environment())
-"""
-
-
-def test_killed_embedded_server_comes_back(run_script, queue_name, tmp_path, short_folder):
-    gate = tmp_path / "gate"
-    gate.mkdir()
-    printed = run_script(
-        KILL_SERVER,
-        queue_name,
-        str(gate),
-        NBSTREAMQ_RUNTIME_DIR=str(short_folder()),
-        NBSTREAMQ_DATA_DIR=str(short_folder()),
-    )
-    assert printed.splitlines() == ["3 [0, 1, 2, 3, 4, 5, 6, 7] single", "True ''"]
+    assert run_script(SHUTDOWN, queue_name, server_url) == "7\n"

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from nbstreamq import TaskQueue
+from tests.real_workers import gate, new_queue, queue
+
+__all__ = ["gate", "new_queue", "queue"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,60 +42,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if folder in item.path.parents:
             item.add_marker(pytest.mark.crash)
-
-
-class Gate:
-    """A file that a task waits for, or shows that it has come so far."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def open(self):
-        Path(self.path).touch()
-
-    def is_open(self):
-        return Path(self.path).exists()
-
-    def wait(self, timeout=30):
-        end = time.monotonic() + timeout
-        while not self.is_open():
-            if time.monotonic() > end:
-                raise TimeoutError(f"nobody opened {self.path}")
-            time.sleep(0.002)
-
-    def first(self):
-        """Tell whether nobody was here before."""
-        try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """``gate(name)``: the gate of that name; the same for test and tasks."""
-    return lambda name="gate": Gate(tmp_path / name)
-
-
-@pytest.fixture
-def new_queue(server_url, queue_name):
-    """``new_queue(url=, **options)``: a TaskQueue, shut down after the test."""
-    queues = []
-
-    def make(url=server_url, **options):
-        queues.append(TaskQueue(queue_name, url, **{"workers": 2, **options}))
-        return queues[-1]
-
-    yield make
-    for queue in queues:
-        queue.shutdown(cancel_futures=True)
-
-
-@pytest.fixture
-def queue(new_queue):
-    """A queue with two workers."""
-    return new_queue()
 
 
 class Process:

@@ -1,4 +1,4 @@
-"""A whole machine falls silent, or is frozen: another one takes its tasks, and none counts twice."""
+"""A whole machine falls silent, or is frozen: another takes its tasks, and none counts twice."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def held(new_queue, start_node, gate):
-    """A task in the hands of a node that is about to vanish, a second node, and a gate to end it."""
+    """A queue, a task in the hands of a node that shall vanish, the node, and a gate to end it."""
     queue = new_queue(workers=0)
     begun, again, go = gate("begun"), gate("again"), gate("go")
     first = start_node()

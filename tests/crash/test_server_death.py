@@ -1,6 +1,8 @@
 """The server is killed while a map runs, and comes back with what it had written."""
 
+import os
 import time
+from collections import Counter
 
 import pytest
 
@@ -17,6 +19,9 @@ def durable(start_server, new_queue):
 def test_every_item_has_one_result(durable, wait_until):
     server, queue = durable
     job = queue.map(lambda i: time.sleep(0.005) or i, range(300), chunksize=10)
+    n_results = Counter()
+    for future in job[:]:
+        future.add_done_callback(lambda f: n_results.update([f.id]))
 
     for n_restarts in (1, 2):
         wait_until(
@@ -28,6 +33,7 @@ def test_every_item_has_one_result(durable, wait_until):
 
     assert job.result(50) == list(range(300))
     assert job.errors == {}
+    assert sorted(n_results.values()) == [1] * 300
 
 
 def test_what_was_waiting_is_run_after_it(durable, gate):
@@ -51,8 +57,6 @@ def test_what_was_waiting_is_run_after_it(durable, gate):
 
 
 def test_a_worker_that_dies_while_the_server_is_away(durable, gate, wait_until):
-    import os
-
     server, queue = durable
     begun, again, go = gate("begun"), gate("again"), gate("go")
 
@@ -70,3 +74,36 @@ def test_a_worker_that_dies_while_the_server_is_away(durable, gate, wait_until):
     server.start()
 
     assert future.result(40) == "again"
+
+
+def test_what_ends_while_the_server_is_away_is_not_run_again(durable, gate, tmp_path):
+    server, queue = durable
+    begun, go, runs = gate("begun"), gate("go"), tmp_path / "runs"
+
+    def work():
+        with runs.open("a") as file:
+            file.write("x")
+        begun.open()
+        go.wait()
+        return "done"
+
+    future = queue.submit(work)
+    begun.wait()
+    server.stop()
+    go.open()
+    server.start()
+
+    assert future.result(40) == "done"
+    assert runs.read_text() == "x"
+
+
+def test_what_is_submitted_while_the_server_is_away_is_run_when_it_is_back(durable):
+    server, queue = durable
+    queue.submit(os.getpid).result(20)
+
+    server.stop()
+    future = queue.submit(lambda: "late")
+    assert not future.done()
+    server.start()
+
+    assert future.result(40) == "late"

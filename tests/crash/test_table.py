@@ -1,4 +1,4 @@
-"""Wherever foreign code runs in a worker, and whatever it does there: a clear error, and on it goes.
+"""Wherever foreign code runs in a worker, and whatever it does: a clear error, and on it goes.
 
 After the table in loky's tests.
 """

@@ -213,3 +213,59 @@ def test_stacks_of_earlier_tasks_are_not_in_the_certificate(queue):
 
     assert error.certificate.stack == ""
     assert error.certificate.cause == "SIGKILL"
+
+
+def test_the_stack_of_an_abort_names_the_function(queue):
+    def guilty_function():
+        os.abort()
+
+    error = queue.submit(guilty_function).exception(20)
+
+    assert "guilty_function" in error.certificate.stack
+
+
+def test_the_certificate_has_the_end_of_a_long_output(queue):
+    def work():
+        for i in range(3000):
+            print("line", i)
+        kill_me()
+
+    certificate = queue.submit(work).exception(20).certificate
+
+    assert certificate.output.endswith("line 2999\n")
+    assert len(certificate.output) < 10_000
+
+
+def test_a_loss_takes_no_retry_from_the_task(queue, gate):
+    died, failed = gate("died"), [gate("1"), gate("2")]
+
+    def work():
+        if died.first():
+            kill_me()
+        if any(g.first() for g in failed):
+            raise ValueError("not yet")
+        return "at last"
+
+    assert queue.options(retries=2, backoff=0.01).submit(work).result(20) == "at last"
+
+
+def test_a_killed_worker_is_no_zombie(queue, wait_until):
+    pid, supervisor = queue.submit(lambda: (os.getpid(), os.getppid())).result(20)
+
+    os.kill(pid, signal.SIGKILL)
+
+    wait_until(lambda: not psutil.pid_exists(pid), describe="the end of the worker")
+    wait_until(lambda: pid not in {w.pid for w in queue.workers()}, describe="its removal")
+    children = psutil.Process(supervisor).children()
+    assert [c.pid for c in children if c.status() == psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_worker_lost_once_under_a_nested_task_is_survived(new_queue, gate):
+    queue, died = new_queue(workers=1), gate("died")
+
+    def inner():
+        if died.first():
+            kill_me()
+        return "inner"
+
+    assert queue.submit(lambda: queue.submit(inner).result(30)).result(30) == "inner"

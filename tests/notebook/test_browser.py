@@ -115,8 +115,8 @@ def page() -> Iterator[Page]:
 def open_notebook(page: Page, lab: Lab) -> None:
     page.goto(f"{lab.url}/lab/tree/{NOTEBOOK.name}?token={lab.token}")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=LOAD_MS)
-    idle = page.locator(".jp-NotebookPanel-toolbar [data-status=idle]")
-    idle.first.wait_for(timeout=LOAD_MS)
+    # The toolbar says idle even before there is a kernel; then a dialog would ask for one.
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LOAD_MS)
 
 
 def run_all_cells(page: Page) -> None:

@@ -238,6 +238,36 @@ def test_one_item_of_a_map_is_cancelled(one_worker, gate):
     assert job[3].cancelled()
 
 
+def test_a_cancellation_that_comes_late_does_not_hit_the_next_task(one_worker):
+    """Cancelled about when it ends by itself: before, meanwhile, after."""
+    for i in range(40):
+        future = one_worker.submit(time.sleep, 0.001 * (i % 8))
+        following = [one_worker.submit(lambda j=j: time.sleep(0.002) or j) for j in range(3)]
+        time.sleep(0.0007 * (i % 11))
+        future.cancel()
+
+        assert [f.result(20) for f in following] == [0, 1, 2]
+
+
+def test_a_delayed_task_that_is_cancelled_is_not_run(one_worker, gate):
+    ran = gate()
+    future = one_worker.options(delay=0.2).submit(ran.open)
+
+    assert future.cancel()
+
+    assert one_worker.options(delay=0.4).submit(ran.is_open).result(20) is False
+
+
+def test_a_task_over_its_time_is_cancelled_all_the_same(one_worker, gate):
+    begun = gate()
+    future = one_worker.options(time_limit=0.3).submit(lambda: (begun.open(), swallow()))
+    begun.wait()
+
+    assert future.cancel()
+
+    assert one_worker.submit(lambda: "next").result(20) == "next"
+
+
 # -- lanes, delays, set-up ------------------------------------------------------------------------
 
 

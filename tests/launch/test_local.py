@@ -1,0 +1,237 @@
+"""The local workers' supervisor: started once, shared, started again when it dies, and stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nbstreamq.errors import ServerError
+from nbstreamq.launch.local import LocalWorkers
+from nbstreamq.settings import Settings
+
+
+@pytest.fixture
+def settings():
+    return Settings.from_environment()
+
+
+@pytest.fixture
+def new_local(server_url, queue_name, settings):
+    """``new_local(session)``: local workers as one kernel has them; left after the test."""
+    made = []
+
+    def make(session="s", url=server_url):
+        made.append(LocalWorkers(url, queue_name, "secret", session, settings))
+        return made[-1]
+
+    yield make
+    for local in made:
+        local.close(wait=True)
+
+
+@pytest.fixture
+def wait_for_workers(store, wait_until):
+    """``wait_for_workers(n)``: process id of each worker -> that of its supervisor."""
+
+    def wait(n):
+        def found():
+            workers = store.workers().values()
+            return {w["pid"]: w["supervisor"] for w in workers} if len(workers) == n else None
+
+        # {} is what is wanted where n is 0.
+        return wait_until(lambda: (w,) if (w := found()) is not None else None, describe=f"{n}")[0]
+
+    return wait
+
+
+def test_it_starts_workers_and_stops_them(new_local, wait_for_workers):
+    local = new_local()
+    local.scale(2)
+    processes = wait_for_workers(2)
+
+    local.close(wait=True)
+
+    assert wait_for_workers(0) == {}
+    assert not any(map(psutil.pid_exists, {*processes, *processes.values()}))
+
+
+def test_scaling_is_idempotent_and_goes_both_ways(new_local, wait_for_workers):
+    local = new_local()
+    local.scale(1)
+    one = wait_for_workers(1)
+    local.scale(1)
+    local.scale(3)
+    three = wait_for_workers(3)
+    local.scale(1)
+
+    assert set(one) <= set(three)
+    assert len(set(three.values())) == 1
+    assert set(wait_for_workers(1)) <= set(three)
+
+
+def test_kernels_that_start_at_once_share_a_supervisor(new_local, wait_for_workers):
+    kernels = [new_local(f"s{i}") for i in range(5)]
+    threads = [threading.Thread(target=kernel.scale, args=(2,)) for kernel in kernels]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len(set(wait_for_workers(2).values())) == 1
+
+
+def test_the_last_that_leaves_stops_it(new_local, wait_for_workers):
+    first, second = new_local("s1"), new_local("s2")
+    first.scale(1)
+    second.scale(1)
+    processes = wait_for_workers(1)
+
+    first.close(wait=True)
+    assert wait_for_workers(1) == processes
+    second.close(wait=True)
+
+    assert wait_for_workers(0) == {}
+
+
+def test_it_is_started_again_when_it_has_died(new_local, wait_for_workers, wait_until):
+    local = new_local()
+    local.scale(2)
+    before = wait_for_workers(2)
+    (supervisor,) = set(before.values())
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not any(map(psutil.pid_exists, before)), describe="the workers' end")
+
+    local.revive()
+
+    after = wait_until(
+        lambda: (w := wait_for_workers(2)) and not set(w) & set(before) and w, describe="new ones"
+    )
+    assert supervisor not in after.values()
+
+
+def test_what_lives_is_not_started_again(new_local, wait_for_workers):
+    local = new_local()
+    local.scale(1)
+    before = wait_for_workers(1)
+
+    local.revive()
+
+    assert wait_for_workers(1) == before
+
+
+def test_scaling_starts_it_again_when_it_has_died(new_local, wait_for_workers, wait_until):
+    local = new_local()
+    local.scale(1)
+    before = wait_for_workers(1)
+    os.kill(*before.values(), signal.SIGKILL)
+    wait_until(lambda: not any(map(psutil.pid_exists, before)), describe="the workers' end")
+
+    local.scale(2)
+
+    wait_until(lambda: not set(wait_for_workers(2)) & set(before), describe="two new ones")
+
+
+def test_one_that_can_not_start_says_why(new_local, tmp_path):
+    local = new_local(url=f"unix://{tmp_path}/nowhere")
+
+    with pytest.raises(ServerError, match="did not start") as caught:
+        local.scale(1)
+
+    assert "nowhere" in str(caught.value)
+    assert str(local.log) in str(caught.value)
+
+
+def test_a_socket_that_a_dead_supervisor_left_is_no_obstacle(
+    new_local, settings, wait_for_workers, wait_until
+):
+    local = new_local()
+    local.scale(1)
+    before = wait_for_workers(1)
+    os.kill(*before.values(), signal.SIGKILL)
+    wait_until(lambda: not any(map(psutil.pid_exists, before)), describe="the workers' end")
+    assert local.log.with_suffix(".sock").exists()
+
+    another = new_local("s2")
+    another.scale(1)
+
+    wait_until(lambda: not set(wait_for_workers(1)) & set(before), describe="a new one")
+
+
+def test_only_the_user_may_come_in(new_local, settings):
+    local = new_local()
+    local.scale(1)
+
+    assert settings.runtime_dir.stat().st_mode & 0o777 == 0o700
+    assert local.log.with_suffix(".sock").stat().st_mode & 0o077 == 0
+
+
+def test_a_visitor_that_talks_nonsense_is_shown_out(new_local, wait_for_workers):
+    local = new_local()
+    local.scale(1)
+    before = wait_for_workers(1)
+
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.settimeout(10)
+        visitor.connect(os.fspath(local.log.with_suffix(".sock")))
+        visitor.sendall(b"what?\n[1]\n")
+        assert visitor.recv(100) == b""
+
+    local.scale(1)
+    assert wait_for_workers(1) == before
+
+
+@pytest.mark.parametrize("line", [b"[1]\n", b'"x"\n', b'{"scale": "many"}\n', b'{"scale": -1}\n'])
+def test_a_request_that_makes_no_sense_harms_nobody(new_local, wait_for_workers, line):
+    local = new_local()
+    local.scale(1)
+    before = wait_for_workers(1)
+
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.settimeout(10)
+        visitor.connect(os.fspath(local.log.with_suffix(".sock")))
+        visitor.sendall(line)
+        assert visitor.recv(100) == b""
+
+    local.scale(1)
+    assert wait_for_workers(1) == before
+
+
+def test_no_command_line_shows_the_secret(server_url, queue_name, settings, wait_for_workers):
+    local = LocalWorkers(server_url, queue_name, "Sesame", "s", settings)
+    local.scale(1)
+    try:
+        (supervisor,) = psutil.Process().children()[-1:]
+        commands = [p.cmdline() for p in (supervisor, *supervisor.children(recursive=True))]
+        assert not [command for command in commands if "Sesame" in " ".join(command)]
+    finally:
+        local.close(wait=True)
+
+
+def test_two_processes_share_the_workers(new_local, wait_for_workers, server_url, queue_name):
+    local = new_local()
+    local.scale(2)
+    ours = wait_for_workers(2)
+    code = (
+        "import os, sys; from nbstreamq import TaskQueue\n"
+        "with TaskQueue(sys.argv[1], sys.argv[2], workers=2) as queue:\n"
+        "    print(*queue.map(lambda _: os.getppid(), range(5)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, queue_name, server_url],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+    assert {int(pid) for pid in done.stdout.split()} == set(ours.values())
+    assert wait_for_workers(2) == ours

@@ -1,0 +1,94 @@
+"""The public surface as its users' type checkers see it: checked by mypy --strict, never run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, as_completed
+from typing import assert_type
+
+from nbstreamq import (
+    DeathCertificate,
+    Job,
+    NbstreamqError,
+    Ref,
+    TaskFuture,
+    TaskQueue,
+    WorkerLost,
+    track,
+)
+
+
+def area(width: float, height: float = 1.0) -> float:
+    return width * height
+
+
+def is_an_executor(q: TaskQueue) -> None:
+    executor: Executor = q
+    future: Future[float] = executor.submit(area, 2.0)
+    assert_type(future.result(), float)
+    with q as same:
+        same.shutdown(wait=True, cancel_futures=True)
+
+
+def submit(q: TaskQueue) -> None:
+    future = q.submit(area, 2.0, height=3.0)
+    assert_type(future, TaskFuture[float])
+    assert_type(future(), float)
+    assert_type(future(block=False), float)
+    assert_type(future.result(timeout=1), float)
+    assert_type(future.exception(), BaseException | None)
+    assert_type(future.replay(), float)
+    assert_type(future.worker, str | None)
+    assert_type(future.attempts, int)
+    assert_type(future.progress, tuple[int, int | None] | None)
+    for done in as_completed([future]):
+        assert_type(done.result(), float)
+    q.submit(area)  # type: ignore[call-arg]
+    q.submit(area, "wide")  # type: ignore[arg-type]
+    q.submit(area, 1.0, depth=2.0)  # type: ignore[call-arg]
+
+
+def jobs(q: TaskQueue) -> None:
+    job = q.map(area, [1.0, 2.0], iter([3.0]), timeout=5, chunksize=10, buffersize=100)
+    assert_type(job, Job[float])
+    assert_type(list(job), list[float])
+    assert_type(next(job), float)
+    assert_type(iter(job), Iterator[float])
+    assert_type(job.result(timeout=1), list[float])
+    assert_type(job[0], TaskFuture[float])
+    assert_type(job[1:], list[TaskFuture[float]])
+    assert_type(job.errors, dict[int, BaseException])
+    assert_type(len(job), int)
+    assert_type(job.cancel(), bool)
+    for future in job.as_completed(timeout=1):
+        assert_type(future, TaskFuture[float])
+    q.map(area, [1.0], chunksize="large")  # type: ignore[arg-type]
+
+
+async def in_an_event_loop(q: TaskQueue) -> None:
+    assert_type(await q.submit(area, 1.0), float)
+    assert_type(await q.map(area, [1.0]), list[float])
+    assert_type(await asyncio.wrap_future(q.submit(area, 1.0)), float)
+    async for result in q.map(area, [1.0]):
+        assert_type(result, float)
+
+
+def others(q: TaskQueue, lost: WorkerLost) -> None:
+    assert_type(q.options(retries=3, backoff=1, time_limit=60, lane="high", delay=10), TaskQueue)
+    q.options(retry=3)  # type: ignore[call-arg]
+    assert_type(q.put([1, 2]), Ref)
+    assert_type(q.everywhere(area, 1.0), Job[float])
+    assert_type(list(track([1, 2])), list[int])
+    assert_type(q.workers()[0].pid, int)
+    assert_type(q.status().open_jobs, int)
+    error: NbstreamqError = lost
+    assert_type(lost.certificate, DeathCertificate | None)
+    assert_type(error.args[0] is None, bool)
+
+
+def queues() -> None:
+    TaskQueue()
+    TaskQueue("name", "redis://host:6379/0", workers=4, secret="from somewhere safe")
+    TaskQueue("name", workers="auto")
+    TaskQueue("name", workers="all")  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""The command line: what it takes, what it says, and how it exits."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nbstreamq import cli
+
+
+def run(*arguments, **env):
+    """Run ``python -m nbstreamq``; return its status and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nbstreamq", *arguments],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"]])
+def test_help_says_how_to_use_it(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+
+    assert caught.value.code == 0
+    assert "usage: nbstreamq" in capsys.readouterr().out
+
+
+def test_help_names_all_options_but_those_of_our_own(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["worker", "--help"])
+
+    text = capsys.readouterr().out
+    assert set(re.findall(r"--\w+", text)) == {"--help", "--queue", "--lane"}
+    assert "URL" in text
+    assert "-n N" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["work"], ["worker", "-n", "many"], ["worker", "a", "b"], ["worker", "--no-such"]],
+)
+def test_wrong_arguments_exit_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+
+    assert caught.value.code == 2
+    assert "usage: nbstreamq" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n", ["-1", "1.5"])
+def test_a_number_of_workers_that_is_none_exits_with_2(capsys, n):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["worker", "unix:///nowhere", "-n", n])
+
+    assert caught.value.code == 2
+
+
+def test_a_server_that_is_not_there_exits_with_1_and_one_line(tmp_path):
+    status, out, err = run("worker", f"unix://{tmp_path}/nowhere", "-n", "1")
+
+    assert (status, out) == (1, "")
+    assert err.startswith("nbstreamq: ")
+    assert "Traceback" not in err
+    assert "nowhere" in err
+
+
+def test_an_address_of_no_kind_exits_with_1(tmp_path):
+    status, _, err = run("worker", "ftp://example", "-n", "1")
+
+    assert status == 1
+    assert err.startswith("nbstreamq: ")
+
+
+def test_another_secret_than_the_queues_exits_with_1(server_url, queue_name, store):
+    store.check_secret()
+
+    status, _, err = run(
+        "worker", server_url, "-n", "1", "--queue", queue_name, NBSTREAMQ_SECRET="Sesame"
+    )
+
+    assert status == 1
+    assert err.startswith("nbstreamq: ")
+    assert "secret" in err
+    assert "Sesame" not in err
+
+
+def test_help_loads_no_redis():
+    code = (
+        "import sys; from nbstreamq import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: print('redis' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert done.stdout.splitlines()[-1] == "False"

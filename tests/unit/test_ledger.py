@@ -1,0 +1,252 @@
+"""What events write, and futures read, of the tasks of a job."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import threading
+from concurrent.futures import CancelledError, Future
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbstreamq import WorkerLost
+from nbstreamq.client.ledger import Ledger, Payload
+from nbstreamq.errors import DeathCertificate
+from nbstreamq.objects.outcomes import dump_outcomes
+from nbstreamq.objects.payloads import dump
+from nbstreamq.objects.remote_errors import dump_error
+from nbstreamq.protocol.messages import Event
+from nbstreamq.protocol.spans import span_of
+from nbstreamq.protocol.states import State
+
+
+def ledger_of(n, call="map", items=None):
+    ledger = Ledger("job.1", "task", abs, "default")
+    ledger.add(Payload(0, n, call, dump(items if items is not None else list(range(n)), "items")))
+    return ledger
+
+
+def event(kind, items, body=b"", *, n=0, worker="w1", attempt=1):
+    span = span_of(items)
+    return Event(kind=kind, job="job.1", n=n, span=span, worker=worker, attempt=attempt, body=body)
+
+
+def finished(values, **options):
+    """An event of items that are done: item -> result, or exception."""
+    errors = {
+        k: dump_error(v, task="t")
+        for k, v in enumerate(values.values())
+        if isinstance(v, BaseException)
+    }
+    results = [None if k in errors else v for k, v in enumerate(values.values())]
+    return event("finished", values, dump_outcomes(results, errors, str), **options)
+
+
+def states(ledger):
+    return [ledger.state(i) for i in range(len(ledger))]
+
+
+class TestEvents:
+    def test_everything_waits_at_first(self):
+        ledger = ledger_of(3)
+        assert states(ledger) == [State.WAITING] * 3
+        assert ledger.waiting() == [0, 1, 2]
+        assert not ledger.is_over
+
+    def test_started_runs(self):
+        ledger = ledger_of(3)
+        ledger.apply(event("started", [0, 2], worker="w7"))
+        assert states(ledger) == [State.RUNNING, State.WAITING, State.RUNNING]
+        assert ledger.report(2).worker == "w7"
+        assert ledger.report(1) is None
+
+    def test_finished_is_over(self):
+        ledger = ledger_of(3)
+        ledger.apply(finished({0: "a", 1: "b", 2: "c"}))
+        assert ledger.is_over
+        assert [ledger.value(i) for i in range(3)] == ["a", "b", "c"]
+        assert ledger.counts()[State.DONE] == 3
+
+    def test_a_failure_is_the_item_s_own(self):
+        ledger = ledger_of(3)
+        ledger.apply(finished({0: 1, 1: ValueError("x"), 2: 3}))
+        assert states(ledger) == [State.DONE, State.FAILED, State.DONE]
+        assert isinstance(ledger.error(1), ValueError)
+        assert list(ledger.errors()) == [1]
+
+    def test_the_first_word_counts(self):
+        ledger = ledger_of(2)
+        ledger.apply(finished({0: "first", 1: "first"}))
+        ledger.apply(finished({0: "second", 1: "second"}))
+        ledger.apply(event("started", [0]))
+        assert [ledger.value(i) for i in range(2)] == ["first", "first"]
+        assert states(ledger) == [State.DONE] * 2
+        assert ledger.n_over == 2
+
+    def test_a_result_that_comes_after_the_cancel_is_dropped(self):
+        ledger = ledger_of(3)
+        ledger.cancel([1])
+        ledger.apply(finished({0: "a", 1: "b", 2: "c"}))
+        assert states(ledger) == [State.DONE, State.CANCELLED, State.DONE]
+        assert ledger.cancelled() == span_of([1])
+
+    @pytest.mark.parametrize("kind", ["retried", "lost"])
+    def test_once_more_waits_again(self, kind):
+        ledger = ledger_of(1)
+        ledger.apply(event("started", [0]))
+        ledger.apply(event(kind, [0], b"{}", attempt=2))
+        assert states(ledger) == [State.WAITING]
+        assert ledger.report(0).attempt == 2
+
+    def test_later_chunks_count_from_their_own_start(self):
+        ledger = ledger_of(2)
+        ledger.add(Payload(2, 2, "map", dump([2, 3], "items")))
+        ledger.apply(finished({0: "c", 1: "d"}, n=2))
+        assert states(ledger) == [State.WAITING] * 2 + [State.DONE] * 2
+        assert ledger.value(3) == "d"
+
+    def test_prints_are_kept_in_order(self):
+        ledger = ledger_of(2)
+        for text in ("one\n", "two\n"):
+            body = json.dumps([[1, "stdout", text]]).encode()
+            ledger.apply(event("output", [1], body))
+        assert ledger.log(1) == [("stdout", "one\n"), ("stdout", "two\n")]
+        assert ledger.log(0) == []
+
+    def test_progress(self):
+        ledger = ledger_of(2)
+        assert ledger.progress(1) is None
+        ledger.apply(event("progress", [1], b"[3, 10]"))
+        assert ledger.progress(1) == (3, 10)
+
+    @given(st.permutations(range(12)), st.integers(1, 5))
+    def test_in_any_order_and_grouping(self, order, size):
+        ledger, expected = ledger_of(12), []
+        ended = ledger.ended()
+        for start in range(0, 12, size):
+            group = sorted(order[start : start + size])
+            ledger.apply(finished({i: i * i for i in group}))
+            expected += group
+        assert ledger.is_over
+        assert [ledger.value(i) for i in range(12)] == [i * i for i in range(12)]
+        assert [i for r in ended for i in r] == expected
+
+    def test_the_order_before_it_was_asked_for_is_that_of_the_items(self):
+        ledger = ledger_of(4)
+        for i in (3, 1):
+            ledger.apply(finished({i: i}))
+        assert ledger.ended() == [range(1, 2), range(3, 4)]
+        assert ledger.has_more_ended(1)
+        assert not ledger.has_more_ended(2)
+
+
+class TestFutures:
+    def test_are_resolved(self):
+        ledger, futures = ledger_of(3), [Future() for _ in range(3)]
+        for i, future in enumerate(futures):
+            ledger.attach(i, future)
+        ledger.apply(finished({0: 1, 1: KeyError("x")}))
+        ledger.cancel([2])
+        assert futures[0].result(0) == 1
+        assert isinstance(futures[1].exception(0), KeyError)
+        with pytest.raises(CancelledError):
+            futures[2].result(0)
+
+    def test_attached_too_late_are_resolved_at_once(self):
+        ledger, future = ledger_of(1), Future()
+        ledger.apply(finished({0: 5}))
+        ledger.attach(0, future)
+        assert future.result(0) == 5
+
+    def test_are_let_go(self):
+        import weakref
+
+        ledger, future = ledger_of(1), Future()
+        ledger.attach(0, future)
+        ledger.apply(finished({0: 5}))
+        gone = weakref.ref(future)
+        del future
+        assert gone() is None
+
+
+class TestWaiting:
+    def test_an_empty_job_is_over(self):
+        assert Ledger("job.1", "task", abs, "default").is_over
+
+    def test_a_growing_job_is_not_over(self):
+        ledger = Ledger("job.1", "task", abs, "default")
+        ledger.growing = True
+        assert not ledger.is_over
+        ledger.stop_growing()
+        assert ledger.is_over
+
+    def test_wait_ends_at_the_event(self):
+        ledger = ledger_of(1)
+        thread = threading.Timer(0.02, ledger.apply, [finished({0: 1})])
+        thread.start()
+        assert ledger.wait(ledger.check_over, 10)
+        thread.join()
+
+    def test_wait_ends_in_time(self):
+        assert not ledger_of(1).wait(lambda: False, 0.01)
+
+    def test_callbacks_are_called_once(self):
+        ledger, called = ledger_of(2), []
+        ledger.when_over(lambda: called.append("early"))
+        ledger.apply(finished({0: 1}))
+        assert called == []
+        ledger.apply(finished({1: 1}))
+        ledger.apply(finished({1: 1}))
+        ledger.when_over(lambda: called.append("late"))
+        assert called == ["early", "late"]
+
+    def test_a_failing_callback_is_logged(self, caplog):
+        ledger, called = ledger_of(1), []
+        ledger.when_over(lambda: 1 / 0)
+        ledger.when_over(lambda: called.append(1))
+        with caplog.at_level(logging.ERROR):
+            ledger.cancel([0])
+        assert called == [1]
+        assert "ZeroDivisionError" in caplog.text
+
+
+class TestPayloads:
+    def test_are_dropped_when_all_of_the_chunk_is_done(self):
+        ledger = ledger_of(3)
+        ledger.apply(finished({0: 1, 1: 1}))
+        assert ledger.payload(2) is not None
+        ledger.apply(finished({2: 1}))
+        assert ledger.payload(2) is None
+
+    def test_of_failed_items_are_kept(self):
+        ledger = ledger_of(2)
+        ledger.apply(finished({0: 1, 1: ValueError()}))
+        assert ledger.payload(1) is not None
+
+    def test_of_a_single_call_are_kept(self):
+        ledger = ledger_of(1, "apply", ((-3,), {}))
+        ledger.apply(finished({0: 3}))
+        assert ledger.payload(0) is not None
+
+    def test_describe_an_item(self):
+        assert ledger_of(3, items=[5, "six", None]).describe(1) == "'six'"
+        assert ledger_of(1, "apply", ((-3,), {"x": "y"})).describe(0) == "task(-3, x='y')"
+
+    def test_the_death_certificate_tells_the_item(self):
+        ledger = ledger_of(2, items=["good", "bad"])
+        certificate = DeathCertificate(worker="w1", cause="SIGSEGV")
+        ledger.apply(finished({1: WorkerLost("lost", task="t", certificate=certificate)}))
+        assert ledger.error(1).certificate.item == "'bad'"
+
+    def test_what_cannot_be_shown(self):
+        class Grumpy:
+            def __reduce__(self):
+                return int, ("no number",)
+
+        data = pickle.dumps([Grumpy()])
+        ledger = Ledger("job.1", "task", abs, "default")
+        ledger.add(Payload(0, 1, "map", data))
+        assert "can't be shown" in ledger.describe(0)
