@@ -22,11 +22,12 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: setup  ## Run the quickstart notebook on real data, headless
 	$(BIN)/python notebooks/run_demo.py
 
-lint: setup  ## ruff, mypy --strict and import-linter
+lint: setup  ## ruff, mypy --strict, import-linter, and whether docs/protocol.md is current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/generate.py --check
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest tests

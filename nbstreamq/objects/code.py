@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
 from .modules import is_local
 
@@ -27,13 +28,13 @@ class CodeNames:
     globals
         Global names that it reads, in order of appearance.
     imports
-        Modules that it imports, as written: without the package for a relative import.
+        Modules that it imports, and by how many dots: (0, "os.path"), (2, "sibling"), (1, "").
     rebinds
         Whether it assigns to globals or to variables of an enclosing function.
     """
 
     globals: tuple[str, ...]
-    imports: tuple[str, ...]
+    imports: tuple[tuple[int, str], ...]
     rebinds: bool
 
 
@@ -41,19 +42,23 @@ class CodeNames:
 def names_of(code: CodeType) -> CodeNames:
     """Return the names in `code`; kept, for disassembling is slow."""
     reads: dict[str, None] = {}
-    imports: dict[str, None] = {}
+    imports: dict[tuple[int, str], None] = {}
     rebinds = False
+    # What was loaded before: an import takes its level and the names to import.
+    loaded: tuple[Any, Any] = (0, None)
     for op in _instructions(code):
         name = op.argval
         if op.opname in _READS:
             reads[name] = None
         elif op.opname == "IMPORT_NAME":
-            imports[name] = None
+            imports[loaded[0], name] = None
         elif op.opname in _REBINDS:
             reads[name] = None
             rebinds = True
         elif op.opname in _REBINDS_CELL and name in code.co_freevars:
             rebinds = True
+        if op.opname != "EXTENDED_ARG":
+            loaded = loaded[1], name
     return CodeNames(tuple(reads), tuple(imports), rebinds)
 
 
@@ -67,12 +72,12 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
 def imported_names(fn: FunctionType) -> set[str]:
     """Return the full names of the modules that `fn` imports in its body, parents included."""
     found: set[str] = set()
-    package = fn.__globals__.get("__package__") or ""
-    for name in names_of(fn.__code__).imports:
-        for full in (name, f"{package}.{name}".strip(".") if package else ""):
-            parts = full.split(".")
-            found.update(".".join(parts[: i + 1]) for i in range(len(parts)))
-    return found - {""}
+    package = (fn.__globals__.get("__package__") or "").split(".")
+    for level, name in names_of(fn.__code__).imports:
+        base = package[: len(package) - level + 1] if level else []
+        parts = [*base, *name.split(".")]
+        found.update(".".join(parts[: i + 1]) for i in range(len(parts)) if parts[i])
+    return found
 
 
 def needed_modules(fn: FunctionType) -> list[ModuleType]:
