@@ -242,7 +242,17 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _new(before: set[Any]) -> list[str]:
-    return [text for known, text in _surroundings().items() if known not in before]
+    found = _surroundings().items()
+    return [text for it, text in found if it not in before and not _is_replacement(it, before)]
+
+
+def _is_replacement(found: Any, before: set[Any]) -> bool:
+    """Return whether it is a process of a supervisor that was there before the test."""
+    if not isinstance(found, psutil.Process):
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return found.parent() in before
+    return True
 
 
 def _surroundings() -> dict[Any, str]:

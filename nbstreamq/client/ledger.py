@@ -344,7 +344,7 @@ class Ledger:
 
     def _complete(self, item: int, error: BaseException) -> BaseException:
         """Add to an error what only this side knows."""
-        if isinstance(error, WorkerLost) and error.certificate is not None:
+        if isinstance(error, WorkerLost) and error.certificate and not error.certificate.item:
             error.certificate = replace(error.certificate, item=self.describe(item))
         return error
 
@@ -364,7 +364,7 @@ class Ledger:
             args, kwargs = loaded
             parts = [*map(reprlib.repr, args), *(f"{k}={v!r:.40}" for k, v in kwargs.items())]
             return f"{self.name}({', '.join(parts)})"
-        except Exception as error:  # noqa: BLE001 - foreign code, for a description only
+        except BaseException as error:  # noqa: BLE001 - foreign code, for a description only
             return f"(can't be shown: {error!r})"
 
     def _resolve(self, item: int, future: Future[Any]) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..current import host
 from ..errors import NbstreamqError
@@ -188,7 +188,11 @@ class TaskQueue(Executor):
             feed()
         return Job(session, ledger, deadline=deadline, feed=feed)
 
-    def task(self, fn: Callable[P, T] | None = None, /, **options: Any) -> Any:
+    @overload
+    def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...
+    @overload
+    def task(self, /, **options: Any) -> Callable[[Callable[P, T]], TaskFunction[P, T]]: ...
+    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Decorate a function: calling it submits it, and returns a `TaskFuture`.
 
         Parameters

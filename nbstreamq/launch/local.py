@@ -134,6 +134,8 @@ class LocalWorkers:
             if connection is None:
                 self._spawn()
                 connection = self._await_door()
+        if self._connection is not None:  # to one that has died
+            self._connection.close()
         self._connection = connection
 
     @contextlib.contextmanager

@@ -47,8 +47,10 @@ def _dump(
     task = id_of(position)
     try:
         return dump(value, f"the result of task {task}")
-    except NotPicklable as error:
-        wrapped = ResultNotPicklable(str(error), task=task)
+    except BaseException as error:  # noqa: BLE001 - a __reduce__ that exits must not end the worker
+        known = isinstance(error, NotPicklable)
+        text = str(error) if known else f"The result of task {task} can't be pickled: {error!r}"
+        wrapped = ResultNotPicklable(text, task=task)
         errors[position] = dump_error(wrapped, task=task)
         return b""
 
@@ -85,7 +87,7 @@ def load_outcomes(body: bytes) -> tuple[list[Any], dict[int, BaseException]]:
 def _load(data: bytes, position: int, errors: dict[int, BaseException]) -> Any:
     try:
         return load(data)
-    except Exception as error:  # noqa: BLE001 - a class's own code runs here; its failure is this task's
+    except BaseException as error:  # noqa: BLE001 - a class's own code runs here; its failure is this task's
         error.add_note("The task was done; this was raised when its result was unpickled here.")
         errors[position] = error
         return None

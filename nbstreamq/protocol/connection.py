@@ -157,6 +157,7 @@ class Wire:
         self._scripts = scripts
         self._connection: Any = None
         self._pool: Any = None
+        self._was_closed = False
 
     def call(self, *commands: Command, timeout: float = REPLY_TIMEOUT) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
@@ -233,6 +234,7 @@ class Wire:
         """Close the connection; the next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._was_closed = True
             connection.disconnect()
             self._pool.release(connection)
 
@@ -247,12 +249,15 @@ class Wire:
         """Repeat just what failed for want of its script: the others must not run twice."""
         import redis
 
-        self._exchange([("SCRIPT", "LOAD", text) for text in self._scripts], REPLY_TIMEOUT)
+        self._load_scripts()
         missed = [i for i, r in enumerate(replies) if isinstance(r, redis.exceptions.NoScriptError)]
         again = self._exchange([commands[i] for i in missed], timeout)
         for i, reply in zip(missed, again, strict=True):
             replies[i] = reply
         return replies
+
+    def _load_scripts(self) -> None:
+        self._exchange([("SCRIPT", "LOAD", text) for text in self._scripts], REPLY_TIMEOUT)
 
     @staticmethod
     def _read(connection: Any, timeout: float) -> Any:
@@ -269,6 +274,10 @@ class Wire:
         if self._connection is None:
             self._pool = self._find_pool()
             self._connection = self._pool.get_connection()
+            if self._was_closed:
+                # The server may have been restarted without its scripts. If that showed in the
+                # reply to one, what blocks behind it would have to end first.
+                self._load_scripts()
         return self._connection
 
     def _find_pool(self) -> Any:

@@ -191,7 +191,7 @@ def _serve(spec: Spec, url: str, secret: str) -> None:
     signal.signal(LEAVE, worker.on_leave_signal)
     signal.signal(STOP, worker.runner.on_stop_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE, STOP, DUMP, signal.SIGINT})
-    worker.run(spec.description | {"pid": os.getpid()})
+    worker.run(spec.description | {"pid": os.getpid(), "state": "idle"})
 
 
 def _die_with(supervisor: int) -> None:

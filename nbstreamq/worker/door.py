@@ -104,11 +104,13 @@ class Door:
 
 
 def _request(line: bytes) -> dict[str, Any]:
+    """Return the request; ValueError where it is none: nonsense must not harm the supervisor."""
     request = json.loads(line)
-    # Whoever talks nonsense shall be shown out, and not take the supervisor along.
-    if not isinstance(request, dict) or not isinstance(request.get("session", ""), str):
-        raise ValueError(f"not a request: {line!r}")
-    n_workers = request.get("scale", 0)
-    if not isinstance(n_workers, int) or n_workers < 0:
-        raise ValueError(f"not a number of workers: {n_workers!r}")
-    return request
+    match request:
+        case {"session": session} if not isinstance(session, str):
+            pass
+        case {"scale": n_workers} if not isinstance(n_workers, int) or n_workers < 0:
+            pass
+        case dict():
+            return request
+    raise ValueError(f"not a request: {line!r}")

@@ -129,9 +129,9 @@ class Execution:
             fn = self._values.function(task)
             args = self._load_args(task)
             return self._runner.run(task, fn, args, todo)
-        except ServerUnreachable:
+        except (ServerUnreachable, Stopped):
             raise
-        except Exception as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
+        except BaseException as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
             run = Run(started=time.time())
             dumped = dump_error(error, task=task.id_of(0))
             for item in items(todo):

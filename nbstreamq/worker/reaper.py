@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import DeathCertificate, NbstreamqError, TimeLimitExceeded, WorkerLost
@@ -18,6 +19,8 @@ __all__ = ["MAX_LOSSES", "Death", "settle_death"]
 
 #: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
 MAX_LOSSES = 3
+#: In the place of an item that may kill whoever unpickles it: the client must not try.
+_NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled or pickled)"
 
 
 class Death(Protocol):
@@ -107,14 +110,14 @@ def _settle_unknown(settlement: Settlement, death: Death) -> None:
     task = settlement.delivery.task
     n = size(task.span)
     if n == 1 or task.losses + 1 < MAX_LOSSES:
-        _charge(settlement, task, death)
+        _charge(settlement, task, death, item=_NOT_LOOKED_AT)
         return
     for half in split(task.span, (n + 1) // 2):
         settlement.successors.append(Successor(task=task.again(half)))
 
 
-def _charge(settlement: Settlement, task: Task, death: Death) -> None:
-    """Run `task` again, or fail it when it was lost too often."""
+def _charge(settlement: Settlement, task: Task, death: Death, *, item: str = "") -> None:
+    """Run `task` again, or fail it when it was lost too often; the client adds an empty `item`."""
     if task.losses + 1 < MAX_LOSSES:
         text = {"error": f"worker {death.certificate.worker} died: {death.certificate.cause}"}
         body = json.dumps(text).encode()
@@ -131,7 +134,7 @@ def _charge(settlement: Settlement, task: Task, death: Death) -> None:
             f" {death.certificate.worker}, {death.certificate.cause}). Often: out of memory, or a"
             " crash in compiled code. See the certificate in this error's .certificate.",
             task=task_id,
-            certificate=death.certificate,
+            certificate=replace(death.certificate, item=item),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""`TaskQueue()` with nothing installed or started: the server and the workers come by themselves."""
+"""`TaskQueue()` with nothing started: the server and the workers come by themselves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import nbstreamq
 from nbstreamq import TaskQueue
 from nbstreamq.launch.server import stop_server
 from nbstreamq.settings import Settings
-
-import nbstreamq
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 

@@ -434,9 +434,12 @@ class TestCancel:
         job = queue.map(gate.hold, range(4))
         wait_until(lambda: gate.n_reached == 1, describe="the first item runs")
         assert job[2].cancel()
+        # Cancels arrive in order: when the running item has made room, the other is known, too.
+        assert job[0].cancel()
+        wait_until(lambda: gate.n_reached == 2, describe="the next item runs")
         gate.open()
         job.wait(10)
-        assert [f.cancelled() for f in job[:]] == [False, False, True, False]
+        assert [f.cancelled() for f in job[:]] == [True, False, True, False]
         assert gate.n_reached == 3
 
     def test_callback_of_a_cancelled_one(self, make_queue):

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.real_workers import gate, new_queue, queue
+from tests.real_workers import gate, new_queue, queue, shared_queue
 
-__all__ = ["gate", "new_queue", "queue"]
+__all__ = ["gate", "new_queue", "queue", "shared_queue"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,8 +72,8 @@ class Process:
 
     def wait(self):
         """Its exit status, and what it printed besides."""
-        rest, _ = self._process.communicate(timeout=30)
-        return self._process.returncode, rest
+        rest = self._process.stdout.read()  # not communicate(): lines may be read ahead
+        return self._process.wait(30), rest
 
     def family(self):
         """All its descendants, and itself: as `psutil` knows them, however they are killed."""

@@ -87,6 +87,11 @@ class AtPicklingError(Exception):
         return AtPicklingError, (self.act,)
 
 
+@pytest.fixture
+def queue(shared_queue):
+    return shared_queue
+
+
 def expect(error, act, otherwise):
     """Check that `error` is what the client is to see of `act`, which may be survived."""
     if act in FATAL:
@@ -133,7 +138,7 @@ def test_when_the_task_runs(queue, act):
 def test_when_the_result_is_pickled(queue, act):
     future = queue.submit(lambda: AtPickling(act))
 
-    expect(future.exception(30), act, (ResultNotPicklable, SystemExit))
+    expect(future.exception(30), act, ResultNotPicklable)
     check_next(queue)
 
 
@@ -155,10 +160,11 @@ def test_when_the_arguments_are_pickled(queue, act):
     check_next(queue)
 
 
-def test_when_the_result_is_unpickled(queue):
-    future = queue.submit(lambda: AtUnpickling(raise_it))
+@pytest.mark.parametrize("act", [raise_it, leave])
+def test_when_the_result_is_unpickled(queue, act):
+    future = queue.submit(lambda: AtUnpickling(act))
 
-    expect(future.exception(30), raise_it, Unlucky)
+    expect(future.exception(30), act, Unlucky if act is raise_it else SystemExit)
     check_next(queue)
 
 

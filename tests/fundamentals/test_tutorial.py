@@ -139,14 +139,12 @@ def test_options_make_a_view_of_the_queue(q):
 
 
 def test_retries_run_a_failed_call_again(q, tmp_path):
-    marker = str(tmp_path / "was here")
+    marker = tmp_path / "was here"
 
     @q.task(retries=1)
     def unreliable():
-        import os
-
-        if not os.path.exists(marker):
-            open(marker, "w").close()
+        if not marker.exists():
+            marker.touch()
             raise ConnectionError
         return "worked"
 

@@ -36,7 +36,7 @@ LAB_SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 #: Milliseconds that JupyterLab has to show the notebook, and to run it.
-LOAD_MS, RUN_MS = 60_000, 200_000
+LOAD_MS, RUN_MS = 60_000, 300_000
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def outputs_of(page: Page, source: str) -> Any:
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_the_quickstart_runs_in_jupyterlab(lab, page, tmp_path):
     open_notebook(page, lab)
     assert page.locator(".jp-OutputArea-output").count() == 0

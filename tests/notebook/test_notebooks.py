@@ -77,13 +77,13 @@ def traces_in(text):
 # -- as they run --------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_a_notebook_runs_from_top_to_bottom(path, demo, jupyter_home):
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
-        timeout=250,
+        timeout=300,
         kernel_name="python3",
         resources={"metadata": {"path": str(jupyter_home)}},
         config=demo.local_kernel(str(jupyter_home)),

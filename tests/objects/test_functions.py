@@ -430,6 +430,24 @@ def test_relative_imports_inside_functions_work(beside, notebook, pickler, call_
     assert call_elsewhere(pickler.dump(notebook["f"]).data, 3) == 4
 
 
+def test_imports_inside_functions_take_only_what_they_import(beside, notebook, pickler):
+    # Given a package with a function that imports a module of the standard library
+    beside("package/__init__.py", "data = 'x' * 100_000\n")
+    beside("package/a.py", "def f(x):\n    import json\n    import os.path\n    return x\n")
+    notebook.run("from package.a import f")
+    # I expect the package not to travel along
+    assert len(pickler.dump(notebook["f"]).data) < 10_000
+
+
+def test_relative_imports_from_higher_packages_work(beside, notebook, pickler, call_elsewhere):
+    beside("package/__init__.py", "k = 1\n")
+    beside("package/inner/__init__.py", "")
+    beside("package/inner/a.py", "def f(x):\n    from .. import k, b\n    return b.g(x, k)\n")
+    beside("package/b.py", "def g(x, k): return x + k\n")
+    notebook.run("import package.b\nfrom package.inner.a import f")
+    assert call_elsewhere(pickler.dump(notebook["f"]).data, 3) == 4
+
+
 def test_what_a_module_cannot_send_is_only_missed_when_used(beside, notebook, pickler, elsewhere):
     # Given a module with a lock that the function does not use
     beside("helper.py", "import threading\nlock = threading.Lock()\n" + HELPER)

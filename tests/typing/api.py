@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, as_completed
 from typing import assert_type
 
+import redis
+
 from nbstreamq import (
     DeathCertificate,
     Job,
@@ -92,3 +94,23 @@ def queues() -> None:
     TaskQueue("name", "redis://host:6379/0", workers=4, secret="from somewhere safe")
     TaskQueue("name", workers="auto")
     TaskQueue("name", workers="all")  # type: ignore[arg-type]
+    TaskQueue("name", client=redis.Redis())
+    TaskQueue("name", None, 4)  # type: ignore[call-arg, arg-type]
+
+
+def tasks(q: TaskQueue) -> None:
+    @q.task
+    def plain(x: int) -> str:
+        return str(x)
+
+    @q.task(retries=3, time_limit=60)
+    def with_options(x: int, y: float = 0.0) -> float:
+        return x + y
+
+    assert_type(plain(1), TaskFuture[str])
+    assert_type(with_options(1, y=2.0), TaskFuture[float])
+    assert_type(plain.map([1, 2]), Job[str])
+    assert_type(plain.options(lane="high")(1), TaskFuture[str])
+    assert_type(plain.fn(1), str)
+    plain("1")  # type: ignore[arg-type]
+    with_options(1, z=2)  # type: ignore[call-arg]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nbstreamq import WorkerLost
 from nbstreamq.client.ledger import Ledger, Payload
-from nbstreamq.errors import DeathCertificate
+from nbstreamq.errors import DeathCertificate, QueueClosed
 from nbstreamq.objects.outcomes import dump_outcomes
 from nbstreamq.objects.payloads import dump
 from nbstreamq.objects.remote_errors import dump_error
@@ -250,3 +250,24 @@ class TestPayloads:
         ledger = Ledger("job.1", "task", abs, "default")
         ledger.add(Payload(0, 1, "map", data))
         assert "can't be shown" in ledger.describe(0)
+
+
+def test_release_forgets_the_value():
+    ledger = ledger_of(2)
+    ledger.apply(finished({0: "a", 1: "b"}))
+    assert ledger.release(1) == "b"
+    assert ledger.value(1) is None
+
+
+def test_orphan_fails_what_is_open():
+    # Given a job of which one item is done and more may come
+    ledger = ledger_of(2)
+    ledger.growing = True
+    future: Future[int] = Future()
+    ledger.attach(1, future)
+    ledger.apply(finished({0: "a"}))
+    # When it is inherited by a forked process, I expect what was open to have failed
+    ledger.orphan(QueueClosed("forked"))
+    assert ledger.is_over
+    assert ledger.value(0) == "a"
+    assert isinstance(future.exception(0), QueueClosed)
