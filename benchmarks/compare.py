@@ -108,9 +108,7 @@ def report(rounds: dict[str, list[tuple[float, float]]]) -> None:
         theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = ours / theirs if more_is_better else theirs / ours
         digits = 2 if theirs < 10 else 0
-        print(
-            f"| {name} | {theirs:,.{digits}f} {unit} | {ours:,.{digits}f} {unit} | {ratio:.2f} |"
-        )
+        print(f"| {name} | {theirs:,.{digits}f} {unit} | {ours:,.{digits}f} {unit} | {ratio:.2f} |")
     print("\nA ratio over 1 means that nbstreamq is ahead.")
 
 

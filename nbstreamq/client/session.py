@@ -36,6 +36,8 @@ __all__ = ["Session"]
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
+#: Seconds that `everywhere` waits for workers that are starting.
+START_PATIENCE = 5.0
 #: Seconds in which a session that is given up tries to tell the server.
 FAREWELL = 2.0
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
@@ -168,9 +170,13 @@ class Session:
             ]
 
         def carry_out(store: Store) -> None:
+            patient_until = time.monotonic() + START_PATIENCE
             while True:
                 names = sorted(store.workers())
-                if store.everywhere(names, tasks(len(names))):
+                starting = len(names) < self.workers.n_workers
+                if starting and time.monotonic() < patient_until:
+                    time.sleep(0.005)  # those that run() has started shall not count as late
+                elif store.everywhere(names, tasks(len(names))):
                     break
             for i in range(len(names)):
                 ledger.add(Payload(i, 1, "apply", args))
@@ -248,7 +254,8 @@ class Session:
 
     def _explain_delay(self, ledger: Ledger) -> None:
         """Warn, once for each reason, if there is a reason why nothing happens."""
-        self.workers.revive()
+        if self.workers.revive():
+            return  # the new workers have not joined yet
         try:
             served = {lane for w in self.ask(Store.workers).values() for lane in w.get("lanes", ())}
         except NbstreamqError as error:

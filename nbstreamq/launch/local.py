@@ -187,14 +187,16 @@ class LocalWorkers:
             f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}"
         )
 
-    def revive(self) -> None:
-        """Start the supervisor again if it has died, with as many workers as it had."""
+    def revive(self) -> bool:
+        """Start the supervisor again, with as many workers, if it has died; return whether."""
         if self._closing or not self.n_workers or self._alive():
-            return
+            return False
         now = time.monotonic()
         self._restarts = [t for t in self._restarts if t > now - 60] + [now]
-        if len(self._restarts) <= MAX_RESTARTS:
-            self.scale(self.n_workers)
+        if len(self._restarts) > MAX_RESTARTS:
+            return False
+        self.scale(self.n_workers)
+        return True
 
     def _alive(self) -> bool:
         """Return whether the connection stands; it carries nothing but answers."""

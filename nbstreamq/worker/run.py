@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
 from typing import Any
 
-from ..errors import TimeLimitExceeded
+from ..errors import ServerUnreachable, TimeLimitExceeded
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
@@ -126,17 +126,26 @@ class Runner:
 
     @contextmanager
     def holding(self, delivery: Delivery) -> Iterator[None]:
-        """While a delivery is unpickled, run and packed: each of these may kill the process."""
+        """While a delivery is unpickled, run and packed: each of these may kill the process.
+
+        An exception that nobody foresaw ends the worker: the slot goes on saying what it held, so
+        that the delivery is charged with it, and does not come back for ever.
+        """
         task = delivery.task
         entry = (delivery.lane, delivery.entry_id, task.job, task.n)
         self._places.append(self._slot.push(entry))
         self._serials.append(0)
         try:
             yield
-        finally:
-            self._serials.pop()
-            self._places.pop()
-            self._slot.pop()
+        except (Stopped, ServerUnreachable):
+            self._release()
+            raise
+        self._release()
+
+    def _release(self) -> None:
+        self._serials.pop()
+        self._places.pop()
+        self._slot.pop()
 
     @contextmanager
     def helping(self) -> Iterator[None]:

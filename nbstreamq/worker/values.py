@@ -41,8 +41,9 @@ class _Cache(Generic[K, V]):
         return found[1]
 
     def put(self, key: K, cost: int, value: V) -> V:
+        if key not in self._kept:
+            self._budget -= cost
         self._kept[key] = (cost, value)
-        self._budget -= cost
         while self._budget < 0 and len(self._kept) > 1:
             _, (freed, _) = self._kept.popitem(last=False)
             self._budget += freed
@@ -61,7 +62,10 @@ class Values:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._functions: _Cache[tuple[str, str], Callable[..., Any]] = _Cache(MAX_FUNCTIONS)
-        self._values: _Cache[str, Any] = _Cache(MAX_VALUES_BYTES)
+        self._pickles: _Cache[str, bytes] = _Cache(MAX_VALUES_BYTES)
+        self._values: _Cache[tuple[str, str], Any] = _Cache(MAX_VALUES_BYTES)
+        #: Whose values are asked for.
+        self._job = ""
 
     def function(self, task: Task) -> Callable[..., Any]:
         """Return the function of `task`.
@@ -76,6 +80,7 @@ class Values:
         PythonMismatch
             It was pickled by another Python.
         """
+        self._job = task.job
         known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
         if known is not None:
             return known
@@ -89,17 +94,18 @@ class Values:
         return self._functions.put((task.fn, "" if loaded.pure else task.job), 1, loaded.fn)
 
     def value(self, digest: str) -> Any:
-        """Return the value behind a `Ref`."""
-        known = self._values.get(digest)
+        """Return the value behind a `Ref`: as with functions, an object of this job's own."""
+        known = self._values.get((digest, self._job))
         if known is not None:
             return known
-        data = self._fetch(self._store.get_blob, digest)
+        data = self._pickles.get(digest) or self._fetch(self._store.get_blob, digest)
         if data is None:
             raise NbstreamqError(
                 f"The server no longer holds the value {digest} that q.put() stored: it expired"
                 " after a week, was evicted, or the server lost its data. Put it again."
             )
-        return self._values.put(digest, len(data), load(data))
+        self._pickles.put(digest, len(data), data)
+        return self._values.put((digest, self._job), len(data), load(data))
 
     @staticmethod
     def _fetch(get: Callable[[str], bytes | None], digest: str) -> bytes | None:

@@ -142,9 +142,10 @@ class TaskWorker:
         """Take up what a lost reply brought: it counts as ours, so nobody else runs it."""
         found = self._store.held(self._lanes, self.id)
         with self._lock:
-            known = {d.entry_id for d in (*self._batch, *self._running)}
-            known |= {s.delivery.entry_id for s in self._settled}
-            self._batch.extend(d for d in found if d.entry_id not in known)
+            ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
+            # An id is unique within its lane only.
+            known = {(d.lane, d.entry_id) for d in ours}
+            self._batch.extend(d for d in found if (d.lane, d.entry_id) not in known)
 
     def _join(self, description: dict[str, Any]) -> None:
         self._store.ensure_lanes(self._lanes[1:])
@@ -158,9 +159,20 @@ class TaskWorker:
         began, n = time.monotonic(), len(self._batch)
         while delivery := self._next():
             self._work(delivery)
+            self._look_for_more_urgent(delivery.lane)
             if self._batch and time.monotonic() - self._flushed > FLUSH:
                 self.flush(self._store)
         self._adapt(n, time.monotonic() - began)
+
+    def _look_for_more_urgent(self, lane: str) -> None:
+        """Before the batch goes on to a less urgent lane than `lane`, take what is more urgent.
+
+        A blocking read brings something from every lane that holds anything.
+        """
+        with self._lock:
+            following = self._batch[0].lane if self._batch else lane
+        if following != lane:
+            self._take(self._lanes[: self._lanes.index(following)], self._count, None)
 
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as much at a time while a batch is short work."""
@@ -192,7 +204,11 @@ class TaskWorker:
         def send(settled: list[Settlement]) -> None:
             taken = self._store.take(settled, lanes, self.id, count, block=block)
             with self._lock:
+                mixed = bool(self._batch)
                 self._batch.extend(taken)
+                if mixed:
+                    urgency = self._lanes.index
+                    self._batch = deque(sorted(self._batch, key=lambda d: urgency(d.lane)))
 
         self._settling(send)
 

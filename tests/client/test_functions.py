@@ -44,15 +44,6 @@ def factorial(n):
     return n * factorial(n - 1) if n else 1
 
 
-def helper(x):
-    """Redefined in a test."""
-    return x + 1
-
-
-def calls_helper(x):
-    return helper(x)
-
-
 def uses_import(x):
     return math.floor(x)
 
@@ -135,9 +126,13 @@ def test_instances_of_own_classes_come_back(shared_queue):
 
 
 class TestNeverStale:
-    def test_redefined_helper(self, shared_queue, monkeypatch):
+    def test_redefined_helper(self, shared_queue):
+        # Cells of a notebook; this module itself may be installed, and then goes by its name.
+        cells = {"__name__": "__main__"}
+        exec("def helper(x): return x + 1\ndef calls_helper(x): return helper(x)", cells)
+        calls_helper = cells["calls_helper"]
         assert shared_queue.submit(calls_helper, 1).result(10) == 2
-        monkeypatch.setitem(globals(), "helper", lambda x: x - 1)
+        exec("def helper(x): return x - 1", cells)
         assert shared_queue.submit(calls_helper, 1).result(10) == 0
         assert list(shared_queue.map(calls_helper, [1, 2])) == [0, 1]
 

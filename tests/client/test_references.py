@@ -68,7 +68,6 @@ def test_ref_outside_a_task(shared_queue):
         pickle.loads(data)
 
 
-@pytest.mark.xfail(strict=True, reason="a worker keeps the one object it unpickled")
 def test_what_a_task_does_to_a_value_stays_its_own(make_queue):
     queue = make_queue("-ref", workers=1)
     ref = queue.put([1])

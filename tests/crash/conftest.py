@@ -3,6 +3,7 @@
 Their tests are marked ``crash``.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -117,11 +118,21 @@ def start_node(start, server_url, queue_name, store, wait_until):
 
 @pytest.fixture
 def wait_for_end(wait_until):
-    """``wait_for_end(processes)``: until all are gone, zombies too."""
+    """``wait_for_end(processes)``: until all are gone, zombies too.
+
+    Not those whose parents have gone: init looks after them, when it pleases.
+    """
 
     def wait(processes):
+        parents = {os.getpid(), *(p.pid for p in processes)}
+
+        def is_there(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return process.status() != psutil.STATUS_ZOMBIE or process.ppid() in parents
+            return False
+
         def living():
-            return [p for p in processes if p.is_running()]
+            return [p for p in processes if p.is_running() and is_there(p)]
 
         wait_until(lambda: not living(), describe=f"the end of {processes}")
 
