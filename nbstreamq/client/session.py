@@ -38,7 +38,7 @@ __all__ = ["Session"]
 PATIENCE = 3.0
 #: Seconds that `everywhere` waits for workers that are starting.
 START_PATIENCE = 5.0
-#: Seconds in which a session that is given up tries to tell the server.
+#: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
 FUNCTION_LIFETIME = 86_400.0
@@ -200,9 +200,15 @@ class Session:
         newly = ledger.cancel(chosen)
         if newly:
             span = ledger.cancelled()
-            self._sender.put(
-                Order(lambda store: store.cancel(ledger.job, span, newly), self._on_refusal)
-            )
+            said = threading.Event()
+
+            def carry_out(store: Store) -> None:
+                store.cancel(ledger.job, span, newly)
+                said.set()
+
+            self._sender.put(Order(carry_out, self._on_refusal), alone=True)
+            # Who has cancelled a call that waits may rely on it that it never begins.
+            said.wait(FAREWELL)
         self._retire(ledger)
 
     def start_workers(self) -> None:
