@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from ..objects.references import dependency, place_of
 from ..protocol.states import State
 from .ledger import Ledger
+from .replay import replay
 from .session import Session
 
 __all__ = ["TaskFuture"]
@@ -101,7 +102,7 @@ class TaskFuture(Future[T], Generic[T]):
         NbstreamqError
             Its arguments were not kept: it is an item of a map() that is done.
         """
-        return self._session.replay(self._ledger, self._index)  # type: ignore[no-any-return]
+        return replay(self._session, self._ledger, self._index)  # type: ignore[no-any-return]
 
     # -- what is known of it -------------------------------------------------------------------
 

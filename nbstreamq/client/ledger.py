@@ -15,8 +15,9 @@ from ..objects.outcomes import load_outcomes
 from ..protocol.messages import Event
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
+from .payload import Payload
 
-__all__ = ["Ledger", "Payload", "Report"]
+__all__ = ["Ledger", "Report"]
 
 _STATES = tuple(State)
 _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
@@ -37,25 +38,6 @@ class Report(NamedTuple):
     attempt: int
     started: float
     seconds: float
-
-
-class Payload(NamedTuple):
-    """What was sent for some items of a job, to run them again here.
-
-    Attributes
-    ----------
-    n, n_items
-        The first item's index in the job, and how many there are.
-    call
-        How an item is called, as in `Task`.
-    args
-        The items, pickled.
-    """
-
-    n: int
-    n_items: int
-    call: str
-    args: bytes
 
 
 class Ledger:
@@ -349,23 +331,9 @@ class Ledger:
         return error
 
     def describe(self, item: int) -> str:
-        """Return the arguments of an item, abbreviated."""
-        import reprlib
-
-        from ..objects.payloads import load
-
+        """Return the arguments of an item, abbreviated; empty if they were dropped."""
         payload = self.payload(item)
-        if payload is None:
-            return ""
-        try:
-            loaded = load(payload.args)
-            if payload.call != "apply":
-                return reprlib.repr(loaded[item - payload.n])
-            args, kwargs = loaded
-            parts = [*map(reprlib.repr, args), *(f"{k}={v!r:.40}" for k, v in kwargs.items())]
-            return f"{self.name}({', '.join(parts)})"
-        except BaseException as error:  # noqa: BLE001 - foreign code, for a description only
-            return f"(can't be shown: {error!r})"
+        return payload.describe(item, self.name) if payload else ""
 
     def _resolve(self, item: int, future: Future[Any]) -> None:
         code = self._states[item]

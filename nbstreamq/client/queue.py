@@ -23,9 +23,10 @@ from ..protocol.messages import Options
 from ..protocol.signing import Signer, load_secret
 from ..protocol.store import Store
 from ..settings import Settings, n_cores
+from .checks import check_map, check_options
 from .future import TaskFuture
 from .job import Job
-from .ledger import Payload
+from .payload import Payload
 from .session import Session, new_session_id
 from .status import QueueStatus, WorkerStatus, queue_status
 from .submission import Feed, pace_of, send_chunks, submit_when_done
@@ -171,7 +172,7 @@ class TaskQueue(Executor):
         NotPicklable
             The function or an item can't travel; nothing more is submitted, the rest is cancelled.
         """
-        _check_map(iterables, chunksize, buffersize)
+        check_map(iterables, chunksize, buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn)
@@ -238,7 +239,7 @@ class TaskQueue(Executor):
             "delay": delay,
         }
         changes = {key: value for key, value in given.items() if value is not None}
-        _check_options(changes)
+        check_options(changes)
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = replace(self._options, **changes)
@@ -380,23 +381,3 @@ def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue
             queue = TaskQueue(name, address, workers=0)
         _in_task[key] = queue
     return queue.options(**options.changed())
-
-
-def _check_map(
-    iterables: tuple[Iterable[Any], ...], chunksize: int | str, buffersize: int | None
-) -> None:
-    if not iterables:
-        raise TypeError("map() needs at least one iterable")
-    if chunksize != "auto" and (not isinstance(chunksize, int) or chunksize < 1):
-        raise ValueError(f"chunksize is {chunksize!r}: it must be 'auto' or at least 1")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError(f"buffersize is {buffersize!r}: it must be None or at least 1")
-
-
-def _check_options(changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if key == "lane":
-            if not value or not isinstance(value, str) or value.startswith("@"):
-                raise ValueError(f"lane is {value!r}: it must be a name that does not start with @")
-        elif not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"{key} is {value!r}: it must be a number that is not negative")

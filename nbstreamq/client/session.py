@@ -7,14 +7,11 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import os
 import threading
 import time
 import uuid
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,22 +19,22 @@ from ..current import host
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..objects.functions import FunctionPickle, FunctionPickler
-from ..objects.payloads import load
-from ..objects.references import resolving
 from ..protocol.messages import Event, Options, Task
 from ..protocol.spans import ONE
 from ..protocol.store import Store
+from . import lifetime
+from .delay import reason_for_delay
 from .echo import echo
-from .ledger import Ledger, Payload
+from .everywhere import everywhere_order
+from .ledger import Ledger
 from .listener import Listener
+from .payload import Payload
 from .sender import Entry, Order, Sender
 
 __all__ = ["Session"]
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
-#: Seconds that `everywhere` waits for workers that are starting.
-START_PATIENCE = 5.0
 #: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
@@ -84,7 +81,7 @@ class Session:
         self._state = "open"
         self._sender = Sender(store.clone(), self.id, self._on_trouble)
         self._listener = Listener(store.clone(), self.id, self._deliver, self._on_trouble)
-        _sessions.add(self)
+        lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
 
@@ -154,41 +151,13 @@ class Session:
 
     def everywhere(self, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
         """Send a call to every worker, and to those that join later."""
-
-        def tasks(n: int) -> list[Task]:
-            # One for each worker, and the last for who joins later: nobody waits for that.
-            return [
-                Task(
-                    job=ledger.job,
-                    n=i,
-                    fn=function.digest,
-                    name=function.name,
-                    call="apply",
-                    args=args,
-                )
-                for i in range(n + 1)
-            ]
-
-        def carry_out(store: Store) -> None:
-            patient_until = time.monotonic() + START_PATIENCE
-            while True:
-                names = sorted(store.workers())
-                starting = len(names) < self.workers.n_workers
-                if starting and time.monotonic() < patient_until:
-                    time.sleep(0.005)  # those that run() has started shall not count as late
-                elif store.everywhere(names, tasks(len(names))):
-                    break
-            for i in range(len(names)):
-                ledger.add(Payload(i, 1, "apply", args))
-            self.stop_growing(ledger)
-
-        def fail(error: BaseException) -> None:
-            ledger.add(Payload(0, 1, "apply", args))
-            ledger.fail([0], error)
-            self.stop_growing(ledger)
-
         ledger.growing = True
-        self._sender.put(Order(carry_out, fail, len(args)))
+
+        def end() -> None:
+            self.stop_growing(ledger)
+
+        order = everywhere_order(ledger, function, args, lambda: self.workers.n_workers, end)
+        self._sender.put(order)
 
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
@@ -263,20 +232,11 @@ class Session:
         if self.workers.revive():
             return  # the new workers have not joined yet
         try:
-            served = {lane for w in self.ask(Store.workers).values() for lane in w.get("lanes", ())}
+            reason = reason_for_delay(self.ask(Store.workers), self._store.keys.queue, ledger.lane)
         except NbstreamqError as error:
-            self._warn(f"waiting for {ledger.name}: {error}")
-            return
-        if not served:
-            self._warn(
-                f"waiting for {ledger.name}: queue {self._store.keys.queue!r} has no workers."
-                " Start some: q.run(4) here, or `python -m nbstreamq worker URL` anywhere."
-            )
-        elif ledger.lane not in served:
-            self._warn(
-                f"waiting for {ledger.name}: no worker serves its lane {ledger.lane!r}. Start one:"
-                f" python -m nbstreamq worker URL --lane {ledger.lane}"
-            )
+            reason = str(error)
+        if reason:
+            self._warn(f"waiting for {ledger.name}: {reason}")
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -293,26 +253,6 @@ class Session:
                 # The connection may be older than a restart of the server.
                 return question(self._store)
 
-    def replay(self, ledger: Ledger, item: int) -> Any:
-        """Run an item here."""
-        payload = ledger.payload(item)
-        if payload is None:
-            raise NbstreamqError(
-                f"Task {ledger.job}-{item} can't be replayed: its arguments were dropped when the"
-                " items around it were done. Call the function with them instead."
-            )
-
-        def fetch(digest: str) -> Any:
-            return load(self.ask(lambda store: store.get_blob(digest)))
-
-        with resolving(fetch):
-            loaded = load(payload.args)
-        if payload.call == "apply":
-            args, kwargs = loaded
-            return ledger.fn(*args, **kwargs)
-        value = loaded[item - payload.n]
-        return ledger.fn(*value) if payload.call == "starmap" else ledger.fn(value)
-
     # -- news ----------------------------------------------------------------------------------
 
     def _deliver(self, event: Event) -> bool:
@@ -321,19 +261,14 @@ class Session:
             return False
         ledger = self._ledgers.get(event.job)
         if ledger is None or event.n + event.span[-1].stop > len(ledger):
-            self._echo_stranger(event)
+            if event.kind == "output":
+                echo("everywhere", event)  # of a late joiner's set-up
             return True
         ledger.apply(event)
         if event.kind == "output":
             echo(ledger.name, event)
         self._retire(ledger)
         return True
-
-    @staticmethod
-    def _echo_stranger(event: Event) -> None:
-        """Show what a late joiner's set-up printed; ignore what nobody waits for any more."""
-        if event.kind == "output":
-            echo("everywhere", event)
 
     def _retire(self, ledger: Ledger) -> None:
         """Forget a job that is over; end a session that waited for the last."""
@@ -460,20 +395,3 @@ def _forked(queue: str) -> QueueClosed:
 def new_session_id() -> str:
     """Return an id that no other session has."""
     return uuid.uuid4().hex[:12]
-
-
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-@atexit.register
-def _abandon_all() -> None:
-    for session in list(_sessions):
-        session.abandon()
-
-
-def _forget_all() -> None:
-    for session in list(_sessions):
-        session.forget()
-
-
-os.register_at_fork(after_in_child=_forget_all)

@@ -12,7 +12,8 @@ from ..objects.references import Dependent
 from ..protocol.messages import Options
 from .chunks import Pace, chunks
 from .future import TaskFuture
-from .ledger import Ledger, Payload
+from .ledger import Ledger
+from .payload import Payload
 from .session import Session
 
 __all__ = ["Feed", "send_chunks", "submit_when_done"]

@@ -13,12 +13,15 @@ from . import scripts
 from .connection import REPLY_TIMEOUT, Client, Command, Wire
 from .keys import DAY, GROUP, LANES, WEEK, Keys, session_of
 from .messages import Control, Event, Fields, Task
+from .replies import block_ms, stream_entries
 from .settlement import Delivery, Settlement, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, parse_span
 
 __all__ = ["Store"]
 
+#: Seconds that a large value may take on its way.
+LARGE_TIMEOUT = 60.0
 #: Entries that an event stream may hold though they were read; fewer cost more commands.
 TRIM_EVERY = 100
 
@@ -70,27 +73,25 @@ class Store:
 
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
         """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
-        lanes = list(lanes)
-        asked: list[Command] = []
-        for lane in lanes:
-            asked += (("XLEN", self.keys.lane(lane)), ("ZCARD", self.keys.delayed(lane)))
-        counts = self._wire.call(*asked)
         found = []
-        for i, lane in enumerate(lanes):
-            running = self._n_pending(lane)
-            # Not counted at the same moment: some may have been done in between.
-            waiting = max(0, counts[2 * i] - running)
-            found.append(
-                {"lane": lane, "waiting": waiting, "running": running, "delayed": counts[2 * i + 1]}
+        for lane in lanes:
+            running = sum(self._pending(self.keys.lane(lane))[:1])
+            n, delayed = self._wire.call(
+                ("XLEN", self.keys.lane(lane)), ("ZCARD", self.keys.delayed(lane))
             )
+            # Not counted at the same moment: some may have been done in between.
+            waiting = max(0, n - running)
+            counts = {"waiting": waiting, "running": running, "delayed": delayed}
+            found.append({"lane": lane, **counts})
         return found
 
-    def _n_pending(self, lane: str) -> int:
+    def _pending(self, key: str, *which: Any) -> Any:
+        """Return what XPENDING says of a lane; nothing if it is not there."""
         try:
-            return int(self._wire.call(("XPENDING", self.keys.lane(lane), GROUP))[0][0])
+            return self._wire.call(("XPENDING", key, GROUP, *which))[0]
         except ServerRefused as error:
             if "NOGROUP" in str(error):
-                return 0
+                return []
             raise
 
     def workers(self) -> dict[str, dict[str, Any]]:
@@ -103,23 +104,27 @@ class Store:
 
     def put_function(self, digest: str, data: bytes) -> None:
         """Keep a pickled function for a week from now."""
-        sealed = self._signer.seal(b"function", digest.encode(), data)
-        self._wire.call(("SET", self.keys.function(digest), sealed, "EX", WEEK))
+        self._put(self.keys.function(digest), b"function", digest, data)
 
     def get_function(self, digest: str) -> bytes | None:
         """Return a pickled function; None if the server does not hold it."""
-        sealed = self._wire.call(("GET", self.keys.function(digest)))[0]
-        return None if sealed is None else self._signer.unseal(b"function", digest.encode(), sealed)
+        return self._get(self.keys.function(digest), b"function", digest)
 
     def put_blob(self, digest: str, data: bytes) -> None:
         """Keep a pickled value for a week from now."""
-        sealed = self._signer.seal(b"blob", digest.encode(), data)
-        self._wire.call(("SET", self.keys.blob(digest), sealed, "EX", WEEK), timeout=60)
+        self._put(self.keys.blob(digest), b"blob", digest, data)
 
     def get_blob(self, digest: str) -> bytes | None:
         """Return a pickled value; None if the server does not hold it."""
-        sealed = self._wire.call(("GET", self.keys.blob(digest)), timeout=60)[0]
-        return None if sealed is None else self._signer.unseal(b"blob", digest.encode(), sealed)
+        return self._get(self.keys.blob(digest), b"blob", digest)
+
+    def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
+        sealed = self._signer.seal(kind, digest.encode(), data)
+        self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
+
+    def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
+        sealed = self._wire.call(("GET", key), timeout=LARGE_TIMEOUT)[0]
+        return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
 
     # -- client --------------------------------------------------------------------------------
 
@@ -157,13 +162,13 @@ class Store:
         signature comes as the error.
         """
         key = self.keys.events(session)
-        read = ("XREAD", "COUNT", 100, "BLOCK", _block_ms(block), "STREAMS", key, after)
+        read = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS", key, after)
         trim: list[Command] = []
         if self._n_read > TRIM_EVERY:
             # MINID keeps entries >= its argument: what lies before the last one that was read.
             trim, self._n_read = [("XTRIM", key, "MINID", after)], 0
         *_, reply = self._wire.call(*trim, read, timeout=block + REPLY_TIMEOUT)
-        entries = _stream_entries(reply)
+        entries = stream_entries(reply)
         self._n_read += len(entries)
         last = entries[-1][1] if entries else after
         return last, [event for _, _, fields in entries for event in self._unseal(fields)]
@@ -264,14 +269,14 @@ class Store:
         names = {self.keys.lane(lane).encode(): lane for lane in lanes}
         read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count)
         if block is not None:
-            read += ("BLOCK", _block_ms(block))
+            read += ("BLOCK", block_ms(block))
         read += ("STREAMS", *names, *([">"] * len(names)))
         settle = (self._settle(settlements),) if settlements else ()
         # What is cancelled is asked after the wait, in the same breath.
         *_, reply, cancelling = self._wire.call(
             *settle, read, ("EXISTS", self.keys.cancelled), timeout=(block or 0) + REPLY_TIMEOUT
         )
-        entries = [(names[key], i, fields) for key, i, fields in _stream_entries(reply)]
+        entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
         return self._deliver(entries, cancelling)
 
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
@@ -279,19 +284,10 @@ class Store:
         entries = []
         for lane in lanes:
             key = self.keys.lane(lane)
-            pending = self._pending_ids(key, worker)
+            pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
             found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
             entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
         return self._deliver(entries, 1)
-
-    def _pending_ids(self, key: str, worker: str) -> list[bytes]:
-        try:
-            reply = self._wire.call(("XPENDING", key, GROUP, "-", "+", 10_000, worker))[0]
-        except ServerRefused as error:
-            if "NOGROUP" in str(error):
-                return []
-            raise
-        return [entry[0] for entry in reply]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
@@ -379,7 +375,7 @@ class Store:
 
     def controls(self, after: bytes) -> tuple[bytes, list[Control]]:
         """Return the id of the last control entry, and those that carry an order."""
-        entries = _stream_entries(self._wire.receive())
+        entries = stream_entries(self._wire.receive())
         orders = []
         for _, _, fields in entries:
             # Unsigned entries are mere wake-ups, written by scripts.
@@ -399,14 +395,3 @@ class Store:
         """Return the lanes that the registered workers serve, and the usual ones."""
         served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
         return [*LANES, *sorted(served - set(LANES))]
-
-
-def _block_ms(seconds: float) -> int:
-    """Return `seconds` as BLOCK takes them; 0 would mean for ever."""
-    return max(1, int(seconds * 1000))
-
-
-def _stream_entries(reply: Any) -> list[tuple[bytes, bytes, Fields]]:
-    """Return (stream, id, fields) for each entry of an XREAD reply, RESP2 or RESP3."""
-    streams = reply.items() if isinstance(reply, dict) else reply or ()
-    return [(key, entry_id, fields) for key, found in streams for entry_id, fields in found]

@@ -5,38 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
-from ..errors import DeathCertificate, NbstreamqError, TimeLimitExceeded, WorkerLost
+from ..errors import NbstreamqError, TimeLimitExceeded, WorkerLost
 from ..objects.outcomes import dump_outcomes
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of, split
+from .death import Death
 from .slots import NO_ITEM, Level, Stop
 
-__all__ = ["MAX_LOSSES", "Death", "settle_death"]
+__all__ = ["MAX_LOSSES", "settle_death"]
 
 #: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
 MAX_LOSSES = 3
 #: In the place of an item that may kill whoever unpickles it: the client must not try.
 _NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled or pickled)"
-
-
-class Death(Protocol):
-    """How a worker ended."""
-
-    @property
-    def certificate(self) -> DeathCertificate:
-        """What is known of it."""
-
-    @property
-    def levels(self) -> Sequence[Level]:
-        """What it ran; empty if that is not known."""
-
-    @property
-    def stopped(self) -> tuple[int, int, Stop]:
-        """Serial and number of the item that it was killed for, and why."""
 
 
 def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list[Settlement]:

@@ -23,6 +23,7 @@ from ..protocol.messages import Control
 from ..protocol.store import Store
 from ..settings import n_cores
 from .child import DUMP, LEAVE, STOP, Child, start
+from .death import Death, cause_of, tail
 from .door import Door
 from .output import FILE_LIMIT_BYTES
 from .reaper import settle_death
@@ -60,13 +61,6 @@ class Timing:
     silence: float = 5.0
     grace: float = 1.0
     visit: float = 15.0
-
-
-@dataclass(frozen=True)
-class _Death:
-    certificate: DeathCertificate
-    levels: Sequence[Level] = ()
-    stopped: tuple[int, int, Stop] = (0, 0, Stop.NONE)
 
 
 class Supervisor:
@@ -111,7 +105,7 @@ class Supervisor:
         self.door = door
         self._timing = timing or Timing()
         self._children: dict[int, Child] = {}
-        self._dead: list[tuple[Child, _Death]] = []
+        self._dead: list[tuple[Child, Death]] = []
         self._number = 0
         self._stopping = False
         self._heartbeat_due = self._promote_due = self._start_due = 0.0
@@ -255,18 +249,18 @@ class Supervisor:
                 # It would die again at once: don't burn the machine with it.
                 self._start_due = time.monotonic() + self._timing.heartbeat
                 logger.error(
-                    "worker %s died at its start:\n%s", child.spec.worker, _tail(child.spec.stderr)
+                    "worker %s died at its start:\n%s", child.spec.worker, tail(child.spec.stderr)
                 )
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
                 worker=child.spec.worker,
-                cause=_cause(status),
+                cause=cause_of(status),
                 peak_memory_bytes=usage.ru_maxrss * unit,
-                stack=_tail(child.spec.crash),
-                output=_tail(child.spec.stdout) + _tail(child.spec.stderr),
+                stack=tail(child.spec.crash),
+                output=tail(child.spec.stdout) + tail(child.spec.stderr),
             )
             levels = child.slot.levels()
-            self._dead.append((child, _Death(certificate, levels, child.slot.stop_request())))
+            self._dead.append((child, Death(certificate, levels, child.slot.stop_request())))
             child.close()
 
     def _stop_items(self) -> None:
@@ -314,9 +308,7 @@ class Supervisor:
             self._bury_worker(child.spec.worker, child.spec.lanes, death, known=True)
             self._dead.pop(0)
 
-    def _bury_worker(
-        self, worker: str, lanes: Sequence[str], death: _Death, *, known: bool
-    ) -> None:
+    def _bury_worker(self, worker: str, lanes: Sequence[str], death: Death, *, known: bool) -> None:
         own = (f"@{worker}", *lanes)
         while not self._store.bury(worker, lanes):
             held = self._store.held(own, worker)
@@ -343,7 +335,7 @@ class Supervisor:
             node = description.get("node", "")
             if node in silent or self._is_gone(description):
                 cause = f"its supervisor {node} gave no sign of life"
-                death = _Death(DeathCertificate(worker=worker, cause=cause))
+                death = Death(DeathCertificate(worker=worker, cause=cause))
                 lanes = description.get("lanes", self._lanes)
                 self._bury_worker(worker, lanes, death, known=False)
         for node in silent:
@@ -391,19 +383,3 @@ class Supervisor:
 def _concerns(order: Control, level: Level) -> bool:
     ours = order.job in (level.job, session_of(level.job))
     return ours and any(level.n + level.item in r for r in order.span)
-
-
-def _cause(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _tail(descriptor: int, size: int = 4000) -> str:
-    """Return the end of a file."""
-    end = os.fstat(descriptor).st_size
-    return os.pread(descriptor, size, max(0, end - size)).decode(errors="replace")

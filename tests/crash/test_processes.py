@@ -140,21 +140,6 @@ def test_the_client_starts_the_supervisor_again(queue, gate, tmp_path):
     assert results[3][1] != supervisor.pid
 
 
-def test_what_ran_under_a_killed_supervisor_is_charged_once(new_queue, gate):
-    queue = new_queue(workers=1)
-    again = gate()
-
-    def work():
-        if again.first():
-            psutil.Process().parent().kill()
-            time.sleep(60)
-        return "done"
-
-    future = queue.submit(work)
-
-    assert future.result(40) == "done"
-
-
 # -- the command line -----------------------------------------------------------------------------
 
 

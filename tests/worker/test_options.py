@@ -83,7 +83,7 @@ def test_the_other_items_of_a_chunk_are_unharmed(one_worker, task):
 
 
 def test_the_limit_is_for_each_item_not_for_the_chunk(one_worker):
-    job = one_worker.options(time_limit=2).map(time.sleep, [0.3] * 9, chunksize=9)
+    job = one_worker.options(time_limit=1).map(time.sleep, [0.15] * 9, chunksize=9)
 
     assert job.result(30) == [None] * 9
 
@@ -168,7 +168,7 @@ def test_a_waiting_task_that_is_cancelled_is_not_run(one_worker, gate):
 
 
 def test_cancelling_does_not_hit_the_next_task(one_worker, gate):
-    for i in range(30):
+    for i in range(20):
         begun = gate(str(i))
 
         def work(begun=begun):
