@@ -55,6 +55,8 @@ class Ledger:
         The function.
     lane
         Where its tasks wait.
+    lock
+        Held only for moments, so that many ledgers may share it.
     """
 
     # A single call has one, too: so it holds no more than it needs.
@@ -80,7 +82,14 @@ class Ledger:
         "name",
     )
 
-    def __init__(self, job: str, name: str, fn: Callable[..., Any], lane: str) -> None:
+    def __init__(
+        self,
+        job: str,
+        name: str,
+        fn: Callable[..., Any],
+        lane: str,
+        lock: threading.RLock | None = None,
+    ) -> None:
         self.job = job
         self.name = name
         self.fn = fn
@@ -89,7 +98,7 @@ class Ledger:
         self.n_over = 0
         #: Whether more items may come.
         self.growing = False
-        self._lock = threading.RLock()
+        self._lock = lock or threading.RLock()
         self._changed: threading.Condition | None = None
         self._over_callbacks: tuple[Callable[[], object], ...] = ()
         self._states = bytearray()

@@ -129,7 +129,8 @@ class TaskQueue(Executor):
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
         ledger = session.open_ledger(fn, function.name, self._lane())
-        ledger.add(Payload(0, 1, "apply", data))
+        payload = Payload(0, 1, "apply", data)
+        ledger.add(payload)
         future: TaskFuture[T] = TaskFuture(session, ledger, 0)
         ledger.attach(0, future)
         if needed:
@@ -137,7 +138,7 @@ class TaskQueue(Executor):
                 session, ledger, function, data=data, needed=needed, options=self._options
             )
         else:
-            session.submit(ledger, function, Payload(0, 1, "apply", data), self._options)
+            session.submit(ledger, function, payload, self._options)
         return future
 
     def map(

@@ -73,6 +73,7 @@ class Session:
         self._store = store
         self._store_lock = threading.Lock()
         self._lock = threading.Lock()
+        self._ledgers_lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._ledgers: dict[str, Ledger] = {}
         self._pickler = FunctionPickler()
@@ -87,7 +88,7 @@ class Session:
 
     def open_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
         """Return the ledger of a new job."""
-        ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane)
+        ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
         with self._lock:
             self.check_open()
             self._ledgers[ledger.job] = ledger
