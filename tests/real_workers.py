@@ -67,10 +67,11 @@ def queue(new_queue):
 
 
 @pytest.fixture(scope="module")
-def shared_queue(request, server_url):
+def shared_queue(request, server_url, wait_until):
     """A queue with two workers for the tests of a file that leave it as it was."""
     with TaskQueue(f"{request.module.__name__}-{os.getpid()}", server_url, workers=2) as queue:
-        queue.submit(int).result(20)
+        queue.run(2)
+        wait_until(lambda: len(queue.workers()) == 2, describe="two workers")
         yield queue
 
 

@@ -113,7 +113,7 @@ class Job(Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
-        if not self._session.wait_until(self._ledger, lambda: self._ledger.is_over, timeout):
+        if not self._session.wait_until(self._ledger, self._ledger.check_over, timeout):
             raise TimeoutError(
                 f"Job {self.id} ({self._ledger.name}) goes on: {self._ledger.n_over} of"
                 f" {len(self)} are over after {timeout:g} s."

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 from ..errors import NbstreamqError, ServerUnreachable, SignatureError
+from ..protocol.connection import RECONNECT
 from ..protocol.messages import Event
 from ..protocol.store import Store
 
@@ -16,8 +17,6 @@ __all__ = ["Listener"]
 #: Seconds that one request waits for news. Longer costs nothing; it must stay below what firewalls
 #: allow a silent connection.
 BLOCK = 30.0
-#: Seconds between attempts to reach a lost server.
-RECONNECT = 0.2
 
 
 class Listener:

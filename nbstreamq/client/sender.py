@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import NbstreamqError, ServerUnreachable
+from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
 
@@ -19,8 +20,6 @@ MAX_WAITING_BYTES = 64 * 2**20
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
 #: Bytes up to which the submitting thread sends by itself.
 SMALL_BYTES = 2**16
-#: Seconds between attempts to reach a lost server.
-RECONNECT = 0.2
 
 
 class Entry(NamedTuple):

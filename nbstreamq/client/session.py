@@ -20,7 +20,7 @@ from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..protocol.messages import Event, Options, Task
-from ..protocol.spans import ONE
+from ..protocol.spans import EVERYTHING, ONE
 from ..protocol.store import Store
 from . import lifetime
 from .delay import reason_for_delay
@@ -371,9 +371,8 @@ class Session:
         if self._state == "closing":
             self._wait_for(list(self._ledgers.values()))
         if self._ledgers and self._state == "open":
-            everything = (range(2**53),)
             self._sender.put(
-                Order(lambda store: store.cancel(self.id, everything, everything), lambda _: None)
+                Order(lambda store: store.cancel(self.id, EVERYTHING, EVERYTHING), lambda _: None)
             )
         self._end(FAREWELL)
 

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 else:
     Client = object  #: A redis-py client; the name is for annotations only.
 
-__all__ = ["Client", "Command", "Wire", "hide_password", "open_client", "url_of"]
+__all__ = ["RECONNECT", "Client", "Command", "Wire", "hide_password", "open_client", "url_of"]
 
 Command = tuple[Any, ...]
 
 #: Seconds to wait for a reply, beyond the time a command may block. Longer tolerates a slower
 #: server; shorter notices a cut network sooner.
 REPLY_TIMEOUT = 10.0
+#: Seconds between attempts to reach a lost server. Shorter asks it more often.
+RECONNECT = 0.2
 #: Seconds to wait for a connection.
 CONNECT_TIMEOUT = 5.0
 #: Answers of a server that will work again by itself: wait, as for a lost connection.

@@ -57,6 +57,10 @@ class Options:
         changed = self.changed()
         return json.dumps(changed).encode() if changed else b""
 
+    def pause_after(self, attempt: int) -> float:
+        """Return the seconds between a failed attempt, counted from 1, and the next."""
+        return float(self.backoff * 2 ** (attempt - 1))
+
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from the defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -256,6 +260,25 @@ class Event(Message):
     def names(cls) -> list[bytes]:
         """Return the one name that each event of an entry has."""
         return [b"event"]
+
+    @classmethod
+    def about(cls, task: Task, span: Span, *, kind: str, worker: str, **details: Any) -> Self:
+        """Return the event that `kind` happened to items of `task` on `worker`.
+
+        Parameters
+        ----------
+        **details
+            ``body``, ``started`` and ``seconds``, where there is something to say.
+        """
+        return cls(
+            kind=kind,
+            job=task.job,
+            n=task.n,
+            span=span,
+            worker=worker,
+            attempt=task.attempt,
+            **details,
+        )
 
     def seal(self, signer: Signer) -> bytes:
         """Return this event as the value of one field."""

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-__all__ = ["ONE", "Span", "format_span", "items", "parse_span", "size", "span_of", "split"]
+__all__ = [
+    "EVERYTHING",
+    "ONE",
+    "Span",
+    "format_span",
+    "items",
+    "parse_span",
+    "size",
+    "span_of",
+    "split",
+]
 
 Span = tuple[range, ...]
 
 #: The span of nearly all messages: a call on its own.
 ONE: Span = (range(1),)
+#: Every item that any job can have.
+EVERYTHING: Span = (range(2**53),)
 
 
 def parse_span(text: str) -> Span:

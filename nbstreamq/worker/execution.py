@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ServerUnreachable
 from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
-from ..objects.references import Dependent, fetch_by, resolving
+from ..objects.references import Dependent, resolving
 from ..objects.remote_errors import dump_error, load_error
 from ..protocol.keys import NESTED
 from ..protocol.messages import Event, Options, Task
@@ -39,7 +39,6 @@ class Execution:
         self._runner = runner
         self._output = output
         self._values = values
-        fetch_by(values.value)
         self._depths: list[int] = []
         #: Progress that was not published yet: (task, item) -> (done, total).
         self._progress: dict[tuple[Task, int], tuple[int, int | None]] = {}
@@ -169,7 +168,7 @@ class Execution:
         task = settlement.delivery.task
         failed = span_of(run.done[k] for k in run.errors)
         error = load_error(next(iter(run.errors.values())))
-        delay = options.backoff * 2 ** (task.attempt - 1)
+        delay = options.pause_after(task.attempt)
         body = json.dumps({"error": repr(error)[:500], "delay": delay}).encode()
         settlement.events.append(self._event("retried", task, failed, body))
         settlement.successors.append(Successor(task=task.again(failed, attempt=1), delay=delay))
@@ -181,27 +180,8 @@ class Execution:
         body = json.dumps([[p.item, p.stream, p.text] for p in pieces]).encode()
         return self._event("output", task, span_of(sorted({p.item for p in pieces})), body)
 
-    def _event(
-        self,
-        kind: str,
-        task: Task,
-        span: Span,
-        body: bytes = b"",
-        *,
-        started: float = 0.0,
-        seconds: float = 0.0,
-    ) -> Event:
-        return Event(
-            kind=kind,
-            job=task.job,
-            n=task.n,
-            span=span,
-            worker=self._worker,
-            attempt=task.attempt,
-            started=started,
-            seconds=seconds,
-            body=body,
-        )
+    def _event(self, kind: str, task: Task, span: Span, body: bytes = b"", **times: float) -> Event:
+        return Event.about(task, span, kind=kind, worker=self._worker, body=body, **times)
 
 
 def _part_cancelled(task: Task, cancelled: Span) -> tuple[Span, Span]:

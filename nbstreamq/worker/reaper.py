@@ -73,7 +73,7 @@ def _settle_over_time(settlement: Settlement, guilty: Span, death: Death) -> Non
     task = settlement.delivery.task
     options = Options.decode(task.opts)
     if task.attempt <= options.retries:
-        delay = options.backoff * 2 ** (task.attempt - 1)
+        delay = options.pause_after(task.attempt)
         settlement.successors.append(Successor(task=task.again(guilty, attempt=1), delay=delay))
         return
     task_id = task.id_of(guilty[0].start)
@@ -131,12 +131,4 @@ def _fail(settlement: Settlement, span: Span, death: Death, error: NbstreamqErro
 
 
 def _event(kind: str, task: Task, span: Span, death: Death, body: bytes = b"") -> Event:
-    return Event(
-        kind=kind,
-        job=task.job,
-        n=task.n,
-        span=span,
-        worker=death.certificate.worker,
-        attempt=task.attempt,
-        body=body,
-    )
+    return Event.about(task, span, kind=kind, worker=death.certificate.worker, body=body)

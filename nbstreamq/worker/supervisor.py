@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import DeathCertificate, ServerRefused, ServerUnreachable
 from ..protocol.keys import LANES, session_of
 from ..protocol.messages import Control
+from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from ..settings import n_cores
 from .child import DUMP, LEAVE, STOP, Child, start
@@ -169,10 +170,9 @@ class Supervisor:
 
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
-        everything = (range(2**53),)
-        self._keep_order(Control(kind="cancel", job=session, span=everything))
+        self._keep_order(Control(kind="cancel", job=session, span=EVERYTHING))
         try:
-            self._store.cancel(session, everything, everything)
+            self._store.cancel(session, EVERYTHING, EVERYTHING)
         except (ServerUnreachable, ServerRefused) as error:
             logger.warning("%s", error)
 

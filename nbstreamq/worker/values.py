@@ -10,16 +10,15 @@ from typing import Any, Generic, TypeVar
 from ..errors import FunctionMissing, NbstreamqError, ServerUnreachable
 from ..objects.functions import load_function
 from ..objects.payloads import load
+from ..protocol.connection import RECONNECT
 from ..protocol.messages import Task
 from ..protocol.store import Store
 
-__all__ = ["RECONNECT", "Values"]
+__all__ = ["Values"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-#: Seconds between attempts to reach a lost server.
-RECONNECT = 0.2
 #: Functions kept at once.
 MAX_FUNCTIONS = 256
 #: Pickled size of the values kept at once.

@@ -18,6 +18,8 @@ from typing import Any
 
 from ..current import Host, set_host
 from ..errors import ServerUnreachable
+from ..objects.references import fetch_by
+from ..protocol.connection import RECONNECT
 from ..protocol.keys import deeper_lanes
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.store import Store
@@ -26,7 +28,7 @@ from .output import Output
 from .pulse import Pulse
 from .run import Runner
 from .slots import Slot, State
-from .values import RECONNECT, Values
+from .values import Values
 
 __all__ = ["TaskWorker"]
 
@@ -77,7 +79,8 @@ class TaskWorker:
     ) -> None:
         self.id = worker
         self.runner = Runner(slot, output)
-        self.execution = Execution(worker, self.runner, output, Values(store.clone()))
+        values = Values(store.clone())
+        self.execution = Execution(worker, self.runner, output, values)
         self._store = store
         self._slot = slot
         self._lanes = (f"@{worker}", *lanes)
@@ -89,6 +92,7 @@ class TaskWorker:
         self._count = 1
         self._leaving = self._waiting = False
         self._pulse = Pulse(self.execution, output, self._free, store.clone())
+        fetch_by(values.value)
         set_host(
             Host(
                 url=url,

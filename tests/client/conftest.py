@@ -13,6 +13,9 @@ import pytest
 
 import nbstreamq
 from nbstreamq import TaskQueue
+from tests.real_workers import shared_queue
+
+__all__ = ["gate", "make_queue", "queue", "run_script", "shared_queue"]
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 #: Seconds after which a script hangs.
@@ -38,17 +41,6 @@ def make_queue(server_url: str, queue_name: str) -> Iterator[Callable[..., TaskQ
 def queue(make_queue: Callable[..., TaskQueue]) -> TaskQueue:
     """A queue of this test with two workers."""
     return make_queue()
-
-
-@pytest.fixture(scope="module")
-def shared_queue(
-    request: pytest.FixtureRequest, server_url: str, wait_until: Callable[..., Any]
-) -> Iterator[TaskQueue]:
-    """A queue with two workers for the tests of a file that leave it as it was."""
-    with TaskQueue(f"{request.module.__name__}-{os.getpid()}", server_url, workers=2) as queue:
-        queue.run(2)
-        wait_until(lambda: len(queue.workers()) == 2, describe="two workers")
-        yield queue
 
 
 class Gate:
