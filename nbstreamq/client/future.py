@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Generator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from ..objects.references import dependency, place_of
@@ -31,7 +32,12 @@ class TaskFuture(Future[T], Generic[T]):
     """
 
     def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
-        super().__init__()
+        # As `Future.__init__` does, but for the condition, which would take longer than the rest.
+        self._state = "PENDING"
+        self._result: T | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self._session = session
         self._ledger = ledger
         self._index = index
@@ -65,20 +71,16 @@ class TaskFuture(Future[T], Generic[T]):
         self._wait(timeout)
         return super().exception(0)
 
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """One for all futures of a session: who waits, waits for the ledger; see `_wait`."""
+        return self._session.condition
+
     def _wait(self, timeout: float | None) -> None:
-        if not self.done() and not self._session.wait(self._ledger, self._is_done_within, timeout):
+        if not self.done() and not self._session.wait_until(self._ledger, self.done, timeout):
             raise TimeoutError(
                 f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."
             )
-
-    def _is_done_within(self, seconds: float) -> bool:
-        try:
-            super().exception(seconds)
-        except TimeoutError:
-            return self.done()
-        except CancelledError:
-            return True
-        return True
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.wrap_future(self).__await__()

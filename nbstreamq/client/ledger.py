@@ -59,28 +59,16 @@ class Ledger:
         Held only for moments, so that many ledgers may share it.
     """
 
-    # A single call has one, too: so it holds no more than it needs.
-    __slots__ = (
-        "__weakref__",
-        "_changed",
-        "_errors",
-        "_futures",
-        "_lock",
-        "_logs",
-        "_order",
-        "_over_callbacks",
-        "_payloads",
-        "_progress",
-        "_reports",
-        "_states",
-        "_values",
-        "fn",
-        "growing",
-        "job",
-        "lane",
-        "n_over",
-        "name",
-    )
+    # A single call has one, too: what most of those never need, is made when it is needed.
+    n_over = 0
+    #: Whether more items may come.
+    growing = False
+    _changed: threading.Condition | None = None
+    _over_callbacks: tuple[Callable[[], object], ...] = ()
+    _order: list[range] | None = None
+    _errors: dict[int, BaseException] | None = None
+    _logs: dict[int, list[tuple[str, str]]] | None = None
+    _progress: dict[int, tuple[int, int | None]] | None = None
 
     def __init__(
         self,
@@ -94,21 +82,12 @@ class Ledger:
         self.name = name
         self.fn = fn
         self.lane = lane
-        self._order: list[range] | None = None
-        self.n_over = 0
-        #: Whether more items may come.
-        self.growing = False
         self._lock = lock or threading.RLock()
-        self._changed: threading.Condition | None = None
-        self._over_callbacks: tuple[Callable[[], object], ...] = ()
         self._states = bytearray()
         self._values: list[Any] = []
         self._futures: dict[int, Future[Any]] = {}
         self._payloads: list[Payload] = []
         self._reports: list[Report] = []
-        self._errors: dict[int, BaseException] | None = None
-        self._logs: dict[int, list[tuple[str, str]]] | None = None
-        self._progress: dict[int, tuple[int, int | None]] | None = None
 
     def __len__(self) -> int:
         return len(self._states)
@@ -301,11 +280,9 @@ class Ledger:
             self._end(item, _FAILED, None, error)
         self._tell()
 
-    def orphan(self, error: NbstreamqError) -> None:
-        """Fail what is open, in a forked process: who held the locks is gone."""
-        self._lock, self._changed = threading.RLock(), None
-        for future in self._futures.values():
-            future._condition = threading.Condition()  # noqa: SLF001 - else its lock may stay held
+    def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:
+        """Fail what is open, in a forked process: who held the old lock is gone."""
+        self._lock, self._changed = lock, None
         self.growing = False
         self.fail(range(len(self)), error)
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -74,6 +75,8 @@ class Session:
         self._store_lock = threading.Lock()
         self._lock = threading.Lock()
         self._ledgers_lock = threading.RLock()
+        #: Of all futures: held for moments only.
+        self.condition = threading.Condition(self._ledgers_lock)
         self._numbers = itertools.count(1)
         self._ledgers: dict[str, Ledger] = {}
         self._pickler = FunctionPickler()
@@ -198,20 +201,12 @@ class Session:
     def wait_until(
         self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None
     ) -> bool:
-        """Wait until `is_reached`, which `ledger` brings about; return whether it is."""
-        return self.wait(ledger, lambda seconds: ledger.wait(is_reached, seconds), timeout)
-
-    def wait(self, ledger: Ledger, wait: Callable[[float], bool], timeout: float | None) -> bool:
-        """Wait until ``wait(seconds)`` returns true; return whether it did in time.
+        """Wait until `is_reached`, which an event of `ledger` brings about; return whether it is.
 
         In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain.
 
         Parameters
         ----------
-        ledger
-            Whose items are waited for.
-        wait
-            Waits for at most so many seconds; returns whether it is over.
         timeout
             Seconds to wait in all; None waits for ever.
         """
@@ -219,10 +214,10 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         worker = host()
         if worker is not None:
-            worker.help_until(wait, timeout, ledger.lane)
+            worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
         while True:
             left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            if wait(min(left, PATIENCE)):
+            if ledger.wait(is_reached, min(left, PATIENCE)):
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
@@ -379,10 +374,11 @@ class Session:
     def forget(self) -> None:
         """In a forked process: have nothing to do with the parent's connections."""
         self._state = "foreign"
-        self._lock = threading.Lock()
+        self._lock, self._ledgers_lock = threading.Lock(), threading.RLock()
+        self.condition = threading.Condition(self._ledgers_lock)
         self.workers.forget()
         for ledger in self._ledgers.values():
-            ledger.orphan(_forked(self._store.keys.queue))
+            ledger.orphan(_forked(self._store.keys.queue), self._ledgers_lock)
 
 
 def _forked(queue: str) -> QueueClosed:

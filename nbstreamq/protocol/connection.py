@@ -6,9 +6,12 @@ redis-py is imported when the first connection opens: it takes longer than all o
 from __future__ import annotations
 
 import re
+import select
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
+
+from hiredis import PushNotification, Reader, pack_command
 
 from ..errors import ServerRefused, ServerUnreachable
 
@@ -31,6 +34,10 @@ RECONNECT = 0.2
 #: Seconds to wait for a connection.
 CONNECT_TIMEOUT = 5.0
 #: Answers of a server that will work again by itself: wait, as for a lost connection.
+#: Bytes read from the socket at a time, at most.
+_READ_BYTES = 2**16
+#: What the reader returns while a reply is not complete.
+_INCOMPLETE = object()
 _TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
 
 
@@ -140,6 +147,14 @@ def _login(known: dict[str, Any]) -> str:
     return f"{quote(known.get('username') or '', safe='')}:{quote(known['password'], safe='')}@"
 
 
+class _ReplyError(Exception):
+    """A reply that is an error."""
+
+    @property
+    def is_about_scripts(self) -> bool:
+        return str(self).startswith("NOSCRIPT")
+
+
 class Wire:
     """One connection to the server that holds a queue's keys. Not for two threads at once.
 
@@ -159,6 +174,10 @@ class Wire:
         self._scripts = scripts
         self._connection: Any = None
         self._pool: Any = None
+        self._socket: Any = None
+        self._reader: Any = None
+        self._timeout = 0.0
+        self._buffer = bytearray(_READ_BYTES)
         self._was_closed = False
 
     def call(self, *commands: Command, timeout: float = REPLY_TIMEOUT) -> list[Any]:
@@ -176,83 +195,92 @@ class Wire:
         ServerUnreachable
             The connection failed. Whether the commands were carried out is not known.
         """
-        import redis
-
         try:
             replies = self._exchange(commands, timeout)
-            if any(isinstance(r, redis.exceptions.NoScriptError) for r in replies):
+            errors = [r for r in replies if type(r) is _ReplyError]
+            if errors and any(e.is_about_scripts for e in errors):
                 replies = self._load_and_repeat(commands, replies, timeout)
-        except (redis.RedisError, redis.RedisClusterException, OSError) as error:
-            self.close()
-            raise _translate(error, self._address()) from error
-        except BaseException:
-            # An interrupt between sending and reading: the next reply would be the wrong one.
-            self.close()
+                errors = [r for r in replies if type(r) is _ReplyError]
+        except BaseException as error:
+            self._give_up(error)
             raise
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self._refusal(reply)
+        if errors:
+            raise self._refused(str(errors[0]))
         return replies
 
     def send(self, command: Command) -> None:
         """Send one command whose reply `receive` returns later."""
-        import redis
-
         try:
-            connection = self._open()
-            connection.send_packed_command(_pack((command,)), False)
-        except (redis.RedisError, redis.RedisClusterException, OSError) as error:
-            self.close()
-            raise _translate(error, self._address()) from error
+            self._send((command,), REPLY_TIMEOUT)
+        except BaseException as error:
+            self._give_up(error)
+            raise
 
     def ready(self) -> bool:
         """Return whether `receive` would return, or raise, at once."""
-        import redis
-
-        if self._connection is None:
+        if self._connection is None or self._reader.has_data():
             return True
-        try:
-            return bool(self._connection.can_read(0))
-        except (redis.RedisError, OSError):
-            # Closed by the server: `receive` finds no connection, and says so.
-            self.close()
-            return True
+        unread = getattr(self._socket, "pending", int)()  # what TLS has decrypted already
+        return bool(unread or select.select([self._socket], [], [], 0)[0])
 
     def receive(self) -> Any:
         """Return the reply to the command that was sent; raises as `call` does."""
-        import redis
-
         try:
             if self._connection is None:
-                raise redis.ConnectionError("connection closed")
-            return self._connection.read_response(disable_decoding=True, timeout=REPLY_TIMEOUT)
-        except redis.ResponseError as error:
-            raise self._refusal(error) from error
-        except (redis.RedisError, OSError) as error:
-            self.close()
-            raise _translate(error, self._address()) from error
+                raise ConnectionError("connection closed")
+            reply = self._read()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        if type(reply) is _ReplyError:
+            raise self._refused(str(reply))
+        return reply
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._was_closed = True
+            self._socket = self._reader = None
             connection.disconnect()
             self._pool.release(connection)
 
+    def _give_up(self, error: BaseException) -> None:
+        """Close, after an interrupt too: the next reply would be a wrong one; raise what we say."""
+        import redis
+
+        self.close()
+        if isinstance(error, redis.RedisError | redis.RedisClusterException | OSError):
+            raise _translate(error, self._address()) from error
+
     def _exchange(self, commands: Sequence[Command], timeout: float) -> list[Any]:
-        connection = self._open()
-        connection.send_packed_command(_pack(commands), False)
-        return [self._read(connection, timeout) for _ in commands]
+        self._send(commands, timeout)
+        return [self._read() for _ in commands]
+
+    def _send(self, commands: Sequence[Command], timeout: float) -> None:
+        if self._connection is None:
+            self._open()
+        if timeout != self._timeout:
+            self._socket.settimeout(timeout)
+            self._timeout = timeout
+        self._socket.sendall(b"".join(map(pack_command, commands)))
+
+    def _read(self) -> Any:
+        reader = self._reader
+        while (reply := reader.gets()) is _INCOMPLETE or type(reply) is PushNotification:
+            if reply is _INCOMPLETE:
+                n = self._socket.recv_into(self._buffer)
+                if not n:
+                    raise ConnectionError("it closed the connection")
+                reader.feed(self._buffer, 0, n)
+        return reply
 
     def _load_and_repeat(
         self, commands: Sequence[Command], replies: list[Any], timeout: float
     ) -> list[Any]:
         """Repeat just what failed for want of its script: the others must not run twice."""
-        import redis
-
         self._load_scripts()
-        missed = [i for i, r in enumerate(replies) if isinstance(r, redis.exceptions.NoScriptError)]
+        missed = [i for i, r in enumerate(replies) if type(r) is _ReplyError and r.is_about_scripts]
         again = self._exchange([commands[i] for i in missed], timeout)
         for i, reply in zip(missed, again, strict=True):
             replies[i] = reply
@@ -261,26 +289,20 @@ class Wire:
     def _load_scripts(self) -> None:
         self._exchange([("SCRIPT", "LOAD", text) for text in self._scripts], REPLY_TIMEOUT)
 
-    @staticmethod
-    def _read(connection: Any, timeout: float) -> Any:
-        import redis
+    def _open(self) -> None:
+        """Let redis-py connect and log in; from then on its socket is read and written here.
 
-        try:
-            if timeout == connection.socket_timeout:  # not to be set, and set back, each time
-                return connection.read_response(disable_decoding=True)
-            return connection.read_response(disable_decoding=True, timeout=timeout)
-        except redis.ResponseError as error:
-            return error
-
-    def _open(self) -> Any:
-        if self._connection is None:
-            self._pool = self._find_pool()
-            self._connection = self._pool.get_connection()
-            if self._was_closed:
-                # The server may have been restarted without its scripts. If that showed in the
-                # reply to one, what blocks behind it would have to end first.
-                self._load_scripts()
-        return self._connection
+        Its own reading and writing takes several times as long.
+        """
+        self._pool = self._find_pool()
+        self._connection = self._pool.get_connection()
+        self._socket = self._connection._sock  # noqa: SLF001 - it has no other name for it
+        self._reader = Reader(replyError=_ReplyError, notEnoughData=_INCOMPLETE)
+        self._timeout = 0.0
+        if self._was_closed:
+            # The server may have been restarted without its scripts. If that showed in the
+            # reply to one, what blocks behind it would have to end first.
+            self._load_scripts()
 
     def _find_pool(self) -> Any:
         if hasattr(self._client, "get_node_from_key"):
@@ -288,14 +310,13 @@ class Wire:
             return self._client.get_redis_connection(node).connection_pool
         return self._client.connection_pool
 
-    def _refusal(self, reply: Exception) -> Exception:
-        text = str(reply)
-        if type(reply).__name__ in ("MovedError", "AskError"):
+    def _refused(self, text: str) -> Exception:
+        if text.startswith(("MOVED ", "ASK ")):
             # The slot has a new home: learn it, and let the caller try again.
             self._client.nodes_manager.initialize()
             self.close()
             return ServerUnreachable(f"The cluster moved the queue: {text}")
-        error = _translate(reply, self._address())
+        error = _translate(_ReplyError(text), self._address())
         if isinstance(error, ServerUnreachable):
             self.close()
         return error
@@ -307,22 +328,13 @@ class Wire:
             return f"Sentinel's {self._client.connection_pool.service_name}"
 
 
-def _pack(commands: Sequence[Command]) -> list[bytes]:
-    """Return commands as they are sent; redis-py's own way takes several times as long."""
-    from hiredis import pack_command
-
-    return [b"".join(map(pack_command, commands))]
-
-
 def _translate(error: Exception, address: str) -> Exception:
     import redis
 
     text = str(error).rstrip(".")[:300]
     where = f" ({hide_password(address)})" if address else ""
-    temporary = text.startswith(_TEMPORARY) or isinstance(
-        error, redis.exceptions.ReadOnlyError | redis.exceptions.ClusterDownError
-    )
-    if isinstance(error, redis.ResponseError) and not temporary:
+    is_refusal = isinstance(error, _ReplyError | redis.ResponseError)
+    if is_refusal and not text.startswith(_TEMPORARY):
         return ServerRefused(f"The server{where} refused a command: {text}")
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return ServerRefused(

@@ -7,7 +7,7 @@ supervisors. Every message carries a signature over all its fields, checked when
 from __future__ import annotations
 
 import json
-import struct
+import pickle
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, ClassVar, Self
@@ -18,8 +18,6 @@ from .spans import ONE, Span, format_span, parse_span
 
 __all__ = ["Control", "Event", "Fields", "Options", "Task"]
 
-#: The lengths of an event's values.
-_EVENT_LENGTHS = struct.Struct("<9I")
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
 
@@ -77,7 +75,7 @@ class Options:
 
 
 class Message:
-    """Base of the messages: encoding and signing, in one place."""
+    """Base of the messages whose fields are those of a stream entry, encoded and signed."""
 
     KIND: ClassVar[bytes]
 
@@ -99,10 +97,9 @@ class Message:
     def encode(self, signer: Signer) -> Fields:
         """Return the signed stream fields of this message."""
         values = self.values()
-        flat: Fields = []
-        for pair in zip(self.names(), values, strict=True):
-            flat += pair
-        flat += (b"sig", signer.sign(self.KIND, *values))
+        flat: Fields = [b"sig"] * (2 * len(values) + 2)
+        flat[:-2:2] = self.names()
+        flat[1::2] = *values, signer.sign(self.KIND, *values)
         return flat
 
     @classmethod
@@ -206,7 +203,7 @@ class Task(Message):
 
 
 @dataclass(slots=True, kw_only=True, unsafe_hash=True)
-class Event(Message):
+class Event:
     """What happened to items of a job.
 
     Sealed into one value, so that a stream entry may carry many: a batch of short calls costs one.
@@ -230,7 +227,7 @@ class Event(Message):
         The event itself, as its kind says.
     """
 
-    KIND = b"event"
+    KIND: ClassVar[bytes] = b"event"
 
     kind: str
     job: str
@@ -241,25 +238,6 @@ class Event(Message):
     started: float = 0.0
     seconds: float = 0.0
     body: bytes = b""
-
-    def values(self) -> list[bytes]:
-        return [
-            self.kind.encode(),
-            self.job.encode(),
-            b"%d" % self.n,
-            format_span(self.span).encode(),
-            self.worker.encode(),
-            b"%d" % self.attempt,
-            b"%r" % self.started,
-            b"%r" % self.seconds,
-            self.body,
-        ]
-
-    @classmethod
-    @cache
-    def names(cls) -> list[bytes]:
-        """Return the one name that each event of an entry has."""
-        return [b"event"]
 
     @classmethod
     def about(cls, task: Task, span: Span, *, kind: str, worker: str, **details: Any) -> Self:
@@ -282,49 +260,38 @@ class Event(Message):
 
     def seal(self, signer: Signer) -> bytes:
         """Return this event as the value of one field."""
-        values = self.values()
-        lengths = _EVENT_LENGTHS.pack(*map(len, values))
-        return signer.seal(self.KIND, b"", lengths + b"".join(values))
+        span = format_span(self.span)
+        values = (self.kind, self.job, self.n, span, self.worker, self.attempt)
+        data = pickle.dumps((*values, self.started, self.seconds, self.body), 5)
+        return signer.seal(self.KIND, b"", data)
+
+    @classmethod
+    def unseal(cls, sealed: bytes, signer: Signer) -> Self:
+        """Return the event that `seal` wrote; `SignatureError` if it was changed."""
+        data = signer.unseal(cls.KIND, b"", sealed)
+        kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
+        return cls(
+            kind=kind,
+            job=job,
+            n=n,
+            span=parse_span(span),
+            worker=worker,
+            attempt=attempt,
+            started=started,
+            seconds=seconds,
+            body=body,
+        )
 
     def encode(self, signer: Signer) -> Fields:
         """Return the stream fields of an entry that carries only this event."""
         return [b"event", self.seal(signer)]
 
     @classmethod
-    def unseal(cls, sealed: bytes, signer: Signer) -> Self:
-        """Return the event that `seal` wrote; `SignatureError` if it was changed."""
-        data = signer.unseal(cls.KIND, b"", sealed)
-        try:
-            at = _EVENT_LENGTHS.size
-            values = []
-            for length in _EVENT_LENGTHS.unpack_from(data):
-                values.append(data[at : at + length])
-                at += length
-            return cls.of(values)
-        except (ValueError, struct.error) as error:
-            raise SignatureError(f"A malformed event was refused: {error}") from error
-
-    @classmethod
     def decode(cls, flat: Fields, signer: Signer) -> Self:
         """Return the event of an entry that carries one."""
-        if flat[::2] != cls.names():
+        if flat[::2] != [b"event"]:
             raise SignatureError("An entry that is no event message was refused.")
         return cls.unseal(flat[1], signer)
-
-    @classmethod
-    def of(cls, values: list[bytes]) -> Self:
-        kind, job, n, span, worker, attempt, started, seconds, body = values
-        return cls(
-            kind=kind.decode(),
-            job=job.decode(),
-            n=int(n),
-            span=parse_span(span.decode()),
-            worker=worker.decode(),
-            attempt=int(attempt),
-            started=float(started),
-            seconds=float(seconds),
-            body=body,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,11 +45,12 @@ class Signer:
         """Return the signature of `parts` as a message of `kind`."""
         mac = self._keyed.copy()
         # The lengths make the framing unambiguous: no two lists of parts join to the same bytes.
-        lengths = struct.pack(f"<{len(parts) + 1}Q", len(kind), *map(len, parts))
-        if sum(map(len, parts)) <= _JOIN_BYTES:
-            mac.update(b"".join((lengths, kind, *parts)))
+        sizes = [len(kind), *map(len, parts)]
+        framed = (struct.pack(f"<{len(sizes)}Q", *sizes), kind, *parts)
+        if sum(sizes) <= _JOIN_BYTES:
+            mac.update(b"".join(framed))
         else:
-            for part in (lengths, kind, *parts):
+            for part in framed:
                 mac.update(part)
         return mac.digest()
 
