@@ -66,6 +66,7 @@ class Ledger:
     _changed: threading.Condition | None = None
     _over_callbacks: tuple[Callable[[], object], ...] = ()
     _order: list[range] | None = None
+    _reports: list[Report] | None = None
     _errors: dict[int, BaseException] | None = None
     _logs: dict[int, list[tuple[str, str]]] | None = None
     _progress: dict[int, tuple[int, int | None]] | None = None
@@ -87,7 +88,6 @@ class Ledger:
         self._values: list[Any] = []
         self._futures: dict[int, Future[Any]] = {}
         self._payloads: list[Payload] = []
-        self._reports: list[Report] = []
 
     def __len__(self) -> int:
         return len(self._states)
@@ -154,7 +154,7 @@ class Ledger:
 
     def report(self, item: int) -> Report | None:
         """Return the last news of the item."""
-        for report in reversed(self._reports):
+        for report in reversed(self._reports or ()):
             if any(item - report.n in r for r in report.span):
                 return report
         return None
@@ -332,6 +332,7 @@ class Ledger:
             future.set_result(self._values[item])
 
     def _note(self, event: Event) -> None:
+        self._reports = self._reports or []
         self._reports.append(
             Report(event.n, event.span, event.worker, event.attempt, event.started, event.seconds)
         )

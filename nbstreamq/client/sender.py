@@ -11,6 +11,7 @@ from ..errors import NbstreamqError, ServerUnreachable
 from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
+from .ledger import Ledger
 
 __all__ = ["Entry", "Order", "Sender"]
 
@@ -33,15 +34,19 @@ class Entry(NamedTuple):
         What `Store.encode_task` returned.
     size_bytes
         About how much that is.
-    fail
-        Called with the error if the server refuses it.
+    ledger, items
+        Whose calls fail if the server refuses it.
     """
 
     lane: str
     delay: float
     fields: Fields
     size_bytes: int
-    fail: Callable[[BaseException], None]
+    ledger: Ledger
+    items: range
+
+    def fail(self, error: BaseException) -> None:
+        self.ledger.fail(self.items, error)
 
 
 class Order(NamedTuple):

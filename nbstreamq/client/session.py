@@ -129,14 +129,14 @@ class Session:
             args=payload.args,
             opts=options.encode(),
         )
-        indices = range(payload.n, payload.n + payload.n_items)
         self._sender.put(
             Entry(
                 ledger.lane,
                 options.delay,
                 self._store.encode_task(task),
                 len(payload.args) + 300,
-                lambda error: ledger.fail(indices, error),
+                ledger,
+                range(payload.n, payload.n + payload.n_items),
             ),
             alone=len(self._ledgers) == 1,
         )

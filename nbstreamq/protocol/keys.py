@@ -24,8 +24,6 @@ key                       type               lifetime  holds
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 __all__ = [
     "DAY",
     "GROUP",
@@ -56,7 +54,6 @@ DAY = 86_400
 WEEK = 7 * DAY
 
 
-@dataclass(frozen=True)
 class Keys:
     """The keys of one queue.
 
@@ -66,63 +63,39 @@ class Keys:
     'nbq1:{sims}:lane:default'
     """
 
-    queue: str
-
-    def __post_init__(self) -> None:
-        if not self.queue or set(self.queue) & set("{} \t\r\n"):
+    def __init__(self, queue: str) -> None:
+        if not queue or set(queue) & set("{} \t\r\n"):
             raise ValueError(
-                f"queue name {self.queue!r}: it needs at least one character,"
+                f"queue name {queue!r}: it needs at least one character,"
                 " and neither braces nor white space"
             )
-
-    def _key(self, *parts: str) -> str:
-        return ":".join((PREFIX, f"{{{self.queue}}}", *parts))
+        self.queue = queue
+        self._start = start = f"{PREFIX}:{{{queue}}}:"
+        self.meta = start + "meta"
+        self.setup = start + "setup"
+        self.cancelled = start + "cancelled"
+        self.control = start + "control"
+        self.nodes = start + "nodes"
+        self.workers = start + "workers"
+        self.dead = start + "dead"
 
     def lane(self, lane: str) -> str:
-        return self._key("lane", lane)
+        return f"{self._start}lane:{lane}"
 
     def delayed(self, lane: str) -> str:
-        return self._key("delayed", lane)
+        return f"{self._start}delayed:{lane}"
 
     def function(self, digest: str) -> str:
-        return self._key("fn", digest)
+        return f"{self._start}fn:{digest}"
 
     def blob(self, digest: str) -> str:
-        return self._key("blob", digest)
+        return f"{self._start}blob:{digest}"
 
     def events(self, session: str) -> str:
-        return self._key("events", session)
+        return f"{self._start}events:{session}"
 
     def session(self, session: str) -> str:
-        return self._key("session", session)
-
-    @property
-    def meta(self) -> str:
-        return self._key("meta")
-
-    @property
-    def setup(self) -> str:
-        return self._key("setup")
-
-    @property
-    def cancelled(self) -> str:
-        return self._key("cancelled")
-
-    @property
-    def control(self) -> str:
-        return self._key("control")
-
-    @property
-    def nodes(self) -> str:
-        return self._key("nodes")
-
-    @property
-    def workers(self) -> str:
-        return self._key("workers")
-
-    @property
-    def dead(self) -> str:
-        return self._key("dead")
+        return f"{self._start}session:{session}"
 
 
 def session_of(job: str) -> str:

@@ -14,7 +14,7 @@ from .spans import Span, size, split
 __all__ = ["Delivery", "Settlement", "Successor", "encode_settlements"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Delivery:
     """A task in a worker's hands.
 
@@ -53,7 +53,7 @@ class Successor:
     when: str = ""
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Settlement:
     """What a delivery ends in: events for the client, successors for the lane."""
 

@@ -56,6 +56,8 @@ def span_of(indices: Iterable[int]) -> Span:
     '0:3,7:8'
     """
     chosen = list(indices)
+    if chosen == [0]:
+        return ONE
     if chosen and chosen[-1] - chosen[0] == len(chosen) - 1:
         return (range(chosen[0], chosen[-1] + 1),)
     runs: list[range] = []

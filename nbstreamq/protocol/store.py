@@ -47,6 +47,7 @@ class Store:
         self._client = client
         self._signer = signer
         self._n_read = 0
+        self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
 
     def clone(self) -> Store:
@@ -266,7 +267,7 @@ class Store:
         block
             Seconds to wait for a task, if there is none; None: do not wait.
         """
-        names = {self.keys.lane(lane).encode(): lane for lane in lanes}
+        names = self._names_of(lanes)
         read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count)
         if block is not None:
             read += ("BLOCK", block_ms(block))
@@ -297,6 +298,14 @@ class Store:
         keys, args = encode_settlements(settlements, self.keys, self._signer)
         return scripts.settle(self.keys.control, keys, args)
 
+    def _names_of(self, lanes: Sequence[str]) -> dict[bytes, str]:
+        """Return key -> lane; kept, since a worker asks for the same ones again and again."""
+        found = self._lane_names.get(lanes := tuple(lanes))
+        if found is None:
+            found = {self.keys.lane(lane).encode(): lane for lane in lanes}
+            self._lane_names[lanes] = found
+        return found
+
     def _deliver(self, entries: list[tuple[str, bytes, Fields]], cancelling: int) -> list[Delivery]:
         """Check signatures, set the refused aside, and look up what was cancelled."""
         tasks: list[tuple[str, bytes, Task]] = []
@@ -307,16 +316,12 @@ class Store:
                 self._wire.call(
                     scripts.refuse(self.keys.lane(lane), self.keys.dead, entry_id, str(error))
                 )
-        spans = self._cancelled({task.job for _, _, task in tasks}) if cancelling else {}
-        return [
-            Delivery(
-                lane=lane,
-                entry_id=i,
-                task=task,
-                cancelled=spans.get(session_of(task.job)) or spans.get(task.job, ()),
-            )
-            for lane, i, task in tasks
-        ]
+        deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
+        if cancelling:
+            spans = self._cancelled({task.job for _, _, task in tasks})
+            for d in deliveries:
+                d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
+        return deliveries
 
     def _cancelled(self, jobs: set[str]) -> dict[str, Span]:
         if not jobs:

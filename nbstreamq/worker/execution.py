@@ -66,9 +66,14 @@ class Execution:
             settlement.events.append(self._event("cancelled", task, dropped))
         if not todo:
             return settlement, None
-        with self._runner.holding(delivery):
+        self._runner.hold(delivery)
+        try:
             run = self._watched(delivery, todo, settlement)
             self._conclude(settlement, run)
+        except (Stopped, ServerUnreachable):
+            self._runner.release()
+            raise
+        self._runner.release()
         return settlement, run.stopped
 
     def set_up(self, task: Task, lane: str) -> list[Event]:

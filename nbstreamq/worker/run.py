@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
 from typing import Any
 
-from ..errors import ServerUnreachable, TimeLimitExceeded
+from ..errors import TimeLimitExceeded
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
@@ -36,7 +36,7 @@ class Stopped(BaseException):
         self.why = why
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """What came of the items of one delivery.
 
@@ -124,25 +124,19 @@ class Runner:
             if running == serial != 0 and self._slot.words[at] == item:
                 raise Stopped(serial, why)
 
-    @contextmanager
-    def holding(self, delivery: Delivery) -> Iterator[None]:
-        """While a delivery is unpickled, run and packed: each of these may kill the process.
+    def hold(self, delivery: Delivery) -> None:
+        """Say that a delivery is unpickled, run and packed: each of these may kill the process.
 
-        An exception that nobody foresaw ends the worker: the slot goes on saying what it held, so
-        that the delivery is charged with it, and does not come back for ever.
+        Until `release`. An exception that nobody foresaw ends the worker: the slot goes on saying
+        what it held, so that the delivery is charged with it, and does not come back for ever.
         """
         task = delivery.task
         entry = (delivery.lane, delivery.entry_id, task.job, task.n)
         self._places.append(self._slot.push(entry))
         self._serials.append(0)
-        try:
-            yield
-        except (Stopped, ServerUnreachable):
-            self._release()
-            raise
-        self._release()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Say that the delivery that is held is over."""
         self._serials.pop()
         self._places.pop()
         self._slot.pop()

@@ -24,13 +24,9 @@ QUEUE = Keys("sims")
 def every_key():
     """Return kind -> key, for each kind of key that `Keys` can name."""
     found = {}
-    for name, member in inspect.getmembers(Keys):
-        if name.startswith("_"):
-            continue
-        if isinstance(member, property):
-            found[name] = getattr(QUEUE, name)
-        elif callable(member):
-            found[name] = getattr(QUEUE, name)("x")
+    for name, member in inspect.getmembers(QUEUE):
+        if not name.startswith("_") and name != "queue":
+            found[name] = member("x") if callable(member) else member
     return found
 
 

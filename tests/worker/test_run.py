@@ -36,8 +36,11 @@ def run(runner):
         todo = (range(len(args)),) if todo is None else todo
         opts = Options(time_limit=time_limit).encode()
         task = Task(job="s.1", n=0, span=todo, fn="f", name="f", call=call, args=b"", opts=opts)
-        with runner.holding(Delivery(lane="default", entry_id=b"1-1", task=task)):
+        runner.hold(Delivery(lane="default", entry_id=b"1-1", task=task))
+        try:
             return runner.run(task, fn, args, todo)
+        finally:
+            runner.release()
 
     return run
 
