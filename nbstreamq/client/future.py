@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
@@ -32,7 +31,9 @@ class TaskFuture(Future[T], Generic[T]):
     """
 
     def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
-        # As `Future.__init__` does, but for the condition, which would take longer than the rest.
+        # As `Future.__init__` does, but with one condition for all: another would take longer than
+        # the rest, and nobody waits for it; see `_wait`.
+        self._condition = session.condition
         self._state = "PENDING"
         self._result: T | None = None
         self._exception: BaseException | None = None
@@ -70,11 +71,6 @@ class TaskFuture(Future[T], Generic[T]):
         """Return the exception that the call raised, None if it raised none."""
         self._wait(timeout)
         return super().exception(0)
-
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        """One for all futures of a session: who waits, waits for the ledger; see `_wait`."""
-        return self._session.condition
 
     def _wait(self, timeout: float | None) -> None:
         if not self.done() and not self._session.wait_until(self._ledger, self.done, timeout):

@@ -217,7 +217,9 @@ class Session:
             worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
         while True:
             left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            if ledger.wait(is_reached, min(left, PATIENCE)):
+            if not self._listener.lead(is_reached, min(left, PATIENCE)):
+                ledger.wait(is_reached, min(left, PATIENCE))
+            if is_reached():
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
@@ -375,7 +377,8 @@ class Session:
         """In a forked process: have nothing to do with the parent's connections."""
         self._state = "foreign"
         self._lock, self._ledgers_lock = threading.Lock(), threading.RLock()
-        self.condition = threading.Condition(self._ledgers_lock)
+        # In its place: futures refer to it.
+        self.condition.__init__(self._ledgers_lock)  # type: ignore[misc]
         self.workers.forget()
         for ledger in self._ledgers.values():
             ledger.orphan(_forked(self._store.keys.queue), self._ledgers_lock)

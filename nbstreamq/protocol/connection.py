@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import select
 from collections.abc import Sequence
+from socket import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
@@ -216,12 +217,26 @@ class Wire:
             self._give_up(error)
             raise
 
-    def ready(self) -> bool:
-        """Return whether `receive` would return, or raise, at once."""
+    def wait(self, seconds: float | None, *others: socket) -> bool:
+        """Wait until `receive` would return, or raise, at once; return whether it would.
+
+        Parameters
+        ----------
+        seconds
+            For how long; None: for ever.
+        others
+            Sockets that end the wait when they can be read; what they hold is thrown away.
+        """
         if self._connection is None or self._reader.has_data():
             return True
-        unread = getattr(self._socket, "pending", int)()  # what TLS has decrypted already
-        return bool(unread or select.select([self._socket], [], [], 0)[0])
+        if getattr(self._socket, "pending", int)():  # what TLS has decrypted already
+            return True
+        ready, _, _ = select.select([self._socket, *others], [], [], seconds)
+        for other in ready:
+            if other is not self._socket:
+                other.recv(4096)
+                return False
+        return bool(ready)
 
     def receive(self) -> Any:
         """Return the reply to the command that was sent; raises as `call` does."""

@@ -13,7 +13,7 @@ key                       type               lifetime  holds
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
 ``events:<session>``      stream             1 day     what comes back to one client
-``session:<session>``     hash               1 day     number of the last batch a client submitted
+``session:<session>``     string             1 day     number of the last batch a client submitted
 ``cancelled``             hash               1 day     job -> span of items that shall not run
 ``control``               stream             1 day     cancellations, and wake-ups for due tasks
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)

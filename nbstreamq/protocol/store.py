@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from socket import socket
 from typing import Any
 
 from ..errors import SecretMismatch, ServerRefused, SignatureError
@@ -57,6 +57,10 @@ class Store:
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         self._wire.close()
+
+    def wait(self, seconds: float | None, *others: socket) -> bool:
+        """Wait until `events` or `controls` returns at once; False if one of `others` woke us."""
+        return self._wire.wait(seconds, *others)
 
     # -- the queue -----------------------------------------------------------------------------
 
@@ -154,32 +158,30 @@ class Store:
         session_key = self.keys.session(session)
         self._wire.call(scripts.submit(session_key, self.keys.control, lanes, batch, args))
 
-    def events(
-        self, session: str, after: bytes, block: float
-    ) -> tuple[bytes, list[Event | SignatureError]]:
-        """Return the events after `after`, once there are any or `block` seconds are over.
+    def await_events(self, session: str, after: bytes, block: float) -> None:
+        """Ask for the events after `after`, for at most `block` seconds; `events` returns them.
 
-        What was returned earlier is dropped from the server, now and then. An entry with a wrong
-        signature comes as the error.
+        What was returned earlier is dropped from the server, now and then.
         """
         key = self.keys.events(session)
-        read = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS", key, after)
-        trim: list[Command] = []
         if self._n_read > TRIM_EVERY:
             # MINID keeps entries >= its argument: what lies before the last one that was read.
-            trim, self._n_read = [("XTRIM", key, "MINID", after)], 0
-        *_, reply = self._wire.call(*trim, read, timeout=block + REPLY_TIMEOUT)
-        entries = stream_entries(reply)
+            self._n_read = 0
+            self._wire.call(("XTRIM", key, "MINID", after))
+        self._wire.send(("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS", key, after))
+
+    def events(self, after: bytes) -> tuple[bytes, list[Event | SignatureError]]:
+        """Return the id of the last entry, and the events that were asked for.
+
+        An entry with a wrong signature comes as the error.
+        """
+        entries = stream_entries(self._wire.receive())
         self._n_read += len(entries)
         last = entries[-1][1] if entries else after
-        return last, [event for _, _, fields in entries for event in self._unseal(fields)]
+        unseal = self._unseal
+        return last, [e for _, _, flat in entries for e in map(unseal, flat[::2], flat[1::2])]
 
-    def _unseal(self, fields: Fields) -> Iterator[Event | SignatureError]:
-        """Yield the events of an entry; the error for what is none."""
-        for name, sealed in zip(fields[::2], fields[1::2], strict=True):
-            yield self._unseal_one(name, sealed)
-
-    def _unseal_one(self, name: bytes, sealed: bytes) -> Event | SignatureError:
+    def _unseal(self, name: bytes, sealed: bytes) -> Event | SignatureError:
         try:
             return Event.decode([name, sealed], self._signer)
         except SignatureError as error:
@@ -239,7 +241,7 @@ class Store:
         )[0]
         tasks = []
         for _, fields in entries:
-            with contextlib.suppress(SignatureError):  # a forged one must not keep workers out
+            with suppress(SignatureError):  # a forged one must not keep workers out
                 tasks.append(Task.decode(fields, self._signer))
         return tasks
 
@@ -373,10 +375,6 @@ class Store:
     def await_control(self, after: bytes) -> None:
         """Ask for the control entries after `after`; `controls` returns them."""
         self._wire.send(("XREAD", "BLOCK", 0, "STREAMS", self.keys.control, after))
-
-    def control_ready(self) -> bool:
-        """Return whether `controls` would return, or raise, at once."""
-        return self._wire.ready()
 
     def controls(self, after: bytes) -> tuple[bytes, list[Control]]:
         """Return the id of the last control entry, and those that carry an order."""

@@ -358,7 +358,7 @@ class Supervisor:
             self._orders.close()
             self._last_order = self._orders.last_control()
             self._orders.await_control(self._last_order)
-        while self._orders.control_ready():
+        while self._orders.wait(0):
             self._last_order, orders = self._orders.controls(self._last_order)
             self._promote_due = 0.0
             for order in orders:

@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import threading
-from concurrent.futures import CancelledError, as_completed, wait
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 
 import pytest
 
@@ -470,3 +471,55 @@ class TestInterrupt:
         gate.open()
         assert job.result(10) == [0, 1, 2, 3]
         assert queue.submit(abs, -1).result(10) == 1
+
+
+def test_a_callback_comes_after_somebody_has_waited_for_another_call(queue):
+    """Who waits reads the events; when he is done, somebody else must."""
+    for _ in range(20):
+        queue.submit(abs, -1).result(30)
+        called = threading.Event()
+        queue.submit(abs, -2).add_done_callback(lambda _, called=called: called.set())
+        assert called.wait(30)
+
+
+def test_threads_that_wait_in_turns_all_get_their_results(queue):
+    def ask(n):
+        return [queue.submit(abs, -i).result(60) for i in range(n)]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(ask, [40] * 6)) == [list(range(40))] * 6
+
+
+def slow_identity(x):
+    time.sleep(0.002)
+    return x
+
+
+def test_an_interrupt_during_a_wait_leaves_everything_in_order(queue):
+    """Ctrl-C may fall into the midst of an event: none may be lost, or taken by halves."""
+    job = queue.map(slow_identity, range(600), chunksize=1)
+    n_interrupts = 0
+    stop = threading.Event()
+
+    def interrupt():
+        while not stop.wait(0.003):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    pestering = threading.Thread(target=interrupt)
+    pestering.start()
+    try:
+        while not job.done():
+            try:
+                job.wait(60)
+            except KeyboardInterrupt:
+                n_interrupts += 1
+            if n_interrupts >= 30:
+                stop.set()
+    finally:
+        try:
+            stop.set()
+            pestering.join()
+        except KeyboardInterrupt:
+            pestering.join()
+    assert job.result(60) == list(range(600))
+    assert n_interrupts

@@ -7,6 +7,7 @@ import pytest
 from nbstreamq.protocol.messages import Event, Task
 from nbstreamq.protocol.settlement import Settlement
 from nbstreamq.protocol.spans import ONE
+from tests.protocol.reading import read_events
 
 #: Session and job of all these tests.
 SESSION = "s"
@@ -63,7 +64,7 @@ def bodies(store):
     """``bodies()``: the bodies of all events that the session has been sent."""
 
     def bodies():
-        _, events = store.events(SESSION, b"0", 0)
+        _, events = read_events(store, SESSION, b"0", 0)
         return [event.body for event in events]
 
     return bodies

@@ -12,6 +12,7 @@ from nbstreamq.protocol.settlement import Settlement, Successor
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.spans import parse_span
 from nbstreamq.protocol.store import Store
+from tests.protocol.reading import read_events
 
 
 def free_port():
@@ -53,10 +54,10 @@ def test_a_task_s_whole_life_on_a_cluster(cluster_url, make_task, finish, wait_u
 
         later = Settlement(delivery=held[0], successors=[Successor(task=held[0].task, delay=60)])
         assert store.settle([later, finish(held[1]), finish(held[2])]) == [True] * 3
-        assert len(store.events("s", b"0", 0)[1]) == 2
+        assert len(read_events(store, "s", b"0", 0)[1]) == 2
         store.cancel("s.1", parse_span("0:1"), parse_span("0:1"))
         store.await_control(b"0")
-        wait_until(store.control_ready, describe="the order")
+        wait_until(lambda: store.wait(0), describe="the order")
         assert len(store.controls(b"0")[1]) == 1
         store.put_function("d", b"f")
         assert store.get_function("d") == b"f"

@@ -8,6 +8,7 @@ import pytest
 from nbstreamq.errors import SignatureError
 from nbstreamq.protocol.keys import DAY
 from nbstreamq.protocol.messages import Event
+from tests.protocol.reading import read_events
 
 
 def event(i):
@@ -16,26 +17,26 @@ def event(i):
 
 def test_published_events_come_in_order_and_once(store):
     store.publish([event(0), event(1)])
-    after, first = store.events("s", b"0", 1)
+    after, first = read_events(store, "s", b"0", 1)
     store.publish([event(2)])
-    after, second = store.events("s", after, 1)
+    after, second = read_events(store, "s", after, 1)
     assert (first, second) == ([event(0), event(1)], [event(2)])
-    assert store.events("s", after, 0)[1] == []
+    assert read_events(store, "s", after, 0)[1] == []
 
 
 def test_asking_again_after_a_lost_reply_gives_the_same(store):
     store.publish([event(0), event(1)])
-    after, _ = store.events("s", b"0", 0)
+    after, _ = read_events(store, "s", b"0", 0)
     store.publish([event(2)])
-    _, lost = store.events("s", after, 0)
-    assert store.events("s", after, 0)[1] == lost == [event(2)]
+    _, lost = read_events(store, "s", after, 0)
+    assert read_events(store, "s", after, 0)[1] == lost == [event(2)]
 
 
 def test_what_was_read_is_dropped_from_the_server(store, client):
     after = b"0"
     for _ in range(10):
         store.publish([event(i) for i in range(50)])
-        after, _ = store.events("s", after, 0)
+        after, _ = read_events(store, "s", after, 0)
     # Not at once: it is trimmed when 100 entries were read, before the next are.
     assert client.xlen(store.keys.events("s")) <= 150
 
@@ -43,7 +44,7 @@ def test_what_was_read_is_dropped_from_the_server(store, client):
 def test_a_long_stream_is_read_piece_by_piece(store):
     store.publish([event(i) for i in range(2500)])
     after, found = b"0", []
-    while piece := (reply := store.events("s", after, 0))[1]:
+    while piece := (reply := read_events(store, "s", after, 0))[1]:
         after = reply[0]
         found += piece
     assert found == [event(i) for i in range(2500)]
@@ -53,7 +54,7 @@ def test_waiting_returns_an_event_that_comes_later(store):
     other = store.clone()
     later = threading.Timer(0.1, other.publish, ([event(0)],))
     later.start()
-    assert store.events("s", b"0", 10)[1] == [event(0)]
+    assert read_events(store, "s", b"0", 10)[1] == [event(0)]
     later.join()
     other.close()
 
@@ -61,7 +62,7 @@ def test_waiting_returns_an_event_that_comes_later(store):
 @pytest.mark.parametrize("block", [0, 0.0001, 0.05])
 def test_waiting_in_vain_ends_in_time(store, block):
     began = time.monotonic()
-    assert store.events("s", b"0", block) == (b"0", [])
+    assert read_events(store, "s", b"0", block) == (b"0", [])
     assert time.monotonic() - began < 2
 
 
@@ -69,7 +70,7 @@ def test_a_forged_event_comes_as_an_error_among_the_others(store, client):
     store.publish([event(0)])
     client.xadd(store.keys.events("s"), {"event": b"evil pickle"})
     store.publish([event(1)])
-    first, forged, second = store.events("s", b"0", 0)[1]
+    first, forged, second = read_events(store, "s", b"0", 0)[1]
     assert (first, second) == (event(0), event(1))
     assert isinstance(forged, SignatureError)
 

@@ -8,6 +8,7 @@ from nbstreamq.protocol.keys import DAY
 from nbstreamq.protocol.messages import Event
 from nbstreamq.protocol.settlement import Settlement, Successor
 from nbstreamq.protocol.spans import format_span, parse_span
+from tests.protocol.reading import read_events
 
 
 def spans(deliveries):
@@ -76,7 +77,7 @@ def test_of_many_who_settle_an_entry_one_wins(store, submit, take, finish, bodie
 def test_several_events_of_an_entry_come_in_order(store, chunk):
     events = [Event(kind="output", job="s.1", n=0, worker="w1", body=b"%d" % i) for i in range(5)]
     store.settle([Settlement(delivery=chunk, events=events)])
-    assert store.events("s", b"0", 0)[1] == events
+    assert read_events(store, "s", b"0", 0)[1] == events
 
 
 def test_a_successor_keeps_the_payload_and_changes_what_differs(store, chunk, take):
@@ -144,7 +145,7 @@ def test_events_go_to_the_session_of_their_job(store, submit, take, finish, make
     submit(make_task(0, job="one.1"), make_task(0, job="two.1"))
     store.settle([finish(d, d.task.job.encode()) for d in take()])
     for session in ("one", "two"):
-        (event,) = store.events(session, b"0", 0)[1]
+        (event,) = read_events(store, session, b"0", 0)[1]
         assert event.body == session.encode() + b".1"
 
 

@@ -62,15 +62,15 @@ def test_a_server_that_ends_while_it_is_waited_for_is_unreachable(own_store):
 def test_a_supervisor_learns_that_the_server_is_gone(own_store, wait_until):
     store, server = own_store
     store.await_control(b"0")
-    assert store.control_ready() is False
+    assert store.wait(0) is False
     server.stop()
-    wait_until(store.control_ready, describe="the end of the connection")
+    wait_until(lambda: store.wait(0), describe="the end of the connection")
     with pytest.raises(ServerUnreachable):
         store.controls(b"0")
     server.start()
     store.cancel("s.1", parse_span("0:1"), parse_span("0:1"))
     store.await_control(b"0")
-    wait_until(store.control_ready, describe="the order")
+    wait_until(lambda: store.wait(0), describe="the order")
     assert len(store.controls(b"0")[1]) == 1
 
 
@@ -81,7 +81,7 @@ def test_a_supervisor_that_can_not_ask_says_so(own_store):
     server.stop()
     with pytest.raises(ServerUnreachable):
         store.await_control(b"0")
-    assert store.control_ready() is True
+    assert store.wait(0) is True
     with pytest.raises(ServerUnreachable):
         store.controls(b"0")
 
@@ -173,7 +173,7 @@ def test_a_full_server_is_refused_and_works_again(own_store, make_task):
 def test_a_server_that_does_not_reply_is_unreachable_in_time(client, queue_name):
     wire = Wire(client, Keys(queue_name).meta, [])
     began = time.monotonic()
-    with pytest.raises(ServerUnreachable, match=r"(?i)timeout"):
+    with pytest.raises(ServerUnreachable, match="timed out"):
         wire.call(("BLPOP", Keys(queue_name).meta, 0), timeout=0.2)
     assert 0.2 <= time.monotonic() - began < 2
     assert wire.call(("EXISTS", Keys(queue_name).meta)) == [0]

@@ -267,7 +267,7 @@ def test_orphan_fails_what_is_open():
     ledger.attach(1, future)
     ledger.apply(finished({0: "a"}))
     # When it is inherited by a forked process, I expect what was open to have failed
-    ledger.orphan(QueueClosed("forked"))
+    ledger.orphan(QueueClosed("forked"), threading.RLock())
     assert ledger.is_over
     assert ledger.value(0) == "a"
     assert isinstance(future.exception(0), QueueClosed)

@@ -1,32 +1,29 @@
 -- Puts a batch of tasks into their lanes, once, however often the batch is sent.
--- KEYS[1] session (hash)
+-- KEYS[1] session (string)
 -- KEYS[2] control (stream)
 -- KEYS[3..] for each lane used: lane (stream), delayed (sorted set)
 -- ARGV[1] number of the batch
 -- ARGV[2] lifetime of the session (ms)
 -- ARGV[3..] for each task: index of its lane (from 0), delay (ms), number of fields and values, those
 -- Returns the number of tasks written; 0 if the batch was there already
-local batch = tonumber(ARGV[1])
-if batch <= tonumber(redis.call('HGET', KEYS[1], 'batch') or '0') then
+if tonumber(ARGV[1]) <= tonumber(redis.call('GET', KEYS[1]) or '0') then
   return 0
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local n, i, due = 0, 3, false
 while i <= #ARGV do
   local at, delay, size = 3 + 2 * ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local first, last = i + 3, i + 2 + size
   if delay > 0 then
     local entry = cmsgpack.pack({unpack(ARGV, first, last)})
-    redis.call('ZADD', KEYS[at + 1], now + delay, entry)
+    local time = redis.call('TIME')
+    redis.call('ZADD', KEYS[at + 1], time[1] * 1000 + math.floor(time[2] / 1000) + delay, entry)
     due = true
   else
     redis.call('XADD', KEYS[at], '*', unpack(ARGV, first, last))
   end
   n, i = n + 1, last + 1
 end
-redis.call('HSET', KEYS[1], 'batch', batch)
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if due then
   -- Supervisors sleep until the earliest due task they know of: wake them.
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', '1000', '*', 'kind', 'due')
