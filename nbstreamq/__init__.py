@@ -1,5 +1,8 @@
 """Parallel map for notebooks: durable like a message broker, as easy as ``map``."""
 
+import sys
+from typing import Any
+
 from .client.future import TaskFuture
 from .client.job import Job
 from .client.queue import TaskQueue
@@ -49,5 +52,26 @@ __all__ = [
     "TaskQueue",
     "TimeLimitExceeded",
     "WorkerLost",
+    "load_ipython_extension",
     "track",
 ]
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Give an IPython shell the magics: ``%load_ext nbstreamq``."""
+    from .notebook import load
+
+    load(ipython)
+
+
+def _show_in_notebook() -> None:
+    """Where this is imported in a notebook, jobs are shown live, without further ado."""
+    shell = sys.modules["IPython"].get_ipython()
+    if shell is not None:
+        from .notebook.display import show_by_default
+
+        show_by_default(shell)
+
+
+if "IPython" in sys.modules:
+    _show_in_notebook()

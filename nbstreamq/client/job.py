@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 from ..protocol.states import State
+from .frame import frame_of
 from .future import TaskFuture
 from .ledger import Ledger
 from .session import Session
@@ -178,6 +179,20 @@ class Job(Generic[T]):
         return self._ledger.job
 
     @property
+    def name(self) -> str:
+        """Name of the function."""
+        return self._ledger.name
+
+    @property
+    def ledger(self) -> Ledger:
+        """All that is known of the calls: for views."""
+        return self._ledger
+
+    def survey(self) -> tuple[dict[str, dict[str, Any]], str]:
+        """Return the workers there are, and why none may run the calls; empty if one may."""
+        return self._session.survey(self._ledger)
+
+    @property
     def errors(self) -> dict[int, BaseException]:
         """Index -> exception of the calls that have failed so far."""
         return self._ledger.errors()
@@ -190,6 +205,26 @@ class Job(Generic[T]):
     def counts(self) -> dict[State, int]:
         """Return how many calls are waiting, running, done, failed and cancelled."""
         return self._ledger.counts()
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame of what is known now, a row for each call; waits for nothing.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``item``: index in the job. ``status``: `State` as text. ``value``: the result; None
+            unless it is done, and where it was taken from a job with a `buffersize`. ``error``:
+            text of the exception, or None; the exceptions themselves are in `errors`. ``worker``
+            and ``attempts``: who ran it last, and how often it was begun. ``started`` (UTC) and
+            ``seconds``: of the run that decided it; items of a chunk share those of the chunk.
+            ``output``: what it printed.
+
+        Raises
+        ------
+        NbstreamqError
+            pandas is not installed.
+        """
+        return frame_of(self._ledger)
 
     def done(self) -> bool:
         """Return whether all calls are over."""

@@ -7,17 +7,19 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
-from ..errors import NbstreamqError, WorkerLost
+from ..errors import NbstreamqError
 from ..objects.outcomes import load_outcomes
 from ..protocol.messages import Event
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
+from .annotation import annotate
 from .payload import Payload
+from .report import Report
 
-__all__ = ["Ledger", "Report"]
+__all__ = ["Ledger"]
 
 _STATES = tuple(State)
 _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
@@ -27,17 +29,8 @@ _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
 _ALL_DONE = bytes([_DONE])
 #: Most results that are looked for at once.
 _STRETCH = 10_000
-
-
-class Report(NamedTuple):
-    """Which worker ran some items, at which attempt, when and how long; see `Event`."""
-
-    n: int
-    span: Span
-    worker: str
-    attempt: int
-    started: float
-    seconds: float
+#: Most errors that are annotated when all are asked for; each takes as long as to load its chunk.
+_N_ANNOTATED = 100
 
 
 class Ledger:
@@ -68,6 +61,9 @@ class Ledger:
     _order: list[range] | None = None
     _reports: list[Report] | None = None
     _errors: dict[int, BaseException] | None = None
+    #: Item -> the news that it failed, until its error is asked for: all of a large job may fail,
+    #: and to show an item takes the user's own code.
+    _unread: dict[int, Report] | None = None
     _logs: dict[int, list[tuple[str, str]]] | None = None
     _progress: dict[int, tuple[int, int | None]] | None = None
 
@@ -139,11 +135,15 @@ class Ledger:
         return self._values[item : item + n]
 
     def error(self, item: int) -> BaseException | None:
-        return (self._errors or {}).get(item)
+        error = (self._errors or {}).get(item)
+        return None if error is None else self._complete(item, error)
 
     def errors(self) -> dict[int, BaseException]:
         """Return item -> exception of those that failed, in order."""
-        return dict(sorted((self._errors or {}).items()))
+        found = dict(sorted((self._errors or {}).items()))
+        for item in islice(found, _N_ANNOTATED):
+            self._complete(item, found[item])
+        return found
 
     def log(self, item: int) -> list[tuple[str, str]]:
         """Return what the item printed: (stream, text), in order."""
@@ -158,6 +158,20 @@ class Ledger:
             if any(item - report.n in r for r in report.span):
                 return report
         return None
+
+    def reports(self, first: int) -> list[Report]:
+        """Return all news from number `first` on, in the order in which they came."""
+        return (self._reports or [])[first:]
+
+    def all_progress(self) -> dict[int, tuple[int, int | None]]:
+        """Return item -> progress of those that are running and report it."""
+        known = (self._progress or {}).copy()
+        return {i: done for i, done in known.items() if not self.has_ended(i)}
+
+    def last_output(self, n_items: int) -> dict[int, str]:
+        """Return item -> what it printed, for the last items that began to print."""
+        logs = self._logs or {}
+        return {i: "".join(text for _, text in logs[i]) for i in list(logs)[-n_items:]}
 
     def payload(self, item: int) -> Payload | None:
         """Return what was sent for the item; None once its chunk is done and was dropped."""
@@ -214,12 +228,13 @@ class Ledger:
 
     def _finished(self, event: Event) -> None:
         values, errors = load_outcomes(event.body)
+        report = self._note(event)
         if len(values) > 1 and len(event.span) == 1 and not errors and self._end_run(event, values):
             return
         for k, item in enumerate(items(event.span)):
             error = errors.get(k)
-            self._end(event.n + item, _FAILED if error else _DONE, values[k], error)
-        self._note(event)
+            code = _DONE if error is None else _FAILED
+            self._end(event.n + item, code, values[k], error, report)
         self._drop_payload(event)
 
     def _end_run(self, event: Event, values: list[Any]) -> bool:
@@ -233,7 +248,6 @@ class Ledger:
             self._values[first:last] = values
             self._states[first:last] = bytes([_DONE]) * len(values)
             self._count(range(first, last))
-        self._note(event)
         self._drop_payload(event)
         return True
 
@@ -287,7 +301,12 @@ class Ledger:
         self.fail(range(len(self)), error)
 
     def _end(
-        self, item: int, code: int, value: Any = None, error: BaseException | None = None
+        self,
+        item: int,
+        code: int,
+        value: Any = None,
+        error: BaseException | None = None,
+        report: Report | None = None,
     ) -> bool:
         """Write how an item ended; False if it had ended already: the first word counts."""
         with self._lock:
@@ -295,8 +314,11 @@ class Ledger:
                 return False
             self._values[item] = value
             if error is not None:
+                if report is not None:
+                    self._unread = self._unread or {}
+                    self._unread[item] = report
                 self._errors = self._errors or {}
-                self._errors[item] = self._complete(item, error)
+                self._errors[item] = error
             self._states[item] = code
             self._count(range(item, item + 1))
             # Let go: the two would keep each other alive.
@@ -311,9 +333,9 @@ class Ledger:
             self._order.append(ended)
 
     def _complete(self, item: int, error: BaseException) -> BaseException:
-        """Add to an error what only this side knows."""
-        if isinstance(error, WorkerLost) and error.certificate and not error.certificate.item:
-            error.certificate = replace(error.certificate, item=self.describe(item))
+        """Add to an error what only this side knows, once it is asked for."""
+        if report := (self._unread or {}).pop(item, None):
+            annotate(error, item, self.payload(item), report, job=self.job, name=self.name)
         return error
 
     def describe(self, item: int) -> str:
@@ -331,11 +353,12 @@ class Ledger:
         else:
             future.set_result(self._values[item])
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: Event) -> Report:
+        what = (event.kind, event.n, event.span, event.worker, event.attempt)
+        report = Report(*what, event.started, event.seconds)
         self._reports = self._reports or []
-        self._reports.append(
-            Report(event.n, event.span, event.worker, event.attempt, event.started, event.seconds)
-        )
+        self._reports.append(report)
+        return report
 
     def _drop_payload(self, event: Event) -> None:
         """Forget the arguments of a chunk whose items are all done; a single call keeps them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -27,7 +28,7 @@ from .checks import check_map, check_options
 from .future import TaskFuture
 from .job import Job
 from .payload import Payload
-from .session import Session, new_session_id
+from .session import Session
 from .status import QueueStatus, WorkerStatus, queue_status
 from .submission import Feed, pace_of, send_chunks, submit_when_done
 
@@ -94,7 +95,7 @@ class TaskQueue(Executor):
         store.check_secret()
         default = n_cores() if embedded else None
         n_workers = default if workers == "auto" else workers
-        session = new_session_id()
+        session = uuid.uuid4().hex[:12]
         self._session = Session(
             store,
             LocalWorkers(self._url, name, secret, session, settings),

@@ -11,7 +11,6 @@ import functools
 import itertools
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -229,12 +228,17 @@ class Session:
         """Warn, once for each reason, if there is a reason why nothing happens."""
         if self.workers.revive():
             return  # the new workers have not joined yet
-        try:
-            reason = reason_for_delay(self.ask(Store.workers), self._store.keys.queue, ledger.lane)
-        except NbstreamqError as error:
-            reason = str(error)
+        _, reason = self.survey(ledger)
         if reason:
             self._warn(f"waiting for {ledger.name}: {reason}")
+
+    def survey(self, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
+        """Return the workers there are, and why none may run the calls; empty if one may."""
+        try:
+            workers = self.ask(Store.workers)
+        except NbstreamqError as error:
+            return {}, str(error)
+        return workers, reason_for_delay(workers, self._store.keys.queue, ledger.lane)
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -389,8 +393,3 @@ def _forked(queue: str) -> QueueClosed:
         f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
         " Make another one here."
     )
-
-
-def new_session_id() -> str:
-    """Return an id that no other session has."""
-    return uuid.uuid4().hex[:12]

@@ -15,6 +15,9 @@ from nbstreamq import (
     TimeLimitExceeded,
     WorkerLost,
 )
+from nbstreamq.client.annotation import annotate
+from nbstreamq.client.report import Report
+from nbstreamq.protocol.spans import span_of
 
 
 class TestType:
@@ -92,6 +95,140 @@ class TestTraceback:
         assert "# the guilty line" in text
 
 
+def notes_of(error):
+    """Return the notes that say which call it was."""
+    return [n for n in getattr(error, "__notes__", ()) if "on worker" in n]
+
+
+class TestNote:
+    def test_names_the_call_and_the_worker(self, shared_queue):
+        def divide(a, *, by):
+            return a / by
+
+        future = shared_queue.submit(divide, 7, by=0)
+        error = future.exception(10)
+        assert notes_of(error) == [
+            f"Raised in task {future.id} (divide(7, by=0)) on worker {future.worker}, attempt 1."
+        ]
+
+    def test_names_the_item_of_a_map(self, shared_queue):
+        def invert(x):
+            return 1 / x
+
+        job = shared_queue.map(invert, [1, 2, 0, 4])
+        with pytest.raises(ZeroDivisionError) as caught:
+            list(job)
+        assert notes_of(caught.value) == [
+            f"Raised in task {job.id}-2 (invert(0)) on worker {job[2].worker}, attempt 1."
+        ]
+        assert notes_of(caught.value)[0] in "".join(traceback.format_exception(caught.value))
+        assert job.errors[2] is job[2].exception() is caught.value
+        assert len(notes_of(caught.value)) == 1
+
+    def test_names_the_arguments_of_a_starmap(self, shared_queue):
+        job = shared_queue.map(lambda x, y: x / y, [1, 2], [1, 0])
+        job.wait(10)
+        assert "(<lambda>(2, 0))" in notes_of(job.errors[1])[0]
+
+    def test_counts_the_attempts(self, shared_queue):
+        error = shared_queue.options(retries=2).submit(divmod, 1, 0).exception(10)
+        assert notes_of(error)[0].endswith("attempt 3.")
+
+    def test_is_short_and_one_line(self, shared_queue):
+        class Poem:
+            def __repr__(self):
+                return "a\nb\n" * 1000
+
+        error = shared_queue.submit(lambda *poems: 1 / 0, *[Poem()] * 50).exception(10)
+        (note,) = notes_of(error)
+        assert "\n" not in note
+        assert len(note) < 250
+
+    def test_fills_in_what_is_not_here(self, shared_queue):
+        ref = shared_queue.put([1])
+        other = shared_queue.submit(abs, -1)
+
+        def fail(*args, **kwargs):
+            raise ValueError
+
+        error = shared_queue.submit(fail, ref, other).exception(10)
+        assert "(fail(<value of a Ref>, <result of another task>))" in notes_of(error)[0]
+
+    def test_goes_without_arguments_that_cannot_be_shown(self, shared_queue):
+        class Worse(BaseException):
+            def __repr__(self):
+                raise SystemExit
+
+        class Awful:
+            def __repr__(self):
+                raise Worse
+
+        def fail(*args, **kwargs):
+            raise ValueError("x")
+
+        future = shared_queue.submit(fail, Awful(), x=Awful())
+        assert isinstance(future.exception(10), ValueError)
+        error = shared_queue.submit(fail, "x" * (11 * 2**20)).exception(10)
+        assert "(fail(…))" in notes_of(error)[0]
+
+    def test_of_a_call_inside_a_call(self, shared_queue):
+        def outer(x):
+            return shared_queue.submit(divmod, x, 0).result()
+
+        future = shared_queue.submit(outer, 3)
+        inner, own = notes_of(future.exception(10))
+        assert "divmod(3, 0)" in inner
+        assert f"{future.id} (outer(3))" in own
+
+    def test_of_an_error_as_text(self, shared_queue):
+        class Unpicklable(Exception):
+            def __reduce__(self):
+                raise TypeError("never")
+
+        def fail(x):
+            raise Unpicklable
+
+        error = shared_queue.submit(fail, 5).exception(10)
+        assert isinstance(error, RemoteError)
+        assert "(fail(5))" in notes_of(error)[0]
+
+    def test_not_where_the_text_says_it(self, shared_queue):
+        error = shared_queue.submit(threading.Lock).exception(10)
+        assert isinstance(error, ResultNotPicklable)
+        assert notes_of(error) == []
+
+    def test_not_again_where_another_call_fails_of_it(self, shared_queue):
+        first = shared_queue.submit(divmod, 1, 0)
+        second = shared_queue.submit(abs, first)
+        assert second.exception(10) is first.exception(10)
+        assert len(notes_of(second.exception())) == 1
+
+    def test_once_where_items_share_an_error(self):
+        error = ValueError("shared")
+        report = Report("finished", 0, span_of(range(2)), "w1", 1, 0.0, 0.0)
+        for item in range(2):
+            annotate(error, item, None, report, job="job.1", name="f")
+        assert notes_of(error) == ["Raised in task job.1-0 (f(…)) on worker w1, attempt 1."]
+
+    def test_is_left_out_where_the_error_takes_none(self):
+        class Frozen(Exception):
+            def __setattr__(self, name, value):
+                raise SystemExit
+
+        report = Report("finished", 0, span_of([0]), "w1", 1, 0.0, 0.0)
+        annotate(Frozen(), 0, None, report, job="job.1", name="f")
+
+    def test_an_error_that_is_false_is_an_error(self, shared_queue):
+        class Empty(Exception):
+            def __len__(self):
+                return 0
+
+        def fail():
+            raise Empty
+
+        assert type(shared_queue.submit(fail).exception(10)) is Empty
+
+
 class TestResult:
     def test_that_cannot_travel(self, make_queue):
         queue = make_queue("-result", workers=1)
@@ -116,8 +253,9 @@ class TestResult:
                 return int, ("no number",)
 
         future = shared_queue.submit(Bomb)
-        with pytest.raises(Exception, match="no number"):
+        with pytest.raises(Exception, match="no number") as caught:
             future.result(10)
+        assert notes_of(caught.value)[0].startswith(f"Came out of task {future.id} (Bomb())")
         assert shared_queue.submit(abs, -1).result(10) == 1
 
 
@@ -144,6 +282,7 @@ class TestLostWorker:
         assert isinstance(error, WorkerLost)
         assert "77" in error.certificate.cause
         assert "die(77)" in error.certificate.item
+        assert notes_of(error) == []
         assert queue.submit(abs, -1).result(10) == 1
 
     def test_time_limit(self, shared_queue):

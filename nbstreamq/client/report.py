@@ -1,0 +1,21 @@
+"""News of some items of a job, as they are kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..protocol.spans import Span
+
+__all__ = ["Report"]
+
+
+class Report(NamedTuple):
+    """Which worker ran some items, at which attempt, when and how long; see `Event`."""
+
+    kind: str
+    n: int
+    span: Span
+    worker: str
+    attempt: int
+    started: float
+    seconds: float

@@ -1,0 +1,19 @@
+"""Who watches: live views, magics and rich displays; the only part that knows IPython.
+
+Imported when IPython asks for it, never by a worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .display import show_by_default
+from .magics import NbstreamqMagics
+
+__all__ = ["load"]
+
+
+def load(shell: Any) -> None:
+    """Give an IPython shell our magics, and its displays of jobs, futures and queues."""
+    shell.register_magics(NbstreamqMagics)
+    show_by_default(shell)

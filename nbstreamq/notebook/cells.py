@@ -1,0 +1,297 @@
+"""Cells -> functions that can be sent to workers."""
+
+from __future__ import annotations
+
+import ast
+import dis
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from ..objects.code import names_of
+from . import remote
+
+__all__ = ["Cell", "needed_names"]
+
+#: Functions that have no module of their own travel by value.
+_BY_VALUE = "__main__"
+_LOOP = "a loop such as `x in xs` or `i, x in enumerate(xs)`"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The code of a cell, known to tracebacks.
+
+    Attributes
+    ----------
+    tree
+        Its syntax tree, with the line numbers of the whole cell.
+    filename
+        The name by which tracebacks find its source.
+    user_ns
+        The notebook's variables.
+    hidden
+        Those that IPython put there.
+    """
+
+    tree: ast.Module
+    filename: str
+    user_ns: dict[str, Any]
+    hidden: dict[str, Any]
+
+    @classmethod
+    def read(cls, shell: Any, magic: str, line: str, source: str) -> Cell:
+        """Parse the body of a cell that begins with the line ``%%magic line``.
+
+        Raises
+        ------
+        UsageError
+            It is empty, or no plain Python.
+        """
+        # A comment: who shows a traceback may parse it.
+        whole = f"# %%{magic} {line}\n{source}"
+        filename = shell.compile.cache(whole, shell.execution_count, raw_code=whole)
+        try:
+            tree = ast.parse(source, filename)
+        except SyntaxError as error:
+            raise UsageError(_explain(shell, source, error)) from None
+        if not tree.body:
+            raise UsageError(f"%%{magic}: the cell is empty")
+        ast.increment_lineno(tree)
+        if source.rstrip().endswith(";") and isinstance(tree.body[-1], ast.Expr):
+            tree.body.append(ast.copy_location(ast.Pass(), tree.body[-1]))
+        return cls(tree, filename, shell.user_ns, shell.user_ns_hidden)
+
+    def task(self, name: str, inputs: Iterable[str], wanted: Sequence[str]) -> FunctionType:
+        """Return the function that runs the cell on a worker.
+
+        Parameters
+        ----------
+        name
+            For people.
+        inputs
+            Variables to send, beside those that the cell uses.
+        wanted
+            Variables to bring back.
+        """
+        return _by_value(
+            remote.run_cell,
+            name,
+            body=self._body(),
+            home=_function(_NOTHING, self.user_ns),
+            inputs=self.inputs(inputs),
+            wanted=tuple(wanted),
+        )
+
+    def everywhere(self) -> FunctionType:
+        """Return the function that runs the cell on each worker."""
+        return _by_value(
+            remote.run_everywhere, "everywhere", body=self._body(), inputs=self.inputs()
+        )
+
+    def loop(self, loop: Loop, name: str) -> FunctionType:
+        """Return the function that runs the cell for one item of `loop`."""
+        statements = [*loop.unpacking, *self.tree.body]
+        last = statements[-1]
+        if isinstance(last, ast.Expr):
+            statements[-1] = ast.copy_location(ast.Return(last.value), last)
+        module = ast.parse(f"def {name}({loop.parameter}): ...")
+        definition = module.body[0]
+        if isinstance(definition, ast.FunctionDef):
+            definition.body = statements
+        code = self._compile(module)
+        inner = next(c for c in code.co_consts if isinstance(c, CodeType))
+        return _function(inner, self.user_ns)
+
+    def inputs(self, more: Iterable[str] = ()) -> dict[str, Any]:
+        """Return the notebook's variables that the cell uses, and those called `more`.
+
+        Raises
+        ------
+        UsageError
+            There is no such variable.
+        """
+        user_ns = self.user_ns
+        for name in more:
+            if name not in user_ns:
+                raise UsageError(f"-i {name}: there is no variable {name!r}")
+        used = [n for n in needed_names(self.tree) if n in user_ns and not self._is_hidden(n)]
+        return {name: user_ns[name] for name in [*used, *more]}
+
+    def _is_hidden(self, name: str) -> bool:
+        return name in self.hidden and self.hidden[name] is self.user_ns[name]
+
+    def _body(self) -> FunctionType:
+        """Return the cell's code as a function, which takes its source along."""
+        *statements, last = self.tree.body
+        if isinstance(last, ast.Expr):
+            target = ast.Name(remote.VALUE, ast.Store())
+            last = ast.copy_location(ast.Assign([target], last.value), last)
+        return _function(self._compile(ast.Module([*statements, last], [])), {})
+
+    def _compile(self, module: ast.Module) -> CodeType:
+        try:
+            return _compile(module, self.filename)
+        except SyntaxError as error:
+            raise UsageError(f"SyntaxError in line {error.lineno}: {error.msg}") from None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The head of a loop: ``x in xs``.
+
+    Attributes
+    ----------
+    parameter
+        What a function calls the item.
+    unpacking
+        Statements that make the loop's variables of it.
+    items
+        Expression whose value is the items.
+    """
+
+    parameter: str
+    unpacking: tuple[ast.stmt, ...]
+    items: str
+
+    @classmethod
+    def read(cls, text: str) -> Loop:
+        """Parse the head of a loop; UsageError if it is none."""
+        try:
+            found = ast.parse(f"[0 for {text}]", mode="eval").body
+        except SyntaxError as error:
+            raise UsageError(f"{text!r} is not {_LOOP}: {error.msg}") from None
+        if not isinstance(found, ast.ListComp) or len(found.generators) != 1:
+            raise UsageError(f"{text!r} is not {_LOOP}")
+        target = found.generators[0].target
+        items = f"({ast.unparse(target)} for {text})"
+        if isinstance(target, ast.Name):
+            return cls(target.id, (), items)
+        unpack = ast.parse(f"{ast.unparse(target)} = _item").body
+        return cls("_item", tuple(unpack), items)
+
+
+def _explain(shell: Any, source: str, error: SyntaxError) -> str:
+    text = f"SyntaxError in line {(error.lineno or 0) + 1}: {error.msg}"
+    if shell.transform_cell(source) != source:
+        text += " (on a worker, a cell is plain Python: no lines with % or !)"
+    return text
+
+
+def _nothing() -> None:
+    """Do nothing: it is there for its globals."""
+
+
+_NOTHING = _nothing.__code__
+
+
+def _function(code: CodeType, namespace: dict[str, Any]) -> FunctionType:
+    fn = FunctionType(code, namespace)
+    fn.__module__ = _BY_VALUE
+    return fn
+
+
+def _by_value(fn: Callable[..., Any], name: str, **arguments: Any) -> FunctionType:
+    """Return a function of `remote` that travels by value, and has its arguments in it."""
+    namespace: dict[str, Any] = {"VALUE": remote.VALUE}
+    for key, found in vars(remote).items():
+        if isinstance(found, FunctionType):
+            namespace[key] = _function(found.__code__, namespace)
+    task = _function(namespace[fn.__name__].__code__, namespace)
+    task.__name__ = task.__qualname__ = name
+    task.__kwdefaults__ = arguments
+    return task
+
+
+def _compile(module: ast.Module, filename: str) -> CodeType:
+    # Else this file's own future imports were the cell's, too.
+    return compile(ast.fix_missing_locations(module), filename, "exec", dont_inherit=True)
+
+
+# -- which names a cell needs ------------------------------------------------------------------
+
+
+def needed_names(tree: ast.Module) -> list[str]:
+    """Return the global names that a cell reads and does not surely assign before.
+
+    What a function in it reads is needed unless the cell assigns it at all: it is called later.
+    """
+    reads = _Reads()
+    bound = reads.block(tree.body, set())
+    return list(reads.now | {name: None for name in reads.later if name not in bound})
+
+
+class _Reads:
+    """Goes through statements in their order, and notes what they read."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, None] = {}
+        self.later: dict[str, None] = {}
+
+    def block(self, statements: Iterable[ast.stmt], bound: set[str]) -> set[str]:
+        """Read statements; return `bound` and what is surely assigned after them."""
+        bound = set(bound)
+        for statement in statements:
+            visit = getattr(self, f"_{type(statement).__name__.lower()}", self._simple)
+            bound |= visit(statement, bound)
+        return bound
+
+    def _simple(self, statement: ast.stmt, bound: set[str]) -> set[str]:
+        if isinstance(statement, ast.Break | ast.Continue):  # they can't be compiled alone
+            return set()
+        code = _compile(ast.Module([statement], []), "<cell>")
+        stored = set()
+        for op in dis.get_instructions(code):
+            if op.opname in ("LOAD_NAME", "LOAD_GLOBAL") and op.argval not in bound:
+                self.now[op.argval] = None
+            elif op.opname in ("STORE_NAME", "STORE_GLOBAL"):
+                stored.add(op.argval)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self.later |= dict.fromkeys(names_of(constant).globals)
+        return stored
+
+    def _expressions(self, values: Iterable[ast.expr | None], bound: set[str]) -> set[str]:
+        return self.block([ast.Expr(value) for value in values if value], bound)
+
+    def _target(self, target: ast.expr, bound: set[str]) -> set[str]:
+        return self.block([ast.Assign([target], ast.Constant(None))], bound)
+
+    def _if(self, node: ast.If, bound: set[str]) -> set[str]:
+        bound = self._expressions([node.test], bound)
+        return self.block(node.body, bound) & self.block(node.orelse, bound)
+
+    def _while(self, node: ast.While, bound: set[str]) -> set[str]:
+        bound = self._expressions([node.test], bound)
+        self.block(node.body, bound)
+        self.block(node.orelse, bound)
+        return bound
+
+    def _for(self, node: ast.For, bound: set[str]) -> set[str]:
+        bound = self._expressions([node.iter], bound)
+        self.block(node.body, self._target(node.target, bound))
+        self.block(node.orelse, bound)
+        return bound
+
+    def _with(self, node: ast.With, bound: set[str]) -> set[str]:
+        for item in node.items:
+            bound = self._expressions([item.context_expr], bound)
+            if item.optional_vars:
+                bound = self._target(item.optional_vars, bound)
+        return self.block(node.body, bound)
+
+    def _try(self, node: ast.Try, bound: set[str]) -> set[str]:
+        ways = [self.block([*node.body, *node.orelse], bound)]
+        for handler in node.handlers:
+            caught = {handler.name} if handler.name else set()
+            before = self._expressions([handler.type], bound)
+            ways.append(self.block(handler.body, before | caught) - caught)
+        return set.intersection(*ways) | self.block(node.finalbody, bound)
+
+    def _classdef(self, node: ast.ClassDef, bound: set[str]) -> set[str]:
+        values = [*node.decorator_list, *node.bases, *(k.value for k in node.keywords)]
+        self.block(node.body, self._expressions(values, bound))
+        return {node.name}

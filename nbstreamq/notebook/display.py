@@ -1,0 +1,40 @@
+"""How IPython shows our objects, once they are a cell's last expression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..client.future import TaskFuture
+from ..client.job import Job
+from ..client.queue import TaskQueue
+from ..client.status import QueueStatus
+from ..objects.references import Ref
+from .reprs import future_html, ref_html, status_html
+from .text import job_text
+from .view import JobView
+
+__all__ = ["show_by_default"]
+
+
+def show_by_default(shell: Any) -> None:
+    """Have `shell` show jobs live, and futures, references and queues as tables."""
+    formatter = shell.display_formatter
+    html = formatter.formatters["text/html"]
+    html.for_type(TaskFuture, future_html)
+    html.for_type(Ref, ref_html)
+    html.for_type(QueueStatus, status_html)
+    html.for_type(TaskQueue, lambda queue: status_html(queue.status()))
+    if _has_browser(shell):
+        from .live import show
+
+        formatter.ipython_display_formatter.for_type(Job, show)
+    else:
+        formatter.formatters["text/plain"].for_type(Job, _print_job)
+
+
+def _has_browser(shell: Any) -> bool:
+    return hasattr(shell, "kernel")
+
+
+def _print_job(job: Job[Any], printer: Any, _cycle: bool) -> None:
+    printer.text(job_text(JobView(job).snapshot()))

@@ -1,0 +1,242 @@
+"""``%workers``, ``%%task`` and the like: a queue without a line of Python."""
+
+# IPython's decorators have no types.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import itertools
+import keyword
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import DisplayHandle
+
+from ..client.job import Job
+from ..client.queue import TaskQueue
+from ..client.status import WorkerStatus
+from .cell_future import CellFuture, Place
+from .cells import Cell, Loop
+
+__all__ = ["NbstreamqMagics"]
+
+#: Where the options of ``%%pmap`` begin: the loop before them is no argument, but Python.
+_OPTION = re.compile(r"(?:^|\s)(?=(?:-o|--output|--lane|--time-limit|--retries)(?:[\s=]|$))")
+
+_lane = argument("--lane", metavar="L", help="lane to submit to; default: 'default'")
+_time_limit = argument(
+    "--time-limit", type=float, metavar="S", help="seconds that a call may take; default: no limit"
+)
+
+
+@magics_class
+class NbstreamqMagics(Magics):
+    """The magics of nbstreamq; they work with the queue that is called ``q`` in the notebook."""
+
+    shell: Any  # it is never None, as IPython's types have it
+
+    def __init__(self, shell: Any) -> None:
+        super().__init__(shell)
+        self._numbers = itertools.count(1)
+        #: What magics submitted and is not over.
+        self._open: set[Job[Any] | Future[Any]] = set()
+
+    # -- queues and workers --------------------------------------------------------------------
+
+    @magic_arguments()
+    @argument("n", nargs="?", type=int, help="number of local workers that there shall be")
+    @argument("--lane", nargs="+", metavar="L", default=(), help="show the workers of these lanes")
+    @line_magic
+    def workers(self, line: str) -> list[WorkerStatus] | None:
+        """Start or stop local workers of the queue `q`; without a number, show its workers.
+
+        Without a queue `q`, one is made: `TaskQueue()`.
+        """
+        args = parse_argstring(self.workers, line)
+        if args.n is None:
+            served = set(args.lane)
+            found = self._queue().workers()
+            return [w for w in found if not served or served & set(w.lanes)]
+        if args.lane:
+            raise UsageError(
+                "Local workers serve all lanes but the tags; for others, run `python -m nbstreamq"
+                f" worker URL --lane {args.lane[0]}` in a terminal"
+            )
+        with _usage_errors():
+            self._queue().run(args.n)
+        return None
+
+    @magic_arguments()
+    @argument("name", help="name of the queue")
+    @argument("--url", help="address of its server; default: $NBSTREAMQ_URL, else the embedded one")
+    @line_magic
+    def queue(self, line: str) -> TaskQueue:
+        """Use another queue: it is called `q` from now on, and the old `q` takes no more calls."""
+        args = parse_argstring(self.queue, line)
+        with _usage_errors():
+            queue = TaskQueue(args.name, args.url)
+        previous = self._variables.get("q")
+        self._bind("q", queue)
+        if isinstance(previous, TaskQueue):
+            previous.shutdown(wait=False)
+        return queue
+
+    # -- cells ---------------------------------------------------------------------------------
+
+    @magic_arguments()
+    @argument("-o", "--output", metavar="A,B", help="variables to bring back when it is done")
+    @argument("-i", "--input", metavar="X,Y", help="variables to send beside those it names")
+    @argument("--name", metavar="N", help="variable for the future; it is always in `_task`")
+    @_lane
+    @_time_limit
+    @cell_magic
+    def task(self, line: str, cell: str) -> None:
+        """Run the cell on a worker, in the background.
+
+        The variables and functions that it uses are sent along. What it shows, its last value and
+        its figures, appears below the cell when it is done.
+        """
+        args = parse_argstring(self.task, line)
+        inputs, wanted = _names(args.input, "-i"), _names(args.output, "-o")
+        names = [*_names(args.name, "--name"), "_task"]
+        title = f"task {next(self._numbers)}"
+        code = Cell.read(self.shell, "task", line, cell)
+        fn = code.task(title, inputs, wanted)
+        with _usage_errors():
+            queue = self._queue().options(lane=args.lane, time_limit=args.time_limit)
+        future = CellFuture.of(queue.submit(fn), self._variables.update)
+        for name in names:
+            self._bind(name, future)
+        self._follow(future)
+        place = Place(DisplayHandle(), title, code.filename)
+        future.add_done_callback(lambda _: place.show(future))
+
+    @cell_magic
+    def everywhere(self, line: str, cell: str) -> None:
+        """Run the cell once on every worker, and on each that joins later.
+
+        For imports, settings and warm caches. What it defines, cells under `%%task` see later on.
+        """
+        if line.strip():
+            raise UsageError("%%everywhere takes no arguments")
+        job = self._queue().everywhere(Cell.read(self.shell, "everywhere", line, cell).everywhere())
+        self._follow(job)
+        job.wait()
+        failed = job.errors
+        for i in range(len(job)):
+            if i not in failed:
+                _write(f"worker {job[i].worker}:\n{job[i].result() or '(nothing printed)'}")
+        if not len(job):
+            _write("There is no worker yet; each will run it when it joins.")
+        for error in failed.values():
+            raise error
+
+    @magic_arguments()
+    @argument("loop", nargs="*", help="`x in xs`, or `i, x in enumerate(xs)`; before all options")
+    @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
+    @_lane
+    @_time_limit
+    @argument("--retries", type=int, metavar="N", help="how often an item that raises is run again")
+    @cell_magic
+    def pmap(self, line: str, cell: str) -> Job[Any]:
+        """Run the cell for each item of a loop, on the workers.
+
+        The value of its last expression is the item's result; the job that is returned has them
+        in order.
+        """
+        found = _OPTION.search(line)
+        head, tail = (line[: found.start()], line[found.end() :]) if found else (line, "")
+        args = parse_argstring(self.pmap, tail)
+        names = [*_names(args.output, "-o"), "_job"]
+        loop = Loop.read(head.strip() or " ".join(args.loop))
+        fn = Cell.read(self.shell, "pmap", line, cell).loop(loop, "pmap")
+        with _usage_errors():
+            queue = self._queue().options(
+                lane=args.lane, time_limit=args.time_limit, retries=args.retries
+            )
+        job = queue.map(fn, self.shell.ev(loop.items))
+        for name in names:
+            self._bind(name, job)
+        self._follow(job)
+        return job
+
+    # -- what goes on --------------------------------------------------------------------------
+
+    @line_magic
+    def jobs(self, line: str) -> None:
+        """List what magics submitted and is not over, and count all open jobs of `q`."""
+        if line.strip():
+            raise UsageError("%jobs takes no arguments")
+        names = {id(v): k for k, v in self._variables.items() if not k.startswith("_")}
+        for it in list(self._open):
+            _write(f"{names.get(id(it), '-')}  {it!r}")
+        queue = self._variables.get("q")
+        if isinstance(queue, TaskQueue):
+            _write(f"open jobs of this kernel on {queue.name!r}: {queue.status().open_jobs}")
+
+    @magic_arguments()
+    @argument("name", nargs="?", help="variable that holds a job or future; default: all")
+    @line_magic
+    def cancel(self, line: str) -> None:
+        """Cancel the job or future of that name, or all that magics submitted."""
+        name = parse_argstring(self.cancel, line).name
+        chosen = list(self._open) if name is None else [self._variables.get(name)]
+        for it in chosen:
+            if not isinstance(it, Job | Future):
+                raise UsageError(f"{name!r} is no job or future")
+            it.cancel()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    @property
+    def _variables(self) -> dict[str, Any]:
+        """The notebook's variables."""
+        variables: dict[str, Any] = self.shell.user_ns
+        return variables
+
+    def _bind(self, name: str, value: Any) -> None:
+        self.shell.push({name: value})
+
+    def _queue(self) -> TaskQueue:
+        """Return the queue `q`, which is made if there is none."""
+        queue = self._variables.get("q")
+        if queue is None:
+            queue = TaskQueue()
+            self._bind("q", queue)
+        if not isinstance(queue, TaskQueue):
+            raise UsageError(f"`q` is a {type(queue).__name__}, no TaskQueue; see %queue")
+        return queue
+
+    def _follow(self, it: Job[Any] | Future[Any]) -> None:
+        """Remember a job or future until it is over."""
+        self._open.add(it)
+        it.add_done_callback(self._open.discard)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Make of a ValueError, of a wrong option, a line without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _names(text: str | None, option: str) -> list[str]:
+    """Return the variables in ``a,b``; UsageError if one can't be."""
+    names = [part.strip() for part in text.split(",")] if text else []
+    for name in names:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise UsageError(f"{option} {text}: {name!r} is no name of a variable")
+    return names
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")

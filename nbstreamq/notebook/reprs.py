@@ -1,0 +1,217 @@
+"""Futures, references and queues as HTML tables that need nothing: no script, no style sheet.
+
+All that comes from the user is escaped. Colours are those of the theme, where it has any, and say
+nothing that the words don't.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from ..client.future import TaskFuture
+from ..client.status import LaneStatus, QueueStatus, WorkerStatus
+from ..objects.references import Ref
+from ..protocol.keys import NESTED
+from ..protocol.states import State
+from .html import duration
+
+__all__ = ["future_html", "ref_html", "status_html"]
+
+#: Most characters shown of a result, of an error and of what was printed: of this its end.
+MAX_TEXT, MAX_OUTPUT = 300, 2000
+#: Most workers shown.
+MAX_WORKERS = 32
+
+_LINE = "1px solid var(--jp-border-color2, #bbb)"
+_FONT = "font-family:var(--jp-ui-font-family, sans-serif);font-size:13px"
+_PAD = "text-align:left;padding:2px 8px"
+_CELL = f'style="{_PAD};vertical-align:top;border-bottom:{_LINE}"'
+_TABLE = f'style="{_FONT};border-collapse:collapse;margin:4px 0"'
+_CAPTION = f'style="{_PAD};caption-side:top;font-weight:bold;white-space:nowrap"'
+_SENTENCE = f'style="{_FONT};{_PAD}"'
+_WARNING = f'style="{_FONT};{_PAD};color:var(--jp-error-color1, #c62828)"'
+_PRE = f'style="margin:2px 0;padding:4px;border:{_LINE};overflow-x:auto"'
+
+_abbreviate = reprlib.Repr()
+_abbreviate.maxstring = _abbreviate.maxother = MAX_TEXT
+
+
+def future_html(future: TaskFuture[Any]) -> str:
+    """Return what is known of a call now; waits for nothing."""
+    rows = [("status", escape(str(future.status)))]
+    if future.worker:
+        rows.append(("worker", f"{escape(future.worker)}, attempt {future.attempts}"))
+    rows += [*_times(future), *_progress(future), *_outcome(future), *_output(future.logs)]
+    return _record(_shown(future), rows)
+
+
+def ref_html(ref: Ref) -> str:
+    """Return what a stored value is."""
+    rows = [
+        ("type", escape(ref.type_name)),
+        ("size", _size(ref.size_bytes)),
+        ("digest", _code(ref.digest)),
+    ]
+    return _record("Ref: stands for a stored value", rows)
+
+
+def status_html(status: QueueStatus) -> str:
+    """Return a queue's server, the lanes that hold something, and its workers."""
+    rows = [("server", escape(status.server)), ("open jobs here", f"{status.open_jobs:,}")]
+    busy = [v for v in status.lanes if v.waiting or v.running or v.delayed]
+    return "".join(
+        [
+            _record(f"Queue {status.queue}", rows),
+            _trouble(status.trouble),
+            _lanes(busy),
+            _workers(status.workers),
+        ]
+    )
+
+
+# -- a call -------------------------------------------------------------------------------------
+
+
+def _times(future: TaskFuture[Any]) -> list[tuple[str, str]]:
+    timing = future.timing
+    if not timing.get("started"):
+        return []
+    begun = datetime.fromtimestamp(timing["started"], UTC).isoformat(sep=" ", timespec="seconds")
+    rows = [("started", f'<time datetime="{begun}">{begun.removesuffix("+00:00")} UTC</time>')]
+    if future.status in {State.DONE, State.FAILED}:
+        rows.append(("took", duration(timing["seconds"])))
+    return rows
+
+
+def _progress(future: TaskFuture[Any]) -> list[tuple[str, str]]:
+    if future.progress is None or future.done():
+        return []
+    done, total = future.progress
+    if total is None:
+        return [("progress", f"{done:,} items")]
+    bar = f'<progress max="{max(1, total)}" value="{done}"></progress>'
+    return [("progress", f"{bar} {done:,} of {total:,}")]
+
+
+def _outcome(future: TaskFuture[Any]) -> list[tuple[str, str]]:
+    if not future.done() or future.cancelled():
+        return []
+    error = future.exception(0)
+    if error is None:
+        return [("result", _code(_shown(future.result(0))))]
+    return [("error", _code(_error_text(error)))]
+
+
+def _output(text: str) -> list[tuple[str, str]]:
+    if not text:
+        return []
+    shown = text if len(text) <= MAX_OUTPUT else "…" + text[-MAX_OUTPUT:]
+    summary = _count(len(text.splitlines()), "line")
+    pre = f"<pre {_PRE}>{escape(shown)}</pre>"
+    return [("output", f"<details><summary>{summary}</summary>{pre}</details>")]
+
+
+def _shown(value: Any) -> str:
+    """Return the abbreviated repr of `value`, or why there is none."""
+    try:
+        return "".join(_abbreviate.repr(value))
+    except BaseException as error:  # noqa: BLE001 - foreign code, for a display only
+        return f"(can't be shown: its repr raised {type(error).__qualname__})"
+
+
+def _error_text(error: BaseException) -> str:
+    """Return the last line of a traceback, abbreviated."""
+    name = type(error).__qualname__
+    try:
+        text = f"{error}"
+    except BaseException:  # noqa: BLE001 - foreign code, for a display only
+        return name
+    full = f"{name}: {text}" if text else name
+    return full if len(full) <= MAX_TEXT else full[:MAX_TEXT] + "…"
+
+
+# -- a queue ------------------------------------------------------------------------------------
+
+
+def _trouble(text: str) -> str:
+    if not text:
+        return ""
+    return f'<div role="alert" {_WARNING}><strong>Trouble:</strong> {escape(text)}</div>'
+
+
+def _lanes(lanes: Iterable[LaneStatus]) -> str:
+    rows = [(v.lane, f"{v.waiting:,}", f"{v.running:,}", f"{v.delayed:,}") for v in lanes]
+    if not rows:
+        return _sentence("Nothing waits, nothing runs.")
+    return _grid("Messages in the lanes", ("lane", "waiting", "running", "delayed"), rows)
+
+
+def _workers(workers: tuple[WorkerStatus, ...]) -> str:
+    if not workers:
+        return _sentence("No workers: calls wait until there are some, see TaskQueue.run().")
+    n_busy = sum(w.state == "busy" for w in workers)
+    rows = [
+        (w.id, w.state, w.host, str(w.pid), w.python, ", ".join(_chosen(w.lanes)))
+        for w in workers[:MAX_WORKERS]
+    ]
+    title = f"{_count(len(workers), 'worker')}, {n_busy:,} busy"
+    table = _grid(title, ("worker", "state", "host", "pid", "Python", "lanes"), rows)
+    n_more = len(workers) - len(rows)
+    return table + (_sentence(f"and {_count(n_more, 'more worker')}") if n_more else "")
+
+
+def _chosen(lanes: Iterable[str]) -> list[str]:
+    """Return lanes without those of calls inside calls, which every worker serves."""
+    return [lane for lane in lanes if lane not in NESTED]
+
+
+# -- tables -------------------------------------------------------------------------------------
+
+
+def _record(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Return a table of names and values; the values are HTML already."""
+    body = "".join(
+        f'<tr><th scope="row" {_CELL}>{escape(name)}</th><td {_CELL}>{value}</td></tr>'
+        for name, value in rows
+    )
+    return _table(title, f"<tbody>{body}</tbody>")
+
+
+def _grid(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table of plain texts; the first of each row names it."""
+    head = "".join(f'<th scope="col" {_CELL}>{escape(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr><th scope="row" {_CELL}>{escape(first)}</th>'
+        + "".join(f"<td {_CELL}>{escape(text)}</td>" for text in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return _table(title, f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
+
+
+def _table(title: str, inside: str) -> str:
+    return f"<table {_TABLE}><caption {_CAPTION}>{escape(title)}</caption>{inside}</table>"
+
+
+def _sentence(text: str) -> str:
+    return f"<div {_SENTENCE}>{escape(text)}</div>"
+
+
+def _code(text: str) -> str:
+    return f'<code style="overflow-wrap:anywhere">{escape(text)}</code>'
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _size(n: int) -> str:
+    """Return a size as people say it, and exactly."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= size:
+            return f"{n / size:.1f} {unit} ({n:,} bytes)"
+    return f"{n:,} bytes"

@@ -1,0 +1,196 @@
+"""A job as plain data: what widget, HTML and text show. Draws nothing, knows no IPython."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..client.job import Job
+from ..client.report import Report
+
+__all__ = ["JobView"]
+
+#: Columns of the strip that shows who was busy when. More are finer, and slower to draw.
+N_COLUMNS = 100
+#: Seconds that one column stands for, at first; doubled whenever the job outgrows the strip.
+FIRST_COLUMN = 0.05
+#: Seconds over which the rate is measured.
+RATE_WINDOW = 5.0
+#: Seconds between two questions about the workers.
+SURVEY = 1.0
+#: Most errors, printing items, progress reports and workers shown.
+N_ERRORS, N_PRINTING, N_PROGRESS, N_WORKERS = 5, 20, 8, 32
+#: Characters shown of one traceback, and of one item's output: its end.
+MAX_TRACEBACK, MAX_OUTPUT = 8000, 2000
+
+
+class Strip:
+    """Who was busy when: a row for each worker, a column for each stretch of time.
+
+    A column holds the seconds that the worker was busy in it, and how many items it lost, or had to
+    leave for another try.
+    """
+
+    def __init__(self, begun: float) -> None:
+        self._begun = begun
+        self.seconds = FIRST_COLUMN
+        self._busy: dict[str, list[float]] = {}
+        self._trouble: dict[str, list[float]] = {}
+
+    def add(self, report: Report, now: float) -> None:
+        """Take in what a worker did."""
+        while now > self._begun + self.seconds * N_COLUMNS:
+            self._halve()
+        busy = self._busy.setdefault(report.worker, [0.0] * N_COLUMNS)
+        trouble = self._trouble.setdefault(report.worker, [0.0] * N_COLUMNS)
+        if report.kind in ("retried", "lost"):
+            trouble[self._column(now)] += 1
+        elif report.kind == "finished":
+            self._fill(busy, report.started, report.started + report.seconds)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return worker, share of time busy per column, and troubles per column; busiest first."""
+        names = sorted(self._busy, key=lambda name: -sum(self._busy[name]))[:N_WORKERS]
+        return [
+            {
+                "worker": name,
+                "busy": [round(min(1.0, s / self.seconds), 2) for s in self._busy[name]],
+                "trouble": self._trouble[name],
+            }
+            for name in sorted(names)
+        ]
+
+    def n_used(self, now: float) -> int:
+        """Return how many columns have begun."""
+        return self._column(now) + 1
+
+    def _column(self, at: float) -> int:
+        return min(N_COLUMNS - 1, max(0, int((at - self._begun) / self.seconds)))
+
+    def _fill(self, busy: list[float], start: float, end: float) -> None:
+        for k in range(self._column(start), self._column(end) + 1):
+            first = self._begun + k * self.seconds
+            busy[k] += max(0.0, min(end, first + self.seconds) - max(start, first))
+
+    def _halve(self) -> None:
+        self.seconds *= 2
+        pad = N_COLUMNS // 2
+        for table in (self._busy, self._trouble):
+            for name, row in table.items():
+                table[name] = [a + b for a, b in zip(row[::2], row[1::2], strict=True)] + [
+                    0.0
+                ] * pad
+
+
+class JobView:
+    """Looks at a job again and again, and says what there is to show.
+
+    Parameters
+    ----------
+    job
+        Any job.
+    clock
+        Returns the seconds since the epoch.
+    """
+
+    def __init__(self, job: Job[Any], clock: Callable[[], float] = time.time) -> None:
+        self._job = job
+        self._clock = clock
+        self._begun = clock()
+        self._ended: float | None = None
+        self._strip = Strip(self._begun)
+        self._n_reports = 0
+        self._samples: deque[tuple[float, int]] = deque()
+        self._surveyed = 0.0
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._obstacle = ""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what there is to show now, as JSON takes it; asks the server once a second."""
+        job, now = self._job, self._clock()
+        is_over = job.done()
+        if is_over and self._ended is None:
+            self._ended = now
+            self._workers = {}
+        until = self._ended or now
+        self._take_reports(until)
+        if not is_over and now - self._surveyed >= SURVEY:
+            self._surveyed = now
+            self._workers, self._obstacle = job.survey()
+        counts = {str(state): n for state, n in job.counts().items()}
+        over = counts["done"] + counts["failed"] + counts["cancelled"]
+        rate = self._rate(until, over)
+        n_left = len(job) - over
+        return {
+            "id": job.id,
+            "name": job.name,
+            "state": _state(is_over, counts),
+            "n": len(job),
+            "counts": counts,
+            "elapsed": round(until - self._begun, 2),
+            "rate": round(rate, 2),
+            "remaining": round(n_left / rate, 1) if rate and n_left else None,
+            "n_busy": sum(d.get("state") == "busy" for d in self._workers.values()),
+            "n_workers": len(self._workers),
+            "obstacle": "" if is_over or counts["running"] else self._obstacle,
+            "strip": self._strip.rows(),
+            "column_seconds": self._strip.seconds,
+            "n_columns": self._strip.n_used(until),
+            "errors": _errors(job.errors),
+            "n_errors": counts["failed"],
+            "output": _output(job),
+            "progress": _progress(job),
+        }
+
+    def _take_reports(self, now: float) -> None:
+        for report in self._job.ledger.reports(self._n_reports):
+            self._n_reports += 1
+            if report.started and report.started < self._begun:
+                # It was shown later than it was begun.
+                self._begun = report.started
+                self._strip = Strip(self._begun)
+                self._n_reports = 0
+                self._take_reports(now)
+                return
+            self._strip.add(report, now)
+
+    def _rate(self, now: float, over: int) -> float:
+        """Return items a second: of late, or in all when the job is over."""
+        if self._ended is not None:
+            return over / max(1e-3, self._ended - self._begun)
+        self._samples.append((now, over))
+        while now - self._samples[0][0] > RATE_WINDOW and len(self._samples) > 2:
+            self._samples.popleft()
+        then, before = self._samples[0]
+        return (over - before) / (now - then) if now > then else 0.0
+
+
+def _state(is_over: bool, counts: dict[str, int]) -> str:
+    if not is_over:
+        return "running" if counts["running"] or counts["done"] else "waiting"
+    if counts["failed"]:
+        return "failed"
+    return "cancelled" if counts["cancelled"] else "done"
+
+
+def _errors(errors: dict[int, BaseException]) -> list[dict[str, Any]]:
+    found = []
+    for item, error in list(errors.items())[:N_ERRORS]:
+        # Unlike str(), this takes any exception.
+        summary = traceback.format_exception_only(error)[0].partition("\n")[0]
+        text = "".join(traceback.format_exception(error))
+        found.append({"item": item, "summary": summary[:300], "traceback": text[-MAX_TRACEBACK:]})
+    return found
+
+
+def _output(job: Job[Any]) -> list[dict[str, Any]]:
+    printed = job.ledger.last_output(N_PRINTING)
+    return [{"item": i, "text": text[-MAX_OUTPUT:]} for i, text in printed.items()]
+
+
+def _progress(job: Job[Any]) -> list[dict[str, Any]]:
+    reported = list(job.ledger.all_progress().items())[-N_PROGRESS:]
+    return [{"item": i, "done": done, "total": total} for i, (done, total) in reported]

@@ -1,0 +1,90 @@
+"""The live view of a job, in a real JupyterLab in a real browser."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import expect
+
+from tests.notebook.pages import open_notebook, outputs_of
+
+START = """\
+import time
+from nbstreamq import TaskQueue, track
+q = TaskQueue("live", workers=2)
+def slow(x):
+    for _ in track(range(4)):
+        time.sleep(0.05)
+    if x == 7:
+        print("seven <b>is</b> next")
+        raise ValueError("seven is <i>no</i> good")
+    return x
+q.submit(slow, 0).result()
+"""
+JOB = "job = q.map(slow, range(40))\njob"
+FREE = "'the kernel is free: ' + str(job.done())"
+BLOCKED = "endless = q.map(time.sleep, [0.5] * 200)\ndisplay(endless)\nendless.wait()\n'over'"
+VIEW = ".nbstreamq-job"
+
+
+@pytest.fixture
+def notebook(lab) -> str:
+    cells = [nbformat.v4.new_code_cell(source) for source in (START, JOB, FREE, BLOCKED)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=metadata), lab.folder / "live.ipynb"
+    )
+    return "live.ipynb"
+
+
+def run_cell(page, number):
+    page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+
+
+def shoot(page, tmp_path, name):
+    page.screenshot(path=Path(os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS", tmp_path)) / name)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
+    open_notebook(page, lab, notebook)
+    run_cell(page, 0)
+    expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
+
+    # When a job is a cell's last expression, I expect to see it run, while the kernel is free
+    run_cell(page, 1)
+    view = page.locator(VIEW)
+    expect(view).to_be_visible(timeout=20_000)
+    expect(view).to_contain_text("of 40 done")
+    run_cell(page, 2)
+    expect(outputs_of(page, "kernel is free")).to_contain_text("the kernel is free: False")
+    expect(view.locator("summary", has_text="item 7")).to_be_visible(timeout=20_000)
+    expect(view.get_by_role("progressbar").first).to_be_visible()
+    shoot(page, tmp_path, "live.png")
+
+    # When it is over, I expect plain HTML in its place, with the error, and no foreign markup
+    expect(view).to_have_count(0, timeout=30_000)
+    picture = outputs_of(page, "q.map(slow").last
+    expect(picture).to_contain_text("39 of 40 done · 1 failed")
+    expect(picture).to_contain_text("seven is <i>no</i> good")
+    shoot(page, tmp_path, "over.png")
+
+    # When a cell is blocked, I expect the button to act all the same
+    run_cell(page, 3)
+    expect(view).to_be_visible(timeout=20_000)
+    view.get_by_role("button", name="Cancel").click()
+    expect(outputs_of(page, "endless.wait").last).to_contain_text("over", timeout=30_000)
+
+    # When the notebook is saved, I expect its file to hold the picture and no widget
+    page.keyboard.press("Control+s")
+    saved = lab.folder / notebook
+    page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')", timeout=20_000)
+    outputs = nbformat.read(saved, as_version=4).cells[1].outputs
+    assert [set(output.data) for output in outputs if "data" in output] == [
+        {"text/html", "text/plain"}
+    ]

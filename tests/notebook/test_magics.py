@@ -1,0 +1,372 @@
+"""The magics, in a shell of this process with real workers, and in a real kernel."""
+
+from __future__ import annotations
+
+import ast
+import base64
+from concurrent.futures import CancelledError
+from types import SimpleNamespace
+
+import pytest
+
+from nbstreamq import Job, NotPicklable, TaskFuture
+from tests.real_workers import gate, new_queue, queue, shared_queue
+
+IPython = pytest.importorskip("IPython")
+
+from IPython.core.displaypub import CapturingDisplayPublisher  # noqa: E402
+from IPython.core.error import UsageError  # noqa: E402
+from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
+from traitlets.config import Config  # noqa: E402
+
+from nbstreamq.notebook.cells import needed_names  # noqa: E402
+from nbstreamq.notebook.magics import NbstreamqMagics  # noqa: E402
+
+__all__ = ["gate", "new_queue", "queue", "shared_queue"]
+
+
+@pytest.fixture
+def empty_shell(tmp_path, monkeypatch):
+    """An IPython shell with our magics, and no queue; what it displays is in its display_pub."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    config = Config()
+    config.HistoryManager.enabled = False
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance(config=config)
+    shell.display_pub = CapturingDisplayPublisher()
+    shell.register_magics(NbstreamqMagics)
+    with shell.builtin_trap:
+        yield shell
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def shell(empty_shell, shared_queue):
+    """The same with a queue and two workers."""
+    empty_shell.user_ns["q"] = shared_queue
+    return empty_shell
+
+
+@pytest.fixture
+def run_task(shell, wait_until):
+    """``run_task(cell, line)`` runs ``%%task``; returns the value, and the data that was shown."""
+
+    def run(cell, line=""):
+        before = len(shell.display_pub.outputs)
+        shell.run_cell_magic("task", line, cell)
+        value = shell.user_ns["_task"].result(20)
+        outputs = shell.display_pub.outputs
+        wait_until(lambda: len(outputs) == before + 2, describe="the outcome")
+        return SimpleNamespace(value=value, shown=outputs[-1]["data"])
+
+    return run
+
+
+def show_failed(shell, wait_until):
+    """Return what is shown in place of a task that has failed."""
+    with pytest.raises(Exception):  # noqa: B017
+        shell.user_ns["_task"].result(20)
+    outputs = shell.display_pub.outputs
+    wait_until(lambda: "running on" not in outputs[-1]["data"]["text/plain"], describe="the news")
+    return outputs[-1]["data"]["text/plain"]
+
+
+# -- which names travel -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "needed"),
+    [
+        ("x + 1", {"x"}),
+        ("x = 1\nx", set()),
+        ("x = x + 1", {"x"}),
+        ("x += 1", {"x"}),
+        ("def f(): return x", {"x"}),
+        ("def f(): return g()\ndef g(): return 1", set()),
+        ("[x for x in xs if x > low]", {"xs", "low"}),
+        ("for f in files: f.read()", {"files"}),
+        ("for x in xs:\n    if x: break\nx", {"xs", "x"}),
+        ("with a as f: f.read()", {"a"}),
+        ("if c: x = 1\nx", {"c", "x"}),
+        ("if c: x = 1\nelse: x = 2\nx", {"c"}),
+        ("while c:\n    x = 1\nx", {"c", "x"}),
+        ("try: x = f()\nexcept E as e: x = e\nx", {"f", "E"}),
+        ("class A(B):\n    y = x\n    z = y\n    def m(self): return w", {"B", "x", "w"}),
+        ("import numpy as np\nnp.ones(n)", {"n"}),
+        ("a[i] = v", {"a", "i", "v"}),
+    ],
+)
+def test_names_that_a_cell_needs(cell, needed):
+    assert set(needed_names(ast.parse(cell))) == needed
+
+
+# -- %%task -------------------------------------------------------------------------------------
+
+
+def test_a_cell_runs_on_a_worker_with_what_it_uses(shell, run_task):
+    shell.run_cell("import os\nfactor = 3\ndef scale(x): return factor * x")
+    task = run_task("factor = 4\n(scale(10), os.getpid())")
+    value, pid = task.value
+    assert value == 40  # as it would be in the notebook
+    assert pid in {w.pid for w in shell.user_ns["q"].workers()}
+    assert shell.user_ns["factor"] == 3
+    assert task.shown["text/plain"] == f"(40, {pid})"
+
+
+def test_it_is_told_that_the_task_runs(shell, gate):
+    shell.user_ns["gate"] = gate()
+    shell.run_cell_magic("task", "--name mine", "gate.wait()")
+    assert "task 1: running on" in shell.display_pub.outputs[0]["data"]["text/plain"]
+    gate().open()
+    assert isinstance(shell.user_ns["mine"], TaskFuture)
+    assert shell.user_ns["mine"].result(20) is None
+
+
+def test_variables_come_back_when_it_is_done(shell, run_task):
+    assert run_task("a = 1\nb = [a, 2]\nc = 3", "-o a,b").value is None
+    assert (shell.user_ns["a"], shell.user_ns["b"]) == (1, [1, 2])
+    assert "c" not in shell.user_ns
+
+
+def test_variables_come_back_once(shell, run_task):
+    run_task("a = 1", "-o a")
+    shell.user_ns["a"] = 2
+    shell.user_ns["_task"].result()
+    assert shell.user_ns["a"] == 2
+
+
+def test_more_variables_can_be_sent(shell, run_task):
+    shell.user_ns["x"] = 5
+    assert run_task("eval('x')", "-i x").value == 5
+    with pytest.raises(UsageError, match="no variable 'nope'"):
+        shell.run_cell_magic("task", "-i nope", "1")
+
+
+def test_what_can_not_travel_is_said_at_once(shell):
+    import threading
+
+    shell.user_ns["lock"] = threading.Lock()
+    with pytest.raises(NotPicklable, match="lock"):
+        shell.run_cell_magic("task", "", "lock.acquire()")
+    shell.run_cell_magic("task", "", "lock = 1\nlock")  # assigned first
+    assert shell.user_ns["_task"].result(20) == 1
+
+
+def test_html_of_the_last_value_is_shown(shell, run_task):
+    shell.run_cell("class Bold:\n    def _repr_html_(self): return '<b>x</b>'")
+    assert run_task("Bold()").shown["text/html"] == "<b>x</b>"
+
+
+def test_a_semicolon_hides_the_value(run_task):
+    task = run_task("1 + 1;")
+    assert task.value is None
+    assert "done in" in task.shown["text/plain"]
+
+
+def test_display_works_on_workers(run_task):
+    task = run_task("display('<first>')\n2")
+    assert "&lt;first&gt;" in task.shown["text/html"]
+    assert task.shown["text/plain"] == "'<first>'\n2"
+
+
+def test_open_figures_come_back(run_task):
+    pytest.importorskip("matplotlib")
+    task = run_task("import matplotlib.pyplot as plt\nplt.plot([1, 2]);\nplt.show()")
+    assert base64.b64decode(task.shown["image/png"]).startswith(b"\x89PNG")
+    assert "image/png" not in run_task("1").shown
+
+
+def test_an_error_is_shown_in_short_and_raised(shell, wait_until):
+    shell.run_cell_magic("task", "", "x = 0\n1 / x")
+    said = show_failed(shell, wait_until)
+    assert said == "task 1: ZeroDivisionError: division by zero (line 3)"
+    with pytest.raises(ZeroDivisionError) as caught:
+        shell.user_ns["_task"].result()
+    lines = [str(entry.statement).strip() for entry in caught.traceback]
+    assert lines[-1] == "1 / x"
+
+
+def test_an_output_that_is_not_defined_is_an_error(shell, wait_until):
+    shell.run_cell_magic("task", "-o nope", "1")
+    assert "does not define 'nope'" in show_failed(shell, wait_until)
+
+
+def test_the_value_of_a_task_goes_into_another(shell, run_task):
+    run_task("20 + 1")
+    future = shell.user_ns["_task"]
+    assert shell.user_ns["q"].submit(lambda x: x * 2, future).result(20) == 42
+    assert future.replay() == 21
+
+
+def test_a_time_limit(shell, wait_until):
+    shell.run_cell_magic("task", "--time-limit 0.2", "import time\ntime.sleep(30)")
+    assert "TimeLimitExceeded" in show_failed(shell, wait_until)
+
+
+@pytest.mark.parametrize(
+    ("magic", "line", "cell", "says"),
+    [
+        ("task", "--lane @x", "1", "must be a name"),
+        ("task", "--time-limit soon", "1", "invalid float value"),
+        ("task", "--nope", "1", "unrecognized arguments"),
+        ("task", "-o 1a", "1", "no name of a variable"),
+        ("task", "", "1 +", "SyntaxError in line 2"),
+        ("task", "", "%time 1", "plain Python"),
+        ("task", "", "return 1", "SyntaxError in line 2"),
+        ("task", "", " ", "is empty"),
+        ("pmap", "", "1", "is not a loop"),
+        ("pmap", "x of xs", "1", "is not a loop"),
+        ("pmap", "x in [1] --retries many", "1", "invalid int value"),
+        ("everywhere", "x", "1", "no arguments"),
+    ],
+)
+def test_wrong_cells_are_refused_in_a_line(shell, magic, line, cell, says):
+    with pytest.raises(UsageError, match=says):
+        shell.run_cell_magic(magic, line, cell)
+
+
+# -- %%pmap -------------------------------------------------------------------------------------
+
+
+def test_a_loop_becomes_a_map(shell):
+    shell.user_ns.update(xs=[1, 2, 3], offset=10)
+    job = shell.run_cell_magic("pmap", "x in xs -o results", "y = x * x\ny + offset")
+    assert job.result(20) == [11, 14, 19]
+    assert shell.user_ns["results"] is shell.user_ns["_job"] is job
+
+
+def test_a_loop_with_several_variables_and_a_condition(shell):
+    shell.user_ns["words"] = ["a", "b c", "d"]
+    line = 'i, (w) in enumerate(words) if w != "b c"'
+    assert shell.run_cell_magic("pmap", line, "f'{i}{w}'").result(20) == ["0a", "2d"]
+    job = shell.run_cell_magic("pmap", "x in range(3, 0, -1) --retries 1", "x")
+    assert job.result(20) == [3, 2, 1]
+
+
+def test_an_error_in_a_loop_shows_its_line(shell):
+    job = shell.run_cell_magic("pmap", "x in [1, 0]", "y = 2\ny / x")
+    with pytest.raises(ZeroDivisionError) as caught:
+        job.result(20)
+    last = caught.traceback[-1]
+    assert (last.lineno + 1, str(last.statement).strip()) == (3, "y / x")
+
+
+# -- %%everywhere -------------------------------------------------------------------------------
+
+
+def test_every_worker_runs_the_cell(shell, run_task, capsys):
+    shell.user_ns["start"] = 7
+    shell.run_cell_magic("everywhere", "", "warm = start\nprint('ready')")
+    said = capsys.readouterr().out
+    assert said.count("ready") == 2
+    assert all(f"worker {w.id}:\nready" in said for w in shell.user_ns["q"].workers())
+    assert run_task("warm + 1").value == 8
+
+
+def test_an_error_everywhere_is_raised(shell):
+    with pytest.raises(KeyError):
+        shell.run_cell_magic("everywhere", "", "{}['x']")
+
+
+# -- queues, workers, jobs ----------------------------------------------------------------------
+
+
+def test_workers_are_shown_by_lane(shell):
+    assert len(shell.run_line_magic("workers", "")) == 2
+    assert len(shell.run_line_magic("workers", "--lane high")) == 2
+    assert shell.run_line_magic("workers", "--lane gpu") == []
+    with pytest.raises(UsageError, match="nbstreamq worker URL --lane gpu"):
+        shell.run_line_magic("workers", "2 --lane gpu")
+    with pytest.raises(UsageError, match="can't be negative"):
+        shell.run_line_magic("workers", "-- -1")
+
+
+def test_workers_are_started(empty_shell, queue, wait_until):
+    empty_shell.user_ns["q"] = queue
+    empty_shell.run_line_magic("workers", "1")
+    wait_until(lambda: len(queue.workers()) == 1, describe="one worker")
+
+
+def test_another_queue(empty_shell, server_url, queue_name, new_queue):
+    previous = empty_shell.user_ns["q"] = new_queue()
+    found = empty_shell.run_line_magic("queue", f"{queue_name}2 --url {server_url}")
+    with found:
+        assert empty_shell.user_ns["q"] is found
+        assert found.name == f"{queue_name}2"
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            previous.submit(abs, 1)
+
+
+def test_something_else_is_called_q(empty_shell):
+    empty_shell.user_ns["q"] = 5
+    with pytest.raises(UsageError, match="`q` is a int"):
+        empty_shell.run_line_magic("workers", "")
+
+
+def test_jobs_are_listed_and_cancelled(shell, gate, capsys, wait_until):
+    shell.user_ns["gate"] = gate()
+    shell.run_cell_magic("task", "--name mine", "gate.wait()")
+    job = shell.run_cell_magic("pmap", "x in range(5) -o many", "gate.wait()")
+    shell.run_line_magic("jobs", "")
+    said = capsys.readouterr().out
+    assert "mine  <TaskFuture" in said
+    assert "many  <Job" in said
+    assert "open jobs of this kernel" in said
+    shell.run_line_magic("cancel", "mine")
+    with pytest.raises(CancelledError):
+        shell.user_ns["mine"].result(20)
+    shell.run_line_magic("cancel", "")
+    wait_until(job.done, describe="the end of the job")
+    shell.run_line_magic("jobs", "")
+    assert "<" not in capsys.readouterr().out
+    with pytest.raises(UsageError, match="'gate' is no job"):
+        shell.run_line_magic("cancel", "gate")
+    assert isinstance(job, Job)
+
+
+@pytest.mark.parametrize("magic", ["workers", "queue", "task", "pmap", "cancel"])
+def test_help_names_the_arguments(empty_shell, magic):
+    kind = "cell" if magic in ("task", "pmap") else "line"
+    text = empty_shell.find_magic(magic, kind).__doc__
+    assert f"%{magic}" in text
+    assert len(text.splitlines()) > 5
+
+
+# -- in a kernel --------------------------------------------------------------------------------
+
+LOAD = """\
+from nbstreamq.notebook.magics import NbstreamqMagics
+get_ipython().register_magics(NbstreamqMagics)
+"""
+KERNEL = [
+    LOAD,
+    "%workers 1",
+    "%%task -o answer\nhalf = 21\nanswer = half * 2\nprint('from the worker')\nanswer",
+    "_task.result(), answer",
+    "%%pmap x in range(3)\nx + answer",
+    "_job.result()",
+    "%%task\n1 / 0",
+    "%task --nope\n",
+    "_task.result()",
+    "q.shutdown()",
+]
+
+
+@pytest.mark.filterwarnings("default")  # of what Jupyter uses
+def test_in_a_kernel(jupyter_home, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in KERNEL])
+    client = nbclient.NotebookClient(
+        notebook, timeout=40, allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    outputs = [cell.outputs for cell in notebook.cells]
+    assert "task 1" in outputs[2][0].data["text/plain"] or "42" in outputs[2][0].data["text/plain"]
+    assert outputs[3][-1].data["text/plain"] == "(42, 42)"
+    assert outputs[5][-1].data["text/plain"] == "[42, 43, 44]"
+    assert outputs[7][0].ename == "UsageError"
+    error = outputs[8][-1]
+    assert error.ename == "ZeroDivisionError"
+    assert "Cell In[7], line 2" in "\n".join(error.traceback)
+    assert outputs[9] == []

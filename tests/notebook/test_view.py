@@ -1,0 +1,156 @@
+"""What there is to show of a job: numbers, strip, errors; and how HTML and text say it."""
+
+from __future__ import annotations
+
+import json
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from nbstreamq import track
+from nbstreamq.client.report import Report
+from nbstreamq.notebook.html import describe, duration, job_html
+from nbstreamq.notebook.text import job_text
+from nbstreamq.notebook.view import N_COLUMNS, JobView, Strip
+from nbstreamq.protocol.spans import ONE
+from tests.real_workers import gate, new_queue, queue, shared_queue
+
+__all__ = ["gate", "new_queue", "queue", "shared_queue"]
+
+
+def risky(x):
+    if x == 3:
+        print("three <b>")
+        raise ValueError("<i>three</i>")
+    return x
+
+
+class Balance(HTMLParser):
+    """Checks that every element is closed, and keeps the tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags = [], set()
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.tags.add(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_job_that_is_over(shared_queue):
+    job = shared_queue.map(risky, range(10), chunksize=1)
+    job.wait(30)
+    snapshot = JobView(job).snapshot()
+
+    assert (snapshot["name"], snapshot["state"], snapshot["n"]) == ("risky", "failed", 10)
+    assert (snapshot["counts"]["done"], snapshot["counts"]["failed"]) == (9, 1)
+    assert snapshot["remaining"] is None
+    (error,) = snapshot["errors"]
+    assert (error["item"], error["summary"]) == (3, "ValueError: <i>three</i>")
+    assert "in risky" in error["traceback"]
+    assert snapshot["output"] == [{"item": 3, "text": "three <b>\n"}]
+    assert sum(map(sum, (row["busy"] for row in snapshot["strip"]))) > 0
+    assert json.loads(json.dumps(snapshot)) == snapshot
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_html_shows_what_tasks_say_as_text_only(shared_queue):
+    job = shared_queue.map(risky, range(10), chunksize=1)
+    job.wait(30)
+    text = job_html(JobView(job).snapshot())
+    assert "9 of 10 done · 1 failed" in text
+    assert "&lt;i&gt;three&lt;/i&gt;" in text
+    assert not Balance(text).tags & {"i", "script", "style"}
+    assert "9 of 10 done" in job_text(JobView(job).snapshot())
+
+
+def test_a_running_job_tells_its_progress_and_workers(queue, gate, wait_until):
+    opened = gate()
+
+    def work():
+        for i in track(range(4)):
+            if i == 2:
+                opened.wait()
+
+    job = queue.map(lambda _: work(), range(1))
+    view = JobView(job)
+    wait_until(lambda: view.snapshot()["progress"], describe="progress")
+    wait_until(lambda: view.snapshot()["n_workers"] == 2, describe="the workers are asked about")
+    snapshot = view.snapshot()
+    assert snapshot["progress"] == [{"item": 0, "done": 2, "total": 4}]
+    assert snapshot["state"] == "running"
+    assert snapshot["n_workers"] == 2
+    opened.open()
+    job.wait(30)
+    assert view.snapshot()["progress"] == []
+
+
+def test_a_job_without_workers_says_what_to_do(new_queue):
+    queue = new_queue(workers=0)
+    snapshot = JobView(queue.map(abs, [1])).snapshot()
+    assert snapshot["state"] == "waiting"
+    assert "no workers" in snapshot["obstacle"]
+    assert "Nothing can run" in job_html(snapshot)
+
+
+def test_a_large_job_is_looked_at_in_no_time(new_queue):
+    job = new_queue(workers=0).map(abs, range(100_000))
+    view = JobView(job)
+    view.snapshot()
+    began = time.process_time()
+    for _ in range(10):
+        view.snapshot()
+    assert time.process_time() - began < 0.5
+
+
+def report(started, seconds, *, kind="finished", worker="w1", attempt=1):
+    return Report(kind, 0, ONE, worker, attempt, started, seconds)
+
+
+class TestStrip:
+    def test_a_column_holds_the_share_of_time_that_was_busy(self):
+        strip = Strip(100.0)
+        strip.add(report(100.0, strip.seconds * 1.5), 100.0 + strip.seconds * 2)
+        (row,) = strip.rows()
+        assert row["busy"][:3] == [1.0, 0.5, 0.0]
+        assert strip.n_used(100.0 + strip.seconds * 2.5) == 3
+
+    def test_columns_grow_with_the_job(self):
+        strip = Strip(0.0)
+        strip.add(report(0.0, 4.0), 4.0)
+        strip.add(report(500.0, 100.0), 600.0)
+        (row,) = strip.rows()
+        assert strip.seconds * N_COLUMNS >= 600
+        assert sum(row["busy"]) * strip.seconds == pytest.approx(104, rel=0.05)
+
+    def test_items_tried_again_or_lost_are_marked_where_they_happened(self):
+        strip = Strip(0.0)
+        strip.add(report(0.0, 0.0, kind="retried"), 1.0)
+        strip.add(report(0.0, 0.0, kind="lost", worker="w2"), 2.0)
+        assert [sum(row["trouble"]) for row in strip.rows()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4213, "0.42 s"), (12.3, "12 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (0, "0 s")],
+)
+def test_durations_are_said_as_people_do(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_numbers_in_words():
+    counts = {"done": 1200, "failed": 0, "cancelled": 0, "running": 2, "waiting": 0, "delayed": 0}
+    numbers = {"elapsed": 3.0, "rate": 400.0, "remaining": 5.0, "n_workers": 4, "n_busy": 2}
+    assert describe({"n": 1202, "counts": counts, **numbers}) == (
+        "1,200 of 1,202 done · 2 running · 400/s · 3 s · about 5 s left · 2 of 4 workers busy"
+    )
