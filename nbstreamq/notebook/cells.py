@@ -80,7 +80,7 @@ class Cell:
         return _by_value(
             remote.run_cell,
             name,
-            body=self._body(),
+            body=self._body(name),
             home=_function(_NOTHING, self.user_ns),
             inputs=self.inputs(inputs),
             wanted=tuple(wanted),
@@ -88,9 +88,8 @@ class Cell:
 
     def everywhere(self) -> FunctionType:
         """Return the function that runs the cell on each worker."""
-        return _by_value(
-            remote.run_everywhere, "everywhere", body=self._body(), inputs=self.inputs()
-        )
+        name = "everywhere"
+        return _by_value(remote.run_everywhere, name, body=self._body(name), inputs=self.inputs())
 
     def loop(self, loop: Loop, name: str) -> FunctionType:
         """Return the function that runs the cell for one item of `loop`."""
@@ -124,13 +123,15 @@ class Cell:
     def _is_hidden(self, name: str) -> bool:
         return name in self.hidden and self.hidden[name] is self.user_ns[name]
 
-    def _body(self) -> FunctionType:
+    def _body(self, name: str) -> FunctionType:
         """Return the cell's code as a function, which takes its source along."""
         *statements, last = self.tree.body
         if isinstance(last, ast.Expr):
             target = ast.Name(remote.VALUE, ast.Store())
             last = ast.copy_location(ast.Assign([target], last.value), last)
-        return _function(self._compile(ast.Module([*statements, last], [])), {})
+        code = self._compile(ast.Module([*statements, last], []))
+        # Tracebacks say so; else they would say <module>.
+        return _function(code.replace(co_name=name, co_qualname=name), {})
 
     def _compile(self, module: ast.Module) -> CodeType:
         try:

@@ -43,7 +43,8 @@ def describe(snapshot: dict[str, Any]) -> str:
     words = [f"{counts['done']:,} of {snapshot['n']:,} done"]
     words += [f"{counts[s]:,} {s}" for s in ("failed", "cancelled", "running") if counts[s]]
     if snapshot["rate"]:
-        words.append(f"{snapshot['rate']:,.3g}/s")
+        rate = snapshot["rate"]
+        words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
     words.append(duration(snapshot["elapsed"]))
     if snapshot["remaining"] is not None:
         words.append(f"about {duration(snapshot['remaining'])} left")

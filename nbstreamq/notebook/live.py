@@ -72,7 +72,7 @@ def _answer_anywhere(widget: JobWidget) -> None:
     ipykernel 7.4 has them answered where the widget's last message came from, which is the cell's
     own shell; it forgets that without this entry.
     """
-    vars(widget.comm).pop("_reply_subshell_id", None)
+    getattr(widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)
 
 
 def _obey(job: Job[Any], message: Any) -> None:

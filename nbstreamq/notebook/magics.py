@@ -24,6 +24,7 @@ from ..client.queue import TaskQueue
 from ..client.status import WorkerStatus
 from .cell_future import CellFuture, Place
 from .cells import Cell, Loop
+from .view import worker_labels
 
 __all__ = ["NbstreamqMagics"]
 
@@ -130,9 +131,11 @@ class NbstreamqMagics(Magics):
         self._follow(job)
         job.wait()
         failed = job.errors
+        labels = worker_labels(future.worker or "" for future in job[:])
         for i in range(len(job)):
             if i not in failed:
-                _write(f"worker {job[i].worker}:\n{job[i].result() or '(nothing printed)'}")
+                label = labels[job[i].worker or ""]
+                _write(f"{label}:\n{job[i].result() or '(nothing printed)'}")
         if not len(job):
             _write("There is no worker yet; each will run it when it joins.")
         for error in failed.values():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..client.job import Job
 from ..client.report import Report
 
-__all__ = ["JobView"]
+__all__ = ["JobView", "worker_labels"]
 
 #: Columns of the strip that shows who was busy when. More are finer, and slower to draw.
 N_COLUMNS = 100
@@ -25,6 +25,16 @@ SURVEY = 1.0
 N_ERRORS, N_PRINTING, N_PROGRESS, N_WORKERS = 5, 20, 8, 32
 #: Characters shown of one traceback, and of one item's output: its end.
 MAX_TRACEBACK, MAX_OUTPUT = 8000, 2000
+
+
+def worker_labels(workers: Iterable[str]) -> dict[str, str]:
+    """Return id -> name for people: ``worker 2``; with the machine only if there are several.
+
+    A saved notebook shall not name a machine to strangers for nothing.
+    """
+    parts = {worker: worker.partition("#") for worker in workers}
+    several = len({machine for machine, _, _ in parts.values()}) > 1
+    return {w: w if several else f"worker {number}" for w, (_, _, number) in parts.items()}
 
 
 class Strip:
@@ -54,9 +64,10 @@ class Strip:
     def rows(self) -> list[dict[str, Any]]:
         """Return worker, share of time busy per column, and troubles per column; busiest first."""
         names = sorted(self._busy, key=lambda name: -sum(self._busy[name]))[:N_WORKERS]
+        labels = worker_labels(names)
         return [
             {
-                "worker": name,
+                "worker": labels[name],
                 "busy": [round(min(1.0, s / self.seconds), 2) for s in self._busy[name]],
                 "trouble": self._trouble[name],
             }
@@ -121,9 +132,9 @@ class JobView:
             self._surveyed = now
             self._workers, self._obstacle = job.survey()
         counts = {str(state): n for state, n in job.counts().items()}
-        over = counts["done"] + counts["failed"] + counts["cancelled"]
-        rate = self._rate(until, over)
-        n_left = len(job) - over
+        n_run = counts["done"] + counts["failed"]
+        rate = self._rate(until, n_run)
+        n_left = len(job) - n_run - counts["cancelled"]
         return {
             "id": job.id,
             "name": job.name,
@@ -157,15 +168,15 @@ class JobView:
                 return
             self._strip.add(report, now)
 
-    def _rate(self, now: float, over: int) -> float:
+    def _rate(self, now: float, n_run: int) -> float:
         """Return items a second: of late, or in all when the job is over."""
         if self._ended is not None:
-            return over / max(1e-3, self._ended - self._begun)
-        self._samples.append((now, over))
+            return n_run / max(1e-3, self._ended - self._begun)
+        self._samples.append((now, n_run))
         while now - self._samples[0][0] > RATE_WINDOW and len(self._samples) > 2:
             self._samples.popleft()
         then, before = self._samples[0]
-        return (over - before) / (now - then) if now > then else 0.0
+        return (n_run - before) / (now - then) if now > then else 0.0
 
 
 def _state(is_over: bool, counts: dict[str, int]) -> str:

@@ -338,6 +338,13 @@ LOAD = """\
 from nbstreamq.notebook.magics import NbstreamqMagics
 get_ipython().register_magics(NbstreamqMagics)
 """
+CATCH = """\
+import traceback
+try:
+    _task.result()
+except ZeroDivisionError as error:
+    traceback.print_exception(error)
+"""
 KERNEL = [
     LOAD,
     "%workers 1",
@@ -346,8 +353,8 @@ KERNEL = [
     "%%pmap x in range(3)\nx + answer",
     "_job.result()",
     "%%task\n1 / 0",
-    "%task --nope\n",
-    "_task.result()",
+    "%workers --nope",
+    CATCH,
     "q.shutdown()",
 ]
 
@@ -365,8 +372,7 @@ def test_in_a_kernel(jupyter_home, tmp_path):
     assert "task 1" in outputs[2][0].data["text/plain"] or "42" in outputs[2][0].data["text/plain"]
     assert outputs[3][-1].data["text/plain"] == "(42, 42)"
     assert outputs[5][-1].data["text/plain"] == "[42, 43, 44]"
-    assert outputs[7][0].ename == "UsageError"
-    error = outputs[8][-1]
-    assert error.ename == "ZeroDivisionError"
-    assert "Cell In[7], line 2" in "\n".join(error.traceback)
+    assert outputs[7][0].text == "UsageError: unrecognized arguments: --nope\n"
+    printed = "".join(o.text for o in outputs[8] if o.output_type == "stream")
+    assert "line 2, in task 2\n    1 / 0\nZeroDivisionError" in printed
     assert outputs[9] == []

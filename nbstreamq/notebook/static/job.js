@@ -27,7 +27,8 @@ function describe(s) {
   const words = [`${s.counts.done.toLocaleString()} of ${s.n.toLocaleString()} done`];
   for (const state of ["failed", "cancelled", "running"])
     if (s.counts[state]) words.push(`${s.counts[state].toLocaleString()} ${state}`);
-  if (s.rate) words.push(`${Number(s.rate.toPrecision(3)).toLocaleString()}/s`);
+  const digits = s.rate >= 100 ? Math.round(s.rate) : Number(s.rate.toPrecision(3));
+  if (s.rate) words.push(`${digits.toLocaleString()}/s`);
   words.push(duration(s.elapsed));
   if (s.remaining !== null) words.push(`about ${duration(s.remaining)} left`);
   if (s.n_workers) words.push(`${s.n_busy} of ${s.n_workers} workers busy`);
