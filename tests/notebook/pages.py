@@ -12,7 +12,9 @@ LOAD_MS, RUN_MS = 60_000, 300_000
 
 def open_notebook(page: Page, lab: Any, name: str) -> None:
     page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}")
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=LOAD_MS)
+    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").first.wait_for(
+        timeout=LOAD_MS
+    )
     # The toolbar says idle even before there is a kernel; then a dialog would ask for one.
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LOAD_MS)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -43,3 +45,20 @@ def test_the_quickstart_runs_in_jupyterlab(lab, page, tmp_path):
     screenshot = Path(os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS", tmp_path)) / "quickstart.png"
     page.screenshot(path=screenshot)
     assert screenshot.stat().st_size > 10_000
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_saved_notebooks_show_their_outputs_without_a_kernel(lab, page):
+    for path in sorted(NOTEBOOK.parent.glob("*.ipynb")):
+        shutil.copy(path, lab.folder)
+        cells = nbformat.read(path, as_version=4).cells
+        saved = [o.get("data", {}) for c in cells if c.cell_type == "code" for o in c.outputs]
+        open_notebook(page, lab, path.name)
+        n_jobs = sum('aria-label="Job' in data.get("text/html", "") for data in saved)
+        shown = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output")
+        expect(shown.locator("img")).to_have_count(sum("image/png" in data for data in saved))
+        # By its text: of a notebook that is not trusted, little else is left.
+        expect(shown.filter(has_text=re.compile(r"of [\d,]+ done"))).to_have_count(n_jobs)
+        for complaint in ("model not found", "Loading widget", "Error displaying"):
+            assert page.get_by_text(complaint).count() == 0
