@@ -61,7 +61,6 @@ def _count(text: str) -> int:
 def _run_workers(options: argparse.Namespace) -> None:
     # Heavy imports come here: --help is quick; and before the fork: workers are warm.
     import cloudpickle  # noqa: F401
-    import tblib  # noqa: F401
 
     from .client import queue  # noqa: F401
     from .launch.server import ensure_server

@@ -60,11 +60,19 @@ class TaskFuture(Future[T], Generic[T]):
         TimeoutError
             It is not there yet; the task goes on.
         """
+        __tracebackhide__ = True
         return self.result(timeout if block else 0)
 
     def result(self, timeout: float | None = None) -> T:
         """Return the result, as `concurrent.futures.Future.result` does; a task helps meanwhile."""
+        __tracebackhide__ = True  # IPython leaves such frames out: they tell nobody anything
         self._wait(timeout)
+        error = super().exception(0)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

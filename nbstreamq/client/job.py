@@ -63,6 +63,7 @@ class Job(Generic[T]):
         return self._results()
 
     def __next__(self) -> T:
+        __tracebackhide__ = True
         if self._feed:
             self._feed(self._next)
         if self._next >= len(self._ledger):
@@ -74,6 +75,7 @@ class Job(Generic[T]):
         return result
 
     def _results(self) -> Generator[T, None, None]:
+        __tracebackhide__ = True
         index = 0
         while index < len(self._ledger):
             ready = self._ledger.values_from(index) or [self._result(index)]
@@ -81,6 +83,7 @@ class Job(Generic[T]):
             index += len(ready)
 
     def _result(self, index: int) -> T:
+        __tracebackhide__ = True
         ledger = self._ledger
         if not ledger.has_ended(index):
             self._wait(lambda: ledger.has_ended(index), index)
@@ -109,6 +112,7 @@ class Job(Generic[T]):
         TimeoutError
             Not all calls are over yet; they go on.
         """
+        __tracebackhide__ = True
         self.wait(timeout)
         return list(self._results())
 

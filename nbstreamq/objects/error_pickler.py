@@ -5,8 +5,8 @@ Imported late, since cloudpickle is slow to import.
 
 from __future__ import annotations
 
-from types import SimpleNamespace, TracebackType
-from typing import Any, cast
+from types import FrameType, TracebackType
+from typing import Any
 
 from .pickler import Pickler
 
@@ -14,8 +14,8 @@ __all__ = ["ErrorPickler"]
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a `class` statement
 
-#: One frame: file, function, line, `__name__` of its globals.
-_FrameRecord = tuple[str, str, int, str]
+#: One frame: file, function, line, first line of the function, `__name__` of its globals.
+_FrameRecord = tuple[str, str, int, int, str]
 
 
 class ErrorPickler(Pickler):
@@ -116,7 +116,7 @@ def _frames_of(trace: TracebackType, own_folder: str) -> list[_FrameRecord]:
         code = frame.f_code
         line = todo.tb_lineno or code.co_firstlineno
         name = str(frame.f_globals.get("__name__", ""))
-        frames.append((code.co_filename, code.co_name, line, name))
+        frames.append((code.co_filename, code.co_name, line, code.co_firstlineno, name))
         todo = todo.tb_next
     first = next((i for i, f in enumerate(frames) if not f[0].startswith(own_folder)), 0)
     return frames[first:]
@@ -124,28 +124,50 @@ def _frames_of(trace: TracebackType, own_folder: str) -> list[_FrameRecord]:
 
 def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:
     """Return a traceback with these frames, outermost first; they have no variables."""
-    import tblib
-
-    chain = None
-    for filename, function, line, module in reversed(frames):
-        frame = SimpleNamespace(
-            f_locals={},
-            f_globals={"__name__": module, "__file__": filename},
-            f_code=SimpleNamespace(co_filename=filename, co_name=function),
-            f_lineno=line,
-        )
-        chain = SimpleNamespace(tb_frame=frame, tb_lineno=line, tb_next=chain)
-    made = tblib.Traceback(chain).as_traceback() if chain is not None else None
-    return _without_columns(cast("TracebackType | None", made))
-
-
-def _without_columns(trace: TracebackType | None) -> TracebackType | None:
-    """Return `trace` without instruction offsets: tblib's would underline the wrong columns."""
-    links = []
-    while trace is not None:
-        links.append(trace)
-        trace = trace.tb_next
     made = None
-    for link in reversed(links):
-        made = TracebackType(made, link.tb_frame, -1, link.tb_lineno)
+    for record in reversed(frames):
+        # Not the instruction before the first, -1: IPython would look for it without end.
+        made = TracebackType(made, _make_frame(*record), 2, record[2])
     return made
+
+
+def _make_frame(filename: str, function: str, line: int, first: int, module: str) -> FrameType:
+    """Return a frame that was in that line: of code which is made for it, and raises there.
+
+    Source: the way in which jinja2 shows the lines of templates; tblib does the same, but gives the
+    code columns of its own, which would be underlined in lines that they have nothing to do with.
+    """
+    code = compile("raise StopIteration", filename, "exec")
+    table = _locations(len(code.co_code) // 2, line - first)
+    code = code.replace(co_name=function, co_qualname=function)
+    code = code.replace(co_firstlineno=first, co_linetable=table)
+    try:
+        exec(code, {"__name__": module, "__file__": filename})  # noqa: S102 - it is ours
+    except StopIteration as error:
+        trace = error.__traceback__
+    assert trace is not None  # noqa: S101 - it was raised two lines up
+    assert trace.tb_next is not None  # noqa: S101
+    return trace.tb_next.tb_frame
+
+
+def _locations(n_instructions: int, offset: int) -> bytes:
+    """Return a location table: all instructions so many lines below the first, in no column.
+
+    Source: "The locations table" in CPython's InternalDocs/code_objects.md; 13 is the kind without
+    columns.
+    """
+    table, moved = b"", _signed_varint(offset)
+    for first in range(0, n_instructions, 8):
+        n = min(8, n_instructions - first)
+        table += bytes([0x80 | 13 << 3 | n - 1]) + moved
+        moved = b"\0"
+    return table
+
+
+def _signed_varint(value: int) -> bytes:
+    rest = -value << 1 | 1 if value < 0 else value << 1
+    digits = []
+    while rest > 63:
+        digits.append(0x40 | rest & 63)
+        rest >>= 6
+    return bytes([*digits, rest])

@@ -1,0 +1,54 @@
+"""Errors of tasks as IPython shows them: short, with the lines of cells, and at once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+DEFINE = """\
+from nbstreamq import TaskQueue
+q = TaskQueue("errors", workers=1)
+
+def invert(x):
+    # A line between
+    return 1 / x
+
+def middle(x):
+    return invert(x)
+"""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Return what IPython shows of the errors of these cells."""
+
+    def show(*cells):
+        sources = [DEFINE, *cells, "q.shutdown()"]
+        notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, sources)))
+        folder = {"metadata": {"path": str(tmp_path_factory.mktemp("errors"))}}
+        nbclient.NotebookClient(notebook, timeout=40, allow_errors=True, resources=folder).execute()
+        errors = [o for c in notebook.cells for o in c.outputs if o.output_type == "error"]
+        return [COLOURS.sub("", "\n".join(error.traceback)) for error in errors]
+
+    return show
+
+
+@pytest.mark.filterwarnings("default")  # of what Jupyter uses
+def test_a_task_s_error_is_short_and_shows_the_lines_of_cells(shown, jupyter_home):
+    calls = ("q.submit(middle, 0)()", "q.map(middle, [1, 0]).result()", "list(q.map(middle, [0]))")
+    texts = shown(*calls)
+    assert len(texts) == len(calls)
+    for text in texts:
+        assert "ZeroDivisionError: division by zero" in text
+        assert re.search(r"Cell In\[1\], line 9, in middle", text)
+        assert "----> 9     return invert(x)" in text
+        assert "----> 6     return 1 / x" in text
+        assert re.search(r"Raised in task \S+ \(middle\(0\)\) on worker", text)
+        assert "nbstreamq/" not in text
+        assert "_base.py" not in text
+        assert len(text.splitlines()) < 30
