@@ -8,11 +8,12 @@ import socket
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import NbstreamqError, ServerUnreachable, SignatureError
-from ..protocol.connection import RECONNECT
+from ..protocol.connection import RECONNECT, REPLY_TIMEOUT
 from ..protocol.messages import Event
 from ..protocol.store import Store
 
@@ -24,6 +25,9 @@ BLOCK = 30.0
 #: Seconds that the thread leaves to others who may read again at once. Longer delays the callbacks
 #: of a call that is submitted in that time; shorter wakes the thread more often.
 PARK = 0.002
+#: Seconds in which the thread stops waiting when somebody else wants to read; longer: it is in a
+#: callback. Longer delays who waits beside one.
+HANDOVER = 0.01
 
 
 class Listener:
@@ -64,6 +68,9 @@ class Listener:
         self._is_wanted = self._is_followed = False
         #: Held by the one thread that reads, and by the one that wants to instead of our own.
         self._reading, self._leading = threading.Lock(), threading.Lock()
+        self._reader = 0  # the thread that reads
+        self._overdue = 0.0  # when the answer should have come
+        self._events: deque[Event | SignatureError] = deque()  # came, but are not delivered yet
         self._bell, self._ring = socket.socketpair()
         self._resume = threading.Event()
         self._thread = threading.Thread(
@@ -75,7 +82,7 @@ class Listener:
         """End, once the event is read that says so; or the server can't be reached."""
         self._closing.set()
         self._resume.set()
-        if threading.current_thread() is not self._thread:
+        if self._reader != threading.get_ident() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     def lead(self, is_reached: Callable[[], bool], timeout: float) -> bool:
@@ -87,31 +94,56 @@ class Listener:
             False if that can't be: another thread does, or the server is lost. Then wait to be
             told.
         """
-        if threading.current_thread() is self._thread or self._lost or self._ended:
+        deadline = time.monotonic() + timeout
+        if self._reader == threading.get_ident():  # a callback waits: nobody else can read
+            return self._lead(is_reached, deadline)
+        if self._lost or self._ended:
             return False
-        if not self._leading.acquire(blocking=False):
-            self._is_followed = True
-            return False
-        try:
-            if not self._reading.acquire(blocking=False):
-                self._is_wanted = True
-                self._ring.send(b"!")
-                self._reading.acquire()
-                self._is_wanted = False
+        with _uninterrupted() as shield:  # else an interrupt could leave a lock held
+            if not self._leading.acquire(blocking=False):
+                self._is_followed = True
+                return False
             try:
-                return self._lead(is_reached, time.monotonic() + timeout)
+                if not self._take_over():
+                    return False
+                try:
+                    self._reader = threading.get_ident()
+                    return self._lead(is_reached, deadline, shield)
+                finally:
+                    self._reader = 0
+                    self._reading.release()
             finally:
-                self._reading.release()
-        finally:
-            self._leading.release()
-            if self._is_followed:  # else we may be back before our thread is awake
-                self._is_followed = False
-                self._resume.set()
+                self._leading.release()
+                if self._is_followed:  # else we may be back before our thread is awake
+                    self._is_followed = False
+                    self._resume.set()
 
-    def _lead(self, is_reached: Callable[[], bool], deadline: float) -> bool:
+    def _take_over(self) -> bool:
+        """Return whether it is ours to read now; not while our thread is in a callback."""
+        if self._reading.acquire(blocking=False):
+            return True
+        self._is_wanted = True
+        try:
+            self._ring.send(b"!")
+            return self._reading.acquire(timeout=HANDOVER)
+        except OSError:  # it has just ended
+            return False
+        finally:
+            self._is_wanted = False
+
+    def _lead(
+        self,
+        is_reached: Callable[[], bool],
+        deadline: float,
+        shield: _uninterrupted | None = None,
+    ) -> bool:
         while not is_reached() and (left := deadline - time.monotonic()) > 0:
             try:
-                if self._ended or self._lost or (self._wait(left) and not self._read()):
+                if (
+                    self._ended
+                    or self._lost
+                    or (self._wait(left, shield=shield) and not self._read())
+                ):
                     return False
             except NbstreamqError:
                 self._asked = False  # our own thread meets the error again, and deals with it
@@ -122,6 +154,9 @@ class Listener:
         while not self._ended:
             try:
                 with self._reading:
+                    if self._ended:  # another thread has read the last event
+                        break
+                    self._reader = threading.get_ident()
                     # After a loss it shall not take a whole wait to notice that all is well again.
                     news = self._wait(None, self._bell)
                     if news and self._lost:
@@ -148,28 +183,49 @@ class Listener:
         while self._is_wanted:  # a lock is not fair: we would have it again at once
             time.sleep(PARK)
 
-    def _wait(self, seconds: float | None, *bell: socket.socket) -> bool:
+    def _wait(
+        self, seconds: float | None, *bell: socket.socket, shield: _uninterrupted | None = None
+    ) -> bool:
         """Wait until there is something to read; return whether there is, and the bell is silent.
 
-        An interrupt here does no harm.
+        An interrupt during the wait itself does no harm.
         """
+        if self._events:
+            return True
+        now = time.monotonic()
         if not self._asked:
             block = RECONNECT if self._lost else BLOCK
             self._store.await_events(self._session, self._last, block)
-            self._asked = True
-        return self._store.wait(seconds, *bell)
+            self._asked, self._overdue = True, now + block + REPLY_TIMEOUT
+        if now > self._overdue:
+            # Nobody tells us when a firewall, or a machine's sleep, has cut the connection.
+            self._store.close()
+            raise ServerUnreachable("The server did not answer in time; connecting again.")
+        left = max(0.0, self._overdue - now) + 0.001
+        seconds = left if seconds is None else min(seconds, left)
+        if shield is None:
+            return self._store.wait(seconds, *bell)
+        try:
+            shield.lower(True)
+            return self._store.wait(seconds, *bell)
+        finally:
+            shield.lower(False)
 
     def _read(self) -> bool:
-        """Deliver what there is; return whether to go on."""
-        with _uninterrupted():
-            last, events = self._store.events(self._last)
+        """Deliver what there is; return whether to go on.
+
+        Each event is taken before it is delivered: a callback that waits reads on behind it.
+        """
+        if not self._events:
+            self._last, events = self._store.events(self._last)
             self._asked = False
-            for event in events:
-                if isinstance(event, SignatureError):
-                    warnings.warn(str(event), stacklevel=1)
-                elif not self._deliver(event):
-                    self._ended = True
-            self._last = last
+            self._events.extend(events)
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, SignatureError):
+                warnings.warn(str(event), stacklevel=1)
+            elif not self._deliver(event):
+                self._ended = True
         return not self._ended
 
     def _forget(self) -> None:
@@ -182,19 +238,41 @@ class Listener:
 
 
 class _uninterrupted:  # noqa: N801 - used like a function; a generator would take thrice as long
-    """Puts off Ctrl-C, which in the midst of an event would leave half of it undone."""
+    """Puts off Ctrl-C, which in the midst of an event would leave half of it undone.
 
-    def __enter__(self) -> None:
+    A second one is not put off: a callback may hang.
+    """
+
+    def __enter__(self) -> _uninterrupted:
         self._interrupts: list[Any] = []
         self._known: Any = None
+        self._is_low = False
         if threading.current_thread() is threading.main_thread():
             known = signal.getsignal(signal.SIGINT)
             if callable(known):
-                signal.signal(signal.SIGINT, lambda *frame: self._interrupts.append(frame))
                 self._known = known
+                signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *frame: Any) -> None:
+        if self._is_low or self._interrupts:
+            self._is_low = False
+            self._interrupts.clear()
+            self._known(*frame)
+        else:
+            self._interrupts.append(frame)
 
     def __exit__(self, *_: object) -> None:
         if self._known is not None:
             signal.signal(signal.SIGINT, self._known)
+        self._catch_up()
+
+    def lower(self, is_low: bool) -> None:
+        """Let Ctrl-C pass, also one that was put off; or no more."""
+        self._is_low = is_low
+        if is_low:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
         if self._interrupts:
-            self._known(*self._interrupts[0])
+            self._known(*self._interrupts.pop())

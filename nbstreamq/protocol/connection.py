@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 else:
     Client = object  #: A redis-py client; the name is for annotations only.
 
-__all__ = ["RECONNECT", "Client", "Command", "Wire", "hide_password", "open_client", "url_of"]
+__all__ = [
+    "RECONNECT",
+    "REPLY_TIMEOUT",
+    "Client",
+    "Command",
+    "Wire",
+    "hide_password",
+    "open_client",
+    "url_of",
+]
 
 Command = tuple[Any, ...]
 
@@ -231,9 +240,12 @@ class Wire:
             return True
         if getattr(self._socket, "pending", int)():  # what TLS has decrypted already
             return True
-        ready, _, _ = select.select([self._socket, *others], [], [], seconds)
-        for other in ready:
-            if other is not self._socket:
+        poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
+        for one in (self._socket, *others):
+            poll.register(one, select.POLLIN)
+        ready = {number for number, _ in poll.poll(None if seconds is None else seconds * 1000)}
+        for other in others:
+            if other.fileno() in ready:
                 other.recv(4096)
                 return False
         return bool(ready)

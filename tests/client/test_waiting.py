@@ -1,0 +1,252 @@
+"""Who waits reads the events himself: it must not matter who does, nor how he stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from nbstreamq.client import listener
+
+#: Seconds after which a wait hangs.
+HANGS = 10
+
+
+def _when_done(future: Future[Any]) -> threading.Event:
+    """Return an event that is set by a callback: nobody waits for the result."""
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    return done
+
+
+def _waits_for_result(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return any(f.name == "wait" for f in traceback.extract_stack(frame))
+
+
+class Held:
+    """A callback that stays in the listener's own thread until it is let go."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+        future.add_done_callback(self._stay)
+
+    def _stay(self, _: Future[Any]) -> None:
+        self.entered.set()
+        self.leave.wait(3 * HANGS)
+
+
+@pytest.fixture
+def hold_up(queue: Any, gate: Any) -> Iterator[Callable[[Future[Any]], Held]]:
+    """``hold_up(future)`` adds a callback that does not return before the end of the test."""
+    made: list[Held] = []
+
+    def hold(future: Future[Any]) -> Held:
+        made.append(Held(future))
+        return made[-1]
+
+    yield hold
+    for held in made:
+        held.leave.set()
+
+
+class TestCallbacks:
+    def test_that_takes_long_keeps_nobody_from_his_timeout(self, queue, gate, hold_up):
+        held = hold_up(queue.submit(abs, -1))
+        assert held.entered.wait(HANGS)
+        future = queue.submit(gate.hold)
+        threading.Timer(HANGS / 2, held.leave.set).start()
+        with pytest.raises(TimeoutError):
+            future.result(0.1)
+        assert not held.leave.is_set()
+        held.leave.set()
+
+    def test_that_takes_long_keeps_nobody_from_a_result_that_is_there(self, queue, gate, hold_up):
+        first = hold_up(queue.submit(abs, -1))
+        assert first.entered.wait(HANGS)
+        future = queue.submit(abs, -2)
+        second = hold_up(future)
+        waiting = threading.Thread(target=future.result)
+        waiting.start()
+        while not _waits_for_result(waiting):
+            pass
+        first.leave.set()
+        assert second.entered.wait(HANGS)
+        waiting.join(HANGS)
+        assert not waiting.is_alive()
+
+    @pytest.mark.parametrize("leads", [True, False], ids=["who waits", "own thread"])
+    def test_may_wait_for_other_results(self, queue, gate, leads):
+        found: Future[int] = Future()
+        first = queue.submit(gate.hold, 1)
+        second = queue.submit(gate.hold, 2)
+        first.add_done_callback(lambda _: found.set_result(second.result(HANGS)))
+        threads = [threading.Thread(target=first.result, daemon=True)] if leads else []
+        for thread in threads:
+            thread.start()
+            while not _waits_for_result(thread):
+                pass
+        gate.open()
+        assert found.result(HANGS) == 2
+        for thread in threads:
+            thread.join()
+
+
+class TestInterrupts:
+    def test_while_the_own_thread_is_busy(self, queue, gate, hold_up):
+        held = hold_up(queue.submit(abs, -1))
+        assert held.entered.wait(HANGS)
+        future = queue.submit(gate.hold)
+        main = threading.main_thread()
+
+        def interrupt() -> None:
+            while not _waits_for_result(main):
+                pass
+            signal.pthread_kill(main.ident, signal.SIGINT)
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            future.result(HANGS)
+        interrupting.join()
+        held.leave.set()
+        gate.open()
+        assert _when_done(queue.submit(abs, -2)).wait(HANGS)
+
+    def test_at_any_moment(self, queue):
+        main, end = threading.main_thread(), threading.Event()
+        n_interrupted = 0
+
+        def interrupt() -> None:
+            while not end.wait(0.003):
+                if _waits_for_result(main):
+                    signal.pthread_kill(main.ident, signal.SIGINT)
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        while n_interrupted < 100:
+            future = None
+            try:
+                future = queue.submit(abs, -1)
+                future.result()
+            except KeyboardInterrupt:
+                n_interrupted += 1
+        with contextlib.suppress(KeyboardInterrupt):
+            end.set()
+        interrupting.join()
+        for _ in range(3):
+            assert _when_done(queue.submit(abs, -2)).wait(HANGS)
+            assert queue.submit(abs, -3).result(HANGS) == 3
+
+    def test_twice_ends_a_callback_that_hangs(self, queue, gate):
+        main, entered, over = threading.main_thread(), threading.Event(), threading.Event()
+        future = queue.submit(gate.hold)
+        future.add_done_callback(lambda _: entered.set() or over.wait(HANGS) or over.set())
+
+        def interrupt() -> None:
+            while not _waits_for_result(main):
+                pass
+            gate.open()
+            if entered.wait(HANGS):
+                signal.pthread_kill(main.ident, signal.SIGINT)
+                over.wait(0.2)  # two at once would count as one
+                signal.pthread_kill(main.ident, signal.SIGINT)
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            future.result()
+        assert not over.is_set()
+        interrupting.join()
+        assert _when_done(queue.submit(abs, -2)).wait(HANGS)
+
+
+def test_more_files_than_select_can_name(make_queue):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip("this system does not allow that many")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        queue = make_queue(workers=1)
+        assert queue.submit(abs, -1).result(HANGS) == 1
+        assert _when_done(queue.submit(abs, -2)).wait(HANGS)
+        queue.shutdown()
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Proxy:
+    """Carries bytes between clients and a server, until it loses them without a word."""
+
+    def __init__(self, path):
+        self._path = path
+        self._reading: set[int] = set()
+        self._frozen: set[int] = set()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def freeze(self):
+        """From now on nothing passes through the connections that read; new ones work."""
+        self._frozen |= self._reading
+
+    def close(self):
+        self._listening.close()
+        for end in self._ends:
+            end.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._path)
+                self._ends += [client, server]
+                for source, target in ((client, server), (server, client)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if b"XREAD\r" in data:
+                    self._reading |= {id(source), id(target)}
+                if id(source) not in self._frozen:
+                    target.sendall(data)
+        if id(source) not in self._frozen:
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
+
+
+def test_a_connection_that_was_cut_without_a_word_is_opened_again(
+    make_queue, server_url, monkeypatch
+):
+    monkeypatch.setattr(listener, "BLOCK", 0.3)
+    monkeypatch.setattr(listener, "REPLY_TIMEOUT", 0.3)
+    path = server_url.removeprefix("unix://").partition("?")[0]
+    proxy = Proxy(path)
+    try:
+        working = make_queue(workers=1)
+        working.submit(abs, -1).result(HANGS)
+        waiting = make_queue(workers=0, url=f"redis://127.0.0.1:{proxy.port}")
+        assert waiting.submit(abs, -2).result(HANGS) == 2
+        future = waiting.submit(time.sleep, 0.2)
+        proxy.freeze()
+        assert future.result(HANGS) is None
+    finally:
+        waiting.shutdown(wait=False)
+        proxy.close()
