@@ -360,13 +360,14 @@ def _translate(error: Exception, address: str) -> Exception:
 
     text = str(error).rstrip(".")[:300]
     where = f" ({hide_password(address)})" if address else ""
-    is_refusal = isinstance(error, _ReplyError | redis.ResponseError)
-    if is_refusal and not text.startswith(_TEMPORARY):
-        return ServerRefused(f"The server{where} refused a command: {text}")
-    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
+    login = redis.AuthenticationError | redis.exceptions.AuthorizationError
+    if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):
         return ServerRefused(
             f"The server{where} let us not in: {text}. Check user and password in the url."
         )
+    is_refusal = isinstance(error, _ReplyError | redis.ResponseError)
+    if is_refusal and not text.startswith(_TEMPORARY):
+        return ServerRefused(f"The server{where} refused a command: {text}")
     return ServerUnreachable(
         f"The server{where} can't be reached: {text or type(error).__name__}."
         " Is it running, and is the url right?"
