@@ -11,7 +11,7 @@ from ..objects.references import resolving
 from .payload import Payload
 from .report import Report
 
-__all__ = ["annotate"]
+__all__ = ["annotate", "error_text"]
 
 #: Most characters of a call in a note.
 MAX_CALL = 120
@@ -30,6 +30,16 @@ class _Absent:
 
     def __repr__(self) -> str:
         return self._text
+
+
+def error_text(error: BaseException) -> str:
+    """Return what a traceback would end with, whatever the methods of `error` do."""
+    name = type(error).__qualname__
+    try:
+        text = f"{error}"
+    except BaseException:  # noqa: BLE001 - foreign code, for a display only
+        return name
+    return f"{name}: {text}" if text else name
 
 
 def annotate(

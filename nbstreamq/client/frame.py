@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import NbstreamqError
 from ..protocol.states import State
+from .annotation import error_text
 from .ledger import Ledger
 from .report import Report
 
@@ -34,7 +35,9 @@ def frame_of(ledger: Ledger) -> Any:
             "item": range(len(states)),
             "status": pandas.Series([str(s) for s in states], dtype=object),
             "value": _numbers(objects(values)),
-            "error": objects([_text(errors.get(i)) for i in range(len(states))]),
+            "error": objects(
+                [error_text(errors[i]) if i in errors else None for i in range(len(states))]
+            ),
             "worker": objects([r.worker if r else None for r in reports]),
             "attempts": pandas.Series([r.attempt if r else 0 for r in reports], dtype=int),
             "started": pandas.to_datetime(pandas.Series(starts, dtype=float), unit="s", utc=True),
@@ -74,15 +77,3 @@ def _numbers(column: Any) -> Any:
     """Return a column of numbers of one type as such; any other as it is."""
     kinds = set(map(type, column))
     return column.infer_objects() if len(kinds) == 1 and kinds < {int, float, bool} else column
-
-
-def _text(error: BaseException | None) -> str | None:
-    """Return what a traceback would end with, whatever the methods of `error` do."""
-    if error is None:
-        return None
-    name = type(error).__qualname__
-    try:
-        text = f"{error}"
-    except BaseException:  # noqa: BLE001 - foreign code; the other rows matter more
-        return name
-    return f"{name}: {text}" if text else name

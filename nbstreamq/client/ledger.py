@@ -138,9 +138,10 @@ class Ledger:
         error = (self._errors or {}).get(item)
         return None if error is None else self._complete(item, error)
 
-    def errors(self) -> dict[int, BaseException]:
-        """Return item -> exception of those that failed, in order."""
-        found = dict(sorted((self._errors or {}).items()))
+    def errors(self, most: int | None = None) -> dict[int, BaseException]:
+        """Return item -> exception of those that failed, in order; of `most` of them, if given."""
+        known = self._errors or {}
+        found = {item: known[item] for item in sorted(known)[:most]}
         for item in islice(found, _N_ANNOTATED):
             self._complete(item, found[item])
         return found
@@ -337,11 +338,6 @@ class Ledger:
         if report := (self._unread or {}).pop(item, None):
             annotate(error, item, self.payload(item), report, job=self.job, name=self.name)
         return error
-
-    def describe(self, item: int) -> str:
-        """Return the arguments of an item, abbreviated; empty if they were dropped."""
-        payload = self.payload(item)
-        return payload.describe(item, self.name) if payload else ""
 
     def _resolve(self, item: int, future: Future[Any]) -> None:
         code = self._states[item]

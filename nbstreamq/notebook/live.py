@@ -18,7 +18,7 @@ import traitlets
 from IPython.display import DisplayHandle, display
 
 from ..client.job import Job
-from .html import job_html
+from .html import describe, duration, job_html
 from .view import JobView
 
 __all__ = ["JobWidget", "show"]
@@ -43,7 +43,7 @@ def show(job: Job[Any]) -> None:
     if job.done():
         display(_picture(snapshot), raw=True)
         return
-    widget = JobWidget(snapshot=snapshot)
+    widget = JobWidget(snapshot=_in_words(snapshot))
     widget.on_msg(lambda _, message, __: _obey(job, message))
     _answer_anywhere(widget)
     # Who shows no widgets, such as GitHub, shows the HTML that stands beside it.
@@ -57,7 +57,7 @@ def _follow(job: Job[Any], view: JobView, widget: JobWidget, handle: DisplayHand
     over = threading.Event()
     job.add_done_callback(lambda _: over.set())
     while not over.wait(FRAME):
-        snapshot = view.snapshot()
+        snapshot = _in_words(view.snapshot())
         if snapshot != widget.snapshot:
             widget.snapshot = snapshot
             _answer_anywhere(widget)
@@ -84,6 +84,12 @@ def _widget_bundle(widget: JobWidget) -> dict[str, Any]:
     bundle = widget._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     return dict(data or {})
+
+
+def _in_words(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """Return a snapshot with its numbers in the words that the final HTML has, too."""
+    words = {"summary": describe(snapshot), "duration": duration(snapshot["elapsed"])}
+    return snapshot | words
 
 
 def _picture(snapshot: dict[str, Any]) -> dict[str, str]:

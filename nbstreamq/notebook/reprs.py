@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from ..client.annotation import error_text
 from ..client.future import TaskFuture
 from ..client.status import LaneStatus, QueueStatus, WorkerStatus
 from ..objects.references import Ref
@@ -103,7 +104,8 @@ def _outcome(future: TaskFuture[Any]) -> list[tuple[str, str]]:
     error = future.exception(0)
     if error is None:
         return [("result", _code(_shown(future.result(0))))]
-    return [("error", _code(_error_text(error)))]
+    text = error_text(error)
+    return [("error", _code(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"))]
 
 
 def _output(text: str) -> list[tuple[str, str]]:
@@ -121,17 +123,6 @@ def _shown(value: Any) -> str:
         return "".join(_abbreviate.repr(value))
     except BaseException as error:  # noqa: BLE001 - foreign code, for a display only
         return f"(can't be shown: its repr raised {type(error).__qualname__})"
-
-
-def _error_text(error: BaseException) -> str:
-    """Return the last line of a traceback, abbreviated."""
-    name = type(error).__qualname__
-    try:
-        text = f"{error}"
-    except BaseException:  # noqa: BLE001 - foreign code, for a display only
-        return name
-    full = f"{name}: {text}" if text else name
-    return full if len(full) <= MAX_TEXT else full[:MAX_TEXT] + "…"
 
 
 # -- a queue ------------------------------------------------------------------------------------

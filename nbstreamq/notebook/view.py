@@ -150,7 +150,7 @@ class JobView:
             "strip": self._strip.rows(),
             "column_seconds": self._strip.seconds,
             "n_columns": self._strip.n_used(until),
-            "errors": _errors(job.errors),
+            "errors": _errors(job.ledger.errors(N_ERRORS)),
             "n_errors": counts["failed"],
             "output": _output(job),
             "progress": _progress(job),
@@ -189,7 +189,7 @@ def _state(is_over: bool, counts: dict[str, int]) -> str:
 
 def _errors(errors: dict[int, BaseException]) -> list[dict[str, Any]]:
     found = []
-    for item, error in list(errors.items())[:N_ERRORS]:
+    for item, error in errors.items():
         # Unlike str(), this takes any exception.
         summary = traceback.format_exception_only(error)[0].partition("\n")[0]
         text = "".join(traceback.format_exception(error))

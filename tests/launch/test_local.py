@@ -172,16 +172,21 @@ def test_only_the_user_may_come_in(new_local, settings):
     assert local.log.with_suffix(".sock").stat().st_mode & 0o077 == 0
 
 
+def answer_to(line, local):
+    """Return what the door of `local` answers to a visitor that says `line`."""
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.settimeout(10)
+        visitor.connect(os.fspath(local.log.with_suffix(".sock")))
+        visitor.sendall(line)
+        return visitor.recv(100)
+
+
 def test_a_visitor_that_talks_nonsense_is_shown_out(new_local, wait_for_workers):
     local = new_local()
     local.scale(1)
     before = wait_for_workers(1)
 
-    with socket.socket(socket.AF_UNIX) as visitor:
-        visitor.settimeout(10)
-        visitor.connect(os.fspath(local.log.with_suffix(".sock")))
-        visitor.sendall(b"what?\n[1]\n")
-        assert visitor.recv(100) == b""
+    assert answer_to(b"what?\n[1]\n", local) == b""
 
     local.scale(1)
     assert wait_for_workers(1) == before
@@ -193,11 +198,7 @@ def test_a_request_that_makes_no_sense_harms_nobody(new_local, wait_for_workers,
     local.scale(1)
     before = wait_for_workers(1)
 
-    with socket.socket(socket.AF_UNIX) as visitor:
-        visitor.settimeout(10)
-        visitor.connect(os.fspath(local.log.with_suffix(".sock")))
-        visitor.sendall(line)
-        assert visitor.recv(100) == b""
+    assert answer_to(line, local) == b""
 
     local.scale(1)
     assert wait_for_workers(1) == before

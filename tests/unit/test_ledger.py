@@ -232,8 +232,11 @@ class TestPayloads:
         assert ledger.payload(0) is not None
 
     def test_describe_an_item(self):
-        assert ledger_of(3, items=[5, "six", None]).describe(1) == "'six'"
-        assert ledger_of(1, "apply", ((-3,), {"x": "y"})).describe(0) == "task(-3, x='y')"
+        assert ledger_of(3, items=[5, "six", None]).payload(1).describe(1, "task") == "'six'"
+        assert (
+            ledger_of(1, "apply", ((-3,), {"x": "y"})).payload(0).describe(0, "task")
+            == "task(-3, x='y')"
+        )
 
     def test_the_death_certificate_tells_the_item(self):
         ledger = ledger_of(2, items=["good", "bad"])
@@ -249,7 +252,7 @@ class TestPayloads:
         data = pickle.dumps([Grumpy()])
         ledger = Ledger("job.1", "task", abs, "default")
         ledger.add(Payload(0, 1, "map", data))
-        assert "can't be shown" in ledger.describe(0)
+        assert "can't be shown" in ledger.payload(0).describe(0, "task")
 
 
 def test_release_forgets_the_value():

@@ -1,4 +1,4 @@
-// Draws the snapshots of a job: see view.py for what they hold. Text only ever goes in as text.
+// Draws the snapshots of a job: see view.py for what they hold, live.py for their words. Text only ever goes in as text.
 
 const ROW = 12;
 
@@ -13,26 +13,6 @@ function drawing(tag, attributes) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   return made;
-}
-
-function duration(seconds) {
-  if (seconds < 10) return `${Number(seconds.toPrecision(2))} s`;
-  const all = Math.round(seconds);
-  const [hours, minutes, rest] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
-  if (hours) return `${hours} h ${minutes} min`;
-  return minutes ? `${minutes} min ${rest} s` : `${rest} s`;
-}
-
-function describe(s) {
-  const words = [`${s.counts.done.toLocaleString()} of ${s.n.toLocaleString()} done`];
-  for (const state of ["failed", "cancelled", "running"])
-    if (s.counts[state]) words.push(`${s.counts[state].toLocaleString()} ${state}`);
-  const digits = s.rate >= 100 ? Math.round(s.rate) : Number(s.rate.toPrecision(3));
-  if (s.rate) words.push(`${digits.toLocaleString()}/s`);
-  words.push(duration(s.elapsed));
-  if (s.remaining !== null) words.push(`about ${duration(s.remaining)} left`);
-  if (s.n_workers) words.push(`${s.n_busy} of ${s.n_workers} workers busy`);
-  return words.join(" · ");
 }
 
 function drawBar(bar, s) {
@@ -64,7 +44,7 @@ function drawStrip(svg, s) {
     }
   });
   svg.replaceChildren(...marks);
-  svg.setAttribute("aria-label", `What ${s.strip.length} workers did, over ${duration(s.elapsed)}`);
+  svg.setAttribute("aria-label", `What ${s.strip.length} workers did, over ${s.duration}`);
 }
 
 // Keeps what the reader has unfolded: only new errors are added.
@@ -131,7 +111,7 @@ function render({ model, el }) {
     if (!s || !s.counts) return;
     root.setAttribute("aria-label", `Job ${s.name}`);
     name.textContent = s.name;
-    numbers.textContent = describe(s);
+    numbers.textContent = s.summary;
     drawBar(bar, s);
     obstacle.hidden = !s.obstacle;
     obstacle.textContent = s.obstacle ? `Nothing can run: ${s.obstacle}` : "";
