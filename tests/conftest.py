@@ -94,6 +94,11 @@ class Server:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         _wait_until(self._answers, describe=f"the server {self._command[0]}")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """End the process at once."""
         if self._process is not None:

@@ -43,16 +43,16 @@ def everywhere_order(
         patient_until = time.monotonic() + START_PATIENCE
         while True:
             names = sorted(store.workers())
+            # Before they are sent: a worker may be done before we hear that they were.
+            ledger.begin(Payload(0, len(names), "apply", args))
             if len(names) < n_expected() and time.monotonic() < patient_until:
                 time.sleep(0.005)
             elif store.everywhere(names, _tasks(ledger.job, function, args, len(names))):
                 break
-        for i in range(len(names)):
-            ledger.add(Payload(i, 1, "apply", args))
         end()
 
     def fail(error: BaseException) -> None:
-        ledger.add(Payload(0, 1, "apply", args))
+        ledger.begin(Payload(0, 1, "apply", args))
         ledger.fail([0], error)
         end()
 

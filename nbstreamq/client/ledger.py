@@ -56,6 +56,8 @@ class Ledger:
     n_over = 0
     #: Whether more items may come.
     growing = False
+    #: Called after each change: who reads events waits for more than those.
+    wake: Callable[[], object] | None = None
     _changed: threading.Condition | None = None
     _over_callbacks: tuple[Callable[[], object], ...] = ()
     _order: list[range] | None = None
@@ -155,10 +157,8 @@ class Ledger:
 
     def report(self, item: int) -> Report | None:
         """Return the last news of the item."""
-        for report in reversed(self._reports or ()):
-            if any(item - report.n in r for r in report.span):
-                return report
-        return None
+        known = reversed(self._reports or ())
+        return next((r for r in known if any(item - r.n in part for part in r.span)), None)
 
     def reports(self, first: int) -> list[Report]:
         """Return all news from number `first` on, in the order in which they came."""
@@ -189,6 +189,12 @@ class Ledger:
             return self._changed.wait_for(is_reached, timeout)
 
     # -- writing -------------------------------------------------------------------------------
+
+    def begin(self, payload: Payload) -> None:
+        """Have just the items of `payload`; those there were have not been sent."""
+        with self._lock:
+            self._payloads, self._states, self._values = [], bytearray(), []
+            self.add(payload)
 
     def add(self, payload: Payload) -> None:
         """Add the items of a chunk that is being submitted."""
@@ -233,8 +239,7 @@ class Ledger:
         if len(values) > 1 and len(event.span) == 1 and not errors and self._end_run(event, values):
             return
         for k, item in enumerate(items(event.span)):
-            error = errors.get(k)
-            code = _DONE if error is None else _FAILED
+            code = _DONE if (error := errors.get(k)) is None else _FAILED
             self._end(event.n + item, code, values[k], error, report)
         self._drop_payload(event)
 
@@ -350,10 +355,8 @@ class Ledger:
             future.set_result(self._values[item])
 
     def _note(self, event: Event) -> Report:
-        what = (event.kind, event.n, event.span, event.worker, event.attempt)
-        report = Report(*what, event.started, event.seconds)
         self._reports = self._reports or []
-        self._reports.append(report)
+        self._reports.append(report := Report.about(event))
         return report
 
     def _drop_payload(self, event: Event) -> None:
@@ -373,6 +376,8 @@ class Ledger:
             callbacks: tuple[Callable[[], object], ...] = ()
             if self._over_callbacks and self.is_over:
                 callbacks, self._over_callbacks = self._over_callbacks, ()
+        if self.wake is not None:
+            self.wake()
         for callback in callbacks:
             _call(callback)
 

@@ -69,6 +69,7 @@ class Listener:
         #: Held by the one thread that reads, and by the one that wants to instead of our own.
         self._reading, self._leading = threading.Lock(), threading.Lock()
         self._reader = 0  # the thread that reads
+        self._n_leads = 0  # how many of its calls wait for something: a callback may wait, too
         self._overdue = 0.0  # when the answer should have come
         self._events: deque[Event | SignatureError] = deque()  # came, but are not delivered yet
         self._bell, self._ring = socket.socketpair()
@@ -118,6 +119,12 @@ class Listener:
                     self._is_followed = False
                     self._resume.set()
 
+    def look_again(self) -> None:
+        """Tell who leads that what he waits for may have come about without an event."""
+        if self._n_leads and self._reader != threading.get_ident():
+            with contextlib.suppress(OSError):  # it has just ended
+                self._ring.send(b"!")
+
     def _take_over(self) -> bool:
         """Return whether it is ours to read now; not while our thread is in a callback."""
         if self._reading.acquire(blocking=False):
@@ -137,18 +144,18 @@ class Listener:
         deadline: float,
         shield: _uninterrupted | None = None,
     ) -> bool:
-        while not is_reached() and (left := deadline - time.monotonic()) > 0:
-            try:
-                if (
-                    self._ended
-                    or self._lost
-                    or (self._wait(left, shield=shield) and not self._read())
-                ):
+        self._n_leads += 1
+        try:
+            while not is_reached() and (left := deadline - time.monotonic()) > 0:
+                if self._ended or self._lost or (self._wait(left, shield) and not self._read()):
                     return False
-            except NbstreamqError:
-                self._asked = False  # our own thread meets the error again, and deals with it
-                return False
-        return True
+        except NbstreamqError:
+            self._asked = False  # our own thread meets the error again, and deals with it
+            return False
+        else:
+            return True
+        finally:
+            self._n_leads -= 1
 
     def _run(self) -> None:
         while not self._ended:
@@ -158,7 +165,7 @@ class Listener:
                         break
                     self._reader = threading.get_ident()
                     # After a loss it shall not take a whole wait to notice that all is well again.
-                    news = self._wait(None, self._bell)
+                    news = self._wait(None)
                     if news and self._lost:
                         self._lost = False
                         self._on_trouble(None)
@@ -183,9 +190,7 @@ class Listener:
         while self._is_wanted:  # a lock is not fair: we would have it again at once
             time.sleep(PARK)
 
-    def _wait(
-        self, seconds: float | None, *bell: socket.socket, shield: _uninterrupted | None = None
-    ) -> bool:
+    def _wait(self, seconds: float | None, shield: _uninterrupted | None = None) -> bool:
         """Wait until there is something to read; return whether there is, and the bell is silent.
 
         An interrupt during the wait itself does no harm.
@@ -204,10 +209,10 @@ class Listener:
         left = max(0.0, self._overdue - now) + 0.001
         seconds = left if seconds is None else min(seconds, left)
         if shield is None:
-            return self._store.wait(seconds, *bell)
+            return self._store.wait(seconds, self._bell)
         try:
             shield.lower(True)
-            return self._store.wait(seconds, *bell)
+            return self._store.wait(seconds, self._bell)
         finally:
             shield.lower(False)
 

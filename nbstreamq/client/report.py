@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..protocol.messages import Event
 from ..protocol.spans import Span
 
 __all__ = ["Report"]
@@ -19,3 +20,8 @@ class Report(NamedTuple):
     attempt: int
     started: float
     seconds: float
+
+    @classmethod
+    def about(cls, event: Event) -> Report:
+        what = (event.kind, event.n, event.span, event.worker, event.attempt)
+        return cls(*what, event.started, event.seconds)

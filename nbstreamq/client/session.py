@@ -35,6 +35,8 @@ __all__ = ["Session"]
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
+#: Seconds after which the interpreter's exit no longer waits for a lost server: time for a warning.
+LAST_PATIENCE = 2 * PATIENCE
 #: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
@@ -91,6 +93,7 @@ class Session:
     def open_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
         """Return the ledger of a new job."""
         ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
+        ledger.wake = self._listener.look_again
         with self._lock:
             self.check_open()
             self._ledgers[ledger.job] = ledger
@@ -169,8 +172,7 @@ class Session:
             self._cancel(ledger, chosen)
 
     def _cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
-        newly = ledger.cancel(chosen)
-        if newly:
+        if newly := ledger.cancel(chosen):
             span = ledger.cancelled()
             said = threading.Event()
 
@@ -345,13 +347,10 @@ class Session:
                     self._ledgers.pop(ledger.job, None)
             remaining = list(self._ledgers.values())
         if wait:
-            self._wait_for(remaining)
+            for ledger in remaining:
+                self.wait_until(ledger, ledger.check_over, None)
         if wait or not remaining:
             self._end()
-
-    def _wait_for(self, ledgers: Iterable[Ledger]) -> None:
-        for ledger in ledgers:
-            self.wait_until(ledger, ledger.check_over, None)
 
     def _end(self, farewell: float | None = None) -> None:
         """Close all connections; `farewell` bounds the seconds that the server may take."""
@@ -368,9 +367,15 @@ class Session:
             self._store.close()
 
     def abandon(self) -> None:
-        """End at the interpreter's exit: nobody waits any more for what is not done."""
+        """End at the interpreter's exit: only a shutdown waits for what is not done.
+
+        It waits for a lost server no longer than it takes to say so.
+        """
         if self._state == "closing":
-            self._wait_for(list(self._ledgers.values()))
+            for ledger in list(self._ledgers.values()):
+                while self.trouble is None:
+                    if self.wait_until(ledger, ledger.check_over, LAST_PATIENCE):
+                        break
         if self._ledgers and self._state == "open":
             self._sender.put(
                 Order(lambda store: store.cancel(self.id, EVERYTHING, EVERYTHING), lambda _: None)

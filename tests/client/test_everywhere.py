@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+from nbstreamq.client.session import Session
+from nbstreamq.protocol.store import Store
+
 
 @pytest.fixture
 def two_workers(queue, wait_until):
@@ -82,3 +85,36 @@ def test_errors(two_workers):
     assert len(job) == 2
     with pytest.raises(ValueError, match="'x'"):
         job.result(10)
+
+
+def test_results_that_are_faster_than_the_answer(two_workers_told, wait_until, monkeypatch):
+    """The workers may be done before the client hears that its request was carried out."""
+    queue, told = two_workers_told
+    send = Store.everywhere
+
+    def send_slowly(self, *args):
+        sent = send(self, *args)
+        if sent:
+            wait_until(lambda: told.count("finished") == 2, describe="both results")
+        return sent
+
+    monkeypatch.setattr(Store, "everywhere", send_slowly)
+    assert len(set(queue.everywhere(os.getpid).result(10))) == 2
+
+
+@pytest.fixture
+def two_workers_told(make_queue, wait_until, monkeypatch):
+    """A queue with two workers, and the kinds of the events that it was told of."""
+    told: list[str] = []
+    deliver = Session._deliver
+
+    def listen(self, event):
+        go_on = deliver(self, event)
+        told.append(event.kind)
+        return go_on
+
+    monkeypatch.setattr(Session, "_deliver", listen)
+    queue = make_queue()
+    queue.run(2)
+    wait_until(lambda: len(queue.workers()) == 2, describe="two workers")
+    return queue, told

@@ -81,3 +81,21 @@ print(future.result(20))
 
 def test_exit_after_shutdown_without_waiting(run_script, server_url, queue_name):
     assert run_script(SHUTDOWN, queue_name, server_url) == "7\n"
+
+
+SERVER_GONE = """
+import os, signal, sys, warnings
+from nbstreamq import TaskQueue
+
+warnings.simplefilter("ignore")
+name, url, server = sys.argv[1:]
+queue = TaskQueue(name, url, workers=0)
+future = queue.submit(abs, -1)
+queue.shutdown(wait=False)
+os.kill(int(server), signal.SIGKILL)
+"""
+
+
+def test_exit_after_shutdown_when_the_server_is_gone(run_script, start_server, queue_name):
+    server = start_server()
+    assert run_script(SERVER_GONE, queue_name, server.url, str(server.pid)) == ""

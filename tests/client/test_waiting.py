@@ -12,12 +12,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
 
-from nbstreamq.client import listener
+from nbstreamq.client import listener, session
 
 #: Seconds after which a wait hangs.
 HANGS = 10
@@ -101,6 +101,38 @@ class TestCallbacks:
         assert found.result(HANGS) == 2
         for thread in threads:
             thread.join()
+
+
+class TestChangesWithoutAnEvent:
+    """What another thread of this process does ends a wait at once."""
+
+    @pytest.fixture
+    def nobody_works(self, make_queue, monkeypatch):
+        monkeypatch.setattr(session, "PATIENCE", 3 * HANGS)
+        return make_queue(workers=0)
+
+    @pytest.mark.parametrize("kind", ["call", "job"])
+    def test_cancel(self, nobody_works, kind):
+        main = threading.main_thread()
+        waits = nobody_works.submit(abs, -1) if kind == "call" else nobody_works.map(abs, [-1, -2])
+
+        def cancel() -> None:
+            while not _waits_for_result(main):
+                pass
+            waits.cancel()
+
+        canceling = threading.Thread(target=cancel)
+        canceling.start()
+        with pytest.raises(CancelledError):
+            waits.result(HANGS)
+        canceling.join()
+
+    def test_everywhere_when_there_is_nobody(self, nobody_works):
+        done = threading.Event()
+        threading.Thread(
+            target=lambda: (nobody_works.everywhere(abs, -1), done.set()), daemon=True
+        ).start()
+        assert done.wait(HANGS)
 
 
 class TestInterrupts:
