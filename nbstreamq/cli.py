@@ -64,7 +64,7 @@ def _run_workers(options: argparse.Namespace) -> None:
 
     from .client import queue  # noqa: F401
     from .launch.server import ensure_server
-    from .protocol.connection import open_client
+    from .protocol.clients import open_client
     from .protocol.keys import LANES, NESTED
     from .protocol.signing import Signer, load_secret
     from .protocol.store import Store

@@ -30,7 +30,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from nbstreamq.protocol import keys as keys_module
-from nbstreamq.protocol.connection import open_client
+from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
 

@@ -36,8 +36,8 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_only_the_protocol_imports_redis():
     importers = {path for path, tree in TREES.items() if "redis" in set(imports(tree))}
     assert {name_of(path) for path in importers} <= {
+        "nbstreamq/protocol/clients.py",
         "nbstreamq/protocol/connection.py",
-        "nbstreamq/protocol/store.py",
     }
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import NbstreamqError, ServerUnreachable, SignatureError
-from ..protocol.connection import RECONNECT, REPLY_TIMEOUT
+from ..protocol.clients import REPLY_TIMEOUT
+from ..protocol.connection import RECONNECT
 from ..protocol.messages import Event
 from ..protocol.store import Store
 
@@ -70,6 +71,7 @@ class Listener:
         self._reading, self._leading = threading.Lock(), threading.Lock()
         self._reader = 0  # the thread that reads
         self._n_leads = 0  # how many of its calls wait for something: a callback may wait, too
+        self._soon = False  # whether the next wait ends soon
         self._overdue = 0.0  # when the answer should have come
         self._events: deque[Event | SignatureError] = deque()  # came, but are not delivered yet
         self._bell, self._ring = socket.socketpair()
@@ -86,8 +88,13 @@ class Listener:
         if self._reader != threading.get_ident() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def lead(self, is_reached: Callable[[], bool], timeout: float) -> bool:
+    def lead(self, is_reached: Callable[[], bool], timeout: float, *, soon: bool = False) -> bool:
         """Read in the calling thread until `is_reached`, for at most `timeout` seconds.
+
+        Parameters
+        ----------
+        soon
+            It may be reached in no time.
 
         Returns
         -------
@@ -109,6 +116,7 @@ class Listener:
                     return False
                 try:
                     self._reader = threading.get_ident()
+                    self._soon = soon
                     return self._lead(is_reached, deadline, shield)
                 finally:
                     self._reader = 0
@@ -210,9 +218,10 @@ class Listener:
         seconds = left if seconds is None else min(seconds, left)
         if shield is None:
             return self._store.wait(seconds, self._bell)
+        soon, self._soon = self._soon, False
         try:
             shield.lower(True)
-            return self._store.wait(seconds, self._bell)
+            return self._store.wait(seconds, self._bell, soon=soon)
         finally:
             shield.lower(False)
 

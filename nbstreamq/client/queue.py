@@ -18,7 +18,7 @@ from ..launch.server import ensure_server
 from ..objects.functions import name_of
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
-from ..protocol.connection import Client, hide_password, open_client, url_of
+from ..protocol.clients import Client, hide_password, open_client, url_of
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..protocol.signing import Signer, load_secret

@@ -86,6 +86,7 @@ class Sender:
         self._parcel: list[Entry | Order] = []
         self._waiting_bytes = 0
         self._batch = 0
+        self._again = False
         self._idle = self._full = False
         self._closing = threading.Event()
         self._giving_up = False
@@ -189,6 +190,7 @@ class Sender:
         self._parcel = parcel
         # However often it is sent, the server takes a number once.
         self._batch += 1
+        self._again = False
 
     def _send_parcel(self) -> None:
         parcel = self._parcel
@@ -199,7 +201,8 @@ class Sender:
                 parcel[0].carry_out(self._store)
             else:
                 tasks = [(e.lane, e.delay, e.fields) for e in parcel if isinstance(e, Entry)]
-                self._store.submit(self._session, self._batch, tasks)
+                again, self._again = self._again, True
+                self._store.submit(self._session, self._batch, tasks, again=again)
         except ServerUnreachable:
             raise
         except NbstreamqError as error:

@@ -218,7 +218,8 @@ class Session:
             worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
         while True:
             left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._listener.lead(is_reached, min(left, PATIENCE)):
+            soon = len(ledger) == len(self._ledgers) == 1
+            if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
                 ledger.wait(is_reached, min(left, PATIENCE))
             if is_reached():
                 return True
@@ -333,9 +334,8 @@ class Session:
             if self._state in ("foreign", "closed"):
                 return
             open_ledgers = list(self._ledgers.values())
-        if cancel:
-            for ledger in open_ledgers:
-                self._cancel(ledger, ledger.waiting())
+        for ledger in open_ledgers if cancel else ():
+            self._cancel(ledger, ledger.waiting())
         with self._lock:
             self._state = "closing"
         for ledger in open_ledgers:

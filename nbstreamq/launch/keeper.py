@@ -113,7 +113,8 @@ class _Usage:
     def _open(self) -> Wire:
         from urllib.parse import quote
 
-        from ..protocol.connection import Wire, open_client
+        from ..protocol.clients import open_client
+        from ..protocol.connection import Wire
 
         if self._wire is None:
             self._wire = Wire(open_client(f"unix://{quote(self._socket_path)}"), "", ())

@@ -1,168 +1,33 @@
-"""A URL becomes a connection; redis-py's errors become ours. The only importer of redis-py.
-
-redis-py is imported when the first connection opens: it takes longer than all of nbstreamq.
-"""
+"""One connection to the server: redis-py opens it, and from then on it is read and written here."""
 
 from __future__ import annotations
 
-import re
 import select
+import time
 from collections.abc import Sequence
 from socket import socket
-from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any
 
 from hiredis import PushNotification, Reader, pack_command
 
-from ..errors import ServerRefused, ServerUnreachable
+from ..errors import ServerUnreachable
+from ..settings import n_cores
+from .clients import REPLY_TIMEOUT, Client, ReplyError, translate, url_of
 
-if TYPE_CHECKING:
-    import redis
-
-    Client: TypeAlias = redis.Redis | redis.RedisCluster
-else:
-    Client = object  #: A redis-py client; the name is for annotations only.
-
-__all__ = [
-    "RECONNECT",
-    "REPLY_TIMEOUT",
-    "Client",
-    "Command",
-    "Wire",
-    "hide_password",
-    "open_client",
-    "url_of",
-]
+__all__ = ["RECONNECT", "Command", "Wire"]
 
 Command = tuple[Any, ...]
 
-#: Seconds to wait for a reply, beyond the time a command may block. Longer tolerates a slower
-#: server; shorter notices a cut network sooner.
-REPLY_TIMEOUT = 10.0
 #: Seconds between attempts to reach a lost server. Shorter asks it more often.
 RECONNECT = 0.2
-#: Seconds to wait for a connection.
-CONNECT_TIMEOUT = 5.0
-#: Answers of a server that will work again by itself: wait, as for a lost connection.
+#: Seconds in which an answer that comes soon is looked for again and again, instead of sleeping: to
+#: be woken takes a while. Longer costs processor time for nothing. With one core, the server would
+#: have to wait for us.
+SPIN = 0.0003 if n_cores() > 1 else 0.0
 #: Bytes read from the socket at a time, at most.
 _READ_BYTES = 2**16
 #: What the reader returns while a reply is not complete.
 _INCOMPLETE = object()
-_TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
-
-
-def hide_password(url: str) -> str:
-    """Return `url` fit for an error message or a repr."""
-    url = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
-
-
-def open_client(url: str) -> Client:
-    """Return a redis-py client for `url`; nothing is sent yet, except to a cluster or a sentinel.
-
-    Parameters
-    ----------
-    url
-        ``redis://``, ``rediss://`` (TLS), ``unix://``, the same with ``valkey`` for ``redis``;
-        ``redis+cluster://host:port``, or ``redis+sentinel://host:port,host:port/service/db``.
-
-    Raises
-    ------
-    ValueError
-        The URL is of none of these forms.
-    ServerUnreachable
-        No node of the cluster answers.
-    """
-    import redis
-
-    scheme, _, rest = url.partition("://")
-    scheme = scheme.replace("valkey", "redis")
-    options: dict[str, Any] = {
-        "socket_connect_timeout": CONNECT_TIMEOUT,
-        "socket_timeout": REPLY_TIMEOUT,
-        "protocol": 2,
-    }
-    try:
-        if scheme in ("redis+cluster", "rediss+cluster"):
-            return redis.RedisCluster.from_url(f"{scheme.partition('+')[0]}://{rest}", **options)
-        if scheme in ("redis+sentinel", "rediss+sentinel"):
-            return _sentinel_client(f"{scheme}://{rest}", options)
-        if scheme in ("redis", "rediss", "unix"):
-            return redis.Redis.from_url(f"{scheme}://{rest}", **options)
-    except (redis.RedisError, redis.RedisClusterException) as error:
-        raise _translate(error, url) from error
-    except ValueError:
-        # Not chained: the text of the cause may hold a part of the password.
-        raise ValueError(
-            f"{hide_password(url)!r} is no server address: look at its port, service and options."
-        ) from None
-    raise ValueError(
-        f"{hide_password(url)!r} is no server address. Known are redis://, rediss://, unix://,"
-        " valkey://, valkeys://, redis+cluster:// and redis+sentinel://."
-    )
-
-
-def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
-    from redis.sentinel import Sentinel
-
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
-    service, _, db = parts.path.strip("/").partition("/")
-    if not service:
-        raise ValueError("no service, as in redis+sentinel://host:port/service")
-    sentinels = []
-    for host in hosts.split(","):
-        name, _, port = host.partition(":")
-        sentinels.append((name, int(port or 26379)))
-    options |= {"db": int(db or 0), "ssl": parts.scheme.startswith("rediss")}
-    if password:
-        options |= {"username": unquote(username) or None, "password": unquote(password)}
-    manager = Sentinel(sentinels, socket_connect_timeout=CONNECT_TIMEOUT)
-    client: redis.Redis = manager.master_for(service, **options)
-    return client
-
-
-def url_of(client: Client) -> str:
-    """Return the URL under which another process reaches the server of `client`.
-
-    Raises
-    ------
-    ValueError
-        The client is made in a way that no URL says, such as by Sentinel.
-    """
-    import redis
-
-    if isinstance(client, redis.RedisCluster):
-        node = client.get_default_node()
-        known = client.get_connection_kwargs()
-        scheme = "rediss+cluster" if known.get("ssl") else "redis+cluster"
-        return f"{scheme}://{_login(known)}{node.host}:{node.port}"
-    pool = client.connection_pool
-    known = pool.connection_kwargs
-    if issubclass(pool.connection_class, redis.UnixDomainSocketConnection):
-        address, scheme, query = quote(known["path"]), "unix", f"?db={known.get('db') or 0}"
-    elif "host" in known:
-        secure = issubclass(pool.connection_class, redis.SSLConnection)
-        address = f"{known['host']}:{known.get('port', 6379)}/{known.get('db') or 0}"
-        scheme, query = "rediss" if secure else "redis", ""
-    else:
-        raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")
-    return f"{scheme}://{_login(known)}{address}{query}"
-
-
-def _login(known: dict[str, Any]) -> str:
-    if not known.get("password"):
-        return ""
-    return f"{quote(known.get('username') or '', safe='')}:{quote(known['password'], safe='')}@"
-
-
-class _ReplyError(Exception):
-    """A reply that is an error."""
-
-    @property
-    def is_about_scripts(self) -> bool:
-        return str(self).startswith("NOSCRIPT")
 
 
 class Wire:
@@ -190,13 +55,17 @@ class Wire:
         self._buffer = bytearray(_READ_BYTES)
         self._was_closed = False
 
-    def call(self, *commands: Command, timeout: float = REPLY_TIMEOUT) -> list[Any]:
+    def call(
+        self, *commands: Command, timeout: float = REPLY_TIMEOUT, soon: bool = False
+    ) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
 
         Parameters
         ----------
         timeout
             Seconds to wait for the replies. Must exceed the time a command may block.
+        soon
+            Whether they are worth looking for without sleeping.
 
         Raises
         ------
@@ -206,11 +75,11 @@ class Wire:
             The connection failed. Whether the commands were carried out is not known.
         """
         try:
-            replies = self._exchange(commands, timeout)
-            errors = [r for r in replies if type(r) is _ReplyError]
+            replies = self._exchange(commands, timeout, soon=soon)
+            errors = [r for r in replies if type(r) is ReplyError]
             if errors and any(e.is_about_scripts for e in errors):
                 replies = self._load_and_repeat(commands, replies, timeout)
-                errors = [r for r in replies if type(r) is _ReplyError]
+                errors = [r for r in replies if type(r) is ReplyError]
         except BaseException as error:
             self._give_up(error)
             raise
@@ -226,7 +95,7 @@ class Wire:
             self._give_up(error)
             raise
 
-    def wait(self, seconds: float | None, *others: socket) -> bool:
+    def wait(self, seconds: float | None, *others: socket, soon: bool = False) -> bool:
         """Wait until `receive` would return, or raise, at once; return whether it would.
 
         Parameters
@@ -235,6 +104,8 @@ class Wire:
             For how long; None: for ever.
         others
             Sockets that end the wait when they can be read; what they hold is thrown away.
+        soon
+            Whether it is worth looking without sleeping.
         """
         if self._connection is None or self._reader.has_data():
             return True
@@ -243,7 +114,9 @@ class Wire:
         poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
         for one in (self._socket, *others):
             poll.register(one, select.POLLIN)
-        ready = {number for number, _ in poll.poll(None if seconds is None else seconds * 1000)}
+        found = _spin(poll) if soon else []
+        found = found or poll.poll(None if seconds is None else seconds * 1000)
+        ready = {number for number, _ in found}
         for other in others:
             if other.fileno() in ready:
                 other.recv(4096)
@@ -259,7 +132,7 @@ class Wire:
         except BaseException as error:
             self._give_up(error)
             raise
-        if type(reply) is _ReplyError:
+        if type(reply) is ReplyError:
             raise self._refused(str(reply))
         return reply
 
@@ -278,10 +151,16 @@ class Wire:
 
         self.close()
         if isinstance(error, redis.RedisError | redis.RedisClusterException | OSError):
-            raise _translate(error, self._address()) from error
+            raise translate(error, self._address()) from error
 
-    def _exchange(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+    def _exchange(
+        self, commands: Sequence[Command], timeout: float, *, soon: bool = False
+    ) -> list[Any]:
         self._send(commands, timeout)
+        if soon:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            _spin(poll)
         return [self._read() for _ in commands]
 
     def _send(self, commands: Sequence[Command], timeout: float) -> None:
@@ -307,7 +186,7 @@ class Wire:
     ) -> list[Any]:
         """Repeat just what failed for want of its script: the others must not run twice."""
         self._load_scripts()
-        missed = [i for i, r in enumerate(replies) if type(r) is _ReplyError and r.is_about_scripts]
+        missed = [i for i, r in enumerate(replies) if type(r) is ReplyError and r.is_about_scripts]
         again = self._exchange([commands[i] for i in missed], timeout)
         for i, reply in zip(missed, again, strict=True):
             replies[i] = reply
@@ -324,7 +203,7 @@ class Wire:
         self._pool = self._find_pool()
         self._connection = self._pool.get_connection()
         self._socket = self._connection._sock  # noqa: SLF001 - it has no other name for it
-        self._reader = Reader(replyError=_ReplyError, notEnoughData=_INCOMPLETE)
+        self._reader = Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
         self._timeout = 0.0
         if self._was_closed:
             # The server may have been restarted without its scripts. If that showed in the
@@ -343,7 +222,7 @@ class Wire:
             self._client.nodes_manager.initialize()
             self.close()
             return ServerUnreachable(f"The cluster moved the queue: {text}")
-        error = _translate(_ReplyError(text), self._address())
+        error = translate(ReplyError(text), self._address())
         if isinstance(error, ServerUnreachable):
             self.close()
         return error
@@ -355,20 +234,9 @@ class Wire:
             return f"Sentinel's {self._client.connection_pool.service_name}"
 
 
-def _translate(error: Exception, address: str) -> Exception:
-    import redis
-
-    text = str(error).rstrip(".")[:300]
-    where = f" ({hide_password(address)})" if address else ""
-    login = redis.AuthenticationError | redis.exceptions.AuthorizationError
-    if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):
-        return ServerRefused(
-            f"The server{where} let us not in: {text}. Check user and password in the url."
-        )
-    is_refusal = isinstance(error, _ReplyError | redis.ResponseError)
-    if is_refusal and not text.startswith(_TEMPORARY):
-        return ServerRefused(f"The server{where} refused a command: {text}")
-    return ServerUnreachable(
-        f"The server{where} can't be reached: {text or type(error).__name__}."
-        " Is it running, and is the url right?"
-    )
+def _spin(poll: select.poll) -> list[tuple[int, int]]:
+    """Return what `poll` finds, looking for it without sleeping; empty if it takes too long."""
+    until = time.monotonic() + SPIN
+    while not (found := poll.poll(0)) and time.monotonic() < until:
+        pass
+    return found

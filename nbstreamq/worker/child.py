@@ -16,7 +16,7 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..protocol.connection import open_client
+from ..protocol.clients import open_client
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from .output import Output

@@ -22,6 +22,9 @@ from .values import Values
 
 __all__ = ["Execution"]
 
+#: Seconds after a look at what was printed in which another is not worth its time.
+STRAYS = 0.001
+
 
 class Execution:
     """Executes deliveries in the calling thread, which must be the main one.
@@ -105,6 +108,8 @@ class Execution:
 
     def strays(self) -> list[Event]:
         """Return events for what others than Python code printed since the last look."""
+        if time.monotonic() - self._output.looked < STRAYS:
+            return []
         return self.reports(self._output.collect())
 
     def started(self, task: Task) -> Event:

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 
 from ..protocol.messages import Task
@@ -82,10 +83,13 @@ class Output:
     ----------
     item
         The item of the current task that runs now.
+    looked
+        When it was last looked for, by the monotonic clock.
     """
 
     def __init__(self) -> None:
         self.item = 0
+        self.looked = 0.0
         self._tasks: list[Task] = []
         self._last: tuple[Task | None, int] = (None, 0)
         self._channels: list[_Channel] = []
@@ -137,6 +141,7 @@ class Output:
     def look(self) -> None:
         """Take in what anybody wrote to the descriptors: the running item, for all we know."""
         with self._lock:
+            self.looked = time.monotonic()
             self._flush_c(None)
             self._read(self._owner())
 

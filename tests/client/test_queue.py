@@ -15,7 +15,7 @@ from nbstreamq import (
     TaskFuture,
     TaskQueue,
 )
-from nbstreamq.protocol.connection import open_client
+from nbstreamq.protocol.clients import open_client
 
 PASSWORD = "open-sesame-42"
 

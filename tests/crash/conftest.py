@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 #: A supervisor on its own that is soon known to be silent.
 NODE = """
 import sys
-from nbstreamq.protocol.connection import open_client
+from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
 from nbstreamq.worker.supervisor import Supervisor, Timing

@@ -21,7 +21,8 @@ import pytest
 from nbstreamq.errors import ServerNotFound, ServerStartFailed, ServerUnreachable
 from nbstreamq.launch.binary import find_binary
 from nbstreamq.launch.server import ensure_server, stop_server
-from nbstreamq.protocol.connection import Wire, open_client
+from nbstreamq.protocol.clients import open_client
+from nbstreamq.protocol.connection import Wire
 from nbstreamq.settings import Settings
 
 BINARIES = {"valkey": None, "redis": "/usr/bin/redis-server"}

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import redis
 
-from nbstreamq.protocol.connection import open_client, url_of
+from nbstreamq.protocol.clients import open_client, url_of
 from nbstreamq.protocol.keys import Keys
 from nbstreamq.protocol.settlement import Settlement, Successor
 from nbstreamq.protocol.signing import Signer

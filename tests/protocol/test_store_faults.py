@@ -8,7 +8,8 @@ import pytest
 
 from nbstreamq.errors import ServerRefused, ServerUnreachable
 from nbstreamq.protocol import scripts
-from nbstreamq.protocol.connection import Wire, open_client
+from nbstreamq.protocol.clients import open_client
+from nbstreamq.protocol.connection import Wire
 from nbstreamq.protocol.keys import Keys
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.spans import parse_span

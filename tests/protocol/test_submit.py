@@ -29,6 +29,15 @@ def test_the_same_batch_sent_again_does_nothing(store, take, make_task):
     assert numbers(take()) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_first_attempt_counts_for_the_second(store, take, make_task, n):
+    """It goes another way to the server where the batch is a single task."""
+    batch = [("default", 0.0, store.encode_task(make_task(i))) for i in range(n)]
+    store.submit("s", 1, batch, again=False)
+    store.submit("s", 1, batch)
+    assert numbers(take()) == list(range(n))
+
+
 def test_an_older_batch_sent_late_does_nothing(store, take, make_task):
     store.submit("s", 2, [("default", 0.0, store.encode_task(make_task(2)))])
     store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(1)))])

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import ServerUnreachable
-from nbstreamq.protocol.connection import hide_password, open_client, url_of
+from nbstreamq.protocol.clients import hide_password, open_client, url_of
 
 
 def settings_of(url):

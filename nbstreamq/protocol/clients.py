@@ -1,0 +1,170 @@
+"""A URL becomes a client of redis-py, and its errors become ours.
+
+redis-py is imported when the first client is made: it takes longer than all of nbstreamq.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import quote, unquote, urlsplit
+
+from ..errors import ServerRefused, ServerUnreachable
+
+if TYPE_CHECKING:
+    import redis
+
+    Client: TypeAlias = redis.Redis | redis.RedisCluster
+else:
+    Client = object  #: A redis-py client; the name is for annotations only.
+
+__all__ = [
+    "REPLY_TIMEOUT",
+    "Client",
+    "ReplyError",
+    "hide_password",
+    "open_client",
+    "translate",
+    "url_of",
+]
+
+#: Seconds to wait for a reply, beyond the time a command may block. Longer tolerates a slower
+#: server; shorter notices a cut network sooner.
+REPLY_TIMEOUT = 10.0
+#: Seconds to wait for a connection.
+CONNECT_TIMEOUT = 5.0
+#: Answers of a server that will work again by itself: wait, as for a lost connection.
+_TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
+
+
+def hide_password(url: str) -> str:
+    """Return `url` fit for an error message or a repr."""
+    url = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
+
+
+def open_client(url: str) -> Client:
+    """Return a redis-py client for `url`; nothing is sent yet, except to a cluster or a sentinel.
+
+    Parameters
+    ----------
+    url
+        ``redis://``, ``rediss://`` (TLS), ``unix://``, the same with ``valkey`` for ``redis``;
+        ``redis+cluster://host:port``, or ``redis+sentinel://host:port,host:port/service/db``.
+
+    Raises
+    ------
+    ValueError
+        The URL is of none of these forms.
+    ServerUnreachable
+        No node of the cluster answers.
+    """
+    import redis
+
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.replace("valkey", "redis")
+    options: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": REPLY_TIMEOUT,
+        "protocol": 2,
+    }
+    try:
+        if scheme in ("redis+cluster", "rediss+cluster"):
+            return redis.RedisCluster.from_url(f"{scheme.partition('+')[0]}://{rest}", **options)
+        if scheme in ("redis+sentinel", "rediss+sentinel"):
+            return _sentinel_client(f"{scheme}://{rest}", options)
+        if scheme in ("redis", "rediss", "unix"):
+            return redis.Redis.from_url(f"{scheme}://{rest}", **options)
+    except (redis.RedisError, redis.RedisClusterException) as error:
+        raise translate(error, url) from error
+    except ValueError:
+        # Not chained: the text of the cause may hold a part of the password.
+        raise ValueError(
+            f"{hide_password(url)!r} is no server address: look at its port, service and options."
+        ) from None
+    raise ValueError(
+        f"{hide_password(url)!r} is no server address. Known are redis://, rediss://, unix://,"
+        " valkey://, valkeys://, redis+cluster:// and redis+sentinel://."
+    )
+
+
+def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
+    from redis.sentinel import Sentinel
+
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    service, _, db = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("no service, as in redis+sentinel://host:port/service")
+    sentinels = []
+    for host in hosts.split(","):
+        name, _, port = host.partition(":")
+        sentinels.append((name, int(port or 26379)))
+    options |= {"db": int(db or 0), "ssl": parts.scheme.startswith("rediss")}
+    if password:
+        options |= {"username": unquote(username) or None, "password": unquote(password)}
+    manager = Sentinel(sentinels, socket_connect_timeout=CONNECT_TIMEOUT)
+    client: redis.Redis = manager.master_for(service, **options)
+    return client
+
+
+def url_of(client: Client) -> str:
+    """Return the URL under which another process reaches the server of `client`.
+
+    Raises
+    ------
+    ValueError
+        The client is made in a way that no URL says, such as by Sentinel.
+    """
+    import redis
+
+    if isinstance(client, redis.RedisCluster):
+        node = client.get_default_node()
+        known = client.get_connection_kwargs()
+        scheme = "rediss+cluster" if known.get("ssl") else "redis+cluster"
+        return f"{scheme}://{_login(known)}{node.host}:{node.port}"
+    pool = client.connection_pool
+    known = pool.connection_kwargs
+    if issubclass(pool.connection_class, redis.UnixDomainSocketConnection):
+        address, scheme, query = quote(known["path"]), "unix", f"?db={known.get('db') or 0}"
+    elif "host" in known:
+        secure = issubclass(pool.connection_class, redis.SSLConnection)
+        address = f"{known['host']}:{known.get('port', 6379)}/{known.get('db') or 0}"
+        scheme, query = "rediss" if secure else "redis", ""
+    else:
+        raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")
+    return f"{scheme}://{_login(known)}{address}{query}"
+
+
+def _login(known: dict[str, Any]) -> str:
+    if not known.get("password"):
+        return ""
+    return f"{quote(known.get('username') or '', safe='')}:{quote(known['password'], safe='')}@"
+
+
+class ReplyError(Exception):
+    """A reply that is an error."""
+
+    @property
+    def is_about_scripts(self) -> bool:
+        return str(self).startswith("NOSCRIPT")
+
+
+def translate(error: Exception, address: str) -> Exception:
+    import redis
+
+    text = str(error).rstrip(".")[:300]
+    where = f" ({hide_password(address)})" if address else ""
+    login = redis.AuthenticationError | redis.exceptions.AuthorizationError
+    if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):
+        return ServerRefused(
+            f"The server{where} let us not in: {text}. Check user and password in the url."
+        )
+    is_refusal = isinstance(error, ReplyError | redis.ResponseError)
+    if is_refusal and not text.startswith(_TEMPORARY):
+        return ServerRefused(f"The server{where} refused a command: {text}")
+    return ServerUnreachable(
+        f"The server{where} can't be reached: {text or type(error).__name__}."
+        " Is it running, and is the url right?"
+    )
