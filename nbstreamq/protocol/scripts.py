@@ -14,13 +14,17 @@ from .messages import Fields
 __all__ = ["NAMES", "source", "texts"]
 
 NAMES = (
+    "append",
     "bury",
     "cancel",
+    "close",
     "everywhere",
     "heartbeat",
     "join",
+    "open",
     "promote",
     "refuse",
+    "rerun",
     "settle",
     "submit",
 )
@@ -96,3 +100,57 @@ def cancel(cancelled: str, control: str, job: str, span: str, message: Fields) -
 
 def refuse(lane: str, dead: str, entry_id: bytes, reason: str) -> Command:
     return _run("refuse", (lane, dead), (entry_id, reason, WEEK * 1000))
+
+
+def open(  # noqa: A001 - the verb of the transition
+    jobs: str,
+    job: str,
+    events: str,
+    name: str,
+    owner: str,
+    new_job: str,
+    about: bytes,
+    event: bytes,
+) -> Command:
+    return _run("open", (jobs, job, events), (name, owner, new_job, about, WEEK, event))
+
+
+def append(
+    job: str,
+    inputs: str,
+    control: str,
+    lane: str,
+    delayed: str,
+    *,
+    first: int,
+    number: int,
+    mark: str,
+    arguments: bytes,
+    delay: float,
+    task: Fields,
+) -> Command:
+    args = (first, number, mark, arguments, int(delay * 1000), WEEK, *task)
+    return _run("append", (job, inputs, control, lane, delayed), args)
+
+
+def close(job: str, events: str, items: int, event: bytes) -> Command:
+    return _run("close", (job, events), (items, event))
+
+
+def rerun(
+    job: str,
+    events: str,
+    cancelled: str,
+    lane: str,
+    *,
+    last: int,
+    this_job: str,
+    about: bytes,
+    n_failed: int,
+    n_cancelled: int,
+    event: bytes,
+    messages: list[Fields],
+) -> Command:
+    flat = [part for message in messages for part in message]
+    args = (last, this_job, about, n_failed, n_cancelled, event, len(messages[0]), *flat)
+    return _run("rerun", (job, events, cancelled, lane), args)

@@ -12,7 +12,8 @@ from ..errors import SecretMismatch, ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import Command, Wire
-from .keys import DAY, GROUP, WEEK, Keys, session_of
+from .jobs import NamedJobs
+from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
 from .replies import block_ms, stream_entries
 from .settlement import Delivery, Settlement, encode_settlements
@@ -28,7 +29,7 @@ LARGE_TIMEOUT = 60.0
 TRIM_EVERY = 100
 
 
-class Store(Supervision):
+class Store(NamedJobs, Supervision):
     """A queue on a server, through one connection. Not for two threads at once: see `clone`.
 
     Every method raises `ServerUnreachable` when the connection fails and `ServerRefused` when
@@ -49,6 +50,7 @@ class Store(Supervision):
         self._client = client
         self._signer = signer
         self._n_read = 0
+        self._asked: dict[bytes, str] = {}
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
 
@@ -168,28 +170,36 @@ class Store(Supervision):
         lanes = [name for lane in index for name in (self.keys.lane(lane), self.keys.delayed(lane))]
         self._wire.call(scripts.submit(key, self.keys.control, lanes, batch, args))
 
-    def await_events(self, session: str, after: bytes, block: float) -> None:
-        """Ask for the events after `after`, for at most `block` seconds; `events` returns them.
+    def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
+        """Ask for the next events, for at most `block` seconds; `events` returns them.
 
-        What was returned earlier is dropped from the server, now and then.
+        What was returned earlier is dropped from the session's stream, now and then.
+
+        Parameters
+        ----------
+        after
+            For the session, and each named job that is followed, the id of the last entry.
         """
-        key = self.keys.events(session)
         if self._n_read > TRIM_EVERY:
             # MINID keeps entries >= its argument: what lies before the last one that was read.
             self._n_read = 0
-            self._wire.call(("XTRIM", key, "MINID", after))
-        self._wire.send(("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS", key, after))
+            self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
+        keys = [self.keys.events(name) for name in after]
+        self._asked = dict(zip(map(str.encode, keys), after, strict=True))
+        read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")
+        self._wire.send((*read, *keys, *after.values()))
 
-    def events(self, after: bytes) -> tuple[bytes, list[Event | SignatureError]]:
-        """Return the id of the last entry, and the events that were asked for.
+    def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
+        """Return the events that were asked for; `after` then names the last entries.
 
         An entry with a wrong signature comes as the error.
         """
         entries = stream_entries(self._wire.receive())
         self._n_read += len(entries)
-        last = entries[-1][1] if entries else after
+        for key, entry_id, _ in entries:
+            after[self._asked[key]] = entry_id
         unseal = self._unseal
-        return last, [e for _, _, flat in entries for e in map(unseal, flat[::2], flat[1::2])]
+        return [e for _, _, flat in entries for e in map(unseal, flat[::2], flat[1::2])]
 
     def _unseal(self, name: bytes, sealed: bytes) -> Event | SignatureError:
         try:
@@ -347,7 +357,9 @@ class Store(Supervision):
         """Send events that settle nothing: started, output, progress."""
         commands: list[Command] = []
         for event in events:
-            key = self.keys.events(session_of(event.job))
-            commands.append(("XADD", key, "*", *event.encode(self._signer)))
-            commands.append(("EXPIRE", key, DAY))
+            key, fields = self.keys.events(session_of(event.job)), event.encode(self._signer)
+            if is_named(event.job):  # not again, if it was deleted
+                commands.append(("XADD", key, "NOMKSTREAM", "*", *fields))
+            else:
+                commands += [("XADD", key, "*", *fields), ("EXPIRE", key, DAY)]
         self._wire.call(*commands)
