@@ -48,6 +48,7 @@ class Job(Generic[T]):
         #: Submits more inputs, where they are taken as the results are; given the number taken.
         self._feed = feed
         self._next = 0
+        self._n_reruns = ledger.n_reruns
         self._lock = threading.Lock()
         self._futures: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
 
@@ -138,6 +139,11 @@ class Job(Generic[T]):
 
     def _future(self, index: int) -> TaskFuture[T]:
         with self._lock:
+            if self._n_reruns != self._ledger.n_reruns:
+                # Those that failed stay so; their items have new futures.
+                self._n_reruns = self._ledger.n_reruns
+                kept = {i: f for i, f in self._futures.items() if not _has_failed(f)}
+                self._futures = WeakValueDictionary(kept)
             future = self._futures.get(index)
             if future is None:
                 future = self._futures[index] = TaskFuture(self._session, self._ledger, index)
@@ -204,7 +210,8 @@ class Job(Generic[T]):
     @property
     def logs(self) -> dict[int, str]:
         """Index -> what the call printed so far, of those that printed."""
-        return {i: self[i].logs for i in range(len(self)) if self._ledger.log(i)}
+        texts = {i: self._ledger.output.text(i) for i in range(len(self))}
+        return {i: text for i, text in texts.items() if text}
 
     def counts(self) -> dict[State, int]:
         """Return how many calls are waiting, running, done, failed and cancelled."""
@@ -248,3 +255,7 @@ class Job(Generic[T]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)
         return f"<Job {self.id} {self._ledger.name}: {counts or 'empty'}>"
+
+
+def _has_failed(future: TaskFuture[Any]) -> bool:
+    return future.cancelled() or (future.done() and future.exception() is not None)

@@ -30,7 +30,7 @@ from .job import Job
 from .payload import Payload
 from .session import Session
 from .status import QueueStatus, WorkerStatus, queue_status
-from .submission import Feed, pace_of, send_chunks, submit_when_done
+from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
 
 __all__ = ["TaskFunction", "TaskQueue"]
 
@@ -139,7 +139,8 @@ class TaskQueue(Executor):
                 session, ledger, function, data=data, needed=needed, options=self._options
             )
         else:
-            session.submit(ledger, function, payload, self._options)
+            task = task_of(ledger, function, payload, self._options)
+            submit(session, ledger, task, self._options.delay)
         return future
 
     def map(
