@@ -14,6 +14,7 @@ from ..protocol.states import State
 from .frame import frame_of
 from .future import TaskFuture
 from .ledger import Ledger
+from .rerun import rerun
 from .session import Session
 
 __all__ = ["Job"]
@@ -190,8 +191,8 @@ class Job(Generic[T]):
 
     @property
     def name(self) -> str:
-        """Name of the function."""
-        return self._ledger.name
+        """The name it was given, else that of the function."""
+        return self._ledger.title or self._ledger.name
 
     @property
     def ledger(self) -> Ledger:
@@ -240,6 +241,31 @@ class Job(Generic[T]):
     def done(self) -> bool:
         """Return whether all calls are over."""
         return self._ledger.is_over
+
+    def retry_failed(self, fn: Callable[..., Any] | None = None) -> Job[T]:
+        """Run the calls that failed once more: the same job, the same order.
+
+        Parameters
+        ----------
+        fn
+            A mended function, called with the same arguments; None: the same one.
+
+        Returns
+        -------
+        Job
+            This one. Futures of calls that had failed stay as they are; ``job[i]`` is a new one.
+
+        Raises
+        ------
+        NbstreamqError
+            The arguments of a call are not kept any more.
+
+        Examples
+        --------
+        >>> job.retry_failed(mended).result()  # doctest: +SKIP
+        """
+        rerun(self._session, self._ledger, {State.FAILED}, fn)
+        return self
 
     def cancel(self) -> bool:
         """Cancel all calls that are not over; return whether there were any."""

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import NbstreamqError
 from ..objects.outcomes import load_outcomes
-from ..protocol.messages import Event
+from ..protocol.messages import Event, Options
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
 from .annotation import annotate
@@ -56,6 +56,11 @@ class Ledger:
     n_over = 0
     #: How often items that had ended were run again.
     n_reruns = 0
+    #: The name that people gave the job; empty: none.
+    title = ""
+    options = Options()
+    #: The last entry of a named job's events that was read.
+    position = b"0"
     #: Whether more items may come.
     growing = False
     #: Called after each change: who reads events waits for more than those.
@@ -180,12 +185,21 @@ class Ledger:
 
     # -- writing -------------------------------------------------------------------------------
 
+    def delay(self) -> str:
+        """Return why nothing more may happen, if that is not for want of a worker."""
+        return ""
+
     def expects(self, event: Event) -> bool:
         """Return whether the event concerns items that there are."""
         return event.n + event.span[-1].stop <= len(self)
 
     def rerun(self, chosen: Iterable[int]) -> None:
         """Have items that failed, or were cancelled, wait again; others are left as they are."""
+        self._reopen(chosen)
+        self.n_reruns += 1
+        self._tell()
+
+    def _reopen(self, chosen: Iterable[int]) -> None:
         with self._lock:
             for item in chosen:
                 if self._states[item] in (_FAILED, _CANCELLED):
@@ -193,8 +207,6 @@ class Ledger:
                     self.n_over -= 1
                     (self._errors or {}).pop(item, None)
                     (self._unread or {}).pop(item, None)
-            self.n_reruns += 1
-        self._tell()
 
     def begin(self, payload: Payload) -> None:
         """Have just the items of `payload`; those there were have not been sent."""
@@ -382,7 +394,7 @@ class Ledger:
             self.wake()
         call_all(callbacks)
 
-    _ACTIONS = {  # noqa: RUF012 - a table of methods, never changed
+    _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
         "cancelled": _cancelled,
         "finished": _finished,
         "lost": _again,

@@ -134,9 +134,10 @@ class Listener:
         """Read the events of a named job behind the entry `after`, from the next request on."""
         self._changes.append((job, after))
 
-    def unfollow(self, job: str) -> None:
-        """Read the events of a named job no more."""
+    def unfollow(self, job: str) -> bytes:
+        """Read the events of a named job no more; return the last entry that was read."""
         self._changes.append((job, None))
+        return self._after.get(job, b"0")
 
     def _apply_changes(self) -> None:
         while self._changes:

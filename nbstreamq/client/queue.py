@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -13,22 +12,19 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..current import host
 from ..errors import NbstreamqError
-from ..launch.local import LocalWorkers
-from ..launch.server import ensure_server
 from ..objects.functions import name_of
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
-from ..protocol.clients import Client, hide_password, open_client, url_of
+from ..protocol.clients import Client, hide_password
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
-from ..protocol.signing import Signer, load_secret
-from ..protocol.store import Store
-from ..settings import Settings, n_cores
+from ..settings import n_cores
 from .checks import check_map, check_options
 from .future import TaskFuture
 from .job import Job
+from .named import Definition, attach, map_named
+from .opening import open_session
 from .payload import Payload
-from .session import Session
 from .status import QueueStatus, WorkerStatus, queue_status
 from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
 
@@ -83,26 +79,7 @@ class TaskQueue(Executor):
         workers: int | Literal["auto"] = "auto",
         secret: str | None = None,
     ) -> None:
-        settings = Settings.from_environment()
-        if client is not None and url is not None:
-            raise ValueError("Give TaskQueue a url or a client, not both.")
-        address = url_of(client) if client is not None else (url or settings.url)
-        embedded = address is None
-        secret = secret or load_secret(settings)
-        self._url = address or ensure_server(settings)
-        self._embedded = embedded
-        store = Store(client or open_client(self._url), name, Signer(secret, name))
-        store.check_secret()
-        default = n_cores() if embedded else None
-        n_workers = default if workers == "auto" else workers
-        session = uuid.uuid4().hex[:12]
-        self._session = Session(
-            store,
-            LocalWorkers(self._url, name, secret, session, settings),
-            n_workers,
-            revive=functools.partial(ensure_server, settings) if embedded else None,
-            session=session,
-        )
+        self._session, self._url, self._embedded = open_session(name, url, client, workers, secret)
         self._options = Options()
         self.name = name
 
@@ -151,6 +128,8 @@ class TaskQueue(Executor):
         timeout: float | None = None,
         chunksize: int | Literal["auto"] = "auto",
         buffersize: int | None = None,
+        name: str | None = None,
+        replace: bool = False,
     ) -> Job[T]:
         """Call `fn` on every item in the workers; results come in input order.
 
@@ -170,18 +149,32 @@ class TaskQueue(Executor):
             as the results are, so they may be endless; results can be iterated once. None: all
             inputs are submitted now.
 
+        name
+            Keeps the job on the server, whoever else lives: the same call again, in another kernel
+            or next week, finds it, and runs only what is missing, failed or was cancelled. See
+            `attach`. It is forgotten a week after the last of its calls.
+        replace
+            Forget a job that has the name already, and begin anew.
+
         Raises
         ------
         NotPicklable
             The function or an item can't travel; nothing more is submitted, the rest is cancelled.
+        JobChanged
+            The job of that name has another function, or other inputs.
         """
-        check_map(iterables, chunksize, buffersize)
+        check_map(iterables, chunksize, buffersize, name)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn)
-        ledger = session.open_ledger(fn, function.name, self._lane())
-        ledger.growing = True
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
+        if name is not None:
+            made = Definition(name, self._lane(), self._options, deadline)
+            return map_named(
+                session, fn, function, iterables, definition=made, pace=pace, anew=replace
+            )
+        ledger = session.open_ledger(fn, function.name, self._lane())
+        ledger.growing, ledger.options = True, self._options
         sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
         feed = None
         if buffersize is None:
@@ -271,6 +264,21 @@ class TaskQueue(Executor):
         session.everywhere(ledger, function, data)
         session.wait_until(ledger, lambda: not ledger.growing, None)
         return Job(session, ledger)
+
+    def attach(self, name: str) -> Job[Any]:
+        """Return the named job, made by whichever kernel on whichever machine, as it is now.
+
+        Examples
+        --------
+        >>> job = q.attach("sweep")  # doctest: +SKIP
+        >>> job.retry_failed(mended).result()  # doctest: +SKIP
+
+        Raises
+        ------
+        JobNotFound
+            There is none of that name.
+        """
+        return attach(self._session, name)
 
     # -- workers -------------------------------------------------------------------------------
 

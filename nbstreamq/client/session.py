@@ -236,7 +236,8 @@ class Session:
             workers = self.ask(Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
-        return workers, reason_for_delay(workers, self._store.keys.queue, ledger.lane)
+        reason = reason_for_delay(workers, self._store.keys.queue, ledger.lane)
+        return workers, reason or ledger.delay()
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -276,7 +277,7 @@ class Session:
             return
         with self._lock:
             if self._ledgers.pop(ledger.job, None) and is_named(ledger.job):
-                self._listener.unfollow(ledger.job)
+                ledger.position = self._listener.unfollow(ledger.job)
             last = self._state == "closing" and not self._ledgers
         if last:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()

@@ -14,7 +14,7 @@ from ..errors import ServerRefused, SignatureError
 from . import scripts
 from .connection import Wire
 from .keys import Keys
-from .messages import Event, Fields
+from .messages import Control, Event, Fields
 from .signing import Signer
 from .spans import Span, size
 
@@ -123,6 +123,11 @@ class NamedJobs:
             expires=ttl / 1000 if ttl >= 0 else None,
         )
 
+    def has_open_jobs(self) -> bool:
+        """Return whether there is a named job that is not over."""
+        records = map(self.job_record, self.job_names().values())
+        return any(record is not None and not record.is_over for record in records)
+
     def job_bytes(self, job: str) -> int | None:
         """Return how much memory the server needs for a job; None if it does not tell."""
         keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
@@ -147,6 +152,11 @@ class NamedJobs:
                 except SignatureError:
                     continue
         return (entries[-1][0] if entries else after), events
+
+    def last_event(self, job: str) -> bytes:
+        """Return the id of the newest entry of a job's events."""
+        newest = self._wire.call(("XREVRANGE", self.keys.events(job), "+", "-", "COUNT", 1))[0]
+        return newest[0][0] if newest else b"0"
 
     def job_inputs(self, job: str, first: int) -> bytes | None:
         """Return the pickled items of the chunk that begins with item `first`."""
@@ -233,12 +243,14 @@ class NamedJobs:
             keys.events(record.id),
             keys.cancelled,
             keys.lane(lane),
+            keys.control,
             last=record.n_reruns,
             this_job=record.id,
             about=self._about(record.id, record.about),
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
             event=self._event("rerun", record.id, span=span),
+            order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
         )
         return int(self._wire.call(command)[0])

@@ -142,6 +142,7 @@ def rerun(
     events: str,
     cancelled: str,
     lane: str,
+    control: str,
     *,
     last: int,
     this_job: str,
@@ -149,8 +150,10 @@ def rerun(
     n_failed: int,
     n_cancelled: int,
     event: bytes,
+    order: Fields,
     messages: list[Fields],
 ) -> Command:
     flat = [part for message in messages for part in message]
-    args = (last, this_job, about, n_failed, n_cancelled, event, len(messages[0]), *flat)
-    return _run("rerun", (job, events, cancelled, lane), args)
+    sizes = (len(messages[0]) if messages else 1, len(order))
+    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, *order, *flat)
+    return _run("rerun", (job, events, cancelled, lane, control), args)

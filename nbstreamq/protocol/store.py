@@ -225,6 +225,8 @@ class Store(NamedJobs, Supervision):
         keys = self.keys
         text = format_span(span)
         self._wire.call(scripts.cancel(keys.cancelled, keys.control, job, text, message))
+        if is_named(job):  # others follow it, too
+            self.publish([Event(kind="cancelled", job=job, n=0, span=newly, worker="")])
 
     def everywhere(self, names: Sequence[str], tasks: Sequence[Task]) -> bool:
         """Send a task to each worker, and the last of `tasks` to those that join later.

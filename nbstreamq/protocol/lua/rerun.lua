@@ -3,6 +3,7 @@
 -- KEYS[2] events (stream)
 -- KEYS[3] cancelled (hash)
 -- KEYS[4] lane (stream)
+-- KEYS[5] control (stream)
 -- ARGV[1] number of the last rerun
 -- ARGV[2] job
 -- ARGV[3] about
@@ -10,7 +11,8 @@
 -- ARGV[5] how many were cancelled: all that are
 -- ARGV[6] the sealed event
 -- ARGV[7] number of fields and values of a task
--- ARGV[8..] the tasks
+-- ARGV[8] number of fields and values of the order to supervisors
+-- ARGV[9..] the order; the tasks
 -- Returns 1; 0 if somebody else was first; -1 while cancelled items still lie in a lane
 if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
   return 0
@@ -25,9 +27,10 @@ redis.call('HSET', KEYS[1], 'about', ARGV[3])
 if tonumber(ARGV[5]) > 0 then
   redis.call('HDEL', KEYS[3], ARGV[2])
 end
+local first = 9 + ARGV[8]
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 9, first - 1))
 redis.call('XADD', KEYS[2], '*', 'event', ARGV[6])
-local size = tonumber(ARGV[7])
-for first = 8, #ARGV, size do
-  redis.call('XADD', KEYS[4], '*', unpack(ARGV, first, first + size - 1))
+for at = first, #ARGV, tonumber(ARGV[7]) do
+  redis.call('XADD', KEYS[4], '*', unpack(ARGV, at, at + ARGV[7] - 1))
 end
 return 1
