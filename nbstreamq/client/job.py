@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from ..protocol.states import State
 from .frame import frame_of
 from .future import TaskFuture
+from .keeping import delete, keep
 from .ledger import Ledger
 from .rerun import rerun
 from .session import Session
@@ -162,6 +163,7 @@ class Job(Generic[T]):
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger, n_seen = self._ledger, 0
         ended = ledger.ended()
+        seen: set[int] = set()  # an item that is run again ends again
         while n_seen < len(ended) or not ledger.is_over:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._session.wait_until(
@@ -171,7 +173,9 @@ class Job(Generic[T]):
             for span in ended[n_seen:]:
                 n_seen += 1
                 for index in span:
-                    yield self._future(index)
+                    if index not in seen and ledger.has_ended(index):
+                        seen.add(index)
+                        yield self._future(index)
 
     # -- asyncio -------------------------------------------------------------------------------
 
@@ -266,6 +270,14 @@ class Job(Generic[T]):
         """
         rerun(self._session, self._ledger, {State.FAILED}, fn)
         return self
+
+    def keep(self) -> None:
+        """Keep this named job until it is deleted; others are forgotten after a week of rest."""
+        keep(self._session, self._ledger)
+
+    def delete(self) -> None:
+        """Forget this named job and its results, everywhere; what is not done is cancelled."""
+        delete(self._session, self._ledger)
 
     def cancel(self) -> bool:
         """Cancel all calls that are not over; return whether there were any."""

@@ -289,12 +289,6 @@ class Ledger:
                 if self._states[event.n + item] < _DONE:
                     self._states[event.n + item] = code
 
-    def _printed(self, event: Event) -> None:
-        self.output.add_text(event)
-
-    def _progressed(self, event: Event) -> None:
-        self.output.add_progress(event)
-
     def _cancelled(self, event: Event) -> None:
         self.cancel(event.n + item for item in items(event.span))
 
@@ -398,8 +392,8 @@ class Ledger:
         "cancelled": _cancelled,
         "finished": _finished,
         "lost": _again,
-        "output": _printed,
-        "progress": _progressed,
+        "output": lambda self, event: self.output.add_text(event),
+        "progress": lambda self, event: self.output.add_progress(event),
         "retried": _again,
         "started": _started,
     }

@@ -13,11 +13,11 @@ from ..objects.identity import identity, inputs_digest
 from ..objects.payloads import dump
 from ..protocol.jobs import Chunk, JobRecord
 from ..protocol.messages import Options
-from ..protocol.spans import EVERYTHING
 from ..protocol.states import State
 from ..protocol.store import Store
 from .chunks import Pace, chunks
 from .job import Job
+from .keeping import forget
 from .named_ledger import NamedLedger
 from .payload import Payload
 from .rerun import catch_up, rerun
@@ -25,7 +25,7 @@ from .sender import Order
 from .session import Session
 from .submission import task_of
 
-__all__ = ["Definition", "attach", "delete", "map_named"]
+__all__ = ["Definition", "attach", "map_named"]
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ def map_named(
     fn: Callable[..., T],
     function: FunctionPickle,
     iterables: tuple[Iterable[Any], ...],
-    *,
     definition: Definition,
+    *,
     pace: Pace,
     anew: bool,
 ) -> Job[T]:
@@ -67,7 +67,7 @@ def map_named(
     }
     record = session.ask(lambda store: store.find_job(name))
     if record is not None and anew:
-        delete(session, name, record.id)
+        forget(session, name, record.id)
         record = None
     if record is None:
         record = _open(session, name, about)
@@ -116,12 +116,6 @@ def _open(session: Session, name: str, about: dict[str, Any]) -> JobRecord:
         raise JobNotFound(f"Job {name!r} was deleted while it was being made. Make it again.")
     found: JobRecord = record
     return found
-
-
-def delete(session: Session, name: str, job: str) -> None:
-    """Forget the job with the id `job`; what of it waits or runs is cancelled."""
-    session.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
-    session.ask(lambda store: store.delete_job(name, job))
 
 
 def _ledger_of(

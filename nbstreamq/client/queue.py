@@ -22,10 +22,9 @@ from ..settings import n_cores
 from .checks import check_map, check_options
 from .future import TaskFuture
 from .job import Job
-from .named import Definition, attach, map_named
 from .opening import open_session
 from .payload import Payload
-from .status import QueueStatus, WorkerStatus, queue_status
+from .status import JobStatus, QueueStatus, WorkerStatus, job_statuses, queue_status
 from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
 
 __all__ = ["TaskFunction", "TaskQueue"]
@@ -145,14 +144,11 @@ class TaskQueue(Executor):
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
         buffersize
-            Most items that are submitted and not yet taken by the iteration: the inputs are taken
-            as the results are, so they may be endless; results can be iterated once. None: all
-            inputs are submitted now.
-
+            Most items that are submitted and not yet taken by the iteration, which takes the inputs
+            along: they may be endless; results can be iterated once. None: no bound.
         name
-            Keeps the job on the server, whoever else lives: the same call again, in another kernel
-            or next week, finds it, and runs only what is missing, failed or was cancelled. See
-            `attach`. It is forgotten a week after the last of its calls.
+            Keeps the job on the server, whoever lives: the same call again, in another kernel or
+            next week, finds it, and runs only what is missing, failed or was cancelled.
         replace
             Forget a job that has the name already, and begin anew.
 
@@ -169,10 +165,10 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
         if name is not None:
-            made = Definition(name, self._lane(), self._options, deadline)
-            return map_named(
-                session, fn, function, iterables, definition=made, pace=pace, anew=replace
-            )
+            from .named import Definition, map_named  # needs cloudpickle: slow to import
+
+            what = Definition(name, self._lane(), self._options, deadline)
+            return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
         ledger = session.open_ledger(fn, function.name, self._lane())
         ledger.growing, ledger.options = True, self._options
         sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
@@ -278,6 +274,8 @@ class TaskQueue(Executor):
         JobNotFound
             There is none of that name.
         """
+        from .named import attach
+
         return attach(self._session, name)
 
     # -- workers -------------------------------------------------------------------------------
@@ -310,6 +308,10 @@ class TaskQueue(Executor):
                 )
             ),
         )
+
+    def jobs(self) -> list[JobStatus]:
+        """Return the named jobs of the queue, the newest first: whoever made them."""
+        return cast("list[JobStatus]", self._session.ask(job_statuses))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import JobChanged, JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
-from ..objects.identity import identity
 from ..protocol.jobs import JobRecord
 from ..protocol.messages import Event, Options, Task
 from ..protocol.spans import span_of
@@ -137,6 +136,8 @@ def _with_function(
     about = record.about
     if fn is None:
         return record, FunctionPickle(about["fn"], b"", about["function"])
+    from ..objects.identity import identity  # needs cloudpickle, which is slow to import
+
     function = session.pickle_function(fn)
     identities = {*about["identities"], identity(fn)}
     changes = {"fn": function.digest, "function": function.name, "identities": sorted(identities)}

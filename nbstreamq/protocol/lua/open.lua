@@ -17,7 +17,9 @@ if owner ~= ARGV[2] then
   return 0
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-redis.call('HSET', KEYS[2], 'about', ARGV[4], 'made', redis.call('TIME')[1], 'n', 0, 'run', 0)
+local time = redis.call('TIME')
+local made = time[1] + time[2] / 1000000
+redis.call('HSET', KEYS[2], 'about', ARGV[4], 'made', made, 'n', 0, 'run', 0)
 redis.call('XADD', KEYS[3], '*', 'event', ARGV[6])
 redis.call('EXPIRE', KEYS[2], ARGV[5])
 redis.call('EXPIRE', KEYS[3], ARGV[5])

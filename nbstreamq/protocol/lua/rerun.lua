@@ -29,6 +29,7 @@ if tonumber(ARGV[5]) > 0 then
 end
 local first = 9 + ARGV[8]
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 9, first - 1))
+redis.call('EXPIRE', KEYS[5], 86400)
 redis.call('XADD', KEYS[2], '*', 'event', ARGV[6])
 for at = first, #ARGV, tonumber(ARGV[7]) do
   redis.call('XADD', KEYS[4], '*', unpack(ARGV, at, at + ARGV[7] - 1))
