@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -172,14 +173,9 @@ class TaskQueue(Executor):
         ledger = session.open_ledger(fn, function.name, self._lane())
         ledger.growing, ledger.options = True, self._options
         sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
-        feed = None
-        if buffersize is None:
-            for _ in sends:
-                pass
-        else:
-            feed = Feed(session, ledger, sends, buffersize)
-            feed()
-        return Job(session, ledger, deadline=deadline, feed=feed)
+        feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
+        feed()
+        return Job(session, ledger, deadline=deadline, feed=feed if buffersize else None)
 
     @overload
     def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...
