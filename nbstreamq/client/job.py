@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from socket import gethostname
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -270,6 +271,11 @@ class Job(Generic[T]):
         """
         rerun(self._session, self._ledger, {State.FAILED}, fn)
         return self
+
+    def add_worker(self) -> None:
+        """Start one more local worker than there is, whichever kernel started those."""
+        workers, _ = self.survey()
+        self._session.scale(1 + sum(d.get("host") == gethostname() for d in workers.values()))
 
     def keep(self) -> None:
         """Keep this named job until it is deleted; others are forgotten after a week of rest."""

@@ -25,7 +25,7 @@ from .future import TaskFuture
 from .job import Job
 from .opening import open_session
 from .payload import Payload
-from .status import JobStatus, QueueStatus, WorkerStatus, job_statuses, queue_status
+from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
 from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
 
 __all__ = ["TaskFunction", "TaskQueue"]
@@ -305,9 +305,9 @@ class TaskQueue(Executor):
             ),
         )
 
-    def jobs(self) -> list[JobStatus]:
+    def jobs(self) -> JobList:
         """Return the named jobs of the queue, the newest first: whoever made them."""
-        return cast("list[JobStatus]", self._session.ask(job_statuses))
+        return cast("JobList", self._session.ask(job_statuses))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from ..protocol.keys import LANES
 from ..protocol.store import Store
 
-__all__ = ["JobStatus", "LaneStatus", "QueueStatus", "WorkerStatus", "job_statuses", "queue_status"]
+__all__ = [
+    "JobList",
+    "JobStatus",
+    "LaneStatus",
+    "QueueStatus",
+    "WorkerStatus",
+    "job_statuses",
+    "queue_status",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +93,22 @@ class JobStatus:
         return "cancelled" if self.cancelled else "done"
 
 
-def job_statuses(store: Store) -> list[JobStatus]:
+class JobList(list[JobStatus]):
+    """Named jobs, a line each."""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{job.name}  {job.state}: {job.done} of {job.submitted} done, {job.failed} failed,"
+            f" {job.cancelled} cancelled  {job.function}()"
+            for job in self
+        ]
+        return "\n".join(lines) or "no named jobs"
+
+
+def job_statuses(store: Store) -> JobList:
     """Return the named jobs, the newest first."""
     found = [store.job_record(job) for job in store.job_names().values()]
-    return [
+    return JobList(
         JobStatus(
             name=record.name,
             function=record.about["function"],
@@ -102,7 +122,7 @@ def job_statuses(store: Store) -> list[JobStatus]:
             size_bytes=store.job_bytes(record.id),
         )
         for record in sorted(filter(None, found), key=lambda record: -record.made)
-    ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
