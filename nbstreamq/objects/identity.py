@@ -6,8 +6,10 @@ numbers, and marks of the process. Here only what it does counts: its code and w
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import types
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ __all__ = ["identity", "inputs_digest"]
 _DIGEST_BYTES = 16
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
+#: Instructions that say how the others are carried out.
+_FILLING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"})
 
 
 def identity(value: object) -> str:
@@ -83,7 +87,26 @@ class _IdentityPickler(Pickler):
 def _code_state(code: types.CodeType) -> Any:
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    return code.co_code, code.co_consts, names, counts
+    return _steps(code), code.co_consts, names, counts
+
+
+def _steps(code: types.CodeType) -> list[tuple[str, Any]]:
+    """Return the instructions, without what depends on where the code stands.
+
+    A call of ``time.sleep`` is compiled in one way where `time` is imported in the same file, and
+    in another one in a notebook.
+    """
+    kept = [i for i in dis.get_instructions(code) if i.opname not in _FILLING]
+    offsets = [i.offset for i in kept]
+    jumps = {*dis.hasjrel, *dis.hasjabs}
+
+    def argument(i: dis.Instruction) -> Any:
+        if i.opcode in jumps:
+            return bisect_left(offsets, i.argval)
+        return i.argval if isinstance(i.argval, str) else i.arg
+
+    names = ("LOAD_ATTR" if i.opname == "LOAD_METHOD" else i.opname for i in kept)
+    return list(zip(names, map(argument, kept), strict=True))
 
 
 def _function_state(fn: types.FunctionType) -> Any:

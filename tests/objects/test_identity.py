@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nbstreamq
+from nbstreamq.objects.identity import identity
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 BASE = '''
@@ -87,6 +90,17 @@ def identities(tmp_path):
 
 def test_the_same_in_every_process_wherever_it_stands(identities):
     assert len(set(identities({}, {}, {"line": "# a line more"}))) == 1
+
+
+def test_the_same_in_a_script_and_in_a_notebook_s_cells():
+    """Where a module is imported in the same file, calls into it are compiled otherwise."""
+    source = "def nap(x):\n    while x:\n        x = time.sleep(x) or time.time() > 3\n    return x"
+    script: dict[str, Any] = {}
+    exec(f"import time\n{source}", script)
+    cells: dict[str, Any] = {"time": time}
+    exec(source, cells)
+    assert script["nap"].__code__.co_code != cells["nap"].__code__.co_code
+    assert identity(script["nap"]) == identity(cells["nap"])
 
 
 def test_another_after_any_change(identities):

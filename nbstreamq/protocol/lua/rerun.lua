@@ -21,8 +21,8 @@ if tonumber(redis.call('HGET', KEYS[1], 'cancelled') or '0') < tonumber(ARGV[5])
   return -1
 end
 redis.call('HINCRBY', KEYS[1], 'run', 1)
-redis.call('HINCRBY', KEYS[1], 'failed', -ARGV[4])
-redis.call('HINCRBY', KEYS[1], 'cancelled', -ARGV[5])
+redis.call('HINCRBY', KEYS[1], 'failed', 0 - ARGV[4])
+redis.call('HINCRBY', KEYS[1], 'cancelled', 0 - ARGV[5])
 redis.call('HSET', KEYS[1], 'about', ARGV[3])
 if tonumber(ARGV[5]) > 0 then
   redis.call('HDEL', KEYS[3], ARGV[2])
