@@ -20,6 +20,7 @@ from ..protocol.clients import Client, hide_password
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..settings import n_cores
+from .cache import recall
 from .checks import check_map, check_options
 from .future import TaskFuture
 from .job import Job
@@ -115,7 +116,7 @@ class TaskQueue(Executor):
             submit_when_done(
                 session, ledger, function, data=data, needed=needed, options=self._options
             )
-        else:
+        elif not self._options.cache or not recall(session, ledger, fn, (args, kwargs), future):
             task = task_of(ledger, function, payload, self._options)
             submit(session, ledger, task, self._options.delay)
         return future
@@ -201,6 +202,7 @@ class TaskQueue(Executor):
         time_limit: float | None = None,
         lane: str | None = None,
         delay: float | None = None,
+        cache: bool | None = None,
     ) -> TaskQueue:
         """Return this queue with other defaults; what is not given stays.
 
@@ -218,6 +220,9 @@ class TaskQueue(Executor):
             (``nbstreamq worker --lane gpu``).
         delay
             Seconds before a call may start.
+        cache
+            Keep the results of `submit` for a week: the same function with the same arguments is
+            not run again, by whoever.
         """
         given: dict[str, Any] = {
             "retries": retries,
@@ -225,6 +230,7 @@ class TaskQueue(Executor):
             "time_limit": time_limit,
             "lane": lane,
             "delay": delay,
+            "cache": cache,
         }
         changes = {key: value for key, value in given.items() if value is not None}
         check_options(changes)
