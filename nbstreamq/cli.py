@@ -1,4 +1,4 @@
-"""The command line: ``nbstreamq worker URL -n 4``."""
+"""The command line: ``nbstreamq worker URL -n 4``, ``nbstreamq secret``."""
 
 from __future__ import annotations
 
@@ -46,8 +46,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LANE",
         help="serve this lane; may be repeated, most urgent first; default: all but the tags",
     )
+    worker.add_argument(
+        "--insecure",
+        action="store_true",
+        help="sign with this machine's key file, though other machines can reach the server",
+    )
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
+    secret = commands.add_parser("secret", help="print a new secret, to be set everywhere")
+    secret.set_defaults(run=_print_secret)
     return parser
 
 
@@ -58,6 +65,12 @@ def _count(text: str) -> int:
     return n
 
 
+def _print_secret(_options: argparse.Namespace) -> None:
+    from .protocol.trust import new_secret
+
+    print(new_secret())
+
+
 def _run_workers(options: argparse.Namespace) -> None:
     # Heavy imports come here: --help is quick; and before the fork: workers are warm.
     import cloudpickle  # noqa: F401
@@ -66,14 +79,16 @@ def _run_workers(options: argparse.Namespace) -> None:
     from .launch.server import ensure_server
     from .protocol.clients import open_client
     from .protocol.keys import LANES, NESTED
-    from .protocol.signing import Signer, load_secret
+    from .protocol.signing import Signer
     from .protocol.store import Store
+    from .protocol.trust import choose_secret
     from .worker.door import Door
     from .worker.supervisor import Supervisor
 
     settings = Settings.from_environment()
-    url = options.url or settings.url or ensure_server(settings)
-    secret = load_secret(settings)
+    address = options.url or settings.url
+    secret = choose_secret(settings, address, insecure=options.insecure)
+    url = address or ensure_server(settings)
     store = Store(open_client(url), options.queue, Signer(secret, options.queue))
     lanes = (*options.lanes, *NESTED) if options.lanes else LANES
     supervisor = Supervisor(

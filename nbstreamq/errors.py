@@ -12,6 +12,7 @@
     ├── NotPicklable                a function or an argument can't travel; TypeError
     ├── SignatureError              a message that this queue's secret did not sign; ValueError
     ├── SecretMismatch              this process has another secret than the queue; PermissionError
+    ├── SecretMissing               a networked server, and no secret was given; PermissionError
     └── TaskError                   concerns one task, named in ``.task``
         ├── RemoteError             an exception that couldn't be pickled, as text
         ├── ResultNotPicklable      the task ran, its result can't travel; TypeError
@@ -36,6 +37,7 @@ __all__ = [
     "RemoteError",
     "ResultNotPicklable",
     "SecretMismatch",
+    "SecretMissing",
     "ServerError",
     "ServerNotFound",
     "ServerRefused",
@@ -86,6 +88,10 @@ class SignatureError(NbstreamqError, ValueError):
 
 class SecretMismatch(NbstreamqError, PermissionError):
     """The queue was made with another secret than this process has."""
+
+
+class SecretMissing(NbstreamqError, PermissionError):
+    """Other machines can reach the server, and no secret was given; nothing was sent."""
 
 
 class TaskError(NbstreamqError):

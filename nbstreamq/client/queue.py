@@ -21,8 +21,9 @@ from ..objects.references import Ref, collecting
 from ..protocol.clients import Client, hide_password, open_client, url_of
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
-from ..protocol.signing import Signer, load_secret
+from ..protocol.signing import Signer
 from ..protocol.store import Store
+from ..protocol.trust import choose_secret
 from ..settings import Settings, n_cores
 from .checks import check_map, check_options
 from .future import TaskFuture
@@ -59,9 +60,13 @@ class TaskQueue(Executor):
     secret
         Signs all messages; clients and workers need the same. None: ``$NBSTREAMQ_SECRET``, else a
         key file in the data folder, made at first use.
+    insecure
+        Whether that key file will do for a server that other machines can reach.
 
     Raises
     ------
+    SecretMissing
+        Other machines can reach the server, and no secret was given; nothing was sent.
     ServerError
         There is no server, or it can't be reached.
     SecretMismatch
@@ -82,13 +87,14 @@ class TaskQueue(Executor):
         client: Client | None = None,
         workers: int | Literal["auto"] = "auto",
         secret: str | None = None,
+        insecure: bool = False,
     ) -> None:
         settings = Settings.from_environment()
         if client is not None and url is not None:
             raise ValueError("Give TaskQueue a url or a client, not both.")
         address = url_of(client) if client is not None else (url or settings.url)
         embedded = address is None
-        secret = secret or load_secret(settings)
+        secret = choose_secret(settings, address, secret=secret, insecure=insecure)
         self._url = address or ensure_server(settings)
         self._embedded = embedded
         store = Store(client or open_client(self._url), name, Signer(secret, name))

@@ -23,6 +23,7 @@ __all__ = [
     "Client",
     "ReplyError",
     "hide_password",
+    "host_of",
     "open_client",
     "translate",
     "url_of",
@@ -88,6 +89,19 @@ def open_client(url: str) -> Client:
     )
 
 
+def host_of(url: str) -> str | None:
+    """Return the host that `url` leads to, or ``""`` for a socket of this machine.
+
+    None for a cluster or a Sentinel: they say themselves where the data are.
+    """
+    if "+" in url.partition("://")[0]:
+        return None
+    with open_client(url) as client:  # redis-py's own reading of the url; nothing is sent
+        pool: Any = client.connection_pool
+    known = pool.connection_kwargs
+    return "" if "path" in known else str(known.get("host", "localhost"))
+
+
 def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     from redis.sentinel import Sentinel
 
@@ -130,7 +144,8 @@ def url_of(client: Client) -> str:
         address, scheme, query = quote(known["path"]), "unix", f"?db={known.get('db') or 0}"
     elif "host" in known:
         secure = issubclass(pool.connection_class, redis.SSLConnection)
-        address = f"{known['host']}:{known.get('port', 6379)}/{known.get('db') or 0}"
+        host = f"[{known['host']}]" if ":" in known["host"] else known["host"]
+        address = f"{host}:{known.get('port', 6379)}/{known.get('db') or 0}"
         scheme, query = "rediss" if secure else "redis", ""
     else:
         raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")

@@ -74,8 +74,7 @@ class Store(Supervision):
         if theirs != mine:
             raise SecretMismatch(
                 f"Queue {self.keys.queue!r} was made with another secret than this process has."
-                " Give both the same: set NBSTREAMQ_SECRET to the same value, or copy the key file"
-                " ~/.local/share/nbstreamq/secret."
+                " Give both the same: set NBSTREAMQ_SECRET to the same value here and there."
             )
 
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:

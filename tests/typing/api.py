@@ -92,7 +92,7 @@ def others(q: TaskQueue, lost: WorkerLost) -> None:
 def queues() -> None:
     TaskQueue()
     TaskQueue("name", "redis://host:6379/0", workers=4, secret="from somewhere safe")
-    TaskQueue("name", workers="auto")
+    TaskQueue("name", workers="auto", insecure=True)
     TaskQueue("name", workers="all")  # type: ignore[arg-type]
     TaskQueue("name", client=redis.Redis())
     TaskQueue("name", None, 4)  # type: ignore[call-arg, arg-type]

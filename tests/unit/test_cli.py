@@ -37,7 +37,7 @@ def test_help_names_all_options_but_those_of_our_own(capsys):
         cli.main(["worker", "--help"])
 
     text = capsys.readouterr().out
-    assert set(re.findall(r"--\w+", text)) == {"--help", "--queue", "--lane"}
+    assert set(re.findall(r"--\w+", text)) == {"--help", "--queue", "--lane", "--insecure"}
     assert "URL" in text
     assert "-n N" in text
 
@@ -89,6 +89,15 @@ def test_another_secret_than_the_queues_exits_with_1(server_url, queue_name, sto
     assert err.startswith("nbstreamq: ")
     assert "secret" in err
     assert "Sesame" not in err
+
+
+def test_a_new_secret_is_printed_alone(capsys):
+    cli.main(["secret"])
+    cli.main(["secret"])
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"[0-9a-f]{64}", first)
+    assert first != second
 
 
 def test_help_loads_no_redis():
