@@ -65,7 +65,7 @@ class Listener:
         self._on_trouble = on_trouble
         self._closing = threading.Event()
         self._last = b"0"
-        self._asked = self._ended = self._lost = False
+        self._asked = self._ended = self._lost = self._has_warned = False
         self._is_wanted = self._is_followed = False
         #: Held by the one thread that reads, and by the one that wants to instead of our own.
         self._reading, self._leading = threading.Lock(), threading.Lock()
@@ -237,10 +237,20 @@ class Listener:
         while self._events:
             event = self._events.popleft()
             if isinstance(event, SignatureError):
-                warnings.warn(str(event), stacklevel=1)
+                self._warn_of(event)
             elif not self._deliver(event):
                 self._ended = True
         return not self._ended
+
+    def _warn_of(self, forgery: SignatureError) -> None:
+        """Say once that something was refused: there may be thousands."""
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{forgery} It was set aside, see q.dead(); more of them are only counted, see"
+                " q.status().",
+                stacklevel=1,
+            )
 
     def _forget(self) -> None:
         self._ended = True

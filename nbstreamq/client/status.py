@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..protocol.keys import LANES
 from ..protocol.store import Store
@@ -58,6 +59,9 @@ class QueueStatus:
         Jobs of this client that are not over.
     trouble
         What is wrong with the connection; empty if nothing is.
+    refused
+        Kind of message -> how many came without this queue's signature, in the last week. They
+        were not unpickled, and are kept: see `TaskQueue.dead`.
     """
 
     queue: str
@@ -66,6 +70,15 @@ class QueueStatus:
     workers: tuple[WorkerStatus, ...]
     open_jobs: int
     trouble: str
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> str:
+        """How many messages were refused, in words; empty if none was."""
+        if not self.refused:
+            return ""
+        counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.refused.items()))
+        return f"refused for want of this queue's signature: {counts}. See q.dead()."
 
     def __str__(self) -> str:
         lines = [f"queue {self.queue!r} on {self.server}: {len(self.workers)} workers"]
@@ -77,6 +90,8 @@ class QueueStatus:
         lines += [f"  worker {w.id}: {w.state}, pid {w.pid} on {w.host}" for w in self.workers]
         if self.trouble:
             lines.append(f"  trouble: {self.trouble}")
+        if self.refusals:
+            lines.append(f"  {self.refusals}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -103,4 +118,5 @@ def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> Que
         workers=workers,
         open_jobs=open_jobs,
         trouble=trouble,
+        refused=store.refused(),
     )

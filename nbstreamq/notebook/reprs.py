@@ -67,7 +67,8 @@ def status_html(status: QueueStatus) -> str:
     return "".join(
         [
             _record(f"Queue {status.queue}", rows),
-            _trouble(status.trouble),
+            _alert("Trouble", status.trouble),
+            _alert("Refused", status.refusals.removeprefix("refused ")),
             _lanes(busy),
             _workers(status.workers),
         ]
@@ -128,10 +129,10 @@ def _shown(value: Any) -> str:
 # -- a queue ------------------------------------------------------------------------------------
 
 
-def _trouble(text: str) -> str:
+def _alert(word: str, text: str) -> str:
     if not text:
         return ""
-    return f'<div role="alert" {_WARNING}><strong>Trouble:</strong> {escape(text)}</div>'
+    return f'<div role="alert" {_WARNING}><strong>{word}:</strong> {escape(text)}</div>'
 
 
 def _lanes(lanes: Iterable[LaneStatus]) -> str:

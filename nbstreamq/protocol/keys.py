@@ -18,7 +18,8 @@ key                       type               lifetime  holds
 ``control``               stream             1 day     cancellations, and wake-ups for due tasks
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
-``dead``                  stream             7 days    entries refused because of their signature
+``dead``                  stream             7 days    what was refused, or failed for good
+``refused``               hash               7 days    kind of message -> how many were refused
 ========================  =================  ========  ========================================
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "deeper_lanes",
     "nested_lane",
     "session_of",
+    "tail_of",
 ]
 
 #: Start of every key; the digit is the version of the schema.
@@ -78,6 +80,7 @@ class Keys:
         self.nodes = start + "nodes"
         self.workers = start + "workers"
         self.dead = start + "dead"
+        self.refused = start + "refused"
 
     def lane(self, lane: str) -> str:
         return f"{self._start}lane:{lane}"
@@ -96,6 +99,11 @@ class Keys:
 
     def session(self, session: str) -> str:
         return f"{self._start}session:{session}"
+
+
+def tail_of(key: str) -> str:
+    """Return `key` without what all keys of its queue begin with."""
+    return key.partition("}:")[2]
 
 
 def session_of(job: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from socket import socket
 from typing import Any
 
@@ -124,7 +123,11 @@ class Store(Supervision):
 
     def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
         sealed = self._wire.call(("GET", key), timeout=LARGE_TIMEOUT)[0]
-        return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
+        try:
+            return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
+        except SignatureError as error:
+            self._set_aside(kind.decode(), key, sealed, str(error))
+            raise
 
     # -- client --------------------------------------------------------------------------------
 
@@ -182,19 +185,29 @@ class Store(Supervision):
     def events(self, after: bytes) -> tuple[bytes, list[Event | SignatureError]]:
         """Return the id of the last entry, and the events that were asked for.
 
-        An entry with a wrong signature comes as the error.
+        One with a wrong signature, or of another session, comes as the error; its entry is set
+        aside.
         """
         entries = stream_entries(self._wire.receive())
         self._n_read += len(entries)
-        last = entries[-1][1] if entries else after
-        unseal = self._unseal
-        return last, [e for _, _, flat in entries for e in map(unseal, flat[::2], flat[1::2])]
+        found: list[Event | SignatureError] = []
+        for key, entry_id, flat in entries:
+            stream = key.decode()
+            home, forged = stream.removeprefix(self.keys.events("")), None
+            for name, sealed in zip(flat[::2], flat[1::2], strict=True):
+                try:
+                    found.append(self._unseal(name, sealed, home))
+                except SignatureError as error:
+                    found.append(forged := error)
+            if forged is not None:
+                self._refuse("event", stream, entry_id, forged)
+        return entries[-1][1] if entries else after, found
 
-    def _unseal(self, name: bytes, sealed: bytes) -> Event | SignatureError:
-        try:
-            return Event.decode([name, sealed], self._signer)
-        except SignatureError as error:
-            return error
+    def _unseal(self, name: bytes, sealed: bytes, home: str) -> Event:
+        event = Event.decode([name, sealed], self._signer)
+        if session_of(event.job) != home:
+            raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
+        return event
 
     def forget_session(self, session: str) -> None:
         """Drop what the server keeps for a client that is done."""
@@ -225,6 +238,8 @@ class Store(Supervision):
         """
         lanes = [self.keys.lane(f"@{name}") for name in names]
         messages = [self.encode_task(task) for task in tasks]
+        # Of a kind of its own: no other task may become one that every new worker runs.
+        messages[-1] = tasks[-1].encode(self._signer, b"setup")
         keys = self.keys
         command = scripts.everywhere(keys.workers, keys.setup, lanes, names, messages)
         return bool(self._wire.call(command)[0])
@@ -249,9 +264,11 @@ class Store(Supervision):
             scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
         )[0]
         tasks = []
-        for _, fields in entries:
-            with suppress(SignatureError):  # a forged one must not keep workers out
-                tasks.append(Task.decode(fields, self._signer))
+        for entry_id, fields in entries:
+            try:
+                tasks.append(Task.decode(fields, self._signer, b"setup"))
+            except SignatureError as error:
+                self._refuse("setup", keys.setup, entry_id, error)
         return tasks
 
     def take(
@@ -324,9 +341,7 @@ class Store(Supervision):
             try:
                 tasks.append((lane, entry_id, Task.decode(fields, self._signer)))
             except SignatureError as error:
-                self._wire.call(
-                    scripts.refuse(self.keys.lane(lane), self.keys.dead, entry_id, str(error))
-                )
+                self._refuse("task", self.keys.lane(lane), entry_id, error)
         deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
         if cancelling:
             spans = self._cancelled({task.job for _, _, task in tasks})
@@ -340,7 +355,7 @@ class Store(Supervision):
         # A session that is gone has all its jobs cancelled, under its own name.
         names = sorted(jobs | {session_of(job) for job in jobs})
         texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
-        return {job: parse_span(t.decode()) for job, t in zip(names, texts, strict=True) if t}
+        return {job: _span(text) for job, text in zip(names, texts, strict=True) if text}
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send events that settle nothing: started, output, progress."""
@@ -350,3 +365,11 @@ class Store(Supervision):
             commands.append(("XADD", key, "*", *event.encode(self._signer)))
             commands.append(("EXPIRE", key, DAY))
         self._wire.call(*commands)
+
+
+def _span(text: bytes) -> Span:
+    """Return a span that carries no signature; empty if it is none."""
+    try:
+        return parse_span(text.decode())
+    except ValueError:
+        return ()

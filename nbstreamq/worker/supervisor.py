@@ -345,7 +345,7 @@ class Supervisor:
         if description.get("host") != socket.gethostname() or description.get("node") == self.node:
             return False
         try:
-            os.kill(description["supervisor"], 0)
+            os.kill(description.get("supervisor", 0), 0)
         except ProcessLookupError:
             return True
         except PermissionError:
