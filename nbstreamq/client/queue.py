@@ -26,6 +26,7 @@ from ..protocol.store import Store
 from ..protocol.trust import choose_secret
 from ..settings import Settings, n_cores
 from .checks import check_map, check_options
+from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
 from .job import Job
 from .payload import Payload
@@ -307,6 +308,10 @@ class TaskQueue(Executor):
                 )
             ),
         )
+
+    def dead(self) -> DeadLetters:
+        """Return what was refused, or failed for good, in the last week: some 1000, newest last."""
+        return dead_letters(self._session)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.

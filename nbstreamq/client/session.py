@@ -131,17 +131,14 @@ class Session:
             args=payload.args,
             opts=options.encode(),
         )
-        self._sender.put(
-            Entry(
-                ledger.lane,
-                options.delay,
-                self._store.encode_task(task),
-                len(payload.args) + 300,
-                ledger,
-                range(payload.n, payload.n + payload.n_items),
-            ),
-            alone=len(self._ledgers) == 1,
-        )
+        self.send(ledger, task, options.delay)
+
+    def send(self, ledger: Ledger, task: Task, delay: float = 0.0) -> None:
+        """Put a task of the job of `ledger` into its lane."""
+        fields, size = self._store.encode_task(task), len(task.args) + 300
+        items = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
+        entry = Entry(ledger.lane, delay, fields, size, ledger, items)
+        self._sender.put(entry, alone=len(self._ledgers) == 1)
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from ..client.annotation import error_text
+from ..client.dead import DeadLetters
 from ..client.future import TaskFuture
 from ..client.status import LaneStatus, QueueStatus, WorkerStatus
 from ..objects.references import Ref
@@ -20,12 +21,13 @@ from ..protocol.keys import NESTED
 from ..protocol.states import State
 from .html import duration
 
-__all__ = ["future_html", "ref_html", "status_html"]
+__all__ = ["dead_html", "future_html", "ref_html", "status_html"]
 
 #: Most characters shown of a result, of an error and of what was printed: of this its end.
 MAX_TEXT, MAX_OUTPUT = 300, 2000
-#: Most workers shown.
+#: Most workers shown, and most dead letters: the newest.
 MAX_WORKERS = 32
+MAX_LETTERS = 50
 
 _LINE = "1px solid var(--jp-border-color2, #bbb)"
 _FONT = "font-family:var(--jp-ui-font-family, sans-serif);font-size:13px"
@@ -75,6 +77,20 @@ def status_html(status: QueueStatus) -> str:
     )
 
 
+def dead_html(letters: DeadLetters) -> str:
+    """Return what was refused, or failed for good, the newest last."""
+    if not letters:
+        return _sentence("Nothing was refused, and nothing failed for good.")
+    rows = [
+        (f"{v.when:%Y-%m-%d %H:%M:%S}", v.kind, v.task, v.name, v.lane, _cut(v.why), v.id)
+        for v in letters[-MAX_LETTERS:]
+    ]
+    columns = ("when (UTC)", "kind", "task", "function", "lane", "why", "id")
+    table = _grid(_count(len(letters), "dead letter"), columns, rows)
+    n_more = len(letters) - len(rows)
+    return table + (_sentence(f"and {n_more:,} older") if n_more else "")
+
+
 # -- a call -------------------------------------------------------------------------------------
 
 
@@ -105,8 +121,7 @@ def _outcome(future: TaskFuture[Any]) -> list[tuple[str, str]]:
     error = future.exception(0)
     if error is None:
         return [("result", _code(_shown(future.result(0))))]
-    text = error_text(error)
-    return [("error", _code(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"))]
+    return [("error", _code(_cut(error_text(error))))]
 
 
 def _output(text: str) -> list[tuple[str, str]]:
@@ -199,6 +214,10 @@ def _code(text: str) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
 def _size(n: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from .messages import Event, Task
 from .signing import Signer
 from .spans import Span, size, split
 
-__all__ = ["Delivery", "Settlement", "Successor", "encode_settlements"]
+__all__ = ["Delivery", "GivenUp", "Settlement", "Successor", "encode_settlements"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +54,38 @@ class Successor:
     when: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenUp:
+    """A task that will not be run again, unless somebody wants it.
+
+    Attributes
+    ----------
+    lane
+        Where it waited last.
+    task
+        What was to be done.
+    reason
+        Why it is not, in words.
+    """
+
+    KIND = b"dead"
+
+    lane: str
+    task: Task
+    reason: str
+
+    def seal(self, signer: Signer) -> bytes:
+        """Return it as the value of one field."""
+        data = pickle.dumps((self.lane, self.reason, self.task.values()), 5)
+        return signer.seal(self.KIND, b"", data)
+
+    @classmethod
+    def unseal(cls, sealed: bytes, signer: Signer) -> GivenUp:
+        """Return what `seal` wrote; `SignatureError` if it was changed."""
+        lane, reason, values = pickle.loads(signer.unseal(cls.KIND, b"", sealed))
+        return cls(lane=lane, task=Task.of(values), reason=reason)
+
+
 @dataclass(slots=True, kw_only=True)
 class Settlement:
     """What a delivery ends in: events for the client, successors for the lane."""
@@ -60,6 +93,7 @@ class Settlement:
     delivery: Delivery
     events: list[Event] = field(default_factory=list)
     successors: list[Successor] = field(default_factory=list)
+    given_up: list[GivenUp] = field(default_factory=list)
 
     def continue_with(self, task: Task) -> None:
         """Put `task`, a rest of this one, back; in halves when nothing else waits in the lane.
@@ -94,9 +128,12 @@ def encode_settlements(
     for s in settlements:
         delivery = s.delivery
         lane = table.index(keys.lane(delivery.lane))
-        args += (lane, delivery.entry_id, len(s.events), len(s.successors))
+        n_events = len(s.events) + len(s.given_up)
+        args += (lane, delivery.entry_id, n_events, len(s.successors))
         for event in s.events:
             args += (table.index(keys.events(session_of(event.job))), event.seal(signer))
+        for what in s.given_up:
+            args += (table.index(keys.dead), what.seal(signer))
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)

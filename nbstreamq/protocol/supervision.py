@@ -8,9 +8,9 @@ from typing import Any
 
 from ..errors import SignatureError
 from . import scripts
+from .dead import Dead
 from .keys import LANES, tail_of
 from .messages import Control
-from .refusal import Refusal
 from .replies import stream_entries
 
 __all__ = ["Supervision"]
@@ -30,7 +30,7 @@ _DESCRIPTION: dict[str, Any] = {
 _PID_LIMIT = 2**31
 
 
-class Supervision(Refusal):
+class Supervision(Dead):
     """Signs of life, burials, due tasks, and orders."""
 
     def workers(self) -> dict[str, dict[str, Any]]:

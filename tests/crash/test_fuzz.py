@@ -243,5 +243,6 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
     wait_until(lambda: len(queue.workers()) == 3, describe="the third worker")
     assert set(pids) < {w.pid for w in queue.workers()}, f"a worker died, seed {SEED}"
     assert not canary.exists(), f"foreign code has run, seed {SEED}"
+    assert not any(letter.can_retry for letter in queue.dead())
     assert client.xlen(store.keys.dead) < DEAD_ENTRIES + 200
     client.expire(store.keys.cancelled, 60)  # as it has if the queue itself wrote it

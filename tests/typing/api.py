@@ -84,6 +84,7 @@ def others(q: TaskQueue, lost: WorkerLost) -> None:
     assert_type(list(track([1, 2])), list[int])
     assert_type(q.workers()[0].pid, int)
     assert_type(q.status().open_jobs, int)
+    assert_type([letter.why for letter in q.dead()], list[str])
     error: NbstreamqError = lost
     assert_type(lost.certificate, DeathCertificate | None)
     assert_type(error.args[0] is None, bool)
