@@ -28,6 +28,7 @@ from ..settings import Settings, n_cores
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
+from .health import warn_of_risks
 from .job import Job
 from .payload import Payload
 from .session import Session
@@ -110,6 +111,8 @@ class TaskQueue(Executor):
             revive=functools.partial(ensure_server, settings) if embedded else None,
             session=session,
         )
+        if not embedded:
+            warn_of_risks(self._session)
         self._options = Options()
         self.name = name
 

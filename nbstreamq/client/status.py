@@ -62,6 +62,8 @@ class QueueStatus:
     refused
         Kind of message -> how many came without this queue's signature, in the last week. They
         were not unpickled, and are kept: see `TaskQueue.dead`.
+    warnings
+        What endangers tasks on the server, and what to do about it.
     """
 
     queue: str
@@ -71,6 +73,7 @@ class QueueStatus:
     open_jobs: int
     trouble: str
     refused: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def refusals(self) -> str:
@@ -90,6 +93,7 @@ class QueueStatus:
         lines += [f"  worker {w.id}: {w.state}, pid {w.pid} on {w.host}" for w in self.workers]
         if self.trouble:
             lines.append(f"  trouble: {self.trouble}")
+        lines += [f"  warning: {text}" for text in self.warnings]
         if self.refusals:
             lines.append(f"  {self.refusals}")
         return "\n".join(lines)
@@ -119,4 +123,5 @@ def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> Que
         open_jobs=open_jobs,
         trouble=trouble,
         refused=store.refused(),
+        warnings=tuple(store.server_facts().problems()),
     )

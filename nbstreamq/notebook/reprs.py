@@ -70,6 +70,7 @@ def status_html(status: QueueStatus) -> str:
         [
             _record(f"Queue {status.queue}", rows),
             _alert("Trouble", status.trouble),
+            *(_alert("Warning", text) for text in status.warnings),
             _alert("Refused", status.refusals.removeprefix("refused ")),
             _lanes(busy),
             _workers(status.workers),

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import SignatureError
 from . import scripts
 from .dead import Dead
+from .health import Health
 from .keys import LANES, tail_of
 from .messages import Control
 from .replies import stream_entries
@@ -30,7 +31,7 @@ _DESCRIPTION: dict[str, Any] = {
 _PID_LIMIT = 2**31
 
 
-class Supervision(Dead):
+class Supervision(Dead, Health):
     """Signs of life, burials, due tasks, and orders."""
 
     def workers(self) -> dict[str, dict[str, Any]]:
