@@ -247,8 +247,7 @@ class Listener:
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"{forgery} It was set aside, see q.dead(); more of them are only counted, see"
-                " q.status().",
+                f"{forgery} More of them are only counted: see q.status(), and q.dead().",
                 stacklevel=1,
             )
 

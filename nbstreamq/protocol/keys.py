@@ -8,7 +8,7 @@ key                       type               lifetime  holds
 ``lane:<lane>``           stream, one group  queue     tasks waiting or in flight
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         queue     tasks not due yet, scored by due time (ms)
-``meta``                  hash               queue     fingerprint of the secret
+``meta``                  hash               queue     fingerprints of the secret and earlier ones
 ``setup``                 stream             queue     what `everywhere` asked for, for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value

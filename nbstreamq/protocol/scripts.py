@@ -14,6 +14,7 @@ from .messages import Fields
 __all__ = ["NAMES", "source", "texts"]
 
 NAMES = (
+    "admit",
     "bury",
     "cancel",
     "everywhere",
@@ -95,7 +96,19 @@ def cancel(cancelled: str, control: str, job: str, span: str, message: Fields) -
 
 
 def refuse(
-    stream: str, dead: str, refused: str, entry_id: bytes, reason: str, kind: str, source: str
+    stream: str,
+    dead: str,
+    refused: str,
+    meta: str,
+    entry_id: bytes,
+    reason: str,
+    kind: str,
+    source: str,
+    fingerprints: Iterable[bytes],
 ) -> Command:
-    args = (entry_id, reason, WEEK * 1000, kind, source)
-    return _run("refuse", (stream, dead, refused), args)
+    args = (entry_id, reason, WEEK * 1000, kind, source, *fingerprints)
+    return _run("refuse", (stream, dead, refused, meta), args)
+
+
+def admit(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
+    return _run("admit", (meta,), (write, fingerprint, *others))

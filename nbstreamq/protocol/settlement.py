@@ -12,7 +12,7 @@ from .messages import Event, Task
 from .signing import Signer
 from .spans import Span, size, split
 
-__all__ = ["Delivery", "GivenUp", "Settlement", "Successor", "encode_settlements"]
+__all__ = ["Delivery", "GivenUp", "Settlement", "Successor", "encode_return", "encode_settlements"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,6 +141,11 @@ def encode_settlements(
             fields = _changed_fields(successor.task, signer)
             args += (table.index(target), delay, successor.when, len(fields), *fields)
     return list(table.keys), args
+
+
+def encode_return(lane: str, entry_id: bytes) -> tuple[list[str], list[Any]]:
+    """Return what ``settle.lua`` takes to put an entry back as it is, read or not."""
+    return [lane], [0, entry_id, 0, 1, 0, 0, "", 0]
 
 
 def _changed_fields(task: Task, signer: Signer) -> list[bytes]:

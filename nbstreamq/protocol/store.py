@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from socket import socket
 from typing import Any
 
-from ..errors import SecretMismatch, ServerRefused, SignatureError
+from ..errors import ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import Command, Wire
 from .keys import DAY, GROUP, WEEK, Keys, session_of
 from .messages import Control, Event, Fields, Task
 from .replies import block_ms, stream_entries
-from .settlement import Delivery, Settlement, encode_settlements
+from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, parse_span
 from .supervision import Supervision
@@ -65,17 +65,6 @@ class Store(Supervision):
 
     # -- the queue -----------------------------------------------------------------------------
 
-    def check_secret(self) -> None:
-        """Raise `SecretMismatch` unless the queue was made with this secret, or is new."""
-        mine = self._signer.fingerprint()
-        meta = self.keys.meta
-        _, theirs = self._wire.call(("HSETNX", meta, "secret", mine), ("HGET", meta, "secret"))
-        if theirs != mine:
-            raise SecretMismatch(
-                f"Queue {self.keys.queue!r} was made with another secret than this process has."
-                " Give both the same: set NBSTREAMQ_SECRET to the same value here and there."
-            )
-
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
         """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
         found = []
@@ -106,7 +95,15 @@ class Store(Supervision):
         self._put(self.keys.function(digest), b"function", digest, data)
 
     def get_function(self, digest: str) -> bytes | None:
-        """Return a pickled function; None if the server does not hold it."""
+        """Return a pickled function; None if the server does not hold it.
+
+        Raises
+        ------
+        SignatureError
+            It is not signed with this queue's secret.
+        SecretMismatch
+            The queue has got another secret since.
+        """
         return self._get(self.keys.function(digest), b"function", digest)
 
     def put_blob(self, digest: str, data: bytes) -> None:
@@ -114,7 +111,7 @@ class Store(Supervision):
         self._put(self.keys.blob(digest), b"blob", digest, data)
 
     def get_blob(self, digest: str) -> bytes | None:
-        """Return a pickled value; None if the server does not hold it."""
+        """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
         return self._get(self.keys.blob(digest), b"blob", digest)
 
     def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
@@ -126,6 +123,7 @@ class Store(Supervision):
         try:
             return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
         except SignatureError as error:
+            self.check_secret(write=False)
             self._set_aside(kind.decode(), key, sealed, str(error))
             raise
 
@@ -199,8 +197,8 @@ class Store(Supervision):
                     found.append(self._unseal(name, sealed, home))
                 except SignatureError as error:
                     found.append(forged := error)
-            if forged is not None:
-                self._refuse("event", stream, entry_id, forged)
+            if forged and not self._refuse("event", stream, entry_id, forged):
+                found[found.index(forged)] = SignatureError(str(self._mismatch()))
         return entries[-1][1] if entries else after, found
 
     def _unseal(self, name: bytes, sealed: bytes, home: str) -> Event:
@@ -294,6 +292,12 @@ class Store(Supervision):
             Most entries from each lane.
         block
             Seconds to wait for a task, if there is none; None: do not wait.
+
+        Raises
+        ------
+        SecretMismatch
+            The queue has got another secret, and some task is signed with that: it was put back.
+            Others that came with it are in `held`.
         """
         names = self._names_of(lanes)
         read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count)
@@ -306,7 +310,10 @@ class Store(Supervision):
             *settle, read, ("EXISTS", self.keys.cancelled), timeout=(block or 0) + REPLY_TIMEOUT
         )
         entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
-        return self._deliver(entries, cancelling)
+        deliveries, is_trusted = self._deliver(entries, cancelling)
+        if not is_trusted:
+            raise self._mismatch()
+        return deliveries
 
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
         """Return what `worker` was given and has not settled."""
@@ -316,7 +323,7 @@ class Store(Supervision):
             pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
             found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
             entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
-        return self._deliver(entries, 1)
+        return self._deliver(entries, 1)[0]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
@@ -334,20 +341,30 @@ class Store(Supervision):
             self._lane_names[lanes] = found
         return found
 
-    def _deliver(self, entries: list[tuple[str, bytes, Fields]], cancelling: int) -> list[Delivery]:
-        """Check signatures, set the refused aside, and look up what was cancelled."""
+    def _deliver(
+        self, entries: list[tuple[str, bytes, Fields]], cancelling: int
+    ) -> tuple[list[Delivery], bool]:
+        """Check signatures, set the refused aside, and look up what was cancelled.
+
+        Also tells whether the queue's secret is still one of ours; else what others may know is put
+        back.
+        """
         tasks: list[tuple[str, bytes, Task]] = []
+        is_trusted = True
         for lane, entry_id, fields in entries:
             try:
                 tasks.append((lane, entry_id, Task.decode(fields, self._signer)))
             except SignatureError as error:
-                self._refuse("task", self.keys.lane(lane), entry_id, error)
+                if not self._refuse("task", self.keys.lane(lane), entry_id, error):
+                    is_trusted = False
+                    settle = encode_return(self.keys.lane(lane), entry_id)
+                    self._wire.call(scripts.settle(self.keys.control, *settle))
         deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
         if cancelling:
             spans = self._cancelled({task.job for _, _, task in tasks})
             for d in deliveries:
                 d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
-        return deliveries
+        return deliveries, is_trusted
 
     def _cancelled(self, jobs: set[str]) -> dict[str, Span]:
         if not jobs:

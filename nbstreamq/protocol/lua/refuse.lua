@@ -2,12 +2,22 @@
 -- KEYS[1] stream (stream)
 -- KEYS[2] dead (stream)
 -- KEYS[3] refused (hash)
+-- KEYS[4] meta (hash)
 -- ARGV[1] id
 -- ARGV[2] reason
 -- ARGV[3] lifetime of the dead stream and of the counts (ms)
 -- ARGV[4] kind, under which it is counted
 -- ARGV[5] source: the name of the stream, for people
--- Returns 1 if it was set aside by this call, else 0
+-- ARGV[6..] fingerprints of the secrets that it was held against
+-- Returns 1 if it was set aside by this call, 0 if by another; -1 if the queue has got another secret
+local secret = redis.call('HGET', KEYS[4], 'secret')
+local is_ours = not secret
+for k = 6, #ARGV do
+  is_ours = is_ours or secret == ARGV[k]
+end
+if not is_ours then
+  return -1
+end
 local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 redis.call('XACK', KEYS[1], 'workers', ARGV[1])
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then
