@@ -18,7 +18,7 @@ from ..launch.server import ensure_server
 from ..objects.functions import name_of
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
-from ..protocol.clients import Client, hide_password, open_client, url_of
+from ..protocol.clients import Client, hide_password, open_client, same_server, url_of
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..protocol.signing import Signer
@@ -385,7 +385,7 @@ def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue
     queue = _in_task.get(key)
     if queue is None:
         worker = host()
-        mine = worker is not None and (address is None or address == hide_password(worker.url))
+        mine = worker is not None and (address is None or same_server(address, worker.url))
         if worker is not None and mine:
             queue = TaskQueue(name, worker.url, secret=worker.secret, workers=0)
         elif address is None or "***" in address:

@@ -1,7 +1,7 @@
 """A queue gets another secret while it works: nothing is lost, and nothing is refused.
 
 First everybody learns to accept the new one (``old,new``), then to sign with it (``new,old``); who
-signs with it first makes it the queue's. Who knows only the old one then finishes its work, and ends.
+signs with it first makes it the queue's. Who knows only the old one then finishes, and ends.
 """
 
 import os
