@@ -60,8 +60,8 @@ class TaskQueue(Executor):
         Number of local workers that start at the first call. ``"auto"``: as many as there are
         cores with the embedded server, none with a url or a client.
     secret
-        Signs all messages; clients and workers need the same. None: ``$NBSTREAMQ_SECRET``, else a
-        key file in the data folder, made at first use.
+        Signs all messages; clients and workers need the same. Of several, ``new,old``, the first
+        signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
     insecure
         Whether that key file will do for a server that other machines can reach.
 

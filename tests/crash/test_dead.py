@@ -1,6 +1,7 @@
 """q.dead(): what killed its workers is listed there, and can be tried again."""
 
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from nbstreamq import NbstreamqError, WorkerLost
 from nbstreamq.notebook.reprs import dead_html
+from nbstreamq.protocol.messages import Task
+from nbstreamq.protocol.signing import Signer
 
 
 class Poison:
@@ -83,6 +86,27 @@ def test_another_client_can_try_it(new_queue, gate):
     cured.open()
     assert other.dead()[0].retry().result(20) == 20
     assert queue.dead() == []
+
+
+def test_what_was_refused_can_be_tried_by_who_knows_its_secret(
+    queue, new_queue, client, store, queue_name, wait_until
+):
+    assert queue.submit(abs, -1).result(20) == 1
+    (key,) = client.scan_iter(store.keys.function("*").replace("{", "\\{"))
+    digest = key.decode().rpartition(":")[2]
+    args = pickle.dumps([-1, -2, -3])
+    task = Task(
+        job="x.1", n=5, span=(range(1, 3),), fn=digest, name="abs", call="map", args=args, losses=2
+    )
+    flat = task.encode(Signer("new", queue_name))
+    client.execute_command("XADD", store.keys.lane("low"), "*", *flat)
+    (letter,) = wait_until(queue.dead, describe="the refusal")
+    assert not letter.can_retry
+
+    (letter,) = new_queue(workers=0, secret="secret,new").dead()
+    assert letter.can_retry
+    assert (letter.kind, letter.task, letter.name) == ("refused", "x.1-6", "abs")
+    assert [future.result(20) for future in letter.retry()] == [2, 3]
 
 
 def test_what_was_refused_can_not_be_tried(queue, client, store, wait_until):
