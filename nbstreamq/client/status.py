@@ -80,7 +80,8 @@ class QueueStatus:
         """How many messages were refused, in words; empty if none was."""
         if not self.refused:
             return ""
-        counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.refused.items()))
+        found = sorted(self.refused.items())
+        counts = ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for kind, n in found)
         return f"refused for want of this queue's signature: {counts}. See q.dead()."
 
     def __str__(self) -> str:

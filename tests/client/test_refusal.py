@@ -40,8 +40,8 @@ def test_forged_events_are_said_once_and_counted(queue, client, canary, wait_unt
         assert queue.submit(abs, -2).result(20) == 2
     (warning,) = [w for w in caught if "refused" in str(w.message)]
     assert "q.status()" in str(warning.message)
-    assert "5 event" in str(queue.status())
-    assert "5 event" in status_html(queue.status())
+    assert "5 events" in str(queue.status())
+    assert "5 events" in status_html(queue.status())
 
 
 @pytest.fixture

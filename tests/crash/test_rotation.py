@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from nbstreamq import SecretMismatch, TaskQueue
+from nbstreamq import SecretMismatch, ServerError, TaskQueue
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
 
@@ -109,6 +109,15 @@ def test_a_client_with_the_old_one_is_told_once(start_workers, client_with, wait
     assert len(caught) == 1
     assert not any(f.done() for f in futures)
     assert other.status().refused == {}
+
+
+def test_a_client_whose_local_workers_end_is_told(new_queue, client_with, wait_until):
+    left_behind = new_queue(workers=1, secret="old")
+    assert left_behind.submit(abs, -1).result(20) == 1
+    client_with("new,old")
+    wait_until(lambda: left_behind.workers() == [], describe="the end of the local workers")
+    with pytest.raises(ServerError, match="another secret"):
+        left_behind.submit(abs, -2).result(20)
 
 
 def test_the_local_workers_of_a_client_follow_its_secrets(new_queue):
