@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-redis crash bench clean lock
+.PHONY: help setup demo lint test test-redis crash fuzz bench clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -41,6 +41,9 @@ test-redis: setup  ## Run the tests that use a server on the redis-server in PAT
 
 crash: setup  ## Run the tests that kill real processes
 	$(BIN)/python -m pytest -m crash tests
+
+fuzz: setup  ## Put 100,000 forged messages into a queue at work
+	NBSTREAMQ_FUZZ=100000 $(BIN)/python -m pytest tests/crash/test_fuzz.py
 
 bench: setup  ## Compare with the standard library's process pool
 	$(BIN)/python benchmarks/compare.py

@@ -1,4 +1,4 @@
-"""The command line: ``nbstreamq worker URL -n 4``."""
+"""The command line: ``nbstreamq worker URL -n 4``, and ``doctor URL``, and ``secret``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import NbstreamqError
 from .settings import Settings, n_cores
+
+if TYPE_CHECKING:
+    from .protocol.store import Store
 
 __all__ = ["main"]
 
@@ -29,16 +33,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nbstreamq", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     worker = commands.add_parser("worker", help="run workers on this machine until Ctrl-C")
-    worker.add_argument(
-        "url",
-        nargs="?",
-        metavar="URL",
-        help="server; the default is $NBSTREAMQ_URL, else the embedded server",
-    )
+    doctor = commands.add_parser("doctor", help="look at a server and a queue; exit 1 if ill")
+    for command in (worker, doctor):
+        command.add_argument(
+            "url",
+            nargs="?",
+            metavar="URL",
+            help="server; the default is $NBSTREAMQ_URL, else the embedded server",
+        )
+        command.add_argument(
+            "--queue", default="default", metavar="NAME", help="default: 'default'"
+        )
+        command.add_argument(
+            "--insecure",
+            action="store_true",
+            help="sign with this machine's key file, though other machines can reach the server",
+        )
+    doctor.set_defaults(run=_examine)
     worker.add_argument(
         "-n", type=_count, metavar="N", help="number of workers; default: all cores"
     )
-    worker.add_argument("--queue", default="default", metavar="NAME", help="default: 'default'")
     worker.add_argument(
         "--lane",
         action="append",
@@ -48,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
+    secret = commands.add_parser("secret", help="print a new secret, to be set everywhere")
+    secret.set_defaults(run=_print_secret)
     return parser
 
 
@@ -58,23 +74,51 @@ def _count(text: str) -> int:
     return n
 
 
+def _print_secret(_options: argparse.Namespace) -> None:
+    from .protocol.trust import new_secret
+
+    print(new_secret())
+
+
+def _examine(options: argparse.Namespace) -> None:
+    from .client.health import examine
+
+    url, _, store = _open(options)
+    n_problems = 0
+    for what, text in examine(store, url):
+        print(f"{what:8} {text}")
+        n_problems += what == "problem"
+    store.close()
+    if n_problems:
+        sys.exit(1)
+
+
+def _open(options: argparse.Namespace) -> tuple[str, str, Store]:
+    """Return the url, the secret and the queue that the arguments and the environment name."""
+    from .launch.server import ensure_server
+    from .protocol.clients import open_client
+    from .protocol.signing import Signer
+    from .protocol.store import Store
+    from .protocol.trust import choose_secret
+
+    settings = Settings.from_environment()
+    address = options.url or settings.url
+    secret = choose_secret(settings, address, insecure=options.insecure)
+    url = address or ensure_server(settings)
+    return url, secret, Store(open_client(url), options.queue, Signer(secret, options.queue))
+
+
 def _run_workers(options: argparse.Namespace) -> None:
     # Heavy imports come here: --help is quick; and before the fork: workers are warm.
     import cloudpickle  # noqa: F401
 
     from .client import queue  # noqa: F401
-    from .launch.server import ensure_server
-    from .protocol.clients import open_client
     from .protocol.keys import LANES, NESTED
-    from .protocol.signing import Signer, load_secret
-    from .protocol.store import Store
     from .worker.door import Door
     from .worker.supervisor import Supervisor
 
-    settings = Settings.from_environment()
-    url = options.url or settings.url or ensure_server(settings)
-    secret = load_secret(settings)
-    store = Store(open_client(url), options.queue, Signer(secret, options.queue))
+    url, secret, store = _open(options)
+    method = Settings.from_environment().start_method
     lanes = (*options.lanes, *NESTED) if options.lanes else LANES
     supervisor = Supervisor(
         store,
@@ -82,7 +126,7 @@ def _run_workers(options: argparse.Namespace) -> None:
         secret=secret,
         n_workers=n_cores() if options.n is None else options.n,
         lanes=lanes,
-        method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
+        method=method or ("fork" if sys.platform == "linux" else "spawn"),
         door=Door(options.door) if options.door else None,
     )
     store.check_secret()

@@ -14,6 +14,7 @@
     ├── JobChanged                  a named job is another than this call says; ValueError
     ├── SignatureError              a message that this queue's secret did not sign; ValueError
     ├── SecretMismatch              this process has another secret than the queue; PermissionError
+    ├── SecretMissing               a networked server, and no secret was given; PermissionError
     └── TaskError                   concerns one task, named in ``.task``
         ├── RemoteError             an exception that couldn't be pickled, as text
         ├── ResultNotPicklable      the task ran, its result can't travel; TypeError
@@ -40,6 +41,7 @@ __all__ = [
     "RemoteError",
     "ResultNotPicklable",
     "SecretMismatch",
+    "SecretMissing",
     "ServerError",
     "ServerNotFound",
     "ServerRefused",
@@ -98,6 +100,10 @@ class SignatureError(NbstreamqError, ValueError):
 
 class SecretMismatch(NbstreamqError, PermissionError):
     """The queue was made with another secret than this process has."""
+
+
+class SecretMissing(NbstreamqError, PermissionError):
+    """Other machines can reach the server, and no secret was given; nothing was sent."""
 
 
 class TaskError(NbstreamqError):

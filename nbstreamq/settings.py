@@ -31,7 +31,8 @@ class Settings:
     url
         ``NBSTREAMQ_URL``: server for queues that name none; None means the embedded server.
     secret
-        ``NBSTREAMQ_SECRET``: key that signs messages; None means the key file in `data_dir`.
+        ``NBSTREAMQ_SECRET``: key that signs messages; in ``new,old`` the first one signs, and all
+        are accepted. None means the key file in `data_dir`.
     server_binary
         ``NBSTREAMQ_SERVER``: path of the server to embed, instead of searching for one.
     runtime_dir

@@ -72,7 +72,7 @@ def wait_until() -> Callable[..., Any]:
 
 
 class Server:
-    """A server process of our own: a unix socket, no port and no persistence unless asked for.
+    """A server process of our own: a unix socket, no port, and nothing saved within an hour.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Server:
         self.socket = folder / "s"
         self.url = f"unix://{self.socket}"
         command = (binary, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder))
-        self._command = (*command, "--save", "", "--appendonly", "no", *options)
+        self._command = (*command, "--save", "3600 1", "--appendonly", "no", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

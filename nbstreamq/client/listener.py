@@ -68,7 +68,7 @@ class Listener:
         self._after = {session: b"0"}
         #: Jobs to follow from an entry on, or no more (None), from the next request on.
         self._changes: deque[tuple[str, bytes | None]] = deque()
-        self._asked = self._ended = self._lost = False
+        self._asked = self._ended = self._lost = self._has_warned = False
         self._is_wanted = self._is_followed = False
         #: Held by the one thread that reads, and by the one that wants to instead of our own.
         self._reading, self._leading = threading.Lock(), threading.Lock()
@@ -257,10 +257,19 @@ class Listener:
         while self._events:
             event = self._events.popleft()
             if isinstance(event, SignatureError):
-                warnings.warn(str(event), stacklevel=1)
+                self._warn_of(event)
             elif not self._deliver(event):
                 self._ended = True
         return not self._ended
+
+    def _warn_of(self, forgery: SignatureError) -> None:
+        """Say once that something was refused: there may be thousands."""
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{forgery} More of them are only counted: see q.status(), and q.dead().",
+                stacklevel=1,
+            )
 
     def _forget(self) -> None:
         self._ended = True

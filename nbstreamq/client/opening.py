@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 from ..launch.local import LocalWorkers
 from ..launch.server import ensure_server
 from ..protocol.clients import Client, open_client, url_of
-from ..protocol.signing import Signer, load_secret
+from ..protocol.signing import Signer
 from ..protocol.store import Store
+from ..protocol.trust import choose_secret
 from ..settings import Settings, n_cores
 from .session import Session
 
@@ -31,6 +32,8 @@ def open_session(
     client: Client | None,
     workers: int | Literal["auto"],
     secret: str | None,
+    *,
+    insecure: bool,
 ) -> Opened:
     """Return a new session of a queue; the arguments are those of `TaskQueue`."""
     if client is not None and url is not None:
@@ -38,7 +41,7 @@ def open_session(
     settings = Settings.from_environment()
     address = url_of(client) if client is not None else (url or settings.url)
     embedded = address is None
-    secret = secret or load_secret(settings)
+    secret = choose_secret(settings, address, secret=secret, insecure=insecure)
     found = address or ensure_server(settings)
     store = Store(client or open_client(found), name, Signer(secret, name))
     store.check_secret()

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..current import host
 from ..errors import NbstreamqError
-from ..objects.functions import name_of
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
-from ..protocol.clients import Client, hide_password
+from ..protocol.clients import Client, hide_password, same_server
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..settings import n_cores
 from .cache import recall
 from .checks import check_map, check_options
+from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
+from .health import warn_of_risks
 from .job import Job
 from .opening import open_session
 from .payload import Payload
 from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
 from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
+from .task_function import TaskFunction
 
-__all__ = ["TaskFunction", "TaskQueue"]
+__all__ = ["TaskQueue"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,11 +55,15 @@ class TaskQueue(Executor):
         Number of local workers that start at the first call. ``"auto"``: as many as there are
         cores with the embedded server, none with a url or a client.
     secret
-        Signs all messages; clients and workers need the same. None: ``$NBSTREAMQ_SECRET``, else a
-        key file in the data folder, made at first use.
+        Signs all messages; clients and workers need the same. Of several, ``new,old``, the first
+        signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
+    insecure
+        Whether that key file will do for a server that other machines can reach.
 
     Raises
     ------
+    SecretMissing
+        Other machines can reach the server, and no secret was given; nothing was sent.
     ServerError
         There is no server, or it can't be reached.
     SecretMismatch
@@ -79,8 +84,13 @@ class TaskQueue(Executor):
         client: Client | None = None,
         workers: int | Literal["auto"] = "auto",
         secret: str | None = None,
+        insecure: bool = False,
     ) -> None:
-        self._session, self._url, self._embedded = open_session(name, url, client, workers, secret)
+        self._session, self._url, self._embedded = open_session(
+            name, url, client, workers, secret, insecure=insecure
+        )
+        if not self._embedded:
+            warn_of_risks(self._session)
         self._options = Options()
         self.name = name
 
@@ -315,6 +325,10 @@ class TaskQueue(Executor):
         """Return the named jobs of the queue, the newest first: whoever made them."""
         return cast("JobList", self._session.ask(job_statuses))
 
+    def dead(self) -> DeadLetters:
+        """Return what was refused, or failed for good, in the last week: some 1000, newest last."""
+        return dead_letters(self._session)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.
 
@@ -345,36 +359,6 @@ class TaskQueue(Executor):
         return nested_lane(worker.depth()) if worker else "default"
 
 
-class TaskFunction(Generic[P, T]):
-    """A function of a queue: calling it submits it.
-
-    Attributes
-    ----------
-    fn
-        The function itself.
-    """
-
-    def __init__(self, queue: TaskQueue, fn: Callable[P, T]) -> None:
-        self._queue = queue
-        self.fn = fn
-        functools.update_wrapper(self, fn)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
-        """Submit a call."""
-        return self._queue.submit(self.fn, *args, **kwargs)
-
-    def map(self, *iterables: Iterable[Any], **options: Any) -> Job[T]:
-        """As `TaskQueue.map`, with this function."""
-        return self._queue.map(self.fn, *iterables, **options)
-
-    def options(self, **options: Any) -> TaskFunction[P, T]:
-        """As `TaskQueue.options`, for this function."""
-        return TaskFunction(self._queue.options(**options), self.fn)
-
-    def __repr__(self) -> str:
-        return f"<task {name_of(self.fn)} of {self._queue!r}>"
-
-
 _in_task: dict[tuple[str, str | None], TaskQueue] = {}
 
 
@@ -384,7 +368,7 @@ def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue
     queue = _in_task.get(key)
     if queue is None:
         worker = host()
-        mine = worker is not None and (address is None or address == hide_password(worker.url))
+        mine = worker is not None and (address is None or same_server(address, worker.url))
         if worker is not None and mine:
             queue = TaskQueue(name, worker.url, secret=worker.secret, workers=0)
         elif address is None or "***" in address:

@@ -228,7 +228,7 @@ class Session:
             return  # the new workers have not joined yet
         _, reason = self.survey(ledger)
         if reason:
-            self._warn(f"waiting for {ledger.name}: {reason}")
+            self.warn(f"waiting for {ledger.name}: {reason}")
 
     def survey(self, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers there are, and why none may run the calls; empty if one may."""
@@ -239,7 +239,8 @@ class Session:
         reason = reason_for_delay(workers, self._store.keys.queue, ledger.lane)
         return workers, reason or ledger.delay()
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Say it once."""
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -288,7 +289,7 @@ class Session:
             try:
                 self._revive()
             except (NbstreamqError, OSError) as failure:
-                self._warn(f"the server was lost, and can't be started again: {failure}")
+                self.warn(f"the server was lost, and can't be started again: {failure}")
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail what depends on an order that the server refused: which that is, nobody knows."""

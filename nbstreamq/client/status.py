@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..protocol.keys import LANES
 from ..protocol.store import Store
@@ -141,6 +142,11 @@ class QueueStatus:
         Jobs of this client that are not over.
     trouble
         What is wrong with the connection; empty if nothing is.
+    refused
+        Kind of message -> how many came without this queue's signature, in the last week. They
+        were not unpickled, and are kept: see `TaskQueue.dead`.
+    warnings
+        What endangers tasks on the server, and what to do about it.
     """
 
     queue: str
@@ -149,6 +155,17 @@ class QueueStatus:
     workers: tuple[WorkerStatus, ...]
     open_jobs: int
     trouble: str
+    refused: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def refusals(self) -> str:
+        """How many messages were refused, in words; empty if none was."""
+        if not self.refused:
+            return ""
+        found = sorted(self.refused.items())
+        counts = ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for kind, n in found)
+        return f"refused for want of this queue's signature: {counts}. See q.dead()."
 
     def __str__(self) -> str:
         lines = [f"queue {self.queue!r} on {self.server}: {len(self.workers)} workers"]
@@ -160,6 +177,9 @@ class QueueStatus:
         lines += [f"  worker {w.id}: {w.state}, pid {w.pid} on {w.host}" for w in self.workers]
         if self.trouble:
             lines.append(f"  trouble: {self.trouble}")
+        lines += [f"  warning: {text}" for text in self.warnings]
+        if self.refusals:
+            lines.append(f"  {self.refusals}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -186,4 +206,6 @@ def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> Que
         workers=workers,
         open_jobs=open_jobs,
         trouble=trouble,
+        refused=store.refused(),
+        warnings=tuple(store.server_facts().problems()),
     )

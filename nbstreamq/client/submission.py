@@ -43,7 +43,7 @@ def task_of(
 def submit(session: Session, ledger: Ledger, task: Task, delay: float) -> None:
     """Send calls; they are failed if the server refuses them."""
     n_bytes = len(task.args) + 300
-    calls = range(task.n, task.n + task.span[-1].stop)
+    calls = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
     fields = session.encode_task(task)
     session.send(Entry(ledger.lane, delay, fields, n_bytes, ledger, calls))
 

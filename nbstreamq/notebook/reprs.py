@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from ..client.annotation import error_text
+from ..client.dead import DeadLetters
 from ..client.future import TaskFuture
 from ..client.status import JobList, LaneStatus, QueueStatus, WorkerStatus
 from ..objects.references import Ref
@@ -21,12 +22,13 @@ from ..protocol.keys import NESTED
 from ..protocol.states import State
 from .html import duration
 
-__all__ = ["future_html", "jobs_html", "ref_html", "status_html"]
+__all__ = ["dead_html", "future_html", "jobs_html", "ref_html", "status_html"]
 
 #: Most characters shown of a result, of an error and of what was printed: of this its end.
 MAX_TEXT, MAX_OUTPUT = 300, 2000
-#: Most workers shown.
+#: Most workers shown, and most dead letters: the newest.
 MAX_WORKERS = 32
+MAX_LETTERS = 50
 
 _LINE = "1px solid var(--jp-border-color2, #bbb)"
 _FONT = "font-family:var(--jp-ui-font-family, sans-serif);font-size:13px"
@@ -68,7 +70,9 @@ def status_html(status: QueueStatus) -> str:
     return "".join(
         [
             _record(f"Queue {status.queue}", rows),
-            _trouble(status.trouble),
+            _alert("Trouble", status.trouble),
+            *(_alert("Warning", text) for text in status.warnings),
+            _alert("Refused", status.refusals.removeprefix("refused ")),
             _lanes(busy),
             _workers(status.workers),
         ]
@@ -96,6 +100,20 @@ def jobs_html(jobs: JobList) -> str:
     ]
     columns = ("job", "state", "done", "failed", "cancelled", "function", "age", "expires", "size")
     return _grid("Named jobs", columns, rows)
+
+
+def dead_html(letters: DeadLetters) -> str:
+    """Return what was refused, or failed for good, the newest last."""
+    if not letters:
+        return _sentence("Nothing was refused, and nothing failed for good.")
+    rows = [
+        (f"{v.when:%Y-%m-%d %H:%M:%S}", v.kind, v.task, v.name, v.lane, _cut(v.why), v.id)
+        for v in letters[-MAX_LETTERS:]
+    ]
+    columns = ("when (UTC)", "kind", "task", "function", "lane", "why", "id")
+    table = _grid(_count(len(letters), "dead letter"), columns, rows)
+    n_more = len(letters) - len(rows)
+    return table + (_sentence(f"and {n_more:,} older") if n_more else "")
 
 
 # -- a call -------------------------------------------------------------------------------------
@@ -128,8 +146,7 @@ def _outcome(future: TaskFuture[Any]) -> list[tuple[str, str]]:
     error = future.exception(0)
     if error is None:
         return [("result", _code(_shown(future.result(0))))]
-    text = error_text(error)
-    return [("error", _code(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"))]
+    return [("error", _code(_cut(error_text(error))))]
 
 
 def _output(text: str) -> list[tuple[str, str]]:
@@ -152,10 +169,10 @@ def _shown(value: Any) -> str:
 # -- a queue ------------------------------------------------------------------------------------
 
 
-def _trouble(text: str) -> str:
+def _alert(word: str, text: str) -> str:
     if not text:
         return ""
-    return f'<div role="alert" {_WARNING}><strong>Trouble:</strong> {escape(text)}</div>'
+    return f'<div role="alert" {_WARNING}><strong>{word}:</strong> {escape(text)}</div>'
 
 
 def _lanes(lanes: Iterable[LaneStatus]) -> str:
@@ -222,6 +239,10 @@ def _code(text: str) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
 def _size(n: int) -> str:

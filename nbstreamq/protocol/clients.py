@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from ..errors import ServerRefused, ServerUnreachable
 
@@ -23,7 +23,9 @@ __all__ = [
     "Client",
     "ReplyError",
     "hide_password",
+    "host_of",
     "open_client",
+    "same_server",
     "translate",
     "url_of",
 ]
@@ -33,6 +35,8 @@ __all__ = [
 REPLY_TIMEOUT = 10.0
 #: Seconds to wait for a connection.
 CONNECT_TIMEOUT = 5.0
+#: redis-py's names of the files, and their password, that a connection with TLS may need.
+_TLS_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password")
 #: Answers of a server that will work again by itself: wait, as for a lost connection.
 _TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
 
@@ -40,7 +44,12 @@ _TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "B
 def hide_password(url: str) -> str:
     """Return `url` fit for an error message or a repr."""
     url = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
+    return re.sub(r"([?&](?:ssl_)?password=)[^&#]*", r"\1***", url)
+
+
+def same_server(url: str, other: str) -> bool:
+    """Return whether both lead to the same database, whoever logs in there."""
+    return re.sub(r"://[^/]*@", "://", url) == re.sub(r"://[^/]*@", "://", other)
 
 
 def open_client(url: str) -> Client:
@@ -88,6 +97,19 @@ def open_client(url: str) -> Client:
     )
 
 
+def host_of(url: str) -> str | None:
+    """Return the host that `url` leads to, or ``""`` for a socket of this machine.
+
+    None for a cluster or a Sentinel: they say themselves where the data are.
+    """
+    if "+" in url.partition("://")[0]:
+        return None
+    with open_client(url) as client:  # redis-py's own reading of the url; nothing is sent
+        pool: Any = client.connection_pool
+    known = pool.connection_kwargs
+    return "" if "path" in known else str(known.get("host", "localhost"))
+
+
 def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     from redis.sentinel import Sentinel
 
@@ -130,11 +152,24 @@ def url_of(client: Client) -> str:
         address, scheme, query = quote(known["path"]), "unix", f"?db={known.get('db') or 0}"
     elif "host" in known:
         secure = issubclass(pool.connection_class, redis.SSLConnection)
-        address = f"{known['host']}:{known.get('port', 6379)}/{known.get('db') or 0}"
-        scheme, query = "rediss" if secure else "redis", ""
+        host = f"[{known['host']}]" if ":" in known["host"] else known["host"]
+        address = f"{host}:{known.get('port', 6379)}/{known.get('db') or 0}"
+        scheme, query = ("rediss", _tls_options(known)) if secure else ("redis", "")
     else:
         raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")
     return f"{scheme}://{_login(known)}{address}{query}"
+
+
+def _tls_options(known: dict[str, Any]) -> str:
+    """Return what a url says of certificates; nothing, if all is as usual."""
+    requires = known.get("ssl_cert_reqs") or "required"
+    options = {name: known.get(name) for name in _TLS_FILES}
+    if (text := getattr(requires, "name", requires).lower().removeprefix("cert_")) != "required":
+        options["ssl_cert_reqs"] = text
+    if known.get("ssl_check_hostname") is False:
+        options["ssl_check_hostname"] = "false"
+    given = {name: value for name, value in options.items() if value}
+    return f"?{urlencode(given)}" if given else ""
 
 
 def _login(known: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ key                       type               lifetime  holds
 ``lane:<lane>``           stream, one group  queue     tasks waiting or in flight
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         queue     tasks not due yet, scored by due time (ms)
-``meta``                  hash               queue     fingerprint of the secret
+``meta``                  hash               queue     fingerprints of the secret and earlier ones
 ``setup``                 stream             queue     what `everywhere` asked for, for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
@@ -22,7 +22,8 @@ key                       type               lifetime  holds
 ``control``               stream             1 day     cancellations, and wake-ups for due tasks
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
-``dead``                  stream             7 days    entries refused because of their signature
+``dead``                  stream             7 days    what was refused, or failed for good
+``refused``               hash               7 days    kind of message -> how many were refused
 ========================  =================  ========  ========================================
 """
 
@@ -41,6 +42,7 @@ __all__ = [
     "is_named",
     "nested_lane",
     "session_of",
+    "tail_of",
 ]
 
 #: Start of every key; the digit is the version of the schema.
@@ -84,6 +86,7 @@ class Keys:
         self.workers = start + "workers"
         self.dead = start + "dead"
         self.jobs = start + "jobs"
+        self.refused = start + "refused"
 
     def lane(self, lane: str) -> str:
         return f"{self._start}lane:{lane}"
@@ -108,6 +111,11 @@ class Keys:
 
     def inputs(self, job: str) -> str:
         return f"{self._start}inputs:{job}"
+
+
+def tail_of(key: str) -> str:
+    """Return `key` without what all keys of its queue begin with."""
+    return key.partition("}:")[2]
 
 
 def session_of(job: str) -> str:

@@ -97,17 +97,17 @@ class Message:
         """Return the names of the fields on the wire."""
         return [f.metadata.get("wire", f.name).encode() for f in fields(cls)]  # type: ignore[arg-type]
 
-    def encode(self, signer: Signer) -> Fields:
-        """Return the signed stream fields of this message."""
+    def encode(self, signer: Signer, kind: bytes = b"") -> Fields:
+        """Return the signed stream fields of this message; `kind` is in the place of `KIND`."""
         values = self.values()
         flat: Fields = [b"sig"] * (2 * len(values) + 2)
         flat[:-2:2] = self.names()
-        flat[1::2] = *values, signer.sign(self.KIND, *values)
+        flat[1::2] = *values, signer.sign(kind or self.KIND, *values)
         return flat
 
     @classmethod
-    def decode(cls, flat: Fields, signer: Signer) -> Self:
-        """Return the message that `flat` holds.
+    def decode(cls, flat: Fields, signer: Signer, kind: bytes = b"") -> Self:
+        """Return the message that `flat` holds, which was encoded as one of `kind`.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class Message:
         if flat[0:-1:2] != [*cls.names(), b"sig"]:
             raise SignatureError(f"An entry that is no {cls.KIND.decode()} message was refused.")
         values = flat[1:-2:2]
-        signer.check(flat[-1], cls.KIND, *values)
+        signer.check(flat[-1], kind or cls.KIND, *values)
         try:
             return cls.of(values)
         except (ValueError, TypeError) as error:

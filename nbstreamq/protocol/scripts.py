@@ -14,6 +14,7 @@ from .messages import Fields
 __all__ = ["NAMES", "source", "texts"]
 
 NAMES = (
+    "admit",
     "append",
     "bury",
     "cancel",
@@ -62,8 +63,8 @@ def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
     return _run("settle", (control, *keys), (DAY * 1000, *entries))
 
 
-def promote(delayed: str, lane: str) -> Command:
-    return _run("promote", (delayed, lane), ())
+def promote(delayed: str, lane: str, dead: str, refused: str, source: str) -> Command:
+    return _run("promote", (delayed, lane, dead, refused), (WEEK * 1000, source))
 
 
 def heartbeat(
@@ -98,8 +99,23 @@ def cancel(cancelled: str, control: str, job: str, span: str, message: Fields) -
     return _run("cancel", (cancelled, control), (job, span, DAY * 1000, *message))
 
 
-def refuse(lane: str, dead: str, entry_id: bytes, reason: str) -> Command:
-    return _run("refuse", (lane, dead), (entry_id, reason, WEEK * 1000))
+def refuse(
+    stream: str,
+    dead: str,
+    refused: str,
+    meta: str,
+    entry_id: bytes,
+    reason: str,
+    kind: str,
+    source: str,
+    fingerprints: Iterable[bytes],
+) -> Command:
+    args = (entry_id, reason, WEEK * 1000, kind, source, *fingerprints)
+    return _run("refuse", (stream, dead, refused, meta), args)
+
+
+def admit(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
+    return _run("admit", (meta,), (write, fingerprint, *others))
 
 
 def open(  # noqa: A001 - the verb of the transition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from .messages import Event, Task
 from .signing import Signer
 from .spans import Span, size, split
 
-__all__ = ["Delivery", "Settlement", "Successor", "encode_settlements"]
+__all__ = ["Delivery", "GivenUp", "Settlement", "Successor", "encode_return", "encode_settlements"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +54,38 @@ class Successor:
     when: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenUp:
+    """A task that will not be run again, unless somebody wants it.
+
+    Attributes
+    ----------
+    lane
+        Where it waited last.
+    task
+        What was to be done.
+    reason
+        Why it is not, in words.
+    """
+
+    KIND = b"dead"
+
+    lane: str
+    task: Task
+    reason: str
+
+    def seal(self, signer: Signer) -> bytes:
+        """Return it as the value of one field."""
+        data = pickle.dumps((self.lane, self.reason, self.task.values()), 5)
+        return signer.seal(self.KIND, b"", data)
+
+    @classmethod
+    def unseal(cls, sealed: bytes, signer: Signer) -> GivenUp:
+        """Return what `seal` wrote; `SignatureError` if it was changed."""
+        lane, reason, values = pickle.loads(signer.unseal(cls.KIND, b"", sealed))
+        return cls(lane=lane, task=Task.of(values), reason=reason)
+
+
 @dataclass(slots=True, kw_only=True)
 class Settlement:
     """What a delivery ends in: events for the client, successors for the lane.
@@ -66,6 +99,7 @@ class Settlement:
     delivery: Delivery
     events: list[Event] = field(default_factory=list)
     successors: list[Successor] = field(default_factory=list)
+    given_up: list[GivenUp] = field(default_factory=list)
     ended: tuple[int, int, int] = (0, 0, 0)
 
     def count(self, *, done: int = 0, failed: int = 0, cancelled: int = 0) -> None:
@@ -106,13 +140,16 @@ def encode_settlements(
     for s in settlements:
         delivery = s.delivery
         lane = table.index(keys.lane(delivery.lane))
-        args += (lane, delivery.entry_id, len(s.events), len(s.successors))
+        n_events = len(s.events) + len(s.given_up)
+        args += (lane, delivery.entry_id, n_events, len(s.successors))
         if is_named(job := delivery.task.job):
             args += (table.index(keys.job(job)), table.index(keys.inputs(job)), *s.ended)
         else:
             args.append("")
         for event in s.events:
             args += (table.index(keys.events(session_of(event.job))), event.seal(signer))
+        for what in s.given_up:
+            args += (table.index(keys.dead), what.seal(signer))
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)
@@ -120,6 +157,11 @@ def encode_settlements(
             fields = _changed_fields(successor.task, signer)
             args += (table.index(target), delay, successor.when, len(fields), *fields)
     return list(table.keys), args
+
+
+def encode_return(lane: str, entry_id: bytes) -> tuple[list[str], list[Any]]:
+    """Return what ``settle.lua`` takes to put an entry back as it is, read or not."""
+    return [lane], [0, entry_id, 0, 1, 0, 0, "", 0]
 
 
 def _changed_fields(task: Task, signer: Signer) -> list[bytes]:

@@ -29,21 +29,26 @@ class Signer:
     Parameters
     ----------
     secret
-        Shared by all clients and workers of the queue.
+        Shared by all clients and workers of the queue. Several, separated by commas: the first one
+        signs, and what any of them has signed is accepted. So a secret can be changed.
     queue
         Name of the queue; a message of another queue is refused, same secret or not.
     """
 
     def __init__(self, secret: str, queue: str) -> None:
-        key = hashlib.blake2b(secret.encode()).digest()
-        self._keyed = hashlib.blake2b(queue.encode() + b"\0", key=key, digest_size=SIGNATURE_BYTES)
+        secrets = [part.strip() for part in secret.split(",") if part.strip()] or [secret]
+        self._keyed, *self._older = (_keyed(one, queue) for one in secrets)
 
     def __repr__(self) -> str:
         return "<Signer>"
 
     def sign(self, kind: bytes, *parts: bytes) -> bytes:
         """Return the signature of `parts` as a message of `kind`."""
-        mac = self._keyed.copy()
+        return self._sign(self._keyed, kind, parts)
+
+    @staticmethod
+    def _sign(keyed: hashlib.blake2b, kind: bytes, parts: tuple[bytes, ...]) -> bytes:
+        mac = keyed.copy()
         # The lengths make the framing unambiguous: no two lists of parts join to the same bytes.
         sizes = [len(kind), *map(len, parts)]
         framed = (struct.pack(f"<{len(sizes)}Q", *sizes), kind, *parts)
@@ -56,7 +61,10 @@ class Signer:
 
     def check(self, signature: bytes, kind: bytes, *parts: bytes) -> None:
         """Raise `SignatureError` unless `signature` is that of `parts` as a message of `kind`."""
-        if not compare_digest(signature, self.sign(kind, *parts)):
+        if not compare_digest(signature, self._sign(self._keyed, kind, parts)):
+            for older in self._older:
+                if compare_digest(signature, self._sign(older, kind, parts)):
+                    return
             raise SignatureError(
                 f"A {kind.decode()} message without this queue's signature was refused."
                 " Likely cause: it was written by a process with another secret."
@@ -72,9 +80,14 @@ class Signer:
         self.check(sealed[:SIGNATURE_BYTES], kind, name, data)
         return data
 
-    def fingerprint(self) -> bytes:
-        """Return what tells two secrets apart without giving either away."""
-        return self.sign(b"fingerprint")
+    def fingerprints(self) -> list[bytes]:
+        """Return what tells secrets apart without giving any away, in their order."""
+        return [self._sign(keyed, b"fingerprint", ()) for keyed in (self._keyed, *self._older)]
+
+
+def _keyed(secret: str, queue: str) -> hashlib.blake2b:
+    key = hashlib.blake2b(secret.encode()).digest()
+    return hashlib.blake2b(queue.encode() + b"\0", key=key, digest_size=SIGNATURE_BYTES)
 
 
 def load_secret(settings: Settings) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from socket import socket
 from typing import Any
 
-from ..errors import SecretMismatch, ServerRefused, SignatureError
+from ..errors import ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import Command, Wire
@@ -16,7 +14,7 @@ from .jobs import NamedJobs
 from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
 from .replies import block_ms, stream_entries
-from .settlement import Delivery, Settlement, encode_settlements
+from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, parse_span
 from .supervision import Supervision
@@ -68,18 +66,6 @@ class Store(NamedJobs, Supervision):
 
     # -- the queue -----------------------------------------------------------------------------
 
-    def check_secret(self) -> None:
-        """Raise `SecretMismatch` unless the queue was made with this secret, or is new."""
-        mine = self._signer.fingerprint()
-        meta = self.keys.meta
-        _, theirs = self._wire.call(("HSETNX", meta, "secret", mine), ("HGET", meta, "secret"))
-        if theirs != mine:
-            raise SecretMismatch(
-                f"Queue {self.keys.queue!r} was made with another secret than this process has."
-                " Give both the same: set NBSTREAMQ_SECRET to the same value, or copy the key file"
-                " ~/.local/share/nbstreamq/secret."
-            )
-
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
         """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
         found = []
@@ -110,7 +96,15 @@ class Store(NamedJobs, Supervision):
         self._put(self.keys.function(digest), b"function", digest, data)
 
     def get_function(self, digest: str) -> bytes | None:
-        """Return a pickled function; None if the server does not hold it."""
+        """Return a pickled function; None if the server does not hold it.
+
+        Raises
+        ------
+        SignatureError
+            It is not signed with this queue's secret.
+        SecretMismatch
+            The queue has got another secret since.
+        """
         return self._get(self.keys.function(digest), b"function", digest)
 
     def put_blob(self, digest: str, data: bytes) -> None:
@@ -118,7 +112,7 @@ class Store(NamedJobs, Supervision):
         self._put(self.keys.blob(digest), b"blob", digest, data)
 
     def get_blob(self, digest: str) -> bytes | None:
-        """Return a pickled value; None if the server does not hold it."""
+        """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
         return self._get(self.keys.blob(digest), b"blob", digest)
 
     def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
@@ -127,7 +121,12 @@ class Store(NamedJobs, Supervision):
 
     def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
         sealed = self._wire.call(("GET", key), timeout=LARGE_TIMEOUT)[0]
-        return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
+        try:
+            return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
+        except SignatureError as error:
+            self.check_secret(write=False)
+            self._set_aside(kind.decode(), key, sealed, str(error))
+            raise
 
     # -- client --------------------------------------------------------------------------------
 
@@ -192,20 +191,29 @@ class Store(NamedJobs, Supervision):
     def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
         """Return the events that were asked for; `after` then names the last entries.
 
-        An entry with a wrong signature comes as the error.
+        One with a wrong signature, or of another session, comes as the error; its entry is set
+        aside.
         """
         entries = stream_entries(self._wire.receive())
         self._n_read += len(entries)
-        for key, entry_id, _ in entries:
-            after[self._asked[key]] = entry_id
-        unseal = self._unseal
-        return [e for _, _, flat in entries for e in map(unseal, flat[::2], flat[1::2])]
+        found: list[Event | SignatureError] = []
+        for key, entry_id, flat in entries:
+            home, forged = self._asked[key], None
+            after[home] = entry_id
+            for name, sealed in zip(flat[::2], flat[1::2], strict=True):
+                try:
+                    found.append(self._unseal(name, sealed, home))
+                except SignatureError as error:
+                    found.append(forged := error)
+            if forged and not self._refuse("event", key.decode(), entry_id, forged):
+                found[found.index(forged)] = SignatureError(str(self._mismatch()))
+        return found
 
-    def _unseal(self, name: bytes, sealed: bytes) -> Event | SignatureError:
-        try:
-            return Event.decode([name, sealed], self._signer)
-        except SignatureError as error:
-            return error
+    def _unseal(self, name: bytes, sealed: bytes, home: str) -> Event:
+        event = Event.decode([name, sealed], self._signer)
+        if session_of(event.job) != home:
+            raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
+        return event
 
     def forget_session(self, session: str) -> None:
         """Drop what the server keeps for a client that is done."""
@@ -238,34 +246,13 @@ class Store(NamedJobs, Supervision):
         """
         lanes = [self.keys.lane(f"@{name}") for name in names]
         messages = [self.encode_task(task) for task in tasks]
+        # Of a kind of its own: no other task may become one that every new worker runs.
+        messages[-1] = tasks[-1].encode(self._signer, b"setup")
         keys = self.keys
         command = scripts.everywhere(keys.workers, keys.setup, lanes, names, messages)
         return bool(self._wire.call(command)[0])
 
     # -- worker --------------------------------------------------------------------------------
-
-    def ensure_lanes(self, lanes: Iterable[str]) -> None:
-        """Create the lanes, and their consumer group, that do not exist."""
-        for lane in lanes:
-            create = ("XGROUP", "CREATE", self.keys.lane(lane), GROUP, "0", "MKSTREAM")
-            try:
-                self._wire.call(create)
-            except ServerRefused as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
-
-    def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
-        """Register a worker, and return the set-up tasks that it must run first."""
-        keys = self.keys
-        own = keys.lane(f"@{worker}")
-        entries = self._wire.call(
-            scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
-        )[0]
-        tasks = []
-        for _, fields in entries:
-            with suppress(SignatureError):  # a forged one must not keep workers out
-                tasks.append(Task.decode(fields, self._signer))
-        return tasks
 
     def take(
         self,
@@ -290,6 +277,12 @@ class Store(NamedJobs, Supervision):
             Most entries from each lane.
         block
             Seconds to wait for a task, if there is none; None: do not wait.
+
+        Raises
+        ------
+        SecretMismatch
+            The queue has got another secret, and some task is signed with that: it was put back.
+            Others that came with it are in `held`.
         """
         names = self._names_of(lanes)
         read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count)
@@ -302,7 +295,10 @@ class Store(NamedJobs, Supervision):
             *settle, read, ("EXISTS", self.keys.cancelled), timeout=(block or 0) + REPLY_TIMEOUT
         )
         entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
-        return self._deliver(entries, cancelling)
+        deliveries, is_trusted = self._deliver(entries, cancelling)
+        if not is_trusted:
+            raise self._mismatch()
+        return deliveries
 
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
         """Return what `worker` was given and has not settled."""
@@ -312,7 +308,7 @@ class Store(NamedJobs, Supervision):
             pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
             found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
             entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
-        return self._deliver(entries, 1)
+        return self._deliver(entries, 1)[0]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
@@ -330,22 +326,30 @@ class Store(NamedJobs, Supervision):
             self._lane_names[lanes] = found
         return found
 
-    def _deliver(self, entries: list[tuple[str, bytes, Fields]], cancelling: int) -> list[Delivery]:
-        """Check signatures, set the refused aside, and look up what was cancelled."""
+    def _deliver(
+        self, entries: list[tuple[str, bytes, Fields]], cancelling: int
+    ) -> tuple[list[Delivery], bool]:
+        """Check signatures, set the refused aside, and look up what was cancelled.
+
+        Also tells whether the queue's secret is still one of ours; else what others may know is put
+        back.
+        """
         tasks: list[tuple[str, bytes, Task]] = []
+        is_trusted = True
         for lane, entry_id, fields in entries:
             try:
                 tasks.append((lane, entry_id, Task.decode(fields, self._signer)))
             except SignatureError as error:
-                self._wire.call(
-                    scripts.refuse(self.keys.lane(lane), self.keys.dead, entry_id, str(error))
-                )
+                if not self._refuse("task", self.keys.lane(lane), entry_id, error):
+                    is_trusted = False
+                    settle = encode_return(self.keys.lane(lane), entry_id)
+                    self._wire.call(scripts.settle(self.keys.control, *settle))
         deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
         if cancelling:
             spans = self._cancelled({task.job for _, _, task in tasks})
             for d in deliveries:
                 d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
-        return deliveries
+        return deliveries, is_trusted
 
     def _cancelled(self, jobs: set[str]) -> dict[str, Span]:
         if not jobs:
@@ -353,7 +357,7 @@ class Store(NamedJobs, Supervision):
         # A session that is gone has all its jobs cancelled, under its own name.
         names = sorted(jobs | {session_of(job) for job in jobs})
         texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
-        return {job: parse_span(t.decode()) for job, t in zip(names, texts, strict=True) if t}
+        return {job: _span(text) for job, text in zip(names, texts, strict=True) if text}
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send events that settle nothing: started, output, progress."""
@@ -365,3 +369,11 @@ class Store(NamedJobs, Supervision):
             else:
                 commands += [("XADD", key, "*", *fields), ("EXPIRE", key, DAY)]
         self._wire.call(*commands)
+
+
+def _span(text: bytes) -> Span:
+    """Return a span that carries no signature; empty if it is none."""
+    try:
+        return parse_span(text.decode())
+    except ValueError:
+        return ()

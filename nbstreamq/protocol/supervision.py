@@ -4,32 +4,77 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
-from ..errors import SignatureError
+from ..errors import ServerRefused, SignatureError
 from . import scripts
-from .connection import Wire
-from .keys import LANES, Keys
-from .messages import Control
+from .dead import Dead
+from .health import Health
+from .keys import GROUP, LANES, tail_of
+from .messages import Control, Task
 from .replies import stream_entries
-from .signing import Signer
 
 __all__ = ["Supervision"]
 
 
-class Supervision:
+#: What a worker's description may hold.
+_DESCRIPTION: dict[str, Any] = {
+    "node": str,
+    "host": str,
+    "supervisor": int,
+    "pid": int,
+    "python": str,
+    "state": str,
+    "lanes": list,
+}
+#: Process ids are below; os.kill takes no others.
+_PID_LIMIT = 2**31
+
+
+class Supervision(Dead, Health):
     """Signs of life, burials, due tasks, and orders."""
 
-    keys: Keys
-    _wire: Wire
-    _signer: Signer
-
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Return the registered workers: id -> description."""
+        """Return the registered workers: id -> description.
+
+        Descriptions carry no signature, since nothing of them is ever run; what is none is dropped.
+        """
         flat = self._wire.call(("HGETALL", self.keys.workers))[0]
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-        return {name.decode(): json.loads(text) for name, text in pairs}
+        found = {}
+        for name, text in pairs:
+            try:
+                found[name.decode()] = _description(text)
+            except (ValueError, RecursionError):
+                if self._wire.call(("HDEL", self.keys.workers, name))[0]:
+                    problem = "A worker's description could not be read."
+                    self._set_aside("worker", self.keys.workers, name + b" " + text, problem)
+        return found
+
+    def ensure_lanes(self, lanes: Iterable[str]) -> None:
+        """Create the lanes, and their consumer group, that do not exist."""
+        for lane in lanes:
+            create = ("XGROUP", "CREATE", self.keys.lane(lane), GROUP, "0", "MKSTREAM")
+            try:
+                self._wire.call(create)
+            except ServerRefused as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
+        """Register a worker, and return the set-up tasks that it must run first."""
+        keys = self.keys
+        own = keys.lane(f"@{worker}")
+        entries = self._wire.call(
+            scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
+        )[0]
+        tasks = []
+        for entry_id, fields in entries:
+            try:
+                tasks.append(Task.decode(fields, self._signer, b"setup"))
+            except SignatureError as error:
+                self._refuse("setup", keys.setup, entry_id, error)
+        return tasks
 
     def heartbeat(self, node: str, silence: float, workers: dict[str, dict[str, Any]]) -> list[str]:
         """Say that `node` and its workers live; return the nodes silent for `silence` seconds."""
@@ -39,7 +84,13 @@ class Supervision:
         command = scripts.heartbeat(
             keys.nodes, keys.workers, own_lanes, node, silence, descriptions
         )
-        return [name.decode() for name in self._wire.call(command)[0]]
+        silent = []
+        for name in self._wire.call(command)[0]:
+            try:
+                silent.append(name.decode())
+            except UnicodeDecodeError:
+                self._wire.call(("ZREM", keys.nodes, name))
+        return silent
 
     def forget_node(self, node: str) -> None:
         """Drop a node whose workers are all buried."""
@@ -61,7 +112,12 @@ class Supervision:
     def promote(self, lanes: Iterable[str]) -> float | None:
         """Move due tasks into their lanes; return seconds until the next is due, None if none."""
         keys = self.keys
-        waits = self._wire.call(*(scripts.promote(keys.delayed(n), keys.lane(n)) for n in lanes))
+        moves = []
+        for lane in lanes:
+            delayed = keys.delayed(lane)
+            source = tail_of(delayed)
+            moves.append(scripts.promote(delayed, keys.lane(lane), keys.dead, keys.refused, source))
+        waits = self._wire.call(*moves)
         due = [wait / 1000 for wait in waits if wait >= 0]
         return min(due) if due else None
 
@@ -73,13 +129,14 @@ class Supervision:
         """Return the id of the last control entry, and those that carry an order."""
         entries = stream_entries(self._wire.receive())
         orders = []
-        for _, _, fields in entries:
+        for _, entry_id, fields in entries:
             # Unsigned entries are mere wake-ups, written by scripts.
             if b"sig" not in fields[::2]:
                 continue
-            # A forged one is passed over: stopping at it would keep off all later orders.
-            with suppress(SignatureError):
+            try:
                 orders.append(Control.decode(fields, self._signer))
+            except SignatureError as error:
+                self._refuse("control", self.keys.control, entry_id, error)
         return (entries[-1][1] if entries else after), orders
 
     def last_control(self) -> bytes:
@@ -91,3 +148,18 @@ class Supervision:
         """Return the lanes that the registered workers serve, and the usual ones."""
         served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
         return [*LANES, *sorted(served - set(LANES))]
+
+
+def _description(text: bytes) -> dict[str, Any]:
+    """Return a worker's description; ValueError if it is none, or holds what nobody can use."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a description")  # noqa: TRY004 - of what was sent, not of our own
+    for name, kind in _DESCRIPTION.items():
+        value = found.get(name, kind())
+        if type(value) is not kind or (kind is int and not 0 <= value < _PID_LIMIT):
+            raise ValueError(f"not a description: {name}")
+    if not all(isinstance(lane, str) for lane in found.get("lanes", ())):
+        raise ValueError("not a description: lanes")
+    json.dumps(found, ensure_ascii=False).encode()  # ValueError: a half of a surrogate pair
+    return found

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import ServerUnreachable
+from ..errors import SecretMismatch, ServerUnreachable
 from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
 from ..objects.references import Dependent, resolving
@@ -141,6 +141,8 @@ class Execution:
             return self._runner.run(task, fn, args, todo)
         except (ServerUnreachable, Stopped):
             raise
+        except SecretMismatch:  # others know the new secret: back to the lane
+            return Run(started=time.time(), rest=todo)
         except BaseException as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
             run = Run(started=time.time())
             dumped = dump_error(error, task=task.id_of(0))

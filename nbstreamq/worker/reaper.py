@@ -10,7 +10,7 @@ from ..errors import NbstreamqError, TimeLimitExceeded, WorkerLost
 from ..objects.outcomes import dump_outcomes
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Event, Options, Task
-from ..protocol.settlement import Delivery, Settlement, Successor
+from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of, split
 from .death import Death
 from .slots import NO_ITEM, Level, Stop
@@ -110,18 +110,19 @@ def _charge(settlement: Settlement, task: Task, death: Death, *, item: str = "")
         settlement.successors.append(Successor(task=task.again(task.span, losses=1)))
         return
     task_id = task.id_of(task.span[0].start)
-    _fail(
-        settlement,
-        task.span,
-        death,
-        WorkerLost(
-            f"Task {task_id} ({task.name}) lost its worker {task.losses + 1} times (last:"
-            f" {death.certificate.worker}, {death.certificate.cause}). Often: out of memory, or a"
-            " crash in compiled code. See the certificate in this error's .certificate.",
-            task=task_id,
-            certificate=replace(death.certificate, item=item),
-        ),
+    what = (
+        f"Task {task_id} ({task.name}) lost its worker {task.losses + 1} times (last:"
+        f" {death.certificate.worker}, {death.certificate.cause})."
     )
+    advice = (
+        " Often: out of memory, or a crash in compiled code. See the certificate in this error's"
+        " .certificate."
+    )
+    certificate = replace(death.certificate, item=item)
+    error = WorkerLost(what + advice, task=task_id, certificate=certificate)
+    _fail(settlement, task.span, death, error)
+    lane = settlement.delivery.lane
+    settlement.given_up.append(GivenUp(lane=lane, task=task, reason=what))
 
 
 def _fail(settlement: Settlement, span: Span, death: Death, error: NbstreamqError) -> None:

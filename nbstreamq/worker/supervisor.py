@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import DeathCertificate, ServerRefused, ServerUnreachable
+from ..errors import DeathCertificate, SecretMismatch, ServerRefused, ServerUnreachable
 from ..protocol.keys import LANES, session_of
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
@@ -85,6 +85,7 @@ class Supervisor:
         self._dead: list[tuple[Child, Death]] = []
         self._number = 0
         self._stopping = False
+        self._failure: SecretMismatch | None = None
         self._heartbeat_due = self._promote_due = self._start_due = 0.0
         self._work_due = 0.0
         self._last_order: bytes | None = None
@@ -94,7 +95,13 @@ class Supervisor:
     # -- its life ------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until told to stop by a signal, or until the last user has left."""
+        """Serve until told to stop by a signal, or until the last user has left.
+
+        Raises
+        ------
+        SecretMismatch
+            The queue got another secret; what ran was finished, and the rest is for others.
+        """
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,6 +113,8 @@ class Supervisor:
                 if self.door and not self.door.users:
                     waited = time.monotonic() - born > self._timing.visit
                     self._stopping |= (self.door.visited or waited) and not self._has_named_work()
+                if self._failure and not self._children:
+                    raise self._failure
         finally:
             self._end()
 
@@ -126,7 +135,8 @@ class Supervisor:
 
     def scale(self, n_workers: int) -> None:
         """There shall be so many workers from now on."""
-        self.n_workers = n_workers
+        if not self._failure:
+            self.n_workers = n_workers
 
     def _tick(self) -> None:
         self._scale()
@@ -137,6 +147,9 @@ class Supervisor:
             self._beat()
             self._obey()
             self._promote()
+        except SecretMismatch as error:
+            # Others changed it: what runs here is finished, and the rest left to them.
+            self._failure, self.n_workers = error, 0
         except (ServerUnreachable, ServerRefused) as error:
             logger.warning("%s", error)
             self._last_order = None
@@ -307,7 +320,7 @@ class Supervisor:
         own = (f"@{worker}", *lanes)
         while not self._store.bury(worker, lanes):
             held = self._store.held(own, worker)
-            self._store.settle(settle_death(held, death, known=known))
+            self._store.settle_lost(settle_death(held, death, known=known))
 
     def _beat(self) -> None:
         now = time.monotonic()
@@ -323,6 +336,8 @@ class Supervisor:
         self._heartbeat_due = now + self._timing.heartbeat
         if silent or first:
             self._bury_machines(silent)
+        if not self._failure:
+            self._store.check_secret(write=False)
 
     def _bury_machines(self, silent: list[str]) -> None:
         """Deal with the workers of supervisors that fell silent, or died on this very machine."""
@@ -340,7 +355,7 @@ class Supervisor:
         if description.get("host") != socket.gethostname() or description.get("node") == self.node:
             return False
         try:
-            os.kill(description["supervisor"], 0)
+            os.kill(description.get("supervisor", 0), 0)
         except ProcessLookupError:
             return True
         except PermissionError:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ..errors import FunctionMissing, NbstreamqError, ServerUnreachable
+from ..errors import FunctionMissing, NbstreamqError, ServerUnreachable, SignatureError
 from ..objects.functions import load_function
 from ..objects.payloads import load
 from ..protocol.connection import RECONNECT
@@ -78,12 +78,15 @@ class Values:
             The server does not hold it.
         PythonMismatch
             It was pickled by another Python.
+        SignatureError
+            What the server holds in its place was not signed with this queue's secret.
         """
         self._job = task.job
         known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
         if known is not None:
             return known
-        data = self._fetch(self._store.get_function, task.fn)
+        what = f"function {task.name} of job {task.job}"
+        data = self._fetch(self._store.get_function, task.fn, what)
         if data is None:
             raise FunctionMissing(
                 f"The server no longer holds the function {task.name} of job {task.job}: it expired"
@@ -97,7 +100,9 @@ class Values:
         known = self._values.get((digest, self._job))
         if known is not None:
             return known
-        data = self._pickles.get(digest) or self._fetch(self._store.get_blob, digest)
+        data = self._pickles.get(digest)
+        if data is None:
+            data = self._fetch(self._store.get_blob, digest, "value of a Ref")
         if data is None:
             raise NbstreamqError(
                 f"The server no longer holds the value {digest} that q.put() stored: it expired"
@@ -107,9 +112,16 @@ class Values:
         return self._values.put((digest, self._job), len(data), load(data))
 
     @staticmethod
-    def _fetch(get: Callable[[str], bytes | None], digest: str) -> bytes | None:
+    def _fetch(get: Callable[[str], bytes | None], digest: str, what: str) -> bytes | None:
         while True:
             try:
                 return get(digest)
             except ServerUnreachable:
                 time.sleep(RECONNECT)
+            except SignatureError as error:
+                raise SignatureError(
+                    f"The {what} was refused, and not unpickled: what the server holds as {digest}"
+                    " does not carry this queue's signature. Somebody changed it there, see"
+                    " q.dead(). Make another TaskQueue, which sends it anew, and look who else can"
+                    " write to the server."
+                ) from error

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from ..current import Host, set_host
-from ..errors import ServerUnreachable
+from ..errors import SecretMismatch, ServerUnreachable
 from ..objects.references import fetch_by
 from ..protocol.connection import RECONNECT
 from ..protocol.keys import deeper_lanes
@@ -124,7 +124,11 @@ class TaskWorker:
         self._until_reachable(lambda: self._join(description))
         try:
             while not self._leaving:
-                self._until_reachable(self._round)
+                try:
+                    self._until_reachable(self._round)
+                except SecretMismatch:  # the supervisor will tell us to leave
+                    time.sleep(RECONNECT)
+                    self._until_reachable(self._recover)
         except _Leave:
             pass
         self.release_batch()
@@ -289,7 +293,11 @@ class TaskWorker:
     def _help_once(self, lanes: Sequence[str]) -> bool:
         # What came with the waiting task may be shallower than it: others shall run that.
         self.release_batch()
-        self._until_reachable(lambda: self._take(lanes, 1, None))
+        try:
+            self._until_reachable(lambda: self._take(lanes, 1, None))
+        except SecretMismatch:
+            self._until_reachable(self._recover)
+            return False
         delivery = self._next()
         if delivery is None:
             return False

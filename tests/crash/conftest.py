@@ -49,10 +49,11 @@ def pytest_collection_modifyitems(items):
 class Process:
     """A Python process of our own, in a process group of its own."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, env=None):
         self._process = subprocess.Popen(
             (sys.executable, *arguments),
             cwd=ROOT,
+            env=os.environ | (env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,11 +91,11 @@ class Process:
 
 @pytest.fixture
 def start():
-    """``start(*arguments)``: a Python with these arguments, killed after the test."""
+    """``start(*arguments, env=)``: a Python with these arguments, killed after the test."""
     processes = []
 
-    def start(*arguments):
-        processes.append(Process(*arguments))
+    def start(*arguments, env=None):
+        processes.append(Process(*arguments, env=env))
         return processes[-1]
 
     yield start

@@ -84,6 +84,7 @@ def others(q: TaskQueue, lost: WorkerLost) -> None:
     assert_type(list(track([1, 2])), list[int])
     assert_type(q.workers()[0].pid, int)
     assert_type(q.status().open_jobs, int)
+    assert_type([letter.why for letter in q.dead()], list[str])
     error: NbstreamqError = lost
     assert_type(lost.certificate, DeathCertificate | None)
     assert_type(error.args[0] is None, bool)
@@ -92,7 +93,7 @@ def others(q: TaskQueue, lost: WorkerLost) -> None:
 def queues() -> None:
     TaskQueue()
     TaskQueue("name", "redis://host:6379/0", workers=4, secret="from somewhere safe")
-    TaskQueue("name", workers="auto")
+    TaskQueue("name", workers="auto", insecure=True)
     TaskQueue("name", workers="all")  # type: ignore[arg-type]
     TaskQueue("name", client=redis.Redis())
     TaskQueue("name", None, 4)  # type: ignore[call-arg, arg-type]

@@ -23,7 +23,7 @@ def run(*arguments, **env):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"], ["doctor", "--help"]])
 def test_help_says_how_to_use_it(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -37,7 +37,7 @@ def test_help_names_all_options_but_those_of_our_own(capsys):
         cli.main(["worker", "--help"])
 
     text = capsys.readouterr().out
-    assert set(re.findall(r"--\w+", text)) == {"--help", "--queue", "--lane"}
+    assert set(re.findall(r"--\w+", text)) == {"--help", "--queue", "--lane", "--insecure"}
     assert "URL" in text
     assert "-n N" in text
 
@@ -89,6 +89,72 @@ def test_another_secret_than_the_queues_exits_with_1(server_url, queue_name, sto
     assert err.startswith("nbstreamq: ")
     assert "secret" in err
     assert "Sesame" not in err
+
+
+def test_a_new_secret_is_printed_alone(capsys):
+    cli.main(["secret"])
+    cli.main(["secret"])
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"[0-9a-f]{64}", first)
+    assert first != second
+
+
+class TestDoctor:
+    def test_a_sound_queue_exits_with_0(self, server_url, queue_name, store):
+        store.check_secret()
+        store.join("node#1", {"host": "here", "python": "3.99", "pid": 7, "lanes": ["default"]})
+        store.bury("node#1", ["default"])
+
+        status, out, err = run("doctor", server_url, "--queue", queue_name)
+
+        assert (status, err) == (0, "")
+        assert re.search(r"^server   (Redis|Valkey) \d+\.\d+", out, re.M)
+        assert re.search(r"^ping     \d+\.\d+ ms$", out, re.M)
+        assert re.search(r"^clock    [+-]0\.\d+ s", out, re.M)
+        assert f"{queue_name!r}: 0 workers, 0 messages waiting" in out
+        assert "problem" not in out
+
+    def test_it_does_not_make_the_queue(self, server_url, queue_name, client, store):
+        assert run("doctor", server_url, "--queue", queue_name)[0] == 0
+        assert not client.exists(store.keys.meta)
+
+    def test_problems_are_listed_and_exit_with_1(self, server_url, queue_name, store, client):
+        store.join("node#1", {"host": "here", "python": "3.99", "pid": 7, "lanes": ["default"]})
+        client.xadd(store.keys.lane("default"), {"hello": "world"})
+        store.take([], ["default"], "node#1", 1)
+
+        status, out, err = run("doctor", server_url, "--queue", queue_name)
+
+        assert (status, err) == (1, "")
+        assert "worker   node#1: starting, Python 3.99, on here" in out
+        assert re.search(r"^problem  workers run Python 3.99", out, re.M)
+        assert re.search(r"^problem  refused .*: 1 task", out, re.M)
+
+    def test_a_risky_server_exits_with_1(self, start_server):
+        options = ("--save", "", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+        server = start_server(*options)
+
+        status, out, _ = run("doctor", server.url)
+
+        assert status == 1
+        assert out.count("problem ") == 2
+
+    def test_another_secret_exits_with_1(self, server_url, queue_name, store):
+        store.check_secret()
+
+        command = ("doctor", server_url, "--queue", queue_name)
+        status, _, err = run(*command, NBSTREAMQ_SECRET="Sesame")
+
+        assert status == 1
+        assert "secret" in err
+        assert "Sesame" not in err
+
+    def test_a_server_that_is_not_there_exits_with_1_and_one_line(self, tmp_path):
+        status, out, err = run("doctor", f"unix://{tmp_path}/nowhere")
+
+        assert (status, out) == (1, "")
+        assert len(err.splitlines()) == 1
 
 
 def test_help_loads_no_redis():

@@ -1,5 +1,6 @@
 """URLs become clients, and errors tell no passwords."""
 
+import ssl
 from urllib.parse import quote
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import ServerUnreachable
-from nbstreamq.protocol.clients import hide_password, open_client, url_of
+from nbstreamq.protocol.clients import hide_password, open_client, same_server, url_of
 
 
 def settings_of(url):
@@ -26,6 +27,7 @@ def settings_of(url):
         ("redis://me:p/w@h:1/0", "redis://me:***@h:1/0"),
         ("unix://me:pw@/run/s?db=1", "unix://me:***@/run/s?db=1"),
         ("unix:///run/s", "unix:///run/s"),
+        ("rediss://h?ssl_password=pw&db=1", "rediss://h?ssl_password=***&db=1"),
         ("unix:///run/s?password=pw&db=1", "unix:///run/s?password=***&db=1"),
         ("redis+sentinel://me:pw@h:1,g:2/main/0", "redis+sentinel://me:***@h:1,g:2/main/0"),
         ("no url", "no url"),
@@ -108,6 +110,9 @@ def test_what_is_no_server_address_is_refused_without_its_password(url):
         "redis://example.org:7000/3",
         "rediss://:p%40w@example.org:7000/0",
         "redis://me:p%2Fw@example.org:6379/0",
+        "rediss://example.org:6379/0?ssl_ca_certs=%2Fetc%2Fca.pem&ssl_password=hush",
+        "rediss://example.org:6379/0?ssl_cert_reqs=none&ssl_check_hostname=false",
+        "redis://[::1]:6379/0",
         "unix:///run/some%20socket?db=2",
         "unix://me:pw@/run/socket?db=0",
     ],
@@ -115,6 +120,28 @@ def test_what_is_no_server_address_is_refused_without_its_password(url):
 def test_the_url_of_a_client_reaches_the_same_server(url):
     with open_client(url) as client:
         assert url_of(client) == url
+
+
+def test_the_url_of_a_client_with_tls_says_only_what_is_unusual():
+    with redis.Redis(host="h", ssl=True) as client:
+        assert url_of(client) == "rediss://h:6379/0"
+    with redis.Redis(host="h", ssl=True, ssl_cert_reqs=ssl.CERT_OPTIONAL) as client:
+        assert url_of(client) == "rediss://h:6379/0?ssl_cert_reqs=optional"
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("redis://me:***@h:1/0", "redis://you:pw@h:1/0", True),
+        ("redis://me:p@w@h:1/0", "redis://h:1/0", True),
+        ("unix://me:pw@/run/s?db=1", "unix:///run/s?db=1", True),
+        ("redis://me@h:1/0", "redis://me@g:1/0", False),
+        ("redis://me@h:1/0", "redis://me@h:1/1", False),
+        ("redis://h:1/0", "rediss://h:1/0", False),
+    ],
+)
+def test_a_server_is_the_same_whoever_logs_in(url, other, same):
+    assert same_server(url, other) is same
 
 
 def test_a_client_made_by_sentinel_has_no_url():

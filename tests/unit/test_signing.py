@@ -63,8 +63,22 @@ def test_parts_can_not_be_shifted_into_each_other():
 
 
 def test_a_fingerprint_tells_secrets_apart_and_is_stable():
-    assert SIGNER.fingerprint() == Signer("secret", "sims").fingerprint()
-    assert SIGNER.fingerprint() != Signer("other", "sims").fingerprint()
+    (mine,) = SIGNER.fingerprints()
+    assert Signer("secret", "sims").fingerprints() == [mine]
+    assert Signer("other", "sims").fingerprints() != [mine]
+    assert Signer("other, secret", "sims").fingerprints()[1:] == [mine]
+
+
+def test_the_first_of_several_secrets_signs_and_all_are_accepted():
+    old, new = Signer("old", "sims"), Signer("new", "sims")
+    both = Signer(" new , old,", "sims")
+    assert both.seal(b"blob", b"x", b"data") == new.seal(b"blob", b"x", b"data")
+    for signer in (old, new, both):
+        assert both.unseal(b"blob", b"x", signer.seal(b"blob", b"x", b"data")) == b"data"
+    with pytest.raises(SignatureError):
+        both.unseal(b"blob", b"x", Signer("older", "sims").seal(b"blob", b"x", b"data"))
+    with pytest.raises(SignatureError):
+        old.unseal(b"blob", b"x", both.seal(b"blob", b"x", b"data"))
 
 
 def test_the_secret_is_in_no_repr():

@@ -6,7 +6,7 @@
 -- ARGV[2] lifetime of the session (ms)
 -- ARGV[3..] for each task: index of its lane (from 0), delay (ms), number of fields and values, those
 -- Returns the number of tasks written; 0 if the batch was there already
-if tonumber(ARGV[1]) <= tonumber(redis.call('GET', KEYS[1]) or '0') then
+if tonumber(ARGV[1]) <= (tonumber(redis.call('GET', KEYS[1]) or '0') or 0) then
   return 0
 end
 local n, i, due = 0, 3, false

@@ -1,0 +1,69 @@
+"""Which secret signs, and where a server is so far away that one must be given."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+
+from ..errors import SecretMissing
+from ..settings import Settings
+from .clients import hide_password, host_of
+from .signing import load_secret
+
+__all__ = ["choose_secret", "is_local", "new_secret"]
+
+
+def new_secret() -> str:
+    """Return a fresh random secret: 256 bits, in hexadecimal digits."""
+    return secrets.token_hex(32)
+
+
+def is_local(url: str) -> bool:
+    """Return whether only this machine can reach the server at `url`, as far as the url tells.
+
+    A cluster and a Sentinel name other servers by themselves: they never count as local.
+    """
+    host = host_of(url)
+    if host is None:
+        return False
+    if host.lower() in ("", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def choose_secret(
+    settings: Settings, url: str | None, *, secret: str | None = None, insecure: bool = False
+) -> str:
+    """Return the secret that signs the messages of a queue.
+
+    Parameters
+    ----------
+    url
+        Of its server; None: the embedded one.
+    secret
+        Given as an argument; None: ``$NBSTREAMQ_SECRET``, else this machine's key file.
+    insecure
+        Whether the key file will do for a server that other machines can reach.
+
+    Raises
+    ------
+    SecretMissing
+        Other machines can reach the server, and no secret was given. Nothing was sent.
+    """
+    given = secret or settings.secret
+    if given:
+        return given
+    if url is not None and not insecure and not is_local(url):
+        raise SecretMissing(
+            f"No secret was given for {hide_password(url)}, which other machines can reach: only a"
+            " secret that clients and workers share keeps others from running code on them. Make"
+            " one, and set it here and wherever workers run:\n"
+            "    nbstreamq secret\n"
+            "    export NBSTREAMQ_SECRET=...    # or TaskQueue(..., secret=...)\n"
+            "To sign with the key file of this machine all the same, which workers on others don't"
+            " have: TaskQueue(..., insecure=True), nbstreamq worker --insecure."
+        )
+    return load_secret(settings)
