@@ -161,7 +161,7 @@ def encode_settlements(
 
 def encode_return(lane: str, entry_id: bytes) -> tuple[list[str], list[Any]]:
     """Return what ``settle.lua`` takes to put an entry back as it is, read or not."""
-    return [lane], [0, entry_id, 0, 1, 0, 0, "", 0]
+    return [lane], [0, entry_id, 0, 1, "", 0, 0, "", 0]
 
 
 def _changed_fields(task: Task, signer: Signer) -> list[bytes]:
