@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -172,7 +173,7 @@ class Sender:
                 lost = True
                 if self._giving_up:
                     self._done()
-                self._closing.wait(RECONNECT)
+                time.sleep(RECONNECT)
         if lost:
             self._on_trouble(None)
 

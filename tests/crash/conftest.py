@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.proxy import proxy
 from tests.real_workers import gate, new_queue, queue, shared_queue
 
-__all__ = ["gate", "new_queue", "queue", "shared_queue"]
+__all__ = ["gate", "new_queue", "proxy", "queue", "shared_queue"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,9 +106,9 @@ def start():
 def start_node(start, server_url, queue_name, store, wait_until):
     """``start_node(n_workers)``: a supervisor, once its workers have joined."""
 
-    def start_node(n_workers=1, url=server_url):
+    def start_node(n_workers=1, url=None):
         before = set(store.workers())
-        node = start("-c", NODE, url, queue_name, str(n_workers))
+        node = start("-c", NODE, url or server_url, queue_name, str(n_workers))
         wait_until(
             lambda: len(set(store.workers()) - before) >= n_workers, describe="the node's workers"
         )
