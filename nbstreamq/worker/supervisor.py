@@ -110,6 +110,8 @@ class Supervisor:
         self._number = 0
         self._stopping = False
         self._heartbeat_due = self._promote_due = self._start_due = 0.0
+        #: When the server last took a sign of life; from when on silence of others means death.
+        self._heard = self._judge_from = 0.0
         self._last_order: bytes | None = None
         self._cancellations: list[tuple[float, Control]] = []
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -326,6 +328,13 @@ class Supervisor:
         }
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
         self._heartbeat_due = now + self._timing.heartbeat
+        now = time.monotonic()
+        if now - self._heard > self._timing.silence / 2:
+            # The server was away, or we were: then the others had no chance, either.
+            self._judge_from = now + self._timing.silence
+        self._heard = now
+        if now < self._judge_from:
+            silent = []
         if silent or first:
             self._bury_machines(silent)
 

@@ -104,9 +104,12 @@ def start():
 
 @pytest.fixture
 def start_node(start, server_url, queue_name, store, wait_until):
-    """``start_node(n_workers)``: a supervisor, once its workers have joined."""
+    """``start_node(n_workers, url, store)``: a supervisor, once its workers have joined.
 
-    def start_node(n_workers=1, url=None):
+    Elsewhere than on the session's server with the address and a store of that.
+    """
+
+    def start_node(n_workers=1, url=None, store=store):
         before = set(store.workers())
         node = start("-c", NODE, url or server_url, queue_name, str(n_workers))
         wait_until(
