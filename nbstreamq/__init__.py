@@ -7,6 +7,7 @@ from .client.future import TaskFuture
 from .client.job import Job
 from .client.queue import TaskQueue
 from .errors import (
+    DataLost,
     DeathCertificate,
     FunctionMissing,
     NbstreamqError,
@@ -30,6 +31,7 @@ from .objects.references import Ref
 from .worker.context import track
 
 __all__ = [
+    "DataLost",
     "DeathCertificate",
     "FunctionMissing",
     "Job",

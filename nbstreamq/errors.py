@@ -7,6 +7,7 @@
     │   ├── ServerNotFound          no server binary on this machine; FileNotFoundError
     │   ├── ServerStartFailed       the embedded server did not come up
     │   ├── ServerUnreachable       no connection, or lost for too long; ConnectionError
+    │   ├── DataLost                the server came back without what it was told
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
     ├── NotPicklable                a function or an argument can't travel; TypeError
@@ -27,6 +28,7 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 
 __all__ = [
+    "DataLost",
     "DeathCertificate",
     "FunctionMissing",
     "NbstreamqError",
@@ -66,6 +68,10 @@ class ServerStartFailed(ServerError):
 
 class ServerUnreachable(ServerError, ConnectionError):
     """The server can't be reached, or the connection was lost for too long."""
+
+
+class DataLost(ServerError):
+    """The server does not know any more what it was told: it was restarted without its data."""
 
 
 class ServerRefused(ServerError):

@@ -13,6 +13,7 @@ from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
 from .ledger import Ledger
+from .memory import Memory
 
 __all__ = ["Entry", "Order", "Sender"]
 
@@ -71,14 +72,22 @@ class Sender:
     session
         Who submits.
     on_trouble
-        Called with the error when the server can't be reached, and with None when it can again.
+        Called with the error when the server can't be reached, and with None before it is told
+        anything again; raises `ServerUnreachable` if it is still away.
+    memory
+        Is told what the server took.
     """
 
     def __init__(
-        self, store: Store, session: str, on_trouble: Callable[[ServerUnreachable | None], None]
+        self,
+        store: Store,
+        session: str,
+        on_trouble: Callable[[ServerUnreachable | None], None],
+        memory: Memory,
     ) -> None:
         self._store = store
         self._session = session
+        self._memory = memory
         self._on_trouble = on_trouble
         self._queue: deque[Entry | Order] = deque()
         self._changed = threading.Condition()
@@ -87,7 +96,7 @@ class Sender:
         self._parcel: list[Entry | Order] = []
         self._waiting_bytes = 0
         self._batch = 0
-        self._again = False
+        self._again = self._lost = False
         self._idle = self._full = False
         self._closing = threading.Event()
         self._giving_up = False
@@ -133,6 +142,7 @@ class Sender:
         try:
             self._send_parcel()
         except ServerUnreachable:
+            self._lost = True
             with self._changed:
                 self._changed.notify_all()  # the thread goes on trying
 
@@ -164,18 +174,19 @@ class Sender:
         with self._changed:
             if not self._parcel:
                 self._pack()
-        lost = False
         while self._parcel:
             try:
+                if self._lost:
+                    # First of all: what it has lost shows in the number of the last batch.
+                    self._on_trouble(None)
+                    self._lost = False
                 self._send_parcel()
             except ServerUnreachable as error:
                 self._on_trouble(error)
-                lost = True
+                self._lost = True
                 if self._giving_up:
                     self._done()
                 time.sleep(RECONNECT)
-        if lost:
-            self._on_trouble(None)
 
     def _pack(self, first: Entry | Order | None = None) -> None:
         """Take the next order, or the next tasks, from the queue; or just `first`."""
@@ -201,9 +212,14 @@ class Sender:
             if isinstance(parcel[0], Order):
                 parcel[0].carry_out(self._store)
             else:
-                tasks = [(e.lane, e.delay, e.fields) for e in parcel if isinstance(e, Entry)]
                 again, self._again = self._again, True
-                self._store.submit(self._session, self._batch, tasks, again=again)
+                entries = [e for e in parcel if isinstance(e, Entry)]
+                if again:
+                    entries = [e for e in entries if not all(map(e.ledger.has_ended, e.items))]
+                tasks = [(e.lane, e.delay, e.fields) for e in entries]
+                if tasks:
+                    self._store.submit(self._session, self._batch, tasks, again=again)
+                    self._memory.took(self._batch)
         except ServerUnreachable:
             raise
         except NbstreamqError as error:

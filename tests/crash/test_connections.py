@@ -1,4 +1,4 @@
-"""Connections are cut, or lead to a server that does not answer: nothing is lost, none counts twice."""
+"""Connections are cut, or lead to a server that does not answer: each task has one result."""
 
 import contextlib
 import os
