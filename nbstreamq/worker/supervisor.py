@@ -14,7 +14,6 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DeathCertificate, ServerRefused, ServerUnreachable
@@ -29,6 +28,7 @@ from .door import Door
 from .output import FILE_LIMIT_BYTES
 from .reaper import settle_death
 from .slots import NO_ITEM, Level, State, Stop
+from .timing import Timing
 
 __all__ = ["Supervisor", "Timing"]
 
@@ -37,31 +37,6 @@ logger = logging.getLogger(__name__)
 #: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
 #: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
 ORDER_LIFETIME = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How often the supervisor looks, and how long it waits; all in seconds.
-
-    Attributes
-    ----------
-    tick
-        Between two looks at the workers' slots. Shorter keeps time limits better.
-    heartbeat
-        Between two signs of life.
-    silence
-        After which a machine that gave none is given up. Must be several heartbeats.
-    grace
-        Between the request to stop and the kill.
-    visit
-        That it waits for its first user.
-    """
-
-    tick: float = 0.05
-    heartbeat: float = 1.0
-    silence: float = 5.0
-    grace: float = 1.0
-    visit: float = 15.0
 
 
 class Supervisor:
@@ -107,6 +82,7 @@ class Supervisor:
         self._timing = timing or Timing()
         self._children: dict[int, Child] = {}
         self._dead: list[tuple[Child, Death]] = []
+        self._dropped: list[str] = []
         self._number = 0
         self._stopping = False
         self._heartbeat_due = self._promote_due = self._start_due = 0.0
@@ -147,6 +123,7 @@ class Supervisor:
         self._listen(self._timing.tick)
         self._wait_for_children()
         try:
+            self._cancel_dropped()
             self._bury()
             self._beat()
             self._obey()
@@ -173,10 +150,12 @@ class Supervisor:
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
         self._keep_order(Control(kind="cancel", job=session, span=EVERYTHING))
-        try:
-            self._store.cancel(session, EVERYTHING, EVERYTHING)
-        except (ServerUnreachable, ServerRefused) as error:
-            logger.warning("%s", error)
+        self._dropped.append(session)
+
+    def _cancel_dropped(self) -> None:
+        while self._dropped:
+            self._store.cancel(self._dropped[0], EVERYTHING, EVERYTHING)
+            self._dropped.pop(0)
 
     def _end(self) -> None:
         """Stop the workers: idle ones leave, busy ones are killed after the grace."""
