@@ -27,6 +27,10 @@ class Proxy:
         #: Both ends of each connection: the client's, the server's.
         self._roads: list[tuple[socket.socket, socket.socket]] = []
         self._abandoned: list[socket.socket] = []
+        self._said: dict[socket.socket, set[bytes]] = {}
+        self._muted: set[socket.socket] = set()
+        #: Whether new connections are let through.
+        self.is_open = True
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> int:
@@ -46,6 +50,13 @@ class Proxy:
             self._abandoned.append(server)
             _shut(client)
 
+    def mute(self, word: bytes) -> int:
+        """Let nothing pass any more where `word` was said before, without a word; how many."""
+        with self._lock:
+            muted = [r for r in self._roads if any(word in data for data in self._said.get(r[0], ()))]
+            self._muted |= {end for road in muted for end in road}
+        return len(muted)
+
     def close(self) -> None:
         """Cut everything, for good."""
         _shut(self._listening)
@@ -59,6 +70,8 @@ class Proxy:
                 client, _ = self._listening.accept()
                 server = socket.socket(socket.AF_UNIX)
                 try:
+                    if not self.is_open:
+                        raise OSError("the road is closed")
                     server.connect(self._path)
                 except OSError:  # it is down
                     client.close()
@@ -72,6 +85,9 @@ class Proxy:
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with source, contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self._said.setdefault(source, set()).add(data[:200])
+                if source in self._muted:
+                    continue
                 with contextlib.suppress(OSError):  # what nobody reads is thrown away
                     target.sendall(data)
         # Abandoned: the server must not hear that nobody listens any more.

@@ -89,6 +89,7 @@ class Supervisor:
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = 0.0
         self._last_order: bytes | None = None
+        self._order_overdue = 0.0
         self._cancellations: list[tuple[float, Control]] = []
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -130,7 +131,7 @@ class Supervisor:
             self._promote()
         except (ServerUnreachable, ServerRefused) as error:
             logger.warning("%s", error)
-            self._last_order = None
+            self._order_overdue = 0.0
             time.sleep(self._timing.tick)
         self._stop_items()
 
@@ -343,15 +344,21 @@ class Supervisor:
     def _obey(self) -> None:
         """Carry out the orders that have come, and ask for the next."""
         if self._last_order is None:
-            self._orders.close()
             self._last_order = self._orders.last_control()
-            self._orders.await_control(self._last_order)
+        if time.monotonic() > self._order_overdue:
+            # Nobody tells us when a firewall has cut the connection.
+            self._orders.close()
+            self._await_order(self._last_order)
         while self._orders.wait(0):
             self._last_order, orders = self._orders.controls(self._last_order)
             self._promote_due = 0.0
             for order in orders:
                 self._keep_order(order)
-            self._orders.await_control(self._last_order)
+            self._await_order(self._last_order)
+
+    def _await_order(self, after: bytes) -> None:
+        self._orders.await_control(after, self._timing.hearing)
+        self._order_overdue = time.monotonic() + self._timing.hearing + self._timing.silence
 
     def _keep_order(self, order: Control) -> None:
         """Remember a cancellation: what it concerns may have been taken, and not have begun."""

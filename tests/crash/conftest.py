@@ -34,7 +34,7 @@ Supervisor(
     url=url,
     secret="secret",
     n_workers=int(n_workers),
-    timing=Timing(heartbeat=0.2, silence=1.0),
+    timing=Timing(heartbeat=0.2, silence=1.0, hearing=2.0),
 ).run()
 """
 

@@ -62,6 +62,28 @@ def test_the_server_does_not_know_that_a_waiting_worker_is_gone(
     check_nothing_left(store)
 
 
+@pytest.mark.parametrize("way", ["cut", "silent"])
+def test_an_order_reaches_a_node_that_was_cut_off(
+    proxy, new_queue, start_node, gate, wait_until, way
+):
+    """What is cancelled meanwhile is stopped when it is back."""
+    queue = new_queue(workers=0)
+    start_node(url=proxy.url)
+    begun = gate("begun")
+    long = queue.submit(lambda: begun.open() or time.sleep(60))
+    begun.wait()
+
+    if way == "cut":
+        proxy.is_open = False
+        wait_until(proxy.cut, describe="a connection to cut")
+    else:
+        wait_until(lambda: proxy.mute(b":control\r"), describe="the wait for orders")
+    assert long.cancel()
+    proxy.is_open = True
+
+    assert queue.submit(abs, -1).result(20) == 1
+
+
 class TestPausedServer:
     """It neither answers nor ends: a machine that swaps, a virtual one that is moved."""
 
