@@ -53,7 +53,9 @@ class Proxy:
     def mute(self, word: bytes) -> int:
         """Let nothing pass any more where `word` was said before, without a word; how many."""
         with self._lock:
-            muted = [r for r in self._roads if any(word in data for data in self._said.get(r[0], ()))]
+            muted = [
+                r for r in self._roads if any(word in data for data in self._said.get(r[0], ()))
+            ]
             self._muted |= {end for road in muted for end in road}
         return len(muted)
 

@@ -26,11 +26,12 @@ from ..protocol.store import Store
 from ..settings import Settings, n_cores
 from .checks import check_map, check_options
 from .future import TaskFuture
+from .interrupts import uninterrupted
 from .job import Job
 from .payload import Payload
 from .session import Session
 from .status import QueueStatus, WorkerStatus, queue_status
-from .submission import Feed, pace_of, send_chunks, submit_when_done
+from .submission import Feed, opening, pace_of, send_chunks, submit_when_done
 
 __all__ = ["TaskFunction", "TaskQueue"]
 
@@ -129,17 +130,18 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
-        ledger = session.open_ledger(fn, function.name, self._lane())
         payload = Payload(0, 1, "apply", data)
-        ledger.add(payload)
-        future: TaskFuture[T] = TaskFuture(session, ledger, 0)
-        ledger.attach(0, future)
-        if needed:
-            submit_when_done(
-                session, ledger, function, data=data, needed=needed, options=self._options
-            )
-        else:
-            session.submit(ledger, function, payload, self._options)
+        with opening(session, fn, function.name, self._lane()) as ledger:
+            with uninterrupted():
+                ledger.add(payload)
+                future: TaskFuture[T] = TaskFuture(session, ledger, 0)
+                ledger.attach(0, future)
+            if needed:
+                submit_when_done(
+                    session, ledger, function, data=data, needed=needed, options=self._options
+                )
+            else:
+                session.submit(ledger, function, payload, self._options)
         return future
 
     def map(
@@ -178,17 +180,19 @@ class TaskQueue(Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn)
-        ledger = session.open_ledger(fn, function.name, self._lane())
-        ledger.growing = True
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
-        sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
         feed = None
-        if buffersize is None:
-            for _ in sends:
-                pass
-        else:
-            feed = Feed(session, ledger, sends, buffersize)
-            feed()
+        with opening(session, fn, function.name, self._lane()) as ledger:
+            ledger.growing = True
+            sends = send_chunks(
+                session, ledger, function, iterables, pace=pace, options=self._options
+            )
+            if buffersize is None:
+                for _ in sends:
+                    pass
+            else:
+                feed = Feed(session, ledger, sends, buffersize)
+                feed()
         return Job(session, ledger, deadline=deadline, feed=feed)
 
     @overload

@@ -12,6 +12,7 @@ from ..errors import NbstreamqError, ServerUnreachable
 from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
+from .interrupts import uninterrupted
 from .ledger import Ledger
 from .memory import Memory
 
@@ -21,6 +22,8 @@ __all__ = ["Entry", "Order", "Sender"]
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
+#: Seconds after which who waits for room notices Ctrl-C.
+FULL_WAIT = 0.1
 #: Bytes up to which the submitting thread sends by itself.
 SMALL_BYTES = 2**16
 
@@ -113,21 +116,30 @@ class Sender:
         alone
             Nothing else is under way: send it now, in this thread.
         """
-        if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
-            try:
-                if self._put_first(item):
-                    self._send_once()
-                    return
-            finally:
-                self._sending.release()
+        with uninterrupted() as shield:  # else Ctrl-C could leave a lock held, or half an item
+            if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
+                try:
+                    if self._put_first(item):
+                        self._send_once()
+                        return
+                finally:
+                    self._sending.release()
+            while not self._put_last(item):
+                shield.lower(True)
+                shield.lower(False)
+
+    def _put_last(self, item: Entry | Order) -> bool:
+        """Add `item` to the queue; False if there is no room for it yet."""
         with self._changed:
-            while self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
+            if self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
                 self._full = True
-                self._changed.wait()
+                self._changed.wait(FULL_WAIT)
+                return False
             self._queue.append(item)
             self._waiting_bytes += item.size_bytes
             if self._idle:
                 self._changed.notify_all()
+            return True
 
     def _put_first(self, item: Entry | Order) -> bool:
         """Make `item` the next parcel, if nothing is before it."""
@@ -143,8 +155,10 @@ class Sender:
             self._send_parcel()
         except ServerUnreachable:
             self._lost = True
-            with self._changed:
-                self._changed.notify_all()  # the thread goes on trying
+        finally:
+            if self._parcel:  # a second Ctrl-C does it, too
+                with self._changed:
+                    self._changed.notify_all()  # the thread goes on trying
 
     def close(self, timeout: float | None) -> None:
         """End; what is queued is sent first, if that takes no longer than `timeout` seconds."""

@@ -107,7 +107,6 @@ class Session:
         pickled = self._pickler.dump(fn)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
-            self._sent[pickled.digest] = now
             self._sender.put(
                 Order(
                     lambda store: store.put_function(pickled.digest, pickled.data),
@@ -116,6 +115,7 @@ class Session:
                 ),
                 alone=not self._ledgers,
             )
+            self._sent[pickled.digest] = now
         return pickled
 
     def submit(

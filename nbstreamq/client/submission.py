@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 from ..objects.functions import FunctionPickle
@@ -12,11 +13,12 @@ from ..objects.references import Dependent
 from ..protocol.messages import Options
 from .chunks import Pace, chunks
 from .future import TaskFuture
+from .interrupts import uninterrupted
 from .ledger import Ledger
 from .payload import Payload
 from .session import Session
 
-__all__ = ["Feed", "send_chunks", "submit_when_done"]
+__all__ = ["Feed", "opening", "pace_of", "send_chunks", "submit_when_done"]
 
 #: Number of workers that chunks are cut for, when it is not known how many there are.
 ASSUMED_WORKERS = 8
@@ -39,6 +41,19 @@ def pace_of(
     return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
 
 
+@contextmanager
+def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[Ledger]:
+    """Yield the ledger of a new job; if what follows fails, or is interrupted, nobody has it."""
+    with uninterrupted():
+        ledger = session.open_ledger(fn, name, lane)
+    try:
+        yield ledger
+    except BaseException:
+        session.cancel(ledger, range(len(ledger)))
+        session.stop_growing(ledger)
+        raise
+
+
 def send_chunks(
     session: Session,
     ledger: Ledger,
@@ -57,7 +72,8 @@ def send_chunks(
             session.check_open()
             data = dump(piece, f"an item of {function.name}()")
             payload = Payload(len(ledger), len(piece), call, data)
-            ledger.add(payload)
+            with uninterrupted():
+                ledger.add(payload)
             session.submit(ledger, function, payload, options)
             pace.sent(len(piece), len(data))
             yield len(piece)

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from tests.proxy import proxy
-from tests.real_workers import gate, new_queue, queue, shared_queue
+from tests.real_workers import gate, new_queue, one_worker, queue, shared_queue
 
-__all__ = ["gate", "new_queue", "proxy", "queue", "shared_queue"]
+__all__ = ["gate", "new_queue", "one_worker", "proxy", "queue", "shared_queue"]
 
 ROOT = Path(__file__).parents[2]
 
