@@ -17,6 +17,7 @@
         ├── RemoteError             an exception that couldn't be pickled, as text
         ├── ResultNotPicklable      the task ran, its result can't travel; TypeError
         ├── TimeLimitExceeded       the task ran longer than its time_limit; TimeoutError
+        ├── MemoryLimitExceeded     its worker used more than its memory_limit; MemoryError
         ├── WorkerLost              its worker died, at its last allowed attempt; BrokenExecutor
         ├── PythonMismatch          the worker runs another Python minor version; RuntimeError
         └── FunctionMissing         the server no longer holds the task's function; LookupError
@@ -31,6 +32,7 @@ __all__ = [
     "DataLost",
     "DeathCertificate",
     "FunctionMissing",
+    "MemoryLimitExceeded",
     "NbstreamqError",
     "NotPicklable",
     "PythonMismatch",
@@ -133,6 +135,10 @@ class ResultNotPicklable(TaskError, TypeError):
 
 class TimeLimitExceeded(TaskError, TimeoutError):
     """The task ran longer than its `time_limit`, and was stopped."""
+
+
+class MemoryLimitExceeded(TaskError, MemoryError):
+    """The worker used more memory than the task's `memory_limit`, and was killed."""
 
 
 class PythonMismatch(TaskError, RuntimeError):

@@ -217,6 +217,7 @@ class TaskQueue(Executor):
         retries: int | None = None,
         backoff: float | None = None,
         time_limit: float | None = None,
+        memory_limit: int | None = None,
         lane: str | None = None,
         delay: float | None = None,
     ) -> TaskQueue:
@@ -231,6 +232,9 @@ class TaskQueue(Executor):
         time_limit
             Seconds that one call may take; then `TimeLimitExceeded` is raised in it, and a second
             later its worker is killed and replaced.
+        memory_limit
+            Bytes that the worker process may use while the call runs; beyond them it is killed and
+            replaced, and the call fails with `MemoryLimitExceeded`. On Linux only.
         lane
             ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve
             (``nbstreamq worker --lane gpu``).
@@ -241,6 +245,7 @@ class TaskQueue(Executor):
             "retries": retries,
             "backoff": backoff,
             "time_limit": time_limit,
+            "memory_limit": memory_limit,
             "lane": lane,
             "delay": delay,
         }

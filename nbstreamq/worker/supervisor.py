@@ -29,6 +29,7 @@ from .output import FILE_LIMIT_BYTES
 from .reaper import settle_death
 from .slots import NO_ITEM, Level, State, Stop
 from .timing import Timing
+from .usage import memory_of
 
 __all__ = ["Supervisor", "Timing"]
 
@@ -251,7 +252,11 @@ class Supervisor:
         for child in self._children.values():
             levels = child.slot.levels()
             reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
-            if child.stopping in [v.key for v in levels]:
+            if hog := _over_memory(child.pid, levels):
+                # At once: to ask it would take longer than to fill the machine.
+                child.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
+                child.signal(signal.SIGKILL)
+            elif child.stopping in [v.key for v in levels]:
                 # One at a time: another request would renew the patience with this one.
                 self._force(child, now)
             elif reasons:
@@ -373,6 +378,13 @@ class Supervisor:
             return
         wait = self._store.promote(self._store.known_lanes())
         self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
+
+
+def _over_memory(pid: int, levels: Sequence[Level]) -> Level | None:
+    """Return the innermost item that runs and whose memory limit its worker exceeds."""
+    limited = [v for v in levels if v.memory_limit and v.item != NO_ITEM]
+    used = memory_of(pid) if limited else 0
+    return next((v for v in reversed(limited) if used > v.memory_limit), None)
 
 
 def _concerns(order: Control, level: Level) -> bool:

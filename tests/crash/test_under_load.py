@@ -1,6 +1,5 @@
 """Supervisors and clients end, of all machines or of one, while others work on."""
 
-import os
 import signal
 import threading
 import time
@@ -141,9 +140,11 @@ def test_two_clients_on_one_queue(start_node, new_queue, store):
 def interrupted(act, seconds):
     """Press Ctrl-C so many seconds after `act` begins; return whether it was noticed."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        act()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            act()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         return True
     return False
@@ -152,12 +153,14 @@ def interrupted(act, seconds):
 @pytest.fixture
 def ctrl_c_by_alarm():
     """An alarm does what Ctrl-C does, but at a moment of our choice."""
-    usual = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    usual = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, usual)
 
 
+# Python itself swallows what is raised in a finalizer, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["submit", "map", "submits"])
 def test_interrupted_at_many_moments(new_queue, store, ctrl_c_by_alarm, what):
     queue = new_queue()
