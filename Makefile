@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-redis crash bench clean lock
+.PHONY: help setup demo lint test test-redis crash soak bench clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -41,6 +41,11 @@ test-redis: setup  ## Run the tests that use a server on the redis-server in PAT
 
 crash: setup  ## Run the tests that kill real processes
 	$(BIN)/python -m pytest -m crash tests
+
+MINUTES ?= 3
+SEED ?=
+soak: setup  ## Draw faults at random under load, and count: make soak MINUTES=60
+	$(BIN)/python -m tests.soak $(MINUTES) $(SEED)
 
 bench: setup  ## Compare with the standard library's process pool
 	$(BIN)/python benchmarks/compare.py

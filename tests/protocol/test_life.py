@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from nbstreamq.errors import DeathCertificate
+from nbstreamq.protocol.keys import PREFIX
 from nbstreamq.protocol.messages import Event, Options, Task
 from nbstreamq.protocol.settlement import Delivery, Settlement, Successor
 from nbstreamq.protocol.signing import Signer
@@ -235,6 +236,14 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let all that lives do its work, then count."""
+        try:
+            self._end()
+        finally:
+            pattern = f"{PREFIX}:{{{self.store.keys.queue}}}*"
+            self.client.delete("-", *self.client.scan_iter(pattern, 1000))
+            self.store.close()
+
+    def _end(self) -> None:
         for name in list(self.dead):
             self._bury(name)
         for name in self.names.values():
@@ -247,8 +256,6 @@ class Life(RuleBasedStateMachine):
         for lane in self.store.lanes(LANES):
             assert (lane["waiting"], lane["running"], lane["delayed"]) == (0, 0, 0)
         assert self._ends() == self.items
-        self.store.close()
-        self.client.delete(*self.client.scan_iter(f"nbq1:{{{self.store.keys.queue}}}*", 1000), "-")
 
     def _finish(self, held: list[Delivery]) -> None:
         for delivery in held:
