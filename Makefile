@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-redis crash fuzz bench clean lock
+.PHONY: help setup demo lint test test-redis crash fuzz soak bench clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -44,6 +44,11 @@ crash: setup  ## Run the tests that kill real processes
 
 fuzz: setup  ## Put 100,000 forged messages into a queue at work
 	NBSTREAMQ_FUZZ=100000 $(BIN)/python -m pytest tests/crash/test_fuzz.py
+
+MINUTES ?= 3
+SEED ?=
+soak: setup  ## Draw faults at random under load, and count: make soak MINUTES=60
+	$(BIN)/python -m tests.soak $(MINUTES) $(SEED)
 
 bench: setup  ## Compare with the standard library's process pool
 	$(BIN)/python benchmarks/compare.py

@@ -7,10 +7,12 @@ from .client.future import TaskFuture
 from .client.job import Job
 from .client.queue import TaskQueue
 from .errors import (
+    DataLost,
     DeathCertificate,
     FunctionMissing,
     JobChanged,
     JobNotFound,
+    MemoryLimitExceeded,
     NbstreamqError,
     NotPicklable,
     PythonMismatch,
@@ -33,11 +35,13 @@ from .objects.references import Ref
 from .worker.context import track
 
 __all__ = [
+    "DataLost",
     "DeathCertificate",
     "FunctionMissing",
     "Job",
     "JobChanged",
     "JobNotFound",
+    "MemoryLimitExceeded",
     "NbstreamqError",
     "NotPicklable",
     "PythonMismatch",

@@ -7,6 +7,7 @@
     │   ├── ServerNotFound          no server binary on this machine; FileNotFoundError
     │   ├── ServerStartFailed       the embedded server did not come up
     │   ├── ServerUnreachable       no connection, or lost for too long; ConnectionError
+    │   ├── DataLost                the server came back without what it was told
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
     ├── NotPicklable                a function or an argument can't travel; TypeError
@@ -19,6 +20,7 @@
         ├── RemoteError             an exception that couldn't be pickled, as text
         ├── ResultNotPicklable      the task ran, its result can't travel; TypeError
         ├── TimeLimitExceeded       the task ran longer than its time_limit; TimeoutError
+        ├── MemoryLimitExceeded     its worker used more than its memory_limit; MemoryError
         ├── WorkerLost              its worker died, at its last allowed attempt; BrokenExecutor
         ├── PythonMismatch          the worker runs another Python minor version; RuntimeError
         └── FunctionMissing         the server no longer holds the task's function; LookupError
@@ -30,10 +32,12 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 
 __all__ = [
+    "DataLost",
     "DeathCertificate",
     "FunctionMissing",
     "JobChanged",
     "JobNotFound",
+    "MemoryLimitExceeded",
     "NbstreamqError",
     "NotPicklable",
     "PythonMismatch",
@@ -72,6 +76,10 @@ class ServerStartFailed(ServerError):
 
 class ServerUnreachable(ServerError, ConnectionError):
     """The server can't be reached, or the connection was lost for too long."""
+
+
+class DataLost(ServerError):
+    """The server does not know any more what it was told: it was restarted without its data."""
 
 
 class ServerRefused(ServerError):
@@ -145,6 +153,10 @@ class ResultNotPicklable(TaskError, TypeError):
 
 class TimeLimitExceeded(TaskError, TimeoutError):
     """The task ran longer than its `time_limit`, and was stopped."""
+
+
+class MemoryLimitExceeded(TaskError, MemoryError):
+    """The worker used more memory than the task's `memory_limit`, and was killed."""
 
 
 class PythonMismatch(TaskError, RuntimeError):

@@ -51,8 +51,8 @@ def new_queue(server_url, queue_name):
     """``new_queue(**options)``: a TaskQueue, shut down after the test."""
     queues = []
 
-    def make(url=server_url, **options):
-        queues.append(TaskQueue(queue_name, url, **{"workers": 2, **options}))
+    def make(url=None, **options):
+        queues.append(TaskQueue(queue_name, url or server_url, **{"workers": 2, **options}))
         return queues[-1]
 
     yield make

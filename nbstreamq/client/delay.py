@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-__all__ = ["reason_for_delay"]
+__all__ = ["Warner", "reason_for_delay"]
 
 
 def reason_for_delay(workers: dict[str, dict[str, Any]], queue: str, lane: str) -> str:
@@ -26,3 +27,15 @@ def reason_for_delay(workers: dict[str, dict[str, Any]], queue: str, lane: str) 
             f" python -m nbstreamq worker URL --lane {lane}"
         )
     return ""
+
+
+class Warner:
+    """Warns of each thing once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -7,7 +7,9 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["follow"]
+from ..errors import QueueClosed
+
+__all__ = ["follow", "forked"]
 
 
 class Follower(Protocol):
@@ -26,6 +28,14 @@ _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 def follow(follower: Follower) -> None:
     """Tell `follower` of such an end, if it still lives then."""
     _followers.add(follower)
+
+
+def forked(queue: str) -> QueueClosed:
+    """Return what is said to who uses the parent's queue after a fork."""
+    return QueueClosed(
+        f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
+        " Make another one here."
+    )
 
 
 @atexit.register

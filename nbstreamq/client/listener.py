@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from ..errors import NbstreamqError, ServerUnreachable, SignatureError
 from ..protocol.clients import REPLY_TIMEOUT
 from ..protocol.connection import RECONNECT
 from ..protocol.messages import Event
 from ..protocol.store import Store
+from .interrupts import uninterrupted
 
 __all__ = ["Listener"]
 
@@ -110,7 +109,7 @@ class Listener:
             return self._lead(is_reached, deadline)
         if self._lost or self._ended:
             return False
-        with _uninterrupted() as shield:  # else an interrupt could leave a lock held
+        with uninterrupted() as shield:  # else an interrupt could leave a lock held
             if not self._leading.acquire(blocking=False):
                 self._is_followed = True
                 return False
@@ -170,7 +169,7 @@ class Listener:
         self,
         is_reached: Callable[[], bool],
         deadline: float,
-        shield: _uninterrupted | None = None,
+        shield: uninterrupted | None = None,
     ) -> bool:
         self._n_leads += 1
         try:
@@ -218,7 +217,7 @@ class Listener:
         while self._is_wanted:  # a lock is not fair: we would have it again at once
             time.sleep(PARK)
 
-    def _wait(self, seconds: float | None, shield: _uninterrupted | None = None) -> bool:
+    def _wait(self, seconds: float | None, shield: uninterrupted | None = None) -> bool:
         """Wait until there is something to read; return whether there is, and the bell is silent.
 
         An interrupt during the wait itself does no harm.
@@ -278,44 +277,3 @@ class Listener:
         self._store.close()
         self._bell.close()
         self._ring.close()
-
-
-class _uninterrupted:  # noqa: N801 - used like a function; a generator would take thrice as long
-    """Puts off Ctrl-C, which in the midst of an event would leave half of it undone.
-
-    A second one is not put off: a callback may hang.
-    """
-
-    def __enter__(self) -> _uninterrupted:
-        self._interrupts: list[Any] = []
-        self._known: Any = None
-        self._is_low = False
-        if threading.current_thread() is threading.main_thread():
-            known = signal.getsignal(signal.SIGINT)
-            if callable(known):
-                self._known = known
-                signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def _handle(self, *frame: Any) -> None:
-        if self._is_low or self._interrupts:
-            self._is_low = False
-            self._interrupts.clear()
-            self._known(*frame)
-        else:
-            self._interrupts.append(frame)
-
-    def __exit__(self, *_: object) -> None:
-        if self._known is not None:
-            signal.signal(signal.SIGINT, self._known)
-        self._catch_up()
-
-    def lower(self, is_low: bool) -> None:
-        """Let Ctrl-C pass, also one that was put off; or no more."""
-        self._is_low = is_low
-        if is_low:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        if self._interrupts:
-            self._known(*self._interrupts.pop())

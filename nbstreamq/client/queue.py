@@ -23,11 +23,20 @@ from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
 from .health import warn_of_risks
+from .interrupts import uninterrupted
 from .job import Job
 from .opening import open_session
 from .payload import Payload
 from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
-from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
+from .submission import (
+    Feed,
+    opening,
+    pace_of,
+    send_chunks,
+    submit,
+    submit_when_done,
+    task_of,
+)
 from .task_function import TaskFunction
 
 __all__ = ["TaskQueue"]
@@ -117,18 +126,19 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
-        ledger = session.open_ledger(fn, function.name, self._lane())
         payload = Payload(0, 1, "apply", data)
-        ledger.add(payload)
-        future: TaskFuture[T] = TaskFuture(session, ledger, 0)
-        ledger.attach(0, future)
-        if needed:
-            submit_when_done(
-                session, ledger, function, data=data, needed=needed, options=self._options
-            )
-        elif not self._options.cache or not recall(session, ledger, fn, (args, kwargs), future):
-            task = task_of(ledger, function, payload, self._options)
-            submit(session, ledger, task, self._options.delay)
+        with opening(session, fn, function.name, self._lane()) as ledger:
+            with uninterrupted():
+                ledger.add(payload)
+                future: TaskFuture[T] = TaskFuture(session, ledger, 0)
+                ledger.attach(0, future)
+            if needed:
+                submit_when_done(
+                    session, ledger, function, data=data, needed=needed, options=self._options
+                )
+            elif not self._options.cache or not recall(session, ledger, fn, (args, kwargs), future):
+                task = task_of(ledger, function, payload, self._options)
+                submit(session, ledger, task, self._options.delay)
         return future
 
     def map(
@@ -181,11 +191,11 @@ class TaskQueue(Executor):
 
             what = Definition(name, self._lane(), self._options, deadline)
             return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
-        ledger = session.open_ledger(fn, function.name, self._lane())
-        ledger.growing, ledger.options = True, self._options
-        sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
-        feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
-        feed()
+        with opening(session, fn, function.name, self._lane()) as ledger:
+            ledger.growing, ledger.options = True, self._options
+            sends = send_chunks(session, ledger, function, iterables, pace)
+            feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
+            feed()
         return Job(session, ledger, deadline=deadline, feed=feed if buffersize else None)
 
     @overload
@@ -210,6 +220,7 @@ class TaskQueue(Executor):
         retries: int | None = None,
         backoff: float | None = None,
         time_limit: float | None = None,
+        memory_limit: int | None = None,
         lane: str | None = None,
         delay: float | None = None,
         cache: bool | None = None,
@@ -225,6 +236,9 @@ class TaskQueue(Executor):
         time_limit
             Seconds that one call may take; then `TimeLimitExceeded` is raised in it, and a second
             later its worker is killed and replaced.
+        memory_limit
+            Bytes that the worker process may use while the call runs; beyond them it is killed and
+            replaced, and the call fails with `MemoryLimitExceeded`. On Linux only.
         lane
             ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve
             (``nbstreamq worker --lane gpu``).
@@ -238,6 +252,7 @@ class TaskQueue(Executor):
             "retries": retries,
             "backoff": backoff,
             "time_limit": time_limit,
+            "memory_limit": memory_limit,
             "lane": lane,
             "delay": delay,
             "cache": cache,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,9 @@ from ..errors import NbstreamqError, ServerUnreachable
 from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
+from .interrupts import uninterrupted
 from .ledger import Ledger
+from .memory import Memory
 
 __all__ = ["Entry", "Order", "Sender"]
 
@@ -19,6 +22,8 @@ __all__ = ["Entry", "Order", "Sender"]
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
+#: Seconds after which who waits for room notices Ctrl-C.
+FULL_WAIT = 0.1
 #: Bytes up to which the submitting thread sends by itself.
 SMALL_BYTES = 2**16
 
@@ -70,14 +75,22 @@ class Sender:
     session
         Who submits.
     on_trouble
-        Called with the error when the server can't be reached, and with None when it can again.
+        Called with the error when the server can't be reached, and with None before it is told
+        anything again; raises `ServerUnreachable` if it is still away.
+    memory
+        Is told what the server took.
     """
 
     def __init__(
-        self, store: Store, session: str, on_trouble: Callable[[ServerUnreachable | None], None]
+        self,
+        store: Store,
+        session: str,
+        on_trouble: Callable[[ServerUnreachable | None], None],
+        memory: Memory,
     ) -> None:
         self._store = store
         self._session = session
+        self._memory = memory
         self._on_trouble = on_trouble
         self._queue: deque[Entry | Order] = deque()
         self._changed = threading.Condition()
@@ -86,7 +99,7 @@ class Sender:
         self._parcel: list[Entry | Order] = []
         self._waiting_bytes = 0
         self._batch = 0
-        self._again = False
+        self._again = self._lost = False
         self._idle = self._full = False
         self._closing = threading.Event()
         self._giving_up = False
@@ -103,21 +116,30 @@ class Sender:
         alone
             Nothing else is under way: send it now, in this thread.
         """
-        if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
-            try:
-                if self._put_first(item):
-                    self._send_once()
-                    return
-            finally:
-                self._sending.release()
+        with uninterrupted() as shield:  # else Ctrl-C could leave a lock held, or half an item
+            if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
+                try:
+                    if self._put_first(item):
+                        self._send_once()
+                        return
+                finally:
+                    self._sending.release()
+            while not self._put_last(item):
+                shield.lower(True)
+                shield.lower(False)
+
+    def _put_last(self, item: Entry | Order) -> bool:
+        """Add `item` to the queue; False if there is no room for it yet."""
         with self._changed:
-            while self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
+            if self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
                 self._full = True
-                self._changed.wait()
+                self._changed.wait(FULL_WAIT)
+                return False
             self._queue.append(item)
             self._waiting_bytes += item.size_bytes
             if self._idle:
                 self._changed.notify_all()
+            return True
 
     def _put_first(self, item: Entry | Order) -> bool:
         """Make `item` the next parcel, if nothing is before it."""
@@ -132,8 +154,11 @@ class Sender:
         try:
             self._send_parcel()
         except ServerUnreachable:
-            with self._changed:
-                self._changed.notify_all()  # the thread goes on trying
+            self._lost = True
+        finally:
+            if self._parcel:  # a second Ctrl-C does it, too
+                with self._changed:
+                    self._changed.notify_all()  # the thread goes on trying
 
     def close(self, timeout: float | None) -> None:
         """End; what is queued is sent first, if that takes no longer than `timeout` seconds."""
@@ -163,18 +188,19 @@ class Sender:
         with self._changed:
             if not self._parcel:
                 self._pack()
-        lost = False
         while self._parcel:
             try:
+                if self._lost:
+                    # First of all: what it has lost shows in the number of the last batch.
+                    self._on_trouble(None)
+                    self._lost = False
                 self._send_parcel()
             except ServerUnreachable as error:
                 self._on_trouble(error)
-                lost = True
+                self._lost = True
                 if self._giving_up:
                     self._done()
-                self._closing.wait(RECONNECT)
-        if lost:
-            self._on_trouble(None)
+                time.sleep(RECONNECT)
 
     def _pack(self, first: Entry | Order | None = None) -> None:
         """Take the next order, or the next tasks, from the queue; or just `first`."""
@@ -200,9 +226,14 @@ class Sender:
             if isinstance(parcel[0], Order):
                 parcel[0].carry_out(self._store)
             else:
-                tasks = [(e.lane, e.delay, e.fields) for e in parcel if isinstance(e, Entry)]
                 again, self._again = self._again, True
-                self._store.submit(self._session, self._batch, tasks, again=again)
+                entries = [e for e in parcel if isinstance(e, Entry)]
+                if again:
+                    entries = [e for e in entries if not all(map(e.ledger.has_ended, e.items))]
+                tasks = [(e.lane, e.delay, e.fields) for e in entries]
+                if tasks:
+                    self._store.submit(self._session, self._batch, tasks, again=again)
+                    self._memory.took(self._batch)
         except ServerUnreachable:
             raise
         except NbstreamqError as error:

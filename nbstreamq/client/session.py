@@ -11,7 +11,6 @@ import functools
 import itertools
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,11 +23,12 @@ from ..protocol.messages import Event, Fields, Task
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from . import lifetime
-from .delay import reason_for_delay
+from .delay import Warner, reason_for_delay
 from .echo import echo
 from .everywhere import everywhere_order
 from .ledger import Ledger
 from .listener import Listener
+from .memory import Memory
 from .sender import Entry, Order, Sender
 
 __all__ = ["Session"]
@@ -82,9 +82,10 @@ class Session:
         self._ledgers: dict[str, Ledger] = {}
         self._pickler = FunctionPickler()
         self._sent: dict[str, float] = {}
-        self._warned: set[str] = set()
+        self._warner = Warner()
         self._state = "open"
-        self._sender = Sender(store.clone(), self.id, self._on_trouble)
+        self._memory = Memory(session, store.keys.queue)
+        self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory)
         self._listener = Listener(store.clone(), self.id, self._deliver, self._on_trouble)
         lifetime.follow(self)
 
@@ -119,7 +120,6 @@ class Session:
         pickled = self._pickler.dump(fn)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
-            self._sent[pickled.digest] = now
             self._sender.put(
                 Order(
                     lambda store: store.put_function(pickled.digest, pickled.data),
@@ -128,6 +128,7 @@ class Session:
                 ),
                 alone=not self._ledgers,
             )
+            self._sent[pickled.digest] = now
         return pickled
 
     def send(self, item: Entry | Order) -> None:
@@ -233,6 +234,7 @@ class Session:
     def survey(self, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers there are, and why none may run the calls; empty if one may."""
         try:
+            self._check_memory()
             workers = self.ask(Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
@@ -241,9 +243,7 @@ class Session:
 
     def warn(self, text: str) -> None:
         """Say it once."""
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        self._warner.say(text)
 
     def ask(self, question: Callable[[Store], Any]) -> Any:
         """Return the answer of the server to `question`, which changes nothing there."""
@@ -284,6 +284,8 @@ class Session:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
+        if error is None and self._state != "closed":
+            self._check_memory()
         self.trouble = error
         if error is not None and self._revive is not None and self._state != "closed":
             try:
@@ -291,12 +293,19 @@ class Session:
             except (NbstreamqError, OSError) as failure:
                 self.warn(f"the server was lost, and can't be started again: {failure}")
 
+    def _check_memory(self) -> None:
+        """Fail what is open if the server has forgotten it: nobody else would ever end it."""
+        if error := self._memory.check(self.ask):
+            self._sent.clear()
+            self._on_refusal(error)
+
     def _on_refusal(self, error: BaseException) -> None:
-        """Fail what depends on an order that the server refused: which that is, nobody knows."""
+        """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
         with self._lock:
             open_ledgers = list(self._ledgers.values())
         for ledger in open_ledgers:
             ledger.fail(range(len(ledger)), error)
+            self._retire(ledger)
 
     @property
     def n_open(self) -> int:
@@ -316,7 +325,7 @@ class Session:
 
     def _check_owner(self) -> None:
         if self._state == "foreign":
-            raise _forked(self._store.keys.queue)
+            raise lifetime.forked(self._store.keys.queue)
 
     def close(self, *, wait: bool, cancel: bool) -> None:
         """Take no more calls; end when those that are open are done.
@@ -388,11 +397,4 @@ class Session:
         self.condition.__init__(self._ledgers_lock)  # type: ignore[misc]
         self.workers.forget()
         for ledger in self._ledgers.values():
-            ledger.orphan(_forked(self._store.keys.queue), self._ledgers_lock)
-
-
-def _forked(queue: str) -> QueueClosed:
-    return QueueClosed(
-        f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
-        " Make another one here."
-    )
+            ledger.orphan(lifetime.forked(self._store.keys.queue), self._ledgers_lock)

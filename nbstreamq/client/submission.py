@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 from ..objects.functions import FunctionPickle
@@ -13,12 +14,13 @@ from ..protocol.messages import Options, Task
 from ..protocol.spans import ONE, Span
 from .chunks import Pace, chunks
 from .future import TaskFuture
+from .interrupts import uninterrupted
 from .ledger import Ledger
 from .payload import Payload
 from .sender import Entry
 from .session import Session
 
-__all__ = ["Feed", "send_chunks", "submit", "submit_when_done", "task_of"]
+__all__ = ["Feed", "opening", "pace_of", "send_chunks", "submit", "submit_when_done", "task_of"]
 
 #: Number of workers that chunks are cut for, when it is not known how many there are.
 ASSUMED_WORKERS = 8
@@ -65,17 +67,28 @@ def pace_of(
     return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
 
 
+@contextmanager
+def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[Ledger]:
+    """Yield the ledger of a new job; if what follows fails, or is interrupted, nobody has it."""
+    with uninterrupted():
+        ledger = session.open_ledger(fn, name, lane)
+    try:
+        yield ledger
+    except BaseException:
+        session.cancel(ledger, range(len(ledger)))
+        session.stop_growing(ledger)
+        raise
+
+
 def send_chunks(
     session: Session,
     ledger: Ledger,
     function: FunctionPickle,
     iterables: tuple[Iterable[Any], ...],
-    *,
     pace: Pace,
-    options: Options,
 ) -> Iterator[int]:
     """Submit chunk after chunk, as this is iterated; yield how many items each has."""
-    call, source = "map", iterables[0]
+    call, source, options = "map", iterables[0], ledger.options
     if len(iterables) > 1:
         call, source = "starmap", zip(*iterables, strict=False)
     try:
@@ -83,7 +96,8 @@ def send_chunks(
             session.check_open()
             data = dump(piece, f"an item of {function.name}()")
             payload = Payload(len(ledger), len(piece), call, data)
-            ledger.add(payload)
+            with uninterrupted():
+                ledger.add(payload)
             submit(session, ledger, task_of(ledger, function, payload, options), options.delay)
             pace.sent(len(piece), len(data))
             yield len(piece)

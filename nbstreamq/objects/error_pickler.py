@@ -88,7 +88,10 @@ def make_error(cls: type[BaseException], args: tuple[Any, ...], final: tuple[Any
     """
     static = [c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE]
     base = max(static, key=lambda c: c.__basicsize__)
-    error = base.__new__(cls, *args)
+    try:
+        error = base.__new__(cls, *args)
+    except TypeError:  # MemoryError makes only those that have it as their first base
+        error = BaseException.__new__(cls, *args)
     base.__init__(error, *args)  # type: ignore[misc]  # of the class that made it, two lines up
     if error.args != final:
         error.args = final

@@ -34,6 +34,8 @@ class Options:
         Seconds before the first retry; doubled for each further one.
     time_limit
         Seconds that one call may take; None: no limit.
+    memory_limit
+        Bytes that the worker process may use while the call runs; None: no limit.
     lane
         Lane that the task waits in; None: ``default``, or that of its depth inside a task.
     delay
@@ -45,6 +47,7 @@ class Options:
     retries: int = 0
     backoff: float = 0.0
     time_limit: float | None = None
+    memory_limit: int | None = None
     lane: str | None = None
     delay: float = 0.0
     cache: bool = False

@@ -219,6 +219,12 @@ class Store(NamedJobs, Supervision):
         """Drop what the server keeps for a client that is done."""
         self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
 
+    def remembers(self, session: str, batch: int) -> bool:
+        """Return whether the server still knows the queue, and that it took `batch`; 0: any."""
+        commands = ("HEXISTS", self.keys.meta, "secret"), ("GET", self.keys.session(session))
+        known, last = self._wire.call(*commands)
+        return bool(known) and int(last or 0) >= batch
+
     def cancel(self, job: str, span: Span, newly: Span) -> None:
         """Cancel items of a job, waiting or running.
 

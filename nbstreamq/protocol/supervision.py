@@ -12,7 +12,7 @@ from .dead import Dead
 from .health import Health
 from .keys import GROUP, LANES, tail_of
 from .messages import Control, Task
-from .replies import stream_entries
+from .replies import block_ms, stream_entries
 
 __all__ = ["Supervision"]
 
@@ -121,9 +121,12 @@ class Supervision(Dead, Health):
         due = [wait / 1000 for wait in waits if wait >= 0]
         return min(due) if due else None
 
-    def await_control(self, after: bytes) -> None:
-        """Ask for the control entries after `after`; `controls` returns them."""
-        self._wire.send(("XREAD", "BLOCK", 0, "STREAMS", self.keys.control, after))
+    def await_control(self, after: bytes, block: float = 30.0) -> None:
+        """Ask, for at most `block` seconds, for the control entries after `after`.
+
+        `controls` returns them.
+        """
+        self._wire.send(("XREAD", "BLOCK", block_ms(block), "STREAMS", self.keys.control, after))
 
     def controls(self, after: bytes) -> tuple[bytes, list[Control]]:
         """Return the id of the last control entry, and those that carry an order."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..errors import ServerUnreachable
+from ..errors import ServerRefused, ServerUnreachable
 from ..protocol.messages import Event, Task
 from ..protocol.store import Store
 from .execution import Execution
@@ -67,8 +67,8 @@ class Pulse:
                     self._busy.set()
             try:
                 self._beat()
-            except ServerUnreachable:
-                continue  # what is unsent is sent when it is back
+            except (ServerUnreachable, ServerRefused):
+                continue  # what is unsent is sent when it is back, or has memory again
 
     def _beat(self) -> None:
         running = self._execution.running[-1:]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..errors import NbstreamqError, TimeLimitExceeded, WorkerLost
+from ..errors import MemoryLimitExceeded, NbstreamqError, TimeLimitExceeded, WorkerLost
 from ..objects.outcomes import dump_outcomes
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Event, Options, Task
@@ -65,12 +65,12 @@ def _settle_item(settlement: Settlement, level: Level, death: Death) -> None:
         settlement.events.append(_event("cancelled", task, guilty, death))
         settlement.count(cancelled=1)
     elif killed:
-        _settle_over_time(settlement, guilty, death)
+        _settle_over_limit(settlement, guilty, death)
     else:
         _charge(settlement, task.again(guilty), death)
 
 
-def _settle_over_time(settlement: Settlement, guilty: Span, death: Death) -> None:
+def _settle_over_limit(settlement: Settlement, guilty: Span, death: Death) -> None:
     task = settlement.delivery.task
     options = Options.decode(task.opts)
     if task.attempt <= options.retries:
@@ -78,17 +78,22 @@ def _settle_over_time(settlement: Settlement, guilty: Span, death: Death) -> Non
         settlement.successors.append(Successor(task=task.again(guilty, attempt=1), delay=delay))
         return
     task_id = task.id_of(guilty[0].start)
-    _fail(
-        settlement,
-        guilty,
-        death,
-        TimeLimitExceeded(
+    error: NbstreamqError
+    if death.stopped[2] is Stop.MEMORY_LIMIT:
+        error = MemoryLimitExceeded(
+            f"Task {task_id} ({task.name}) was killed with its worker, which used more memory than"
+            f" its memory_limit of {options.memory_limit or 0:,} bytes. Raise the limit, or split"
+            f" the work.\n{death.certificate}",
+            task=task_id,
+        )
+    else:
+        error = TimeLimitExceeded(
             f"Task {task_id} ({task.name}) ran longer than its time_limit of"
             f" {options.time_limit:g} s, did not react, and was killed with its worker.\n"
             f"{death.certificate}",
             task=task_id,
-        ),
-    )
+        )
+    _fail(settlement, guilty, death, error)
 
 
 def _settle_unknown(settlement: Settlement, death: Death) -> None:

@@ -132,7 +132,8 @@ class Runner:
         """
         task = delivery.task
         entry = (delivery.lane, delivery.entry_id, task.job, task.n)
-        self._places.append(self._slot.push(entry))
+        memory_limit = int(Options.decode(task.opts).memory_limit or 0)
+        self._places.append(self._slot.push(entry, memory_limit))
         self._serials.append(0)
 
     def release(self) -> None:

@@ -6,7 +6,8 @@ level each. Only the worker writes, except for `ask_to_stop`.
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
-    level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), length of text, text
+    level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), memory limit (bytes),
+        length of text, text
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MAX_LEVELS = 60
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
 _FIRST, _WORDS = 8, 32
-_ITEM, _SERIAL, _STARTED, _DEADLINE, _LENGTH, _TEXT = range(6)
+_ITEM, _SERIAL, _STARTED, _DEADLINE, _MEMORY, _LENGTH, _TEXT = range(7)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 
 
@@ -41,6 +42,7 @@ class Stop(IntEnum):
     NONE = 0
     CANCELLED = 1
     TIME_LIMIT = 2
+    MEMORY_LIMIT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ class Level:
         Which item of the delivery; `NO_ITEM` before the first and after the last.
     started, deadline
         When the slice began, and when the item must be over; 0: no limit.
+    memory_limit
+        Bytes that the worker may use; 0: no limit.
     lane, entry_id, job, n
         Which delivery.
     """
@@ -63,6 +67,7 @@ class Level:
     item: int
     started: float
     deadline: float
+    memory_limit: int
     lane: str
     entry_id: bytes
     job: str
@@ -93,7 +98,7 @@ class Slot:
     def set_state(self, state: State) -> None:
         self.words[0] = state
 
-    def push(self, entry: tuple[str, bytes, str, int]) -> int:
+    def push(self, entry: tuple[str, bytes, str, int], memory_limit: int = 0) -> int:
         """Add a level for a delivery (lane, entry id, job, n); return where its words begin."""
         depth = self.words[1]
         at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
@@ -103,6 +108,7 @@ class Slot:
         self.words[at + _SERIAL] = 0
         self._map[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
         self.words[at + _LENGTH] = len(text)
+        self.words[at + _MEMORY] = memory_limit
         self.rest(at)
         self.words[at + _SERIAL] = -1
         self.words[1] = depth + 1
@@ -150,6 +156,7 @@ class Slot:
             item=self.words[at + _ITEM],
             started=self._times[at + _STARTED],
             deadline=self._times[at + _DEADLINE],
+            memory_limit=self.words[at + _MEMORY],
             lane=parts[0].decode(),
             entry_id=parts[1],
             job=parts[2].decode(),

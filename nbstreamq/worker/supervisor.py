@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import DeathCertificate, SecretMismatch, ServerRefused, ServerUnreachable
-from ..protocol.keys import LANES, session_of
+from ..protocol.keys import LANES
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
@@ -26,18 +26,16 @@ from ..settings import n_cores
 from .child import DUMP, LEAVE, STOP, Child, start
 from .death import Death, cause_of, tail
 from .door import Door
+from .orders import Orders
 from .output import FILE_LIMIT_BYTES
 from .reaper import settle_death
 from .slots import NO_ITEM, Level, State, Stop
 from .timing import Timing
+from .usage import memory_of
 
 __all__ = ["Supervisor"]
 
 logger = logging.getLogger(__name__)
-
-#: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
-#: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
-ORDER_LIFETIME = 60.0
 
 
 class Supervisor:
@@ -74,22 +72,23 @@ class Supervisor:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.n_workers = n_workers
         self._store = store
-        self._orders = store.clone()
         self._url = url
         self._secret = secret
         self._lanes = tuple(lanes)
         self._method = method
         self.door = door
         self._timing = timing or Timing()
+        self._orders = Orders(store.clone(), self._timing)
         self._children: dict[int, Child] = {}
         self._dead: list[tuple[Child, Death]] = []
+        self._dropped: list[str] = []
         self._number = 0
         self._stopping = False
         self._failure: SecretMismatch | None = None
         self._heartbeat_due = self._promote_due = self._start_due = 0.0
         self._work_due = 0.0
-        self._last_order: bytes | None = None
-        self._cancellations: list[tuple[float, Control]] = []
+        #: When the server last took a sign of life; from when on silence of others means death.
+        self._heard = self._judge_from = 0.0
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # -- its life ------------------------------------------------------------------------------
@@ -143,6 +142,7 @@ class Supervisor:
         self._listen(self._timing.tick)
         self._wait_for_children()
         try:
+            self._cancel_dropped()
             self._bury()
             self._beat()
             self._obey()
@@ -152,7 +152,7 @@ class Supervisor:
             self._failure, self.n_workers = error, 0
         except (ServerUnreachable, ServerRefused) as error:
             logger.warning("%s", error)
-            self._last_order = None
+            self._orders.ask_anew()
             time.sleep(self._timing.tick)
         self._stop_items()
 
@@ -171,11 +171,13 @@ class Supervisor:
 
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
-        self._keep_order(Control(kind="cancel", job=session, span=EVERYTHING))
-        try:
-            self._store.cancel(session, EVERYTHING, EVERYTHING)
-        except (ServerUnreachable, ServerRefused) as error:
-            logger.warning("%s", error)
+        self._orders.keep(Control(kind="cancel", job=session, span=EVERYTHING))
+        self._dropped.append(session)
+
+    def _cancel_dropped(self) -> None:
+        while self._dropped:
+            self._store.cancel(self._dropped[0], EVERYTHING, EVERYTHING)
+            self._dropped.pop(0)
 
     def _end(self) -> None:
         """Stop the workers: idle ones leave, busy ones are killed after the grace."""
@@ -270,7 +272,11 @@ class Supervisor:
         for child in self._children.values():
             levels = child.slot.levels()
             reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
-            if child.stopping in [v.key for v in levels]:
+            if hog := _over_memory(child.pid, levels):
+                # At once: to ask it would take longer than to fill the machine.
+                child.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
+                child.signal(signal.SIGKILL)
+            elif child.stopping in [v.key for v in levels]:
                 # One at a time: another request would renew the patience with this one.
                 self._force(child, now)
             elif reasons and self._still_holds(*reasons[0]):
@@ -283,7 +289,7 @@ class Supervisor:
         """Return why the item shall stop, if it shall."""
         if level.item == NO_ITEM:
             return Stop.NONE
-        if any(_concerns(order, level) for _, order in self._cancellations):
+        if self._orders.cancel(level):
             return Stop.CANCELLED
         return Stop.TIME_LIMIT if level.deadline and now > level.deadline else Stop.NONE
 
@@ -291,7 +297,7 @@ class Supervisor:
         """Return whether a cancellation was not taken back since the last look at the orders."""
         if why is Stop.CANCELLED:
             with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
-                self._follow_orders()
+                self._orders.follow()
         return self._why_stop(level, time.monotonic()) is why
 
     def _ask_to_stop(self, child: Child, level: Level, why: Stop) -> None:
@@ -334,6 +340,13 @@ class Supervisor:
         }
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
         self._heartbeat_due = now + self._timing.heartbeat
+        now = time.monotonic()
+        if now - self._heard > self._timing.silence / 2:
+            # The server was away, or we were: then the others had no chance, either.
+            self._judge_from = now + self._timing.silence
+        self._heard = now
+        if now < self._judge_from:
+            silent = []
         if silent or first:
             self._bury_machines(silent)
         if not self._failure:
@@ -364,28 +377,8 @@ class Supervisor:
 
     def _obey(self) -> None:
         """Carry out the orders that have come, and ask for the next."""
-        if self._last_order is None:
-            self._orders.close()
-            self._last_order = self._orders.last_control()
-            self._orders.await_control(self._last_order)
-        self._follow_orders()
-
-    def _follow_orders(self) -> None:
-        while self._last_order is not None and self._orders.wait(0):
-            self._last_order, orders = self._orders.controls(self._last_order)
+        if self._orders.take():
             self._promote_due = 0.0
-            for order in orders:
-                self._keep_order(order)
-            self._orders.await_control(self._last_order)
-
-    def _keep_order(self, order: Control) -> None:
-        """Remember a cancellation: what it concerns may have been taken, and not have begun."""
-        now = time.monotonic()
-        kept = [(t, o) for t, o in self._cancellations if t > now - ORDER_LIFETIME]
-        if order.kind == "resume":
-            self._cancellations = [(t, o) for t, o in kept if o.job != order.job]
-        else:
-            self._cancellations = [*kept, (now, order)]
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""
@@ -396,6 +389,8 @@ class Supervisor:
         self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
 
 
-def _concerns(order: Control, level: Level) -> bool:
-    ours = order.job in (level.job, session_of(level.job))
-    return ours and any(level.n + level.item in r for r in order.span)
+def _over_memory(pid: int, levels: Sequence[Level]) -> Level | None:
+    """Return the innermost item that runs and whose memory limit its worker exceeds."""
+    limited = [v for v in levels if v.memory_limit and v.item != NO_ITEM]
+    used = memory_of(pid) if limited else 0
+    return next((v for v in reversed(limited) if used > v.memory_limit), None)

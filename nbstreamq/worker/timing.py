@@ -21,12 +21,16 @@ class Timing:
         After which a machine that gave none is given up. Must be several heartbeats.
     grace
         Between the request to stop and the kill.
+    hearing
+        That one request for orders lasts. Longer costs nothing; it must stay below what firewalls
+        allow a silent connection.
     visit
         That it waits for its first user.
     """
 
     tick: float = 0.05
     heartbeat: float = 1.0
-    silence: float = 5.0
+    silence: float = 4.0
     grace: float = 1.0
+    hearing: float = 30.0
     visit: float = 15.0

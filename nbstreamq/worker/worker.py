@@ -37,6 +37,9 @@ __all__ = ["TaskWorker"]
 IDLE_BLOCK = 30.0
 #: Seconds of work that a batch should hold, and after which its results are sent.
 FLUSH = 0.01
+#: Seconds after a connection was lost at which it is looked again for what was given to that one:
+#: until its last read is over, the server may go on serving it, not knowing that nobody listens.
+LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
 #: Most entries in a batch. More save round trips; all of them wait behind the first.
 MAX_BATCH = 512
 #: Seconds that a waiting task pauses between looks for others to run, at first and at most.
@@ -85,6 +88,9 @@ class TaskWorker:
         self._slot = slot
         self._lanes = (f"@{worker}", *lanes)
         self._lock = threading.Lock()
+        #: Held while the server is told, or asked, what is in our hands.
+        self._talking = threading.Lock()
+        self._looks: list[float] = []
         self._batch: deque[Delivery] = deque()
         self._running: list[Delivery] = []
         self._settled: list[Settlement] = []
@@ -128,7 +134,7 @@ class TaskWorker:
                     self._until_reachable(self._round)
                 except SecretMismatch:  # the supervisor will tell us to leave
                     time.sleep(RECONNECT)
-                    self._until_reachable(self._recover)
+                    self._until_reachable(lambda: self._recover(self._store))
         except _Leave:
             pass
         self.release_batch()
@@ -140,20 +146,29 @@ class TaskWorker:
         while True:
             try:
                 if lost:
-                    self._recover()
+                    self._recover(self._store)
+                    self._looks = [time.monotonic() + pause for pause in LOOKS]
+                    lost = False
                 return step()
             except ServerUnreachable:
                 lost = True
                 time.sleep(RECONNECT)
 
-    def _recover(self) -> None:
+    def _recover(self, store: Store) -> None:
         """Take up what a lost reply brought: it counts as ours, so nobody else runs it."""
-        found = self._store.held(self._lanes, self.id)
-        with self._lock:
-            ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
-            # An id is unique within its lane only.
-            known = {(d.lane, d.entry_id) for d in ours}
-            self._batch.extend(d for d in found if (d.lane, d.entry_id) not in known)
+        with self._talking:
+            found = store.held(self._lanes, self.id)
+            with self._lock:
+                ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
+                # An id is unique within its lane only.
+                known = {(d.lane, d.entry_id) for d in ours}
+                self._batch.extend(d for d in found if (d.lane, d.entry_id) not in known)
+
+    def _look_again(self, store: Store) -> None:
+        """Recover what the server has given to a connection after that was lost."""
+        if self._looks and time.monotonic() > self._looks[0]:
+            self._recover(store)
+            self._looks = [at for at in self._looks if at > time.monotonic()]
 
     def _join(self, description: dict[str, Any]) -> None:
         self._store.ensure_lanes(self._lanes[1:])
@@ -162,6 +177,7 @@ class TaskWorker:
         self._slot.set_state(State.BUSY)
 
     def _round(self) -> None:
+        self._look_again(self._store)
         if not self._batch:
             self._take_or_wait()
         began, n = time.monotonic(), len(self._batch)
@@ -226,19 +242,20 @@ class TaskWorker:
             self._settling(store.settle)
 
     def _settling(self, send: Callable[[list[Settlement]], object]) -> None:
-        with self._lock:
-            settled, self._settled = self._settled, []
-        if settled:
-            # Before the results: who has the result shall have what was printed, too.
-            settled[-1].events[:0] = self.execution.strays()
-        self._flushed = time.monotonic()
-        try:
-            send(settled)
-        except BaseException:
-            # Whether they were settled is not known; doing it twice does it once.
+        with self._talking:
             with self._lock:
-                self._settled = settled + self._settled
-            raise
+                settled, self._settled = self._settled, []
+            if settled:
+                # Before the results: who has the result shall have what was printed, too.
+                settled[-1].events[:0] = self.execution.strays()
+            self._flushed = time.monotonic()
+            try:
+                send(settled)
+            except BaseException:
+                # Whether they were settled is not known; doing it twice does it once.
+                with self._lock:
+                    self._settled = settled + self._settled
+                raise
 
     def release_batch(self) -> None:
         """Give back to the lanes what was not begun."""
@@ -250,6 +267,7 @@ class TaskWorker:
                 self._settled.append(Settlement(delivery=delivery, successors=again))
 
     def _free(self, store: Store) -> None:
+        self._look_again(store)
         self.release_batch()
         self.flush(store)
 
@@ -261,7 +279,8 @@ class TaskWorker:
             # The flag stands before this look: a signal after it finds us waiting.
             if self._leaving:
                 raise _Leave
-            self._take(self._lanes, self._count, IDLE_BLOCK)
+            look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
+            self._take(self._lanes, self._count, max(0.01, min(look, IDLE_BLOCK)))
         finally:
             self._waiting = False
             self._slot.set_state(State.BUSY)
@@ -296,7 +315,7 @@ class TaskWorker:
         try:
             self._until_reachable(lambda: self._take(lanes, 1, None))
         except SecretMismatch:
-            self._until_reachable(self._recover)
+            self._until_reachable(lambda: self._recover(self._store))
             return False
         delivery = self._next()
         if delivery is None:

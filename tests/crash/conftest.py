@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.real_workers import gate, new_queue, queue, shared_queue
+from tests.proxy import proxy
+from tests.real_workers import gate, new_queue, one_worker, queue, shared_queue
 
-__all__ = ["gate", "new_queue", "queue", "shared_queue"]
+__all__ = ["gate", "new_queue", "one_worker", "proxy", "queue", "shared_queue"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ Supervisor(
     url=url,
     secret="secret",
     n_workers=int(n_workers),
-    timing=Timing(heartbeat=0.2, silence=1.0),
+    timing=Timing(heartbeat=0.2, silence=1.0, hearing=2.0),
 ).run()
 """
 
@@ -105,11 +106,14 @@ def start():
 
 @pytest.fixture
 def start_node(start, server_url, queue_name, store, wait_until):
-    """``start_node(n_workers)``: a supervisor, once its workers have joined."""
+    """``start_node(n_workers, url, store)``: a supervisor, once its workers have joined.
 
-    def start_node(n_workers=1, url=server_url):
+    Elsewhere than on the session's server with the address and a store of that.
+    """
+
+    def start_node(n_workers=1, url=None, store=store):
         before = set(store.workers())
-        node = start("-c", NODE, url, queue_name, str(n_workers))
+        node = start("-c", NODE, url or server_url, queue_name, str(n_workers))
         wait_until(
             lambda: len(set(store.workers()) - before) >= n_workers, describe="the node's workers"
         )

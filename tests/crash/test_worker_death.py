@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from nbstreamq import WorkerLost
 from nbstreamq.worker.reaper import MAX_LOSSES
+from tests.counting import check_once
 
 
 def kill_me():
@@ -269,3 +272,68 @@ def test_a_worker_lost_once_under_a_nested_task_is_survived(new_queue, gate):
         return "inner"
 
     assert queue.submit(lambda: queue.submit(inner).result(30)).result(30) == "inner"
+
+
+def overflow():
+    """Fill the stack with the frames of compiled code."""
+    sys.setrecursionlimit(10**8)
+
+    def again(_):
+        return sorted([0], key=again)
+
+    again(0)
+
+
+@pytest.mark.parametrize("act", [overflow, lambda: ctypes.string_at(0), lambda: os._exit(3)])
+def test_each_end_in_its_own_chunk_costs_only_its_item(queue, act):
+    job = queue.map(lambda i: act() if i % 20 == 7 else i, range(60), chunksize=20)
+    job.wait(50)
+
+    assert list(job.errors) == [7, 27, 47]
+    for error in job.errors.values():
+        # From Python 3.12 on the interpreter counts those frames, too.
+        assert isinstance(error, WorkerLost | RecursionError)
+    good = [i for i in range(60) if i % 20 != 7]
+    assert [job[i].result(0) for i in good] == good
+
+
+def test_killed_between_run_and_commit_while_the_server_hangs(start_server, new_queue, gate):
+    """The item has run; its result is in the connection, or was never sent."""
+    server = start_server()
+    queue = new_queue(server.url, workers=1)
+    begun, go, done = gate("begun"), gate("go"), gate("done")
+    queue.submit(abs, -1).result(20)
+
+    def work(i):
+        begun.open()
+        go.wait()
+        if i == 4:
+            done.open()
+        return i, os.getpid()
+
+    job = queue.map(work, range(5), chunksize=5)
+    begun.wait()
+    (victim,) = (worker.pid for worker in queue.workers())
+    os.kill(server.pid, signal.SIGSTOP)
+    go.open()
+    done.wait()
+    os.kill(victim, signal.SIGKILL)
+    os.kill(server.pid, signal.SIGCONT)
+
+    job.wait(30)
+    check_once(job, [(i, pid) for i, (_, pid) in enumerate(job.result(0))])
+
+
+def test_killed_in_the_midst_of_its_read(one_worker, wait_until):
+    """What is given to it in that very moment is not lost."""
+    for i in range(10):
+        (victim,) = {one_worker.submit(os.getpid).result(20)}
+        futures = []
+        submitting = threading.Thread(
+            target=lambda: [futures.append(one_worker.submit(pow, 2, k)) for k in range(20)]
+        )
+        submitting.start()
+        wait_until(lambda n=i: len(futures) >= n, describe="some calls")
+        os.kill(victim, signal.SIGKILL)
+        submitting.join()
+        assert [f.result(20) for f in futures] == [2**k for k in range(20)]

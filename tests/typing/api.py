@@ -77,7 +77,7 @@ async def in_an_event_loop(q: TaskQueue) -> None:
 
 
 def others(q: TaskQueue, lost: WorkerLost) -> None:
-    assert_type(q.options(retries=3, backoff=1, time_limit=60, lane="high", delay=10), TaskQueue)
+    assert_type(q.options(retries=3, time_limit=60, memory_limit=2**30, delay=10), TaskQueue)
     q.options(retry=3)  # type: ignore[call-arg]
     assert_type(q.put([1, 2]), Ref)
     assert_type(q.everywhere(area, 1.0), Job[float])

@@ -1,0 +1,81 @@
+"""What is asked of all supervisors: to cancel what runs of a job, and that something is due."""
+
+from __future__ import annotations
+
+import time
+
+from ..protocol.keys import session_of
+from ..protocol.messages import Control
+from ..protocol.store import Store
+from .slots import Level
+from .timing import Timing
+
+__all__ = ["Orders"]
+
+#: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
+#: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
+ORDER_LIFETIME = 60.0
+
+
+class Orders:
+    """Follows the control stream, and remembers the cancellations in it.
+
+    Parameters
+    ----------
+    store
+        A connection of its own.
+    """
+
+    def __init__(self, store: Store, timing: Timing) -> None:
+        self._store = store
+        self._timing = timing
+        self._last: bytes | None = None
+        self._overdue = 0.0
+        self._cancellations: list[tuple[float, Control]] = []
+
+    def take(self) -> bool:
+        """Take note of what has come, and ask for more; return whether anything came."""
+        if self._last is None:
+            self._last = self._store.last_control()
+        if time.monotonic() > self._overdue:
+            # Nobody tells us when a firewall has cut the connection.
+            self._store.close()
+            self._await(self._last)
+        return self.follow()
+
+    def follow(self) -> bool:
+        """Take note of what has come since `take`; return whether anything came."""
+        came = False
+        while self._last is not None and self._store.wait(0):
+            self._last, orders = self._store.controls(self._last)
+            came = True
+            for order in orders:
+                self.keep(order)
+            self._await(self._last)
+        return came
+
+    def _await(self, after: bytes) -> None:
+        self._store.await_control(after, self._timing.hearing)
+        self._overdue = time.monotonic() + self._timing.hearing + self._timing.silence
+
+    def ask_anew(self) -> None:
+        """Ask for what came since the last entry once more: the connection was lost."""
+        self._overdue = 0.0
+
+    def keep(self, order: Control) -> None:
+        """Remember a cancellation: what it concerns may have been taken, and not have begun."""
+        now = time.monotonic()
+        kept = [(t, o) for t, o in self._cancellations if t > now - ORDER_LIFETIME]
+        if order.kind == "resume":
+            self._cancellations = [(t, o) for t, o in kept if o.job != order.job]
+        else:
+            self._cancellations = [*kept, (now, order)]
+
+    def cancel(self, level: Level) -> bool:
+        """Return whether what runs at `level` is cancelled."""
+        return any(_concerns(order, level) for _, order in self._cancellations)
+
+
+def _concerns(order: Control, level: Level) -> bool:
+    ours = order.job in (level.job, session_of(level.job))
+    return ours and any(level.n + level.item in r for r in order.span)

@@ -1,0 +1,23 @@
+"""Each task has exactly one result: what the tests of faults count in the end."""
+
+from collections import Counter
+
+
+def check_once(job, expected):
+    """Check that each item of `job` came back once, as the server sent it, and as `expected`."""
+    n_news = Counter(
+        report.n + item
+        for report in job._ledger.reports(0)
+        if report.kind == "finished"
+        for part in report.span
+        for item in part
+    )
+    assert n_news == Counter(range(len(expected))), "an item is missing, or came twice"
+    assert job.errors == {}
+    assert job.result(0) == expected
+
+
+def check_nothing_left(store):
+    """Check that the lanes of a queue are empty."""
+    for lane in store.lanes(store.known_lanes()):
+        assert (lane["waiting"], lane["running"], lane["delayed"]) == (0, 0, 0), lane

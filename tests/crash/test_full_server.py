@@ -1,0 +1,102 @@
+"""The server is out of memory for a while: calls are refused clearly, what runs is not lost."""
+
+import contextlib
+import time
+
+import pytest
+
+from nbstreamq import ServerRefused
+from nbstreamq.protocol.clients import open_client
+from tests.counting import check_once
+
+
+@pytest.fixture
+def admin(start_server):
+    """A client of a server whose memory may be taken away."""
+    server = start_server("--maxmemory-policy", "noeviction")
+    with open_client(server.url) as client:
+        client.server_url = server.url
+        yield client
+
+
+@contextlib.contextmanager
+def full(admin):
+    """Leave the server no memory."""
+    admin.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        admin.config_set("maxmemory", "0")
+
+
+def test_a_call_fails_clearly_and_the_next_works(admin, new_queue):
+    queue = new_queue(admin.server_url)
+    assert queue.submit(abs, -1).result(20) == 1
+
+    with full(admin):
+        refused = [queue.submit(abs, -1), *queue.map(abs, range(10), chunksize=3)[:]]
+        for future in refused:
+            with pytest.raises(ServerRefused, match="maxmemory"):
+                future.result(20)
+
+    assert queue.submit(abs, -2).result(20) == 2
+    assert queue.map(abs, range(10)).result(20) == list(range(10))
+
+
+def test_what_runs_meanwhile_runs_once_and_is_not_lost(
+    admin, new_queue, gate, tmp_path, wait_until
+):
+    queue = new_queue(admin.server_url)
+    go = gate()
+
+    def work(i):
+        print("begun", i)
+        with (tmp_path / f"run-{i}").open("a") as file:
+            file.write("x")
+        if i < 2:
+            go.wait()
+        print("done", i)
+        return i
+
+    job = queue.map(work, range(40), chunksize=1)
+    wait_until(lambda: len(list(tmp_path.glob("run-*"))) >= 2, describe="both at work")
+    workers = {worker.pid for worker in queue.workers()}
+    with full(admin):
+        # Long enough for signs of life, output and news to be refused.
+        time.sleep(1.2)
+        go.open()
+        wait_until(lambda: len(list(tmp_path.glob("run-*"))) == 40, describe="the others")
+
+    job.wait(20)
+    check_once(job, list(range(40)))
+    assert {(tmp_path / f"run-{i}").read_text() for i in range(40)} == {"x"}
+    assert {worker.pid for worker in queue.workers()} == workers
+    later = gate("later")
+    talking = queue.map(lambda i: print("and on it goes") or later.wait(), range(2), chunksize=1)
+    for future in talking[:]:
+        wait_until(lambda f=future: f.logs == "and on it goes\n", describe="output of a task")
+    later.open()
+
+
+def test_retries_and_slices_meanwhile(admin, new_queue, gate, wait_until):
+    queue = new_queue(admin.server_url)
+    begun, go = gate("begun"), gate("go")
+    queue.submit(abs, -1).result(20)
+
+    def work(i, tried):
+        begun.open()
+        go.wait()
+        time.sleep(0.02)
+        if tried.first():
+            raise ValueError("once more")
+        return i
+
+    gates = [gate(str(i)) for i in range(30)]
+    job = queue.options(retries=1, backoff=0.05).map(work, range(30), gates, chunksize=30)
+    begun.wait()
+    with full(admin):
+        go.open()
+        time.sleep(1)
+
+    job.wait(30)
+    check_once(job, list(range(30)))

@@ -1,0 +1,128 @@
+"""A whole machine is cut off the network, works on, and comes back late with what it has done."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from nbstreamq.protocol.clients import open_client
+from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.store import Store
+from tests.counting import check_nothing_left, check_once
+from tests.crash.conftest import NODE
+
+
+def ip(*words, check=True):
+    subprocess.run(("ip", *words), check=check, capture_output=True)
+
+
+class Link:
+    """A network of its own for some processes, and the cable to it."""
+
+    def __init__(self):
+        number = os.getpid() % 4096
+        self.name, self.near, self.far = f"nbq{number}", f"nbqn{number}", f"nbqf{number}"
+        subnet = f"10.213.{number // 16}"
+        first = number % 16 * 16
+        self.address = f"{subnet}.{first + 1}"
+        ip("netns", "add", self.name)
+        ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.name)
+        ip("address", "add", f"{self.address}/28", "dev", self.near)
+        ip("-n", self.name, "address", "add", f"{subnet}.{first + 2}/28", "dev", self.far)
+        ip("-n", self.name, "link", "set", self.far, "up")
+        self.plug()
+
+    def plug(self):
+        ip("link", "set", self.near, "up")
+
+    def cut(self):
+        ip("link", "set", self.near, "down")
+
+    def close(self):
+        ip("link", "delete", self.near, check=False)
+        ip("netns", "delete", self.name, check=False)
+
+
+@pytest.fixture
+def link():
+    """A cable to another network; needs the rights to lay it."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("only root can make networks, with iproute2")
+    link = None
+    try:
+        link = Link()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no networks can be made here: {error.stderr.decode()}")
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def machines(link, start_server, new_queue, queue_name, start, start_node, wait_until):
+    """A server, a queue on it, its store, and a node that only the link connects."""
+    port = str(20_000 + os.getpid() % 20_000)
+    server = start_server("--port", port, "--bind", link.address, "--protected-mode", "no")
+    command = ("ip", "netns", "exec", link.name)
+    run = "import os, sys; os.execvp('ip', [*sys.argv[1:5], sys.executable, '-c', *sys.argv[5:]])"
+    with open_client(server.url) as client:
+        store = Store(client, queue_name, Signer("secret", queue_name))
+        node = start("-c", run, *command, NODE, f"redis://{link.address}:{port}", queue_name, "1")
+        wait_until(lambda: len(store.workers()) == 1, describe="the far worker")
+        yield server, new_queue(server.url, workers=0), store, node
+        store.close()
+
+
+def test_a_machine_that_was_cut_off_comes_too_late(
+    machines, link, start_node, gate, tmp_path, wait_until
+):
+    server, queue, store, _ = machines
+    begun, again, go = gate("begun"), gate("again"), gate("go")
+
+    def work(i):
+        if again.first():
+            begun.open()
+            go.wait()
+            with (tmp_path / "late").open("a") as file:
+                file.write("x")
+            return i, "late"
+        return i, "in time"
+
+    (far,) = store.workers()
+    future = queue.map(work, range(1))
+    begun.wait()
+    start_node(url=server.url, store=store)
+    link.cut()
+
+    assert future.result(30) == [(0, "in time")]
+    go.open()
+    wait_until((tmp_path / "late").exists, describe="the late result")
+    link.plug()
+
+    # It lives on, with a worker in the place of the one that was given up.
+    wait_until(lambda: len(set(store.workers()) - {far}) == 2, 30, describe="both at work")
+    check_once(future, [(0, "in time")])
+    check_nothing_left(store)
+
+
+def test_cut_off_for_a_moment_under_load(machines, link, start_node, wait_until):
+    server, queue, store, _ = machines
+    start_node(url=server.url, store=store)
+    job = queue.map(lambda i: time.sleep(0.01) or i, range(300), chunksize=10)
+
+    for _ in range(2):
+        n = sum(f.done() for f in job[:])
+        wait_until(lambda n=n: sum(f.done() for f in job[:]) > n + 40, describe="some results")
+        link.cut()
+        with contextlib.suppress(TimeoutError):
+            job.result(1.5)
+        link.plug()
+
+    job.wait(40)
+    check_once(job, list(range(300)))
+    wait_until(
+        lambda: all(v["running"] == 0 for v in store.lanes(["default"])), 20, describe="the end"
+    )
+    check_nothing_left(store)

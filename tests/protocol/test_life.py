@@ -1,0 +1,287 @@
+"""The life of tasks, whoever dies at whatever step: each item has exactly one end.
+
+A model after the section "The life of a task" in docs/architecture.md. The workers are stores of
+this process: they take, slice, retry and die as the real ones do, in any order.
+
+How a step goes on is drawn by a `Random` of its own: what the server holds depends a little on the
+clock, and what hypothesis draws must not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from nbstreamq.errors import DeathCertificate
+from nbstreamq.protocol.keys import PREFIX
+from nbstreamq.protocol.messages import Event, Options, Task
+from nbstreamq.protocol.settlement import Delivery, Settlement, Successor
+from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.spans import items, size, span_of, split
+from nbstreamq.protocol.store import Store
+from nbstreamq.worker.death import Death
+from nbstreamq.worker.reaper import settle_death
+from nbstreamq.worker.slots import Level
+from tests.protocol.reading import read_events
+
+SESSION, LANES = "s", ("high", "default")
+WORKERS = ("w0", "w1", "w2")
+#: Retries that the tasks here have.
+RETRIES = 2
+
+_numbers = itertools.count(1)
+workers = st.sampled_from(WORKERS)
+lucks = st.builds(random.Random, st.integers(0, 2**16))
+
+
+class Life(RuleBasedStateMachine):
+    """One queue, three workers, one client, and a supervisor that reaps."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__()
+        name = f"life-{next(_numbers)}"
+        self.client = client
+        self.store = Store(client, name, Signer("secret", name))
+        self.batch = self.n_jobs = 0
+        self.sent: list[tuple[str, float, Any]] = []
+        self.items: Counter[tuple[str, int]] = Counter()
+        self.spans: dict[str, int] = {}
+        self.cancelled: dict[str, set[int]] = {}
+        #: What each worker, as named now, has in its hands.
+        self.held: dict[str, list[Delivery]] = {}
+        self.names = {worker: worker for worker in WORKERS}
+        self.dead: list[str] = []
+        #: What the dead, or those who were thought so, may still send.
+        self.late: list[Settlement] = []
+
+    @initialize()
+    def begin(self) -> None:
+        self.store.ensure_lanes(LANES)
+        for worker in WORKERS:
+            self.store.join(worker, {"lanes": list(LANES)})
+            self.held[worker] = []
+
+    # -- the client ----------------------------------------------------------------------------
+
+    @rule(n=st.integers(1, 6), lane=st.sampled_from(LANES), delay=st.sampled_from([0.0, 0.001]))
+    def submit(self, n: int, lane: str, delay: float) -> None:
+        self.n_jobs += 1
+        job = f"{SESSION}.{self.n_jobs}"
+        opts = Options(retries=RETRIES).encode()
+        task = Task(
+            job=job, n=0, span=(range(n),), fn="f", name="f", call="map", args=b"", opts=opts
+        )
+        self.batch += 1
+        self.sent = [(lane, delay, self.store.encode_task(task))]
+        self.spans[job] = n
+        self.items.update((job, i) for i in range(n))
+        # The first time as it goes with one task and an unbroken connection.
+        self.store.submit(SESSION, self.batch, self.sent, again=False)
+
+    @rule()
+    def submit_again(self) -> None:
+        """The reply was lost."""
+        if not self.sent:
+            return
+        self.store.submit(SESSION, self.batch, self.sent)
+
+    @rule(luck=lucks)
+    def cancel(self, luck: random.Random) -> None:
+        if not self.spans:
+            return
+        job = luck.choice(sorted(self.spans))
+        n = self.spans[job]
+        chosen = set(luck.sample(range(n), luck.randint(1, n)))
+        known = self.cancelled.setdefault(job, set())
+        known |= chosen
+        self.store.cancel(job, span_of(sorted(known)), span_of(sorted(chosen)))
+
+    # -- the workers ---------------------------------------------------------------------------
+
+    @rule(worker=workers, count=st.integers(1, 3))
+    def take(self, worker: str, count: int) -> None:
+        name = self.names[worker]
+        self.held[name] += self.store.take([], LANES, name, count)
+
+    @rule(worker=workers)
+    def take_and_lose_the_reply(self, worker: str) -> None:
+        """The connection ends; then the worker asks what it was given."""
+        name = self.names[worker]
+        self.store.take([], LANES, name, 2)
+        known = {(d.lane, d.entry_id) for d in self.held[name]}
+        found = self.store.held(LANES, name)
+        self.held[name] += [d for d in found if (d.lane, d.entry_id) not in known]
+
+    @rule(worker=workers, luck=lucks)
+    def settle(self, worker: str, luck: random.Random) -> None:
+        """Run the first of what it has: finish, slice, retry, fail, give back - or several."""
+        name = self.names[worker]
+        if not self.held[name]:
+            return
+        settlement = self._run(self.held[name].pop(0), luck)
+        assert self.store.settle([settlement]) == [True]
+        if luck.random() < 0.5:  # the reply was lost
+            assert self.store.settle([settlement]) == [False]
+
+    @rule(worker=workers, luck=lucks)
+    def die(self, worker: str, luck: random.Random) -> None:
+        """With all it holds, before it runs or before the commit; another takes its place."""
+        name = self.names[worker]
+        for delivery in self.held[name]:
+            if luck.random() < 0.5:
+                self.late.append(self._run(delivery, luck))
+        self.dead.append(name)
+        fresh = self.names[worker] = f"{worker}-{next(_numbers)}"
+        self.held[fresh] = []
+        self.store.join(fresh, {"lanes": list(LANES)})
+
+    @rule(luck=lucks)
+    def come_back_late(self, luck: random.Random) -> None:
+        """It was cut off, not dead: whether it was reaped, the acknowledgement tells."""
+        if self.late:
+            self.store.settle([self.late.pop(luck.randrange(len(self.late)))])
+
+    def _run(self, delivery: Delivery, luck: random.Random) -> Settlement:
+        """Return what a worker makes of a delivery, as `Execution` does."""
+        task, settlement = delivery.task, Settlement(delivery=delivery)
+        gone = {i for part in delivery.cancelled for i in part}
+        stopped = [i for i in items(task.span) if task.n + i in gone]
+        todo = span_of(i for i in items(task.span) if task.n + i not in gone)
+        if stopped:
+            settlement.events.append(self._event("cancelled", task, span_of(stopped)))
+        n_done = luck.randint(0, size(todo))
+        done, rest = split(todo, n_done)
+        n_failed = luck.randint(0, n_done) if task.attempt <= RETRIES else 0
+        failed, good = split(done, n_failed)
+        if good:
+            settlement.events.append(self._event("finished", task, good))
+        if failed:
+            again = task.again(failed, attempt=1)
+            delay = luck.choice([0.0, 0.001])
+            settlement.events.append(self._event("retried", task, failed))
+            settlement.successors.append(Successor(task=again, delay=delay))
+        if rest:
+            settlement.continue_with(task.again(rest))
+        return settlement
+
+    @staticmethod
+    def _event(kind: str, task: Task, span: Any) -> Event:
+        return Event.about(task, span, kind=kind, worker="w")
+
+    # -- the supervisors -----------------------------------------------------------------------
+
+    @rule()
+    def promote(self) -> None:
+        while (wait := self.store.promote(LANES)) is not None:
+            time.sleep(wait)
+
+    @rule(luck=lucks)
+    def reap(self, luck: random.Random) -> None:
+        """It may be that two supervisors do, and that one of them dies after any step."""
+        if not self.dead:
+            return
+        name = luck.choice(self.dead)
+        step = luck.choice(["look", "settle", "all"])
+        held = self.store.held((f"@{name}", *LANES), name)
+        death = self._death(name, held, luck)
+        settlements = settle_death(held, death, known=luck.random() < 0.5)
+        if step == "look":
+            self.late += settlements
+            return
+        self.store.settle(settlements)
+        if step == "all":
+            self._bury(name)
+
+    def _death(self, name: str, held: list[Delivery], luck: random.Random) -> Death:
+        """Return what is known of an end: which item ran, or nothing at all."""
+        levels = []
+        if held and luck.random() < 0.5:
+            delivery = held[0]
+            task = delivery.task
+            level = Level(
+                serial=1,
+                item=luck.choice([-1, *items(task.span)]),
+                started=0.0,
+                deadline=0.0,
+                memory_limit=0,
+                lane=delivery.lane,
+                entry_id=delivery.entry_id,
+                job=task.job,
+                n=task.n,
+            )
+            levels = [level]
+        return Death(DeathCertificate(worker=name, cause="SIGKILL"), levels)
+
+    def _bury(self, name: str) -> None:
+        while not self.store.bury(name, LANES):
+            held = self.store.held((f"@{name}", *LANES), name)
+            death = Death(DeathCertificate(worker=name, cause="SIGKILL"))
+            self.store.settle(settle_death(held, death, known=False))
+        self.dead.remove(name)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Let all that lives do its work, then count."""
+        try:
+            self._end()
+        finally:
+            pattern = f"{PREFIX}:{{{self.store.keys.queue}}}*"
+            self.client.delete("-", *self.client.scan_iter(pattern, 1000))
+            self.store.close()
+
+    def _end(self) -> None:
+        for name in list(self.dead):
+            self._bury(name)
+        for name in self.names.values():
+            self._finish(self.held.get(name, []))
+        self.promote()
+        while taken := self.store.take([], LANES, self.names["w0"], 100):
+            self._finish(taken)
+        for settlement in self.late:  # the last word comes too late
+            assert self.store.settle([settlement]) == [False]
+        for lane in self.store.lanes(LANES):
+            assert (lane["waiting"], lane["running"], lane["delayed"]) == (0, 0, 0)
+        assert self._ends() == self.items
+
+    def _finish(self, held: list[Delivery]) -> None:
+        for delivery in held:
+            event = self._event("finished", delivery.task, delivery.task.span)
+            assert self.store.settle([Settlement(delivery=delivery, events=[event])]) == [True]
+
+    def _ends(self) -> Counter[tuple[str, int]]:
+        found: Counter[tuple[str, int]] = Counter()
+        last = b"0"
+        while True:
+            last, events = read_events(self.store, SESSION, last)
+            if not events:
+                return found
+            for e in events:
+                if e.kind in ("finished", "cancelled"):
+                    found.update((e.job, e.n + i) for i in items(e.span))
+
+
+@pytest.mark.timeout(120)
+def test_each_item_has_exactly_one_end(client):
+    run_state_machine_as_test(
+        lambda: Life(client),
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
