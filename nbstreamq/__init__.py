@@ -9,6 +9,8 @@ from .client.queue import TaskQueue
 from .errors import (
     DeathCertificate,
     FunctionMissing,
+    JobChanged,
+    JobNotFound,
     NbstreamqError,
     NotPicklable,
     PythonMismatch,
@@ -34,6 +36,8 @@ __all__ = [
     "DeathCertificate",
     "FunctionMissing",
     "Job",
+    "JobChanged",
+    "JobNotFound",
     "NbstreamqError",
     "NotPicklable",
     "PythonMismatch",

@@ -10,6 +10,8 @@
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
     ├── NotPicklable                a function or an argument can't travel; TypeError
+    ├── JobNotFound                 no named job of that name; LookupError
+    ├── JobChanged                  a named job is another than this call says; ValueError
     ├── SignatureError              a message that this queue's secret did not sign; ValueError
     ├── SecretMismatch              this process has another secret than the queue; PermissionError
     ├── SecretMissing               a networked server, and no secret was given; PermissionError
@@ -30,6 +32,8 @@ from dataclasses import dataclass
 __all__ = [
     "DeathCertificate",
     "FunctionMissing",
+    "JobChanged",
+    "JobNotFound",
     "NbstreamqError",
     "NotPicklable",
     "PythonMismatch",
@@ -80,6 +84,14 @@ class QueueClosed(NbstreamqError, RuntimeError):
 
 class NotPicklable(NbstreamqError, TypeError):
     """A function, argument or captured value can't be sent to a worker."""
+
+
+class JobNotFound(NbstreamqError, LookupError):
+    """There is no named job of that name: it expired, was deleted, or never was."""
+
+
+class JobChanged(NbstreamqError, ValueError):
+    """A named job has another function or other inputs, or was run again by another client."""
 
 
 class SignatureError(NbstreamqError, ValueError):

@@ -8,8 +8,15 @@ from typing import Any
 __all__ = ["check_map", "check_options"]
 
 
+#: Longest name of a job: it is part of what a worker says that it runs.
+MAX_NAME = 80
+
+
 def check_map(
-    iterables: tuple[Iterable[Any], ...], chunksize: int | str, buffersize: int | None
+    iterables: tuple[Iterable[Any], ...],
+    chunksize: int | str,
+    buffersize: int | None,
+    name: str | None,
 ) -> None:
     if not iterables:
         raise TypeError("map() needs at least one iterable")
@@ -17,6 +24,15 @@ def check_map(
         raise ValueError(f"chunksize is {chunksize!r}: it must be 'auto' or at least 1")
     if buffersize is not None and buffersize < 1:
         raise ValueError(f"buffersize is {buffersize!r}: it must be None or at least 1")
+    if name is not None and buffersize is not None:
+        raise ValueError("name and buffersize: a job that is kept keeps all its inputs and results")
+    if name is not None and (
+        not 0 < len(name) <= MAX_NAME or not name.isprintable() or set(name) & set(" .:{}")
+    ):
+        raise ValueError(
+            f"name is {name!r}: it needs 1 to {MAX_NAME} characters,"
+            " and no white space, dots, colons or braces"
+        )
 
 
 def check_options(changes: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ..protocol.store import Store
 from .future import TaskFuture
 from .payload import Payload
 from .session import Session
+from .submission import submit
 
 __all__ = ["DeadLetter", "DeadLetters", "dead_letters"]
 
@@ -142,5 +143,5 @@ def _send(session: Session, task: Task, lane: str) -> TaskFuture[Any] | list[Tas
     for item in chosen:
         futures.append(TaskFuture(session, ledger, item))
         ledger.attach(item, futures[-1])
-    session.send(ledger, replace(task, job=ledger.job, n=0, attempt=1, losses=0))
+    submit(session, ledger, replace(task, job=ledger.job, n=0, attempt=1, losses=0), 0.0)
     return futures if len(futures) > 1 else futures[0]

@@ -22,7 +22,7 @@ def frame_of(ledger: Ledger) -> Any:
     states = [ledger.state(i) for i in range(len(reports))]
     values = [ledger.value(i) if s is State.DONE else None for i, s in enumerate(states)]
     errors = ledger.errors()
-    logs = [ledger.log(i) for i in range(len(states))]
+    printed = [ledger.output.text(i) for i in range(len(states))]
 
     def objects(column: Sequence[Any]) -> Any:
         # Else None would become nan, and arrays of equal length further columns.
@@ -42,7 +42,7 @@ def frame_of(ledger: Ledger) -> Any:
             "attempts": pandas.Series([r.attempt if r else 0 for r in reports], dtype=int),
             "started": pandas.to_datetime(pandas.Series(starts, dtype=float), unit="s", utc=True),
             "seconds": pandas.Series(seconds, dtype=float),
-            "output": objects(["".join(text for _, text in log) for log in logs]),
+            "output": objects(printed),
         }
     )
 

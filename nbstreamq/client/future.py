@@ -137,12 +137,12 @@ class TaskFuture(Future[T], Generic[T]):
     @property
     def logs(self) -> str:
         """What it printed so far, to standard output and standard error."""
-        return "".join(text for _, text in self._ledger.log(self._index))
+        return self._ledger.output.text(self._index)
 
     @property
     def progress(self) -> tuple[int, int | None] | None:
         """(items done, items in all) as `track` reports them; None if it does not."""
-        return self._ledger.progress(self._index)
+        return self._ledger.output.progress(self._index)
 
     @property
     def timing(self) -> dict[str, float]:

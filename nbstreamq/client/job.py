@@ -7,13 +7,16 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from socket import gethostname
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 from ..protocol.states import State
 from .frame import frame_of
 from .future import TaskFuture
+from .keeping import delete, keep
 from .ledger import Ledger
+from .rerun import rerun
 from .session import Session
 
 __all__ = ["Job"]
@@ -48,6 +51,7 @@ class Job(Generic[T]):
         #: Submits more inputs, where they are taken as the results are; given the number taken.
         self._feed = feed
         self._next = 0
+        self._n_reruns = ledger.n_reruns
         self._lock = threading.Lock()
         self._futures: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
 
@@ -138,6 +142,11 @@ class Job(Generic[T]):
 
     def _future(self, index: int) -> TaskFuture[T]:
         with self._lock:
+            if self._n_reruns != self._ledger.n_reruns:
+                # Those that failed stay so; their items have new futures.
+                self._n_reruns = self._ledger.n_reruns
+                kept = {i: f for i, f in self._futures.items() if not _has_failed(f)}
+                self._futures = WeakValueDictionary(kept)
             future = self._futures.get(index)
             if future is None:
                 future = self._futures[index] = TaskFuture(self._session, self._ledger, index)
@@ -155,6 +164,7 @@ class Job(Generic[T]):
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger, n_seen = self._ledger, 0
         ended = ledger.ended()
+        seen: set[int] = set()  # an item that is run again ends again
         while n_seen < len(ended) or not ledger.is_over:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._session.wait_until(
@@ -164,7 +174,9 @@ class Job(Generic[T]):
             for span in ended[n_seen:]:
                 n_seen += 1
                 for index in span:
-                    yield self._future(index)
+                    if index not in seen and ledger.has_ended(index):
+                        seen.add(index)
+                        yield self._future(index)
 
     # -- asyncio -------------------------------------------------------------------------------
 
@@ -184,8 +196,8 @@ class Job(Generic[T]):
 
     @property
     def name(self) -> str:
-        """Name of the function."""
-        return self._ledger.name
+        """The name it was given, else that of the function."""
+        return self._ledger.title or self._ledger.name
 
     @property
     def ledger(self) -> Ledger:
@@ -204,7 +216,8 @@ class Job(Generic[T]):
     @property
     def logs(self) -> dict[int, str]:
         """Index -> what the call printed so far, of those that printed."""
-        return {i: self[i].logs for i in range(len(self)) if self._ledger.log(i)}
+        texts = {i: self._ledger.output.text(i) for i in range(len(self))}
+        return {i: text for i, text in texts.items() if text}
 
     def counts(self) -> dict[State, int]:
         """Return how many calls are waiting, running, done, failed and cancelled."""
@@ -234,6 +247,44 @@ class Job(Generic[T]):
         """Return whether all calls are over."""
         return self._ledger.is_over
 
+    def retry_failed(self, fn: Callable[..., Any] | None = None) -> Job[T]:
+        """Run the calls that failed once more: the same job, the same order.
+
+        Parameters
+        ----------
+        fn
+            A mended function, called with the same arguments; None: the same one.
+
+        Returns
+        -------
+        Job
+            This one. Futures of calls that had failed stay as they are; ``job[i]`` is a new one.
+
+        Raises
+        ------
+        NbstreamqError
+            The arguments of a call are not kept any more.
+
+        Examples
+        --------
+        >>> job.retry_failed(mended).result()  # doctest: +SKIP
+        """
+        rerun(self._session, self._ledger, {State.FAILED}, fn)
+        return self
+
+    def add_worker(self) -> None:
+        """Start one more local worker than there is, whichever kernel started those."""
+        workers, _ = self.survey()
+        self._session.scale(1 + sum(d.get("host") == gethostname() for d in workers.values()))
+
+    def keep(self) -> None:
+        """Keep this named job until it is deleted; others are forgotten after a week of rest."""
+        keep(self._session, self._ledger)
+
+    def delete(self) -> None:
+        """Forget this named job and its results, everywhere; what is not done is cancelled."""
+        delete(self._session, self._ledger)
+
     def cancel(self) -> bool:
         """Cancel all calls that are not over; return whether there were any."""
         if self.done():
@@ -248,3 +299,7 @@ class Job(Generic[T]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)
         return f"<Job {self.id} {self._ledger.name}: {counts or 'empty'}>"
+
+
+def _has_failed(future: TaskFuture[Any]) -> bool:
+    return future.cancelled() or (future.done() and future.exception() is not None)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import NbstreamqError
 from ..objects.outcomes import load_outcomes
-from ..protocol.messages import Event
+from ..protocol.messages import Event, Options
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
 from .annotation import annotate
+from .callbacks import call_all
+from .output import Output
 from .payload import Payload
 from .report import Report
 
@@ -54,6 +54,13 @@ class Ledger:
 
     # A single call has one, too: what most of those never need, is made when it is needed.
     n_over = 0
+    #: How often items that had ended were run again.
+    n_reruns = 0
+    #: The name that people gave the job; empty: none.
+    title = ""
+    options = Options()
+    #: The last entry of a named job's events that was read.
+    position = b"0"
     #: Whether more items may come.
     growing = False
     #: Called after each change: who reads events waits for more than those.
@@ -66,8 +73,7 @@ class Ledger:
     #: Item -> the news that it failed, until its error is asked for: all of a large job may fail,
     #: and to show an item takes the user's own code.
     _unread: dict[int, Report] | None = None
-    _logs: dict[int, list[tuple[str, str]]] | None = None
-    _progress: dict[int, tuple[int, int | None]] | None = None
+    _output: Output | None = None
 
     def __init__(
         self,
@@ -148,12 +154,11 @@ class Ledger:
             self._complete(item, found[item])
         return found
 
-    def log(self, item: int) -> list[tuple[str, str]]:
-        """Return what the item printed: (stream, text), in order."""
-        return list((self._logs or {}).get(item, ()))
-
-    def progress(self, item: int) -> tuple[int, int | None] | None:
-        return (self._progress or {}).get(item)
+    @property
+    def output(self) -> Output:
+        """What the items printed and reported so far."""
+        self._output = self._output or Output()
+        return self._output
 
     def report(self, item: int) -> Report | None:
         """Return the last news of the item."""
@@ -163,16 +168,6 @@ class Ledger:
     def reports(self, first: int) -> list[Report]:
         """Return all news from number `first` on, in the order in which they came."""
         return (self._reports or [])[first:]
-
-    def all_progress(self) -> dict[int, tuple[int, int | None]]:
-        """Return item -> progress of those that are running and report it."""
-        known = (self._progress or {}).copy()
-        return {i: done for i, done in known.items() if not self.has_ended(i)}
-
-    def last_output(self, n_items: int) -> dict[int, str]:
-        """Return item -> what it printed, for the last items that began to print."""
-        logs = self._logs or {}
-        return {i: "".join(text for _, text in logs[i]) for i in list(logs)[-n_items:]}
 
     def payload(self, item: int) -> Payload | None:
         """Return what was sent for the item; None once its chunk is done and was dropped."""
@@ -189,6 +184,29 @@ class Ledger:
             return self._changed.wait_for(is_reached, timeout)
 
     # -- writing -------------------------------------------------------------------------------
+
+    def delay(self) -> str:
+        """Return why nothing more may happen, if that is not for want of a worker."""
+        return ""
+
+    def expects(self, event: Event) -> bool:
+        """Return whether the event concerns items that there are."""
+        return event.n + event.span[-1].stop <= len(self)
+
+    def rerun(self, chosen: Iterable[int]) -> None:
+        """Have items that failed, or were cancelled, wait again; others are left as they are."""
+        self._reopen(chosen)
+        self.n_reruns += 1
+        self._tell()
+
+    def _reopen(self, chosen: Iterable[int]) -> None:
+        with self._lock:
+            for item in chosen:
+                if self._states[item] in (_FAILED, _CANCELLED):
+                    self._states[item] = _WAITING
+                    self.n_over -= 1
+                    (self._errors or {}).pop(item, None)
+                    (self._unread or {}).pop(item, None)
 
     def begin(self, payload: Payload) -> None:
         """Have just the items of `payload`; those there were have not been sent."""
@@ -270,16 +288,6 @@ class Ledger:
             for item in items(event.span):
                 if self._states[event.n + item] < _DONE:
                     self._states[event.n + item] = code
-
-    def _printed(self, event: Event) -> None:
-        for item, stream, text in json.loads(event.body):
-            self._logs = self._logs or {}
-            self._logs.setdefault(event.n + item, []).append((stream, text))
-
-    def _progressed(self, event: Event) -> None:
-        done, total = json.loads(event.body)
-        self._progress = self._progress or {}
-        self._progress[event.n + event.span[0].start] = (done, total)
 
     def _cancelled(self, event: Event) -> None:
         self.cancel(event.n + item for item in items(event.span))
@@ -378,22 +386,14 @@ class Ledger:
                 callbacks, self._over_callbacks = self._over_callbacks, ()
         if self.wake is not None:
             self.wake()
-        for callback in callbacks:
-            _call(callback)
+        call_all(callbacks)
 
-    _ACTIONS = {  # noqa: RUF012 - a table of methods, never changed
+    _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
         "cancelled": _cancelled,
         "finished": _finished,
         "lost": _again,
-        "output": _printed,
-        "progress": _progressed,
+        "output": lambda self, event: self.output.add_text(event),
+        "progress": lambda self, event: self.output.add_progress(event),
         "retried": _again,
         "started": _started,
     }
-
-
-def _call(callback: Callable[[], object]) -> None:
-    try:
-        callback()
-    except Exception:
-        logging.getLogger(__name__).exception("exception calling callback %r", callback)

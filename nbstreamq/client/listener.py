@@ -64,7 +64,10 @@ class Listener:
         self._deliver = deliver
         self._on_trouble = on_trouble
         self._closing = threading.Event()
-        self._last = b"0"
+        #: Session, and each named job that is followed -> the last entry that was read.
+        self._after = {session: b"0"}
+        #: Jobs to follow from an entry on, or no more (None), from the next request on.
+        self._changes: deque[tuple[str, bytes | None]] = deque()
         self._asked = self._ended = self._lost = self._has_warned = False
         self._is_wanted = self._is_followed = False
         #: Held by the one thread that reads, and by the one that wants to instead of our own.
@@ -126,6 +129,23 @@ class Listener:
                 if self._is_followed:  # else we may be back before our thread is awake
                     self._is_followed = False
                     self._resume.set()
+
+    def follow(self, job: str, after: bytes) -> None:
+        """Read the events of a named job behind the entry `after`, from the next request on."""
+        self._changes.append((job, after))
+
+    def unfollow(self, job: str) -> bytes:
+        """Read the events of a named job no more; return the last entry that was read."""
+        self._changes.append((job, None))
+        return self._after.get(job, b"0")
+
+    def _apply_changes(self) -> None:
+        while self._changes:
+            job, after = self._changes.popleft()
+            if after is None:
+                self._after.pop(job, None)
+            else:
+                self._after[job] = after
 
     def look_again(self) -> None:
         """Tell who leads that what he waits for may have come about without an event."""
@@ -208,7 +228,8 @@ class Listener:
         now = time.monotonic()
         if not self._asked:
             block = RECONNECT if self._lost else BLOCK
-            self._store.await_events(self._session, self._last, block)
+            self._apply_changes()
+            self._store.await_events(self._session, self._after, block)
             self._asked, self._overdue = True, now + block + REPLY_TIMEOUT
         if now > self._overdue:
             # Nobody tells us when a firewall, or a machine's sleep, has cut the connection.
@@ -231,9 +252,8 @@ class Listener:
         Each event is taken before it is delivered: a callback that waits reads on behind it.
         """
         if not self._events:
-            self._last, events = self._store.events(self._last)
+            self._events.extend(self._store.events(self._after))
             self._asked = False
-            self._events.extend(events)
         while self._events:
             event = self._events.popleft()
             if isinstance(event, SignatureError):

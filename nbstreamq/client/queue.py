@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -13,27 +13,21 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..current import host
 from ..errors import NbstreamqError
-from ..launch.local import LocalWorkers
-from ..launch.server import ensure_server
 from ..objects.functions import name_of
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
-from ..protocol.clients import Client, hide_password, open_client, same_server, url_of
+from ..protocol.clients import Client, hide_password, same_server
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
-from ..protocol.signing import Signer
-from ..protocol.store import Store
-from ..protocol.trust import choose_secret
-from ..settings import Settings, n_cores
+from ..settings import n_cores
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
-from .health import warn_of_risks
 from .job import Job
+from .opening import open_session
 from .payload import Payload
-from .session import Session
-from .status import QueueStatus, WorkerStatus, queue_status
-from .submission import Feed, pace_of, send_chunks, submit_when_done
+from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
+from .submission import Feed, pace_of, send_chunks, submit, submit_when_done, task_of
 
 __all__ = ["TaskFunction", "TaskQueue"]
 
@@ -91,28 +85,9 @@ class TaskQueue(Executor):
         secret: str | None = None,
         insecure: bool = False,
     ) -> None:
-        settings = Settings.from_environment()
-        if client is not None and url is not None:
-            raise ValueError("Give TaskQueue a url or a client, not both.")
-        address = url_of(client) if client is not None else (url or settings.url)
-        embedded = address is None
-        secret = choose_secret(settings, address, secret=secret, insecure=insecure)
-        self._url = address or ensure_server(settings)
-        self._embedded = embedded
-        store = Store(client or open_client(self._url), name, Signer(secret, name))
-        store.check_secret()
-        default = n_cores() if embedded else None
-        n_workers = default if workers == "auto" else workers
-        session = uuid.uuid4().hex[:12]
-        self._session = Session(
-            store,
-            LocalWorkers(self._url, name, secret, session, settings),
-            n_workers,
-            revive=functools.partial(ensure_server, settings) if embedded else None,
-            session=session,
+        self._session, self._url, self._embedded = open_session(
+            name, url, client, workers, secret, insecure=insecure
         )
-        if not embedded:
-            warn_of_risks(self._session)
         self._options = Options()
         self.name = name
 
@@ -149,7 +124,8 @@ class TaskQueue(Executor):
                 session, ledger, function, data=data, needed=needed, options=self._options
             )
         else:
-            session.submit(ledger, function, payload, self._options)
+            task = task_of(ledger, function, payload, self._options)
+            submit(session, ledger, task, self._options.delay)
         return future
 
     def map(
@@ -160,6 +136,8 @@ class TaskQueue(Executor):
         timeout: float | None = None,
         chunksize: int | Literal["auto"] = "auto",
         buffersize: int | None = None,
+        name: str | None = None,
+        replace: bool = False,
     ) -> Job[T]:
         """Call `fn` on every item in the workers; results come in input order.
 
@@ -175,31 +153,37 @@ class TaskQueue(Executor):
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
         buffersize
-            Most items that are submitted and not yet taken by the iteration: the inputs are taken
-            as the results are, so they may be endless; results can be iterated once. None: all
-            inputs are submitted now.
+            Most items that are submitted and not yet taken by the iteration, which takes the inputs
+            along: they may be endless; results can be iterated once. None: no bound.
+        name
+            Keeps the job on the server, whoever lives: the same call again, in another kernel or
+            next week, finds it, and runs only what is missing, failed or was cancelled.
+        replace
+            Forget a job that has the name already, and begin anew.
 
         Raises
         ------
         NotPicklable
             The function or an item can't travel; nothing more is submitted, the rest is cancelled.
+        JobChanged
+            The job of that name has another function, or other inputs.
         """
-        check_map(iterables, chunksize, buffersize)
+        check_map(iterables, chunksize, buffersize, name)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn)
-        ledger = session.open_ledger(fn, function.name, self._lane())
-        ledger.growing = True
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
+        if name is not None:
+            from .named import Definition, map_named  # needs cloudpickle: slow to import
+
+            what = Definition(name, self._lane(), self._options, deadline)
+            return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
+        ledger = session.open_ledger(fn, function.name, self._lane())
+        ledger.growing, ledger.options = True, self._options
         sends = send_chunks(session, ledger, function, iterables, pace=pace, options=self._options)
-        feed = None
-        if buffersize is None:
-            for _ in sends:
-                pass
-        else:
-            feed = Feed(session, ledger, sends, buffersize)
-            feed()
-        return Job(session, ledger, deadline=deadline, feed=feed)
+        feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
+        feed()
+        return Job(session, ledger, deadline=deadline, feed=feed if buffersize else None)
 
     @overload
     def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...
@@ -281,6 +265,23 @@ class TaskQueue(Executor):
         session.wait_until(ledger, lambda: not ledger.growing, None)
         return Job(session, ledger)
 
+    def attach(self, name: str) -> Job[Any]:
+        """Return the named job, made by whichever kernel on whichever machine, as it is now.
+
+        Examples
+        --------
+        >>> job = q.attach("sweep")  # doctest: +SKIP
+        >>> job.retry_failed(mended).result()  # doctest: +SKIP
+
+        Raises
+        ------
+        JobNotFound
+            There is none of that name.
+        """
+        from .named import attach
+
+        return attach(self._session, name)
+
     # -- workers -------------------------------------------------------------------------------
 
     def run(self, nworkers: int | None = None) -> None:
@@ -302,19 +303,18 @@ class TaskQueue(Executor):
 
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
-        session = self._session
-        return cast(
-            "QueueStatus",
-            session.ask(
-                lambda store: queue_status(
-                    store, hide_password(self._url), session.n_open, str(session.trouble or "")
-                )
-            ),
-        )
+        session, url = self._session, hide_password(self._url)
+        trouble = str(session.trouble or "")
+        found = session.ask(lambda store: queue_status(store, url, session.n_open, trouble))
+        return cast("QueueStatus", found)
 
     def dead(self) -> DeadLetters:
         """Return what was refused, or failed for good, in the last week: some 1000, newest last."""
         return dead_letters(self._session)
+
+    def jobs(self) -> JobList:
+        """Return the named jobs of the queue, the newest first: whoever made them."""
+        return cast("JobList", self._session.ask(job_statuses))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.

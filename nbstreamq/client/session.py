@@ -19,8 +19,9 @@ from ..current import host
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..objects.functions import FunctionPickle, FunctionPickler
-from ..protocol.messages import Event, Options, Task
-from ..protocol.spans import EVERYTHING, ONE
+from ..protocol.keys import is_named
+from ..protocol.messages import Event, Fields, Task
+from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from . import lifetime
 from .delay import reason_for_delay
@@ -28,7 +29,6 @@ from .echo import echo
 from .everywhere import everywhere_order
 from .ledger import Ledger
 from .listener import Listener
-from .payload import Payload
 from .sender import Entry, Order, Sender
 
 __all__ = ["Session"]
@@ -41,7 +41,7 @@ LAST_PATIENCE = 2 * PATIENCE
 FAREWELL = 2.0
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
 FUNCTION_LIFETIME = 86_400.0
-_KIND_CLOSE = "close"
+_KIND_CLOSE, _KIND_LOOK = "close", "look"
 
 
 class Session:
@@ -93,11 +93,24 @@ class Session:
     def open_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
         """Return the ledger of a new job."""
         ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
+        self.register(ledger)
+        return ledger
+
+    def register(self, ledger: Ledger, after: bytes | None = None) -> None:
+        """Have `ledger` told of its job's events; of a named job's, behind the entry `after`."""
         ledger.wake = self._listener.look_again
         with self._lock:
             self.check_open()
             self._ledgers[ledger.job] = ledger
-        return ledger
+        if after is not None:
+            self._listener.follow(ledger.job, after)
+            # The request that is under way knows nothing of it: an event ends that.
+            look = Event(kind=_KIND_LOOK, job=self.id, n=0, worker="")
+            self.send(Order(lambda store: store.publish([look]), lambda _: None))
+
+    def ledger(self, job: str) -> Ledger | None:
+        """Return the ledger of a job that is not over."""
+        return self._ledgers.get(job)
 
     def pickle_function(self, fn: Callable[..., Any]) -> FunctionPickle:
         """Return `fn` pickled, once it is on its way to the server."""
@@ -117,28 +130,13 @@ class Session:
             )
         return pickled
 
-    def submit(
-        self, ledger: Ledger, function: FunctionPickle, payload: Payload, options: Options
-    ) -> None:
-        """Send a chunk of calls."""
-        task = Task(
-            job=ledger.job,
-            n=payload.n,
-            span=ONE if payload.n_items == 1 else (range(payload.n_items),),
-            fn=function.digest,
-            name=function.name,
-            call=payload.call,
-            args=payload.args,
-            opts=options.encode(),
-        )
-        self.send(ledger, task, options.delay)
+    def send(self, item: Entry | Order) -> None:
+        """Send something to the server, in its turn."""
+        self._sender.put(item, alone=len(self._ledgers) == 1)
 
-    def send(self, ledger: Ledger, task: Task, delay: float = 0.0) -> None:
-        """Put a task of the job of `ledger` into its lane."""
-        fields, size = self._store.encode_task(task), len(task.args) + 300
-        items = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
-        entry = Entry(ledger.lane, delay, fields, size, ledger, items)
-        self._sender.put(entry, alone=len(self._ledgers) == 1)
+    def encode_task(self, task: Task) -> Fields:
+        """Return the signed stream fields of `task`."""
+        return self._store.encode_task(task)
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
@@ -238,7 +236,8 @@ class Session:
             workers = self.ask(Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
-        return workers, reason_for_delay(workers, self._store.keys.queue, ledger.lane)
+        reason = reason_for_delay(workers, self._store.keys.queue, ledger.lane)
+        return workers, reason or ledger.delay()
 
     def warn(self, text: str) -> None:
         """Say it once."""
@@ -263,7 +262,7 @@ class Session:
         if event.kind == _KIND_CLOSE:
             return False
         ledger = self._ledgers.get(event.job)
-        if ledger is None or event.n + event.span[-1].stop > len(ledger):
+        if ledger is None or not ledger.expects(event):
             if event.kind == "output":
                 echo("everywhere", event)  # of a late joiner's set-up
             return True
@@ -278,7 +277,8 @@ class Session:
         if not ledger.is_over:
             return
         with self._lock:
-            self._ledgers.pop(ledger.job, None)
+            if self._ledgers.pop(ledger.job, None) and is_named(ledger.job):
+                ledger.position = self._listener.unfollow(ledger.job)
             last = self._state == "closing" and not self._ledgers
         if last:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from ..protocol.keys import LANES
 from ..protocol.store import Store
 
-__all__ = ["LaneStatus", "QueueStatus", "WorkerStatus", "queue_status"]
+__all__ = [
+    "JobList",
+    "JobStatus",
+    "LaneStatus",
+    "QueueStatus",
+    "WorkerStatus",
+    "job_statuses",
+    "queue_status",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,81 @@ class WorkerStatus:
     python: str
     state: str
     lanes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """A named job at one moment.
+
+    Attributes
+    ----------
+    name, function
+        Its name; that of its function.
+    done, failed, cancelled
+        Numbers of calls that have ended in each way.
+    submitted
+        Number of calls in all, so far.
+    complete
+        Whether no more calls come.
+    made
+        When it was made, in seconds since the epoch.
+    expires
+        In how many seconds it is forgotten; None: it is kept.
+    size_bytes
+        What the server needs for it; None if it does not tell.
+    """
+
+    name: str
+    function: str
+    done: int
+    failed: int
+    cancelled: int
+    submitted: int
+    complete: bool
+    made: float
+    expires: float | None
+    size_bytes: int | None
+
+    @property
+    def state(self) -> str:
+        """``open``, or how it ended: ``done``, ``failed`` or ``cancelled``."""
+        if not self.complete or self.done + self.failed + self.cancelled < self.submitted:
+            return "open"
+        if self.failed:
+            return "failed"
+        return "cancelled" if self.cancelled else "done"
+
+
+class JobList(list[JobStatus]):
+    """Named jobs, a line each."""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{job.name}  {job.state}: {job.done} of {job.submitted} done, {job.failed} failed,"
+            f" {job.cancelled} cancelled  {job.function}()"
+            for job in self
+        ]
+        return "\n".join(lines) or "no named jobs"
+
+
+def job_statuses(store: Store) -> JobList:
+    """Return the named jobs, the newest first."""
+    found = [store.job_record(job) for job in store.job_names().values()]
+    return JobList(
+        JobStatus(
+            name=record.name,
+            function=record.about["function"],
+            done=record.n_done,
+            failed=record.n_failed,
+            cancelled=record.n_cancelled,
+            submitted=record.n_items,
+            complete=record.total is not None,
+            made=record.made,
+            expires=record.expires,
+            size_bytes=store.job_bytes(record.id),
+        )
+        for record in sorted(filter(None, found), key=lambda record: -record.made)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

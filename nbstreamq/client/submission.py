@@ -9,17 +9,43 @@ from typing import Any
 from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
 from ..objects.references import Dependent
-from ..protocol.messages import Options
+from ..protocol.messages import Options, Task
+from ..protocol.spans import ONE, Span
 from .chunks import Pace, chunks
 from .future import TaskFuture
 from .ledger import Ledger
 from .payload import Payload
+from .sender import Entry
 from .session import Session
 
-__all__ = ["Feed", "send_chunks", "submit_when_done"]
+__all__ = ["Feed", "send_chunks", "submit", "submit_when_done", "task_of"]
 
 #: Number of workers that chunks are cut for, when it is not known how many there are.
 ASSUMED_WORKERS = 8
+
+
+def task_of(
+    ledger: Ledger, function: FunctionPickle, payload: Payload, options: Options, span: Span = ()
+) -> Task:
+    """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
+    return Task(
+        job=ledger.job,
+        n=payload.n,
+        span=span or (ONE if payload.n_items == 1 else (range(payload.n_items),)),
+        fn=function.digest,
+        name=function.name,
+        call=payload.call,
+        args=payload.args,
+        opts=options.encode(),
+    )
+
+
+def submit(session: Session, ledger: Ledger, task: Task, delay: float) -> None:
+    """Send calls; they are failed if the server refuses them."""
+    n_bytes = len(task.args) + 300
+    calls = range(task.n, task.n + task.span[-1].stop)
+    fields = session.encode_task(task)
+    session.send(Entry(ledger.lane, delay, fields, n_bytes, ledger, calls))
 
 
 def pace_of(
@@ -58,7 +84,7 @@ def send_chunks(
             data = dump(piece, f"an item of {function.name}()")
             payload = Payload(len(ledger), len(piece), call, data)
             ledger.add(payload)
-            session.submit(ledger, function, payload, options)
+            submit(session, ledger, task_of(ledger, function, payload, options), options.delay)
             pace.sent(len(piece), len(data))
             yield len(piece)
     except BaseException:
@@ -115,7 +141,8 @@ def submit_when_done(
             if error is None and not missing:
                 results = [dump(f.result(), f"the result of {f.id}") for f in needed]
                 payload = Payload(0, 1, "apply", dump(Dependent(data, results), "arguments"))
-                session.submit(ledger, function, payload, options)
+                task = task_of(ledger, function, payload, options)
+                submit(session, ledger, task, options.delay)
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
             error = failure
         if error is not None:

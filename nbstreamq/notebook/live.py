@@ -61,8 +61,11 @@ def _follow(job: Job[Any], view: JobView, widget: JobWidget, handle: DisplayHand
         if snapshot != widget.snapshot:
             widget.snapshot = snapshot
             _answer_anywhere(widget)
+    last = view.snapshot()
+    widget.snapshot = _in_words(last)
+    widget.send("over")
     # In its place comes what needs no kernel: a saved notebook shows it for ever.
-    handle.update(_picture(view.snapshot()), raw=True)
+    handle.update(_picture(last), raw=True)
     widget.close()
 
 
@@ -76,8 +79,13 @@ def _answer_anywhere(widget: JobWidget) -> None:
 
 
 def _obey(job: Job[Any], message: Any) -> None:
+    """Do what a button says; what goes wrong, Jupyter shows in its log."""
     if message == "cancel":
         job.cancel()
+    elif message == "retry":
+        job.retry_failed()
+    elif message == "add":
+        job.add_worker()
 
 
 def _widget_bundle(widget: JobWidget) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from IPython.display import DisplayHandle
 
 from ..client.job import Job
 from ..client.queue import TaskQueue
-from ..client.status import WorkerStatus
+from ..client.status import JobList, WorkerStatus
+from ..errors import JobNotFound
 from .cell_future import CellFuture, Place
 from .cells import Cell, Loop
 from .view import worker_labels
@@ -173,8 +174,8 @@ class NbstreamqMagics(Magics):
     # -- what goes on --------------------------------------------------------------------------
 
     @line_magic
-    def jobs(self, line: str) -> None:
-        """List what magics submitted and is not over, and count all open jobs of `q`."""
+    def jobs(self, line: str) -> JobList | None:
+        """List what magics submitted and is not over, and show the named jobs of `q`."""
         if line.strip():
             raise UsageError("%jobs takes no arguments")
         names = {id(v): k for k, v in self._variables.items() if not k.startswith("_")}
@@ -183,6 +184,24 @@ class NbstreamqMagics(Magics):
         queue = self._variables.get("q")
         if isinstance(queue, TaskQueue):
             _write(f"open jobs of this kernel on {queue.name!r}: {queue.status().open_jobs}")
+            return queue.jobs()
+        return None
+
+    @magic_arguments()
+    @argument("name", help="name of the job")
+    @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
+    @line_magic
+    def attach(self, line: str) -> Job[Any]:
+        """Show a named job of `q`, whichever kernel made it: `q.map(..., name="...")`."""
+        args = parse_argstring(self.attach, line)
+        try:
+            job = self._queue().attach(args.name)
+        except JobNotFound as error:
+            raise UsageError(str(error)) from None
+        for name in [*_names(args.output, "-o"), "_job"]:
+            self._bind(name, job)
+        self._follow(job)
+        return job
 
     @magic_arguments()
     @argument("name", nargs="?", help="variable that holds a job or future; default: all")

@@ -7,6 +7,7 @@ nothing that the words don't.
 from __future__ import annotations
 
 import reprlib
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
@@ -15,13 +16,13 @@ from typing import Any
 from ..client.annotation import error_text
 from ..client.dead import DeadLetters
 from ..client.future import TaskFuture
-from ..client.status import LaneStatus, QueueStatus, WorkerStatus
+from ..client.status import JobList, LaneStatus, QueueStatus, WorkerStatus
 from ..objects.references import Ref
 from ..protocol.keys import NESTED
 from ..protocol.states import State
 from .html import duration
 
-__all__ = ["dead_html", "future_html", "ref_html", "status_html"]
+__all__ = ["dead_html", "future_html", "jobs_html", "ref_html", "status_html"]
 
 #: Most characters shown of a result, of an error and of what was printed: of this its end.
 MAX_TEXT, MAX_OUTPUT = 300, 2000
@@ -90,6 +91,29 @@ def dead_html(letters: DeadLetters) -> str:
     table = _grid(_count(len(letters), "dead letter"), columns, rows)
     n_more = len(letters) - len(rows)
     return table + (_sentence(f"and {n_more:,} older") if n_more else "")
+
+
+def jobs_html(jobs: JobList) -> str:
+    """Return a table of named jobs."""
+    if not jobs:
+        return _sentence("No named jobs: q.map(..., name='...') makes one that is kept.")
+    now = time.time()
+    rows = [
+        (
+            job.name,
+            job.state,
+            f"{job.done:,} of {job.submitted:,}",
+            f"{job.failed:,}",
+            f"{job.cancelled:,}",
+            job.function,
+            duration(max(0.0, now - job.made)),
+            "kept" if job.expires is None else f"in {duration(job.expires)}",
+            "" if job.size_bytes is None else _size(job.size_bytes),
+        )
+        for job in jobs
+    ]
+    columns = ("job", "state", "done", "failed", "cancelled", "function", "age", "expires", "size")
+    return _grid("Named jobs", columns, rows)
 
 
 # -- a call -------------------------------------------------------------------------------------

@@ -198,10 +198,11 @@ def _errors(errors: dict[int, BaseException]) -> list[dict[str, Any]]:
 
 
 def _output(job: Job[Any]) -> list[dict[str, Any]]:
-    printed = job.ledger.last_output(N_PRINTING)
+    printed = job.ledger.output.last_texts(N_PRINTING)
     return [{"item": i, "text": text[-MAX_OUTPUT:]} for i, text in printed.items()]
 
 
 def _progress(job: Job[Any]) -> list[dict[str, Any]]:
-    reported = list(job.ledger.all_progress().items())[-N_PROGRESS:]
+    known = job.ledger.output.all_progress().items()
+    reported = [(i, done) for i, done in known if not job.ledger.has_ended(i)][-N_PROGRESS:]
     return [{"item": i, "done": done, "total": total} for i, (done, total) in reported]

@@ -13,6 +13,10 @@ key                       type               lifetime  holds
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
 ``events:<session>``      stream             1 day     what comes back to one client
+``events:<job>``          stream             7 days    the same for a named job, whoever asks
+``jobs``                  hash               queue     name -> id of the named job
+``job:<job>``             hash               7 days    what a named job is, its chunks and counts
+``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
 ``session:<session>``     string             1 day     number of the last batch a client submitted
 ``cancelled``             hash               1 day     job -> span of items that shall not run
 ``control``               stream             1 day     cancellations, and wake-ups for due tasks
@@ -35,6 +39,7 @@ __all__ = [
     "WEEK",
     "Keys",
     "deeper_lanes",
+    "is_named",
     "nested_lane",
     "session_of",
     "tail_of",
@@ -81,6 +86,7 @@ class Keys:
         self.workers = start + "workers"
         self.dead = start + "dead"
         self.refused = start + "refused"
+        self.jobs = start + "jobs"
 
     def lane(self, lane: str) -> str:
         return f"{self._start}lane:{lane}"
@@ -100,6 +106,12 @@ class Keys:
     def session(self, session: str) -> str:
         return f"{self._start}session:{session}"
 
+    def job(self, job: str) -> str:
+        return f"{self._start}job:{job}"
+
+    def inputs(self, job: str) -> str:
+        return f"{self._start}inputs:{job}"
+
 
 def tail_of(key: str) -> str:
     """Return `key` without what all keys of its queue begin with."""
@@ -107,8 +119,16 @@ def tail_of(key: str) -> str:
 
 
 def session_of(job: str) -> str:
-    """Return the session that the events of `job` go to; a job is named ``<session>.<number>``."""
+    """Return where the events of `job` go: its session, or itself if it is a named one.
+
+    A job's id is ``<session>.<number>``, or ``<name>:<what tells it from others of the name>``.
+    """
     return job.partition(".")[0]
+
+
+def is_named(job: str) -> bool:
+    """Tell whether `job` is the id of a named job."""
+    return ":" in job
 
 
 def nested_lane(depth: int) -> str:

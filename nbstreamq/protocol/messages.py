@@ -296,7 +296,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Control(Message):
-    """An order to all supervisors: ``cancel`` these items of this job where they run."""
+    """An order to all supervisors: ``cancel`` these items of this job where they run.
+
+    ``resume`` takes back what was ordered of the job: its items may run again.
+    """
 
     KIND = b"control"
 

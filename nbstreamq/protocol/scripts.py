@@ -15,13 +15,17 @@ __all__ = ["NAMES", "source", "texts"]
 
 NAMES = (
     "admit",
+    "append",
     "bury",
     "cancel",
+    "close",
     "everywhere",
     "heartbeat",
     "join",
+    "open",
     "promote",
     "refuse",
+    "rerun",
     "settle",
     "submit",
 )
@@ -112,3 +116,60 @@ def refuse(
 
 def admit(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
     return _run("admit", (meta,), (write, fingerprint, *others))
+
+
+def open(  # noqa: A001 - the verb of the transition
+    jobs: str,
+    job: str,
+    events: str,
+    name: str,
+    owner: str,
+    new_job: str,
+    about: bytes,
+    event: bytes,
+) -> Command:
+    return _run("open", (jobs, job, events), (name, owner, new_job, about, WEEK, event))
+
+
+def append(
+    job: str,
+    inputs: str,
+    control: str,
+    lane: str,
+    delayed: str,
+    *,
+    first: int,
+    number: int,
+    mark: str,
+    arguments: bytes,
+    delay: float,
+    task: Fields,
+) -> Command:
+    args = (first, number, mark, arguments, int(delay * 1000), WEEK, *task)
+    return _run("append", (job, inputs, control, lane, delayed), args)
+
+
+def close(job: str, events: str, items: int, event: bytes) -> Command:
+    return _run("close", (job, events), (items, event))
+
+
+def rerun(
+    job: str,
+    events: str,
+    cancelled: str,
+    lane: str,
+    control: str,
+    *,
+    last: int,
+    this_job: str,
+    about: bytes,
+    n_failed: int,
+    n_cancelled: int,
+    event: bytes,
+    order: Fields,
+    messages: list[Fields],
+) -> Command:
+    flat = [part for message in messages for part in message]
+    sizes = (len(messages[0]) if messages else 1, len(order))
+    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, *order, *flat)
+    return _run("rerun", (job, events, cancelled, lane, control), args)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .keys import Keys, session_of
+from .keys import Keys, is_named, session_of
 from .messages import Event, Task
 from .signing import Signer
 from .spans import Span, size, split
@@ -88,12 +88,24 @@ class GivenUp:
 
 @dataclass(slots=True, kw_only=True)
 class Settlement:
-    """What a delivery ends in: events for the client, successors for the lane."""
+    """What a delivery ends in: events for the client, successors for the lane.
+
+    Attributes
+    ----------
+    ended
+        How many items are done, failed, and cancelled by it: what a named job counts.
+    """
 
     delivery: Delivery
     events: list[Event] = field(default_factory=list)
     successors: list[Successor] = field(default_factory=list)
     given_up: list[GivenUp] = field(default_factory=list)
+    ended: tuple[int, int, int] = (0, 0, 0)
+
+    def count(self, *, done: int = 0, failed: int = 0, cancelled: int = 0) -> None:
+        """Add to `ended`."""
+        before = self.ended
+        self.ended = (before[0] + done, before[1] + failed, before[2] + cancelled)
 
     def continue_with(self, task: Task) -> None:
         """Put `task`, a rest of this one, back; in halves when nothing else waits in the lane.
@@ -130,6 +142,10 @@ def encode_settlements(
         lane = table.index(keys.lane(delivery.lane))
         n_events = len(s.events) + len(s.given_up)
         args += (lane, delivery.entry_id, n_events, len(s.successors))
+        if is_named(job := delivery.task.job):
+            args += (table.index(keys.job(job)), table.index(keys.inputs(job)), *s.ended)
+        else:
+            args.append("")
         for event in s.events:
             args += (table.index(keys.events(session_of(event.job))), event.seal(signer))
         for what in s.given_up:
@@ -145,7 +161,7 @@ def encode_settlements(
 
 def encode_return(lane: str, entry_id: bytes) -> tuple[list[str], list[Any]]:
     """Return what ``settle.lua`` takes to put an entry back as it is, read or not."""
-    return [lane], [0, entry_id, 0, 1, 0, 0, "", 0]
+    return [lane], [0, entry_id, 0, 1, "", 0, 0, "", 0]
 
 
 def _changed_fields(task: Task, signer: Signer) -> list[bytes]:

@@ -11,12 +11,13 @@ from ..errors import ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import Command, Wire
-from .keys import DAY, GROUP, WEEK, Keys, session_of
+from .jobs import NamedJobs
+from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
 from .replies import block_ms, stream_entries
 from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
-from .spans import Span, format_span, parse_span
+from .spans import Span, format_span, read_span
 from .supervision import Supervision
 
 __all__ = ["Store"]
@@ -27,7 +28,7 @@ LARGE_TIMEOUT = 60.0
 TRIM_EVERY = 100
 
 
-class Store(Supervision):
+class Store(NamedJobs, Supervision):
     """A queue on a server, through one connection. Not for two threads at once: see `clone`.
 
     Every method raises `ServerUnreachable` when the connection fails and `ServerRefused` when
@@ -48,6 +49,7 @@ class Store(Supervision):
         self._client = client
         self._signer = signer
         self._n_read = 0
+        self._asked: dict[bytes, str] = {}
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
 
@@ -168,20 +170,27 @@ class Store(Supervision):
         lanes = [name for lane in index for name in (self.keys.lane(lane), self.keys.delayed(lane))]
         self._wire.call(scripts.submit(key, self.keys.control, lanes, batch, args))
 
-    def await_events(self, session: str, after: bytes, block: float) -> None:
-        """Ask for the events after `after`, for at most `block` seconds; `events` returns them.
+    def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
+        """Ask for the next events, for at most `block` seconds; `events` returns them.
 
-        What was returned earlier is dropped from the server, now and then.
+        What was returned earlier is dropped from the session's stream, now and then.
+
+        Parameters
+        ----------
+        after
+            For the session, and each named job that is followed, the id of the last entry.
         """
-        key = self.keys.events(session)
         if self._n_read > TRIM_EVERY:
             # MINID keeps entries >= its argument: what lies before the last one that was read.
             self._n_read = 0
-            self._wire.call(("XTRIM", key, "MINID", after))
-        self._wire.send(("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS", key, after))
+            self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
+        keys = [self.keys.events(name) for name in after]
+        self._asked = dict(zip(map(str.encode, keys), after, strict=True))
+        read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")
+        self._wire.send((*read, *keys, *after.values()))
 
-    def events(self, after: bytes) -> tuple[bytes, list[Event | SignatureError]]:
-        """Return the id of the last entry, and the events that were asked for.
+    def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
+        """Return the events that were asked for; `after` then names the last entries.
 
         One with a wrong signature, or of another session, comes as the error; its entry is set
         aside.
@@ -190,6 +199,7 @@ class Store(Supervision):
         self._n_read += len(entries)
         found: list[Event | SignatureError] = []
         for key, entry_id, flat in entries:
+            after[self._asked[key]] = entry_id
             stream = key.decode()
             home, forged = stream.removeprefix(self.keys.events("")), None
             for name, sealed in zip(flat[::2], flat[1::2], strict=True):
@@ -199,7 +209,7 @@ class Store(Supervision):
                     found.append(forged := error)
             if forged and not self._refuse("event", stream, entry_id, forged):
                 found[found.index(forged)] = SignatureError(str(self._mismatch()))
-        return entries[-1][1] if entries else after, found
+        return found
 
     def _unseal(self, name: bytes, sealed: bytes, home: str) -> Event:
         event = Event.decode([name, sealed], self._signer)
@@ -225,6 +235,8 @@ class Store(Supervision):
         keys = self.keys
         text = format_span(span)
         self._wire.call(scripts.cancel(keys.cancelled, keys.control, job, text, message))
+        if is_named(job):  # others follow it, too
+            self.publish([Event(kind="cancelled", job=job, n=0, span=newly, worker="")])
 
     def everywhere(self, names: Sequence[str], tasks: Sequence[Task]) -> bool:
         """Send a task to each worker, and the last of `tasks` to those that join later.
@@ -372,21 +384,15 @@ class Store(Supervision):
         # A session that is gone has all its jobs cancelled, under its own name.
         names = sorted(jobs | {session_of(job) for job in jobs})
         texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
-        return {job: _span(text) for job, text in zip(names, texts, strict=True) if text}
+        return {job: read_span(text) for job, text in zip(names, texts, strict=True) if text}
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send events that settle nothing: started, output, progress."""
         commands: list[Command] = []
         for event in events:
-            key = self.keys.events(session_of(event.job))
-            commands.append(("XADD", key, "*", *event.encode(self._signer)))
-            commands.append(("EXPIRE", key, DAY))
+            key, fields = self.keys.events(session_of(event.job)), event.encode(self._signer)
+            if is_named(event.job):  # not again, if it was deleted
+                commands.append(("XADD", key, "NOMKSTREAM", "*", *fields))
+            else:
+                commands += [("XADD", key, "*", *fields), ("EXPIRE", key, DAY)]
         self._wire.call(*commands)
-
-
-def _span(text: bytes) -> Span:
-    """Return a span that carries no signature; empty if it is none."""
-    try:
-        return parse_span(text.decode())
-    except ValueError:
-        return ()

@@ -78,6 +78,12 @@ class Supervision(Dead, Health):
         command = scripts.bury(keys.workers, keys.lane(f"@{worker}"), lane_keys, worker)
         return bool(self._wire.call(command)[0])
 
+    def has_tasks(self, lanes: Iterable[str]) -> bool:
+        """Return whether anything waits, runs or is delayed in `lanes`."""
+        keys = self.keys
+        asked = [(("XLEN", keys.lane(n)), ("ZCARD", keys.delayed(n))) for n in lanes]
+        return any(self._wire.call(*(command for pair in asked for command in pair)))
+
     def promote(self, lanes: Iterable[str]) -> float | None:
         """Move due tasks into their lanes; return seconds until the next is due, None if none."""
         keys = self.keys

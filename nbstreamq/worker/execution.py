@@ -15,7 +15,7 @@ from ..objects.remote_errors import dump_error, load_error
 from ..protocol.keys import NESTED
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, Settlement, Successor
-from ..protocol.spans import Span, items, span_of
+from ..protocol.spans import Span, items, size, span_of
 from .output import Output, Piece
 from .run import Run, Runner, Stopped
 from .values import Values
@@ -67,6 +67,7 @@ class Execution:
         dropped, todo = _part_cancelled(task, delivery.cancelled)
         if dropped:
             settlement.events.append(self._event("cancelled", task, dropped))
+            settlement.count(cancelled=size(dropped))
         if not todo:
             return settlement, None
         self._runner.hold(delivery)
@@ -164,11 +165,13 @@ class Execution:
         options = Options.decode(task.opts)
         if run.cancelled:
             settlement.events.append(self._event("cancelled", task, span_of(run.cancelled)))
+            settlement.count(cancelled=len(run.cancelled))
         if run.errors and task.attempt <= options.retries:
             self._retry(settlement, run, options)
         if run.done:
             body = dump_outcomes(run.values, run.errors, lambda k: task.id_of(run.done[k]))
             span = span_of(run.done)
+            settlement.count(done=len(run.done) - len(run.errors), failed=len(run.errors))
             settlement.events.append(
                 self._event("finished", task, span, body, started=run.started, seconds=run.seconds)
             )

@@ -63,6 +63,7 @@ def _settle_item(settlement: Settlement, level: Level, death: Death) -> None:
     killed = [level.serial, level.item] == stopped
     if killed and why is Stop.CANCELLED:
         settlement.events.append(_event("cancelled", task, guilty, death))
+        settlement.count(cancelled=1)
     elif killed:
         _settle_over_time(settlement, guilty, death)
     else:
@@ -129,6 +130,7 @@ def _fail(settlement: Settlement, span: Span, death: Death, error: NbstreamqErro
     dumped = dump_error(error, task=task.id_of(span[0].start))
     body = dump_outcomes([None], {0: dumped}, lambda _: "")
     settlement.events.append(_event("finished", task, span, death, body))
+    settlement.count(failed=size(span))
 
 
 def _event(kind: str, task: Task, span: Span, death: Death, body: bytes = b"") -> Event:

@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 from ..errors import DeathCertificate, SecretMismatch, ServerRefused, ServerUnreachable
@@ -29,39 +29,15 @@ from .door import Door
 from .output import FILE_LIMIT_BYTES
 from .reaper import settle_death
 from .slots import NO_ITEM, Level, State, Stop
+from .timing import Timing
 
-__all__ = ["Supervisor", "Timing"]
+__all__ = ["Supervisor"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
 #: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
 ORDER_LIFETIME = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How often the supervisor looks, and how long it waits; all in seconds.
-
-    Attributes
-    ----------
-    tick
-        Between two looks at the workers' slots. Shorter keeps time limits better.
-    heartbeat
-        Between two signs of life.
-    silence
-        After which a machine that gave none is given up. Must be several heartbeats.
-    grace
-        Between the request to stop and the kill.
-    visit
-        That it waits for its first user.
-    """
-
-    tick: float = 0.05
-    heartbeat: float = 1.0
-    silence: float = 5.0
-    grace: float = 1.0
-    visit: float = 15.0
 
 
 class Supervisor:
@@ -110,7 +86,7 @@ class Supervisor:
         self._number = 0
         self._stopping = False
         self._failure: SecretMismatch | None = None
-        self._heartbeat_due = self._promote_due = self._start_due = 0.0
+        self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._last_order: bytes | None = None
         self._cancellations: list[tuple[float, Control]] = []
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -135,11 +111,22 @@ class Supervisor:
                 self._tick()
                 if self.door and not self.door.users:
                     waited = time.monotonic() - born > self._timing.visit
-                    self._stopping |= self.door.visited or waited
+                    self._stopping |= (self.door.visited or waited) and not self._has_named_work()
                 if self._failure and not self._children:
                     raise self._failure
         finally:
             self._end()
+
+    def _has_named_work(self) -> bool:
+        """Return whether a named job, which outlives its kernel, has something to do here."""
+        if time.monotonic() < self._work_due:
+            return True
+        self._work_due = time.monotonic() + self._timing.heartbeat
+        try:
+            return self._store.has_open_jobs() and self._store.has_tasks(self._lanes)
+        except (ServerUnreachable, ServerRefused) as error:
+            logger.warning("%s", error)
+            return False
 
     def stop(self) -> None:
         """End soon."""
@@ -285,7 +272,7 @@ class Supervisor:
             if child.stopping in [v.key for v in levels]:
                 # One at a time: another request would renew the patience with this one.
                 self._force(child, now)
-            elif reasons:
+            elif reasons and self._still_holds(*reasons[0]):
                 self._ask_to_stop(child, *reasons[0])
             for descriptor in (child.spec.stdout, child.spec.stderr):
                 if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
@@ -298,6 +285,13 @@ class Supervisor:
         if any(_concerns(order, level) for _, order in self._cancellations):
             return Stop.CANCELLED
         return Stop.TIME_LIMIT if level.deadline and now > level.deadline else Stop.NONE
+
+    def _still_holds(self, level: Level, why: Stop) -> bool:
+        """Return whether a cancellation was not taken back since the last look at the orders."""
+        if why is Stop.CANCELLED:
+            with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
+                self._follow_orders()
+        return self._why_stop(level, time.monotonic()) is why
 
     def _ask_to_stop(self, child: Child, level: Level, why: Stop) -> None:
         child.stopping, child.dumped = level.key, False
@@ -373,7 +367,10 @@ class Supervisor:
             self._orders.close()
             self._last_order = self._orders.last_control()
             self._orders.await_control(self._last_order)
-        while self._orders.wait(0):
+        self._follow_orders()
+
+    def _follow_orders(self) -> None:
+        while self._last_order is not None and self._orders.wait(0):
             self._last_order, orders = self._orders.controls(self._last_order)
             self._promote_due = 0.0
             for order in orders:
@@ -384,7 +381,10 @@ class Supervisor:
         """Remember a cancellation: what it concerns may have been taken, and not have begun."""
         now = time.monotonic()
         kept = [(t, o) for t, o in self._cancellations if t > now - ORDER_LIFETIME]
-        self._cancellations = [*kept, (now, order)]
+        if order.kind == "resume":
+            self._cancellations = [(t, o) for t, o in kept if o.job != order.job]
+        else:
+            self._cancellations = [*kept, (now, order)]
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""

@@ -25,7 +25,8 @@ import sys
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
-from nbstreamq.worker.supervisor import Supervisor, Timing
+from nbstreamq.worker.supervisor import Supervisor
+from nbstreamq.worker.timing import Timing
 
 url, queue, n_workers = sys.argv[1:]
 Supervisor(

@@ -8,13 +8,15 @@ from playwright.sync_api import Page, expect
 
 #: Milliseconds that JupyterLab has to show the notebook, and to run it.
 LOAD_MS, RUN_MS = 60_000, 300_000
+#: The notebook that is seen, of those that are open.
+PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 
 
 def open_notebook(page: Page, lab: Any, name: str) -> None:
-    page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}")
-    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").first.wait_for(
-        timeout=LOAD_MS
-    )
+    # In a workspace of its own, no other notebook is opened again.
+    workspace = name.partition(".")[0]
+    page.goto(f"{lab.url}/lab/workspaces/{workspace}/tree/{name}?token={lab.token}")
+    page.locator(f"{PANEL} .jp-CodeCell").first.wait_for(timeout=LOAD_MS)
     # The toolbar says idle even before there is a kernel; then a dialog would ask for one.
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LOAD_MS)
 
@@ -29,5 +31,5 @@ def run_all_cells(page: Page) -> None:
 
 def outputs_of(page: Page, source: str) -> Any:
     """Return what stands below the cell that holds `source`."""
-    cell = page.locator(".jp-Notebook .jp-CodeCell", has_text=source).first
+    cell = page.locator(f"{PANEL} .jp-CodeCell", has_text=source).first
     return cell.locator(".jp-OutputArea-output")

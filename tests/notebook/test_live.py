@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from tests.notebook.pages import open_notebook, outputs_of
+from tests.notebook.pages import PANEL, open_notebook, outputs_of
 
 START = """\
 import time
@@ -41,7 +41,7 @@ def notebook(lab) -> str:
 
 
 def run_cell(page, number):
-    page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".cm-content").click()
+    page.locator(f"{PANEL} .jp-CodeCell").nth(number).locator(".cm-content").click()
     page.keyboard.press("Shift+Enter")
 
 
@@ -88,3 +88,56 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     assert [set(output.data) for output in outputs if "data" in output] == [
         {"text/html", "text/plain"}
     ]
+
+
+MAKE = """\
+import time, nbstreamq
+q = nbstreamq.TaskQueue("shared", workers=1)
+def work(x):
+    time.sleep(0.1)
+    if x == 3:
+        raise ValueError("three")
+    return x
+job = q.map(work, range(200), name="sweep")
+job[0].result()
+"""
+ATTACH = """\
+%load_ext nbstreamq
+%queue shared
+%attach sweep
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path):
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
+    sources = {"make": [MAKE, "len(q.workers()), job.done()"], "watch": [ATTACH]}
+    for name, cells in sources.items():
+        found = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata=metadata
+        )
+        nbformat.write(found, lab.folder / f"{name}.ipynb")
+    open_notebook(page, lab, "make.ipynb")
+    run_cell(page, 0)
+    expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
+
+    watching = page.context.browser.new_page()
+    watching.bring_to_front()
+    open_notebook(watching, lab, "watch.ipynb")
+    run_cell(watching, 0)
+    view = watching.locator(VIEW)
+    expect(view).to_contain_text("of 200 done", timeout=60_000)
+    expect(view.locator("summary", has_text="item 3: ValueError: three")).to_be_visible()
+    view.get_by_role("button", name="Add worker").click()
+    expect(view).to_contain_text("of 2 workers busy", timeout=20_000)
+    shoot(watching, tmp_path, "attached.png")
+    view.get_by_role("button", name="Retry failed").click()
+    expect(view.locator("summary", has_text="item 3")).to_have_count(0)
+
+    view.get_by_role("button", name="Cancel").click()
+    expect(view).to_have_count(0, timeout=30_000)
+    expect(outputs_of(watching, "attach sweep").last).to_contain_text("cancelled")
+    page.bring_to_front()
+    run_cell(page, 1)
+    expect(outputs_of(page, "job.done()").last).to_contain_text("(2, True)")

@@ -325,7 +325,18 @@ def test_jobs_are_listed_and_cancelled(shell, gate, capsys, wait_until):
     assert isinstance(job, Job)
 
 
-@pytest.mark.parametrize("magic", ["workers", "queue", "task", "pmap", "cancel"])
+def test_a_named_job_is_attached(shell, capsys):
+    shell.user_ns["q"].map(abs, [-1, -2], name="sweep").wait(20)
+    job = shell.run_line_magic("attach", "sweep -o found")
+    assert shell.user_ns["found"] is shell.user_ns["_job"] is job
+    assert job.result(10) == [1, 2]
+    assert [j.name for j in shell.run_line_magic("jobs", "")] == ["sweep"]
+    with pytest.raises(UsageError, match=r"No job 'other'.*There are: sweep"):
+        shell.run_line_magic("attach", "other")
+    job.delete()
+
+
+@pytest.mark.parametrize("magic", ["workers", "queue", "task", "pmap", "cancel", "attach"])
 def test_help_names_the_arguments(empty_shell, magic):
     kind = "cell" if magic in ("task", "pmap") else "line"
     text = empty_shell.find_magic(magic, kind).__doc__

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nbstreamq.client.status import LaneStatus, QueueStatus, WorkerStatus
-from nbstreamq.notebook.reprs import future_html, ref_html, status_html
+from nbstreamq.client.status import JobList, JobStatus, LaneStatus, QueueStatus, WorkerStatus
+from nbstreamq.notebook.reprs import future_html, jobs_html, ref_html, status_html
 from nbstreamq.objects.references import Ref
 from nbstreamq.protocol.states import State
 from tests.real_workers import shared_queue
@@ -229,3 +229,12 @@ class TestStatus:
         assert NASTY in Reader(html).text
         assert 'role="alert"' in html
         assert 'role="alert"' not in status_html(status_of())
+
+
+def test_named_jobs_are_a_table():
+    counts = {"done": 1200, "failed": 3, "cancelled": 0, "submitted": 2000, "complete": True}
+    job = JobStatus(name=NASTY, function="fit", **counts, made=0.0, expires=3600.0, size_bytes=2048)
+    read = Reader(jobs_html(JobList([job])))
+    assert {"job", "state", "done", "expires", "size"} <= set(read.headers)
+    assert {NASTY, "open", "1,200 of 2,000", "in 1 h 0 min"} <= set(read.texts + read.headers)
+    assert "No named jobs" in "".join(Reader(jobs_html(JobList())).texts)

@@ -3,6 +3,8 @@
 
 def read_events(store, session="s", after=b"0", block=0):
     """Return the id of the last entry after `after`, and its events, once there are any."""
-    store.await_events(session, after, block)
+    last = {session: after}
+    store.await_events(session, last, block)
     assert store.wait(block + 5), "the server answers"
-    return store.events(after)
+    events = store.events(last)
+    return last[session], events

@@ -113,14 +113,14 @@ class TestEvents:
         for text in ("one\n", "two\n"):
             body = json.dumps([[1, "stdout", text]]).encode()
             ledger.apply(event("output", [1], body))
-        assert ledger.log(1) == [("stdout", "one\n"), ("stdout", "two\n")]
-        assert ledger.log(0) == []
+        assert ledger.output.pieces(1) == [("stdout", "one\n"), ("stdout", "two\n")]
+        assert ledger.output.pieces(0) == []
 
     def test_progress(self):
         ledger = ledger_of(2)
-        assert ledger.progress(1) is None
+        assert ledger.output.progress(1) is None
         ledger.apply(event("progress", [1], b"[3, 10]"))
-        assert ledger.progress(1) == (3, 10)
+        assert ledger.output.progress(1) == (3, 10)
 
     @given(st.permutations(range(12)), st.integers(1, 5))
     def test_in_any_order_and_grouping(self, order, size):

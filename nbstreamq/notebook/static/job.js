@@ -47,8 +47,10 @@ function drawStrip(svg, s) {
   svg.setAttribute("aria-label", `What ${s.strip.length} workers did, over ${s.duration}`);
 }
 
-// Keeps what the reader has unfolded: only new errors are added.
+// Keeps what the reader has unfolded: only new errors are added, and those run again removed.
 function drawErrors(box, s) {
+  const there = new Set(s.errors.map((error) => String(error.item)));
+  for (const child of [...box.children]) if (!there.has(child.dataset.item)) child.remove();
   const shown = new Set([...box.children].map((child) => child.dataset.item));
   for (const error of s.errors) {
     if (shown.has(String(error.item))) continue;
@@ -83,10 +85,36 @@ function drawOutput(box, text, s) {
   if (atEnd) text.scrollTop = text.scrollHeight;
 }
 
+function button(words, act) {
+  const made = element("button", { type: "button" }, words);
+  made.addEventListener("click", () => act(made));
+  return made;
+}
+
+// The browser asks its user; later, who has left the page is told that the job is over.
+async function askToNotify(asking) {
+  asking.hidden = (await Notification.requestPermission()) !== "default";
+}
+
+function notify(model) {
+  const s = model.get("snapshot");
+  if (document.hidden && "Notification" in window && Notification.permission === "granted")
+    new Notification(`${s.name}: ${s.state}`, { body: s.summary });
+}
+
 function render({ model, el }) {
   const name = element("b");
   const numbers = element("span", { class: "numbers", role: "status" });
-  const cancel = element("button", { type: "button" }, "Cancel");
+  const retry = button("Retry failed", () => model.send("retry"));
+  const add = button("Add worker", () => model.send("add"));
+  const ask = button("Notify me", askToNotify);
+  ask.title = "Have the browser say when the job is over";
+  ask.hidden = !("Notification" in window) || Notification.permission !== "default";
+  const cancel = button("Cancel", () => {
+    cancel.disabled = true;
+    cancel.textContent = "Cancelling";
+    model.send("cancel");
+  });
   const bar = element("div", { class: "bar", role: "progressbar", "aria-valuemin": 0 });
   const obstacle = element("div", { class: "obstacle", role: "alert" });
   const svg = drawing("svg", { role: "img", preserveAspectRatio: "none" });
@@ -98,20 +126,16 @@ function render({ model, el }) {
   const root = element(
     "div",
     { class: "nbstreamq-job", role: "group" },
-    element("div", { class: "head" }, name, numbers, cancel),
+    element("div", { class: "head" }, name, numbers, retry, add, ask, cancel),
     bar, obstacle, strip, progress, errors, output,
   );
-  cancel.addEventListener("click", () => {
-    cancel.disabled = true;
-    cancel.textContent = "Cancelling";
-    model.send("cancel");
-  });
   const draw = () => {
     const s = model.get("snapshot");
     if (!s || !s.counts) return;
     root.setAttribute("aria-label", `Job ${s.name}`);
     name.textContent = s.name;
     numbers.textContent = s.summary;
+    retry.hidden = !s.counts.failed;
     drawBar(bar, s);
     obstacle.hidden = !s.obstacle;
     obstacle.textContent = s.obstacle ? `Nothing can run: ${s.obstacle}` : "";
@@ -121,10 +145,15 @@ function render({ model, el }) {
     drawErrors(errors, s);
     drawOutput(output, text, s);
   };
+  const over = (message) => message === "over" && notify(model);
   model.on("change:snapshot", draw);
+  model.on("msg:custom", over);
   draw();
   el.append(root);
-  return () => model.off("change:snapshot", draw);
+  return () => {
+    model.off("change:snapshot", draw);
+    model.off("msg:custom", over);
+  };
 }
 
 export default { render };

@@ -1,0 +1,229 @@
+"""Named jobs: made once, and found again by whoever knows the name, on whichever machine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar, cast
+
+from ..errors import JobChanged, JobNotFound, NbstreamqError
+from ..objects.functions import FunctionPickle, load_function
+from ..objects.identity import identity, inputs_digest
+from ..objects.payloads import dump
+from ..protocol.jobs import Chunk, JobRecord
+from ..protocol.messages import Options
+from ..protocol.states import State
+from ..protocol.store import Store
+from .chunks import Pace, chunks
+from .job import Job
+from .keeping import forget
+from .named_ledger import NamedLedger
+from .payload import Payload
+from .rerun import catch_up, rerun
+from .sender import Order
+from .session import Session
+from .submission import task_of
+
+__all__ = ["Definition", "attach", "map_named"]
+
+T = TypeVar("T")
+
+
+class Definition(NamedTuple):
+    """What else makes a named job: its name, lane and options; and when results are due here."""
+
+    name: str
+    lane: str
+    options: Options
+    deadline: float | None
+
+
+def map_named(
+    session: Session,
+    fn: Callable[..., T],
+    function: FunctionPickle,
+    iterables: tuple[Iterable[Any], ...],
+    definition: Definition,
+    *,
+    pace: Pace,
+    anew: bool,
+) -> Job[T]:
+    """Make the job of that name, or find it and submit what of it is missing, failed or cancelled.
+
+    Raises
+    ------
+    JobChanged
+        The job has another function, or other inputs.
+    """
+    name, lane, options, deadline = definition
+    about = {
+        "function": function.name,
+        "fn": function.digest,
+        "identities": [identity(fn)],
+        "call": "starmap" if len(iterables) > 1 else "map",
+        "lane": lane,
+        "opts": options.encode().decode(),
+    }
+    record = session.ask(lambda store: store.find_job(name))
+    if record is not None and anew:
+        forget(session, name, record.id)
+        record = None
+    if record is None:
+        record = _open(session, name, about)
+    source = zip(*iterables, strict=False) if len(iterables) > 1 else iter(iterables[0])
+    _check_function(record, about)
+    _check_inputs(record, source, function)
+    ledger = _ledger_of(session, record, fn, deadline)
+    for pickled in _missing(record, source, pace, function):
+        _append(session, ledger, function, pickled, options)
+    if record.total is None:
+        _close(session, ledger)
+    rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn)
+    return cast("Job[T]", ledger.view)
+
+
+def attach(session: Session, name: str) -> Job[Any]:
+    """Return the job of that name.
+
+    Raises
+    ------
+    JobNotFound
+        There is none.
+    """
+    record = session.ask(lambda store: store.find_job(name))
+    if record is None:
+        names = sorted(session.ask(lambda store: store.job_names()))
+        known = f" There are: {', '.join(names[:20])}." if names else " There are none."
+        raise JobNotFound(f"No job {name!r} on this queue: it expired, or never was.{known}")
+    digest = record.about["fn"]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        data = session.ask(lambda store: store.get_function(digest))
+        if data is None:
+            raise NbstreamqError(f"The server no longer holds the function of job {name!r}.")
+        return load_function(data).fn(*args, **kwargs)
+
+    return cast("Job[Any]", _ledger_of(session, record, call).view)
+
+
+def _open(session: Session, name: str, about: dict[str, Any]) -> JobRecord:
+    """Make the job; or find the one that another client made at the same moment."""
+    new = f"{name}:{secrets.token_hex(4)}"
+    session.ask(lambda store: store.open_job(name, new, about, instead_of=""))
+    record = session.ask(lambda store: store.find_job(name))
+    if record is None:
+        raise JobNotFound(f"Job {name!r} was deleted while it was being made. Make it again.")
+    found: JobRecord = record
+    return found
+
+
+def _ledger_of(
+    session: Session, record: JobRecord, fn: Callable[..., Any], deadline: float | None = None
+) -> NamedLedger:
+    """Return the ledger that this client has already, or one that knows all that was."""
+    known = session.ledger(record.id)
+    if isinstance(known, NamedLedger):
+        return known
+    ledger = NamedLedger(record, fn, lambda first: _fetch(session, record.id, first))
+    ledger.position = catch_up(session, ledger)
+    ledger.view = Job(session, ledger, deadline=deadline)
+    if not ledger.is_over:
+        session.register(ledger, ledger.position)
+    return ledger
+
+
+def _fetch(session: Session, job: str, first: int) -> bytes | None:
+    try:
+        data: bytes | None = session.ask(lambda store: store.job_inputs(job, first))
+    except NbstreamqError:
+        return None
+    return data
+
+
+# -- the same job? ------------------------------------------------------------------------------
+
+
+def _check_function(record: JobRecord, about: dict[str, Any]) -> None:
+    changed = []
+    if not set(about["identities"]) <= set(record.about["identities"]):
+        changed.append(f"its function is {record.about['function']}() as it was then")
+    if about["call"] != record.about["call"]:
+        changed.append("its calls take another number of arguments")
+    if changed:
+        raise _changed(record, " and ".join(changed))
+
+
+def _check_inputs(record: JobRecord, source: Iterator[Any], function: FunctionPickle) -> None:
+    """Take from `source` what the job has already, and compare."""
+    for chunk in record.chunks:
+        piece = list(islice(source, chunk.n_items))
+        if len(piece) < chunk.n_items:
+            n = chunk.first + len(piece)
+            raise _changed(record, f"it has {record.n_items} inputs or more, these are {n}")
+        if inputs_digest(piece, _dump(piece, function)) != chunk.digest:
+            last = chunk.first + chunk.n_items - 1
+            raise _changed(record, f"of its inputs {chunk.first} to {last} not all are the same")
+    if record.total is not None and next(source, record) is not record:
+        raise _changed(record, f"it has {record.total} inputs, these are more")
+
+
+def _changed(record: JobRecord, what: str) -> JobChanged:
+    name = record.name
+    return JobChanged(
+        f"There is a job {name!r} already, and {what}. To have its results: q.attach({name!r})."
+        f" To run what failed with another function: q.attach({name!r}).retry_failed(function)."
+        " To compute all of it anew: the same call with replace=True; or take another name."
+    )
+
+
+# -- what is missing ----------------------------------------------------------------------------
+
+
+def _dump(piece: list[Any], function: FunctionPickle) -> bytes:
+    return dump(piece, f"an item of {function.name}()")
+
+
+def _missing(
+    record: JobRecord, source: Iterator[Any], pace: Pace, function: FunctionPickle
+) -> Iterator[tuple[Chunk, bytes]]:
+    """Yield the chunks of what is left of `source`, with their items pickled."""
+    first = record.n_items
+    for piece in chunks(source, pace):
+        data = _dump(piece, function)
+        yield Chunk(first, len(piece), inputs_digest(piece, data)), data
+        pace.sent(len(piece), len(data))
+        first += len(piece)
+
+
+def _append(
+    session: Session,
+    ledger: NamedLedger,
+    function: FunctionPickle,
+    pickled: tuple[Chunk, bytes],
+    options: Options,
+) -> None:
+    chunk, data = pickled
+    ledger.add_chunks([chunk])
+    payload = Payload(chunk.first, chunk.n_items, ledger.call, data)
+    fields = session.encode_task(task_of(ledger, function, payload, options))
+    items = range(chunk.first, chunk.first + chunk.n_items)
+
+    def carry_out(store: Store) -> None:
+        kept = store.append_chunk(
+            ledger.job, chunk, data, lane=ledger.lane, delay=options.delay, task=fields
+        )
+        # Else another client was first, or this is the second time; but the job may be gone.
+        if not kept and store.job_record(ledger.job) is None:
+            raise JobNotFound(f"Job {ledger.title!r} was deleted while it was being submitted.")
+
+    session.send(Order(carry_out, lambda error: ledger.fail(items, error), 2 * len(data) + 500))
+
+
+def _close(session: Session, ledger: NamedLedger) -> None:
+    n_items = len(ledger)
+
+    def carry_out(store: Store) -> None:
+        store.close_job(ledger.job, n_items)
+
+    session.send(Order(carry_out, lambda _: None))

@@ -1,0 +1,179 @@
+"""Running items of a job once more: the same job, the same order, perhaps a mended function."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from ..errors import JobChanged, JobNotFound, NbstreamqError
+from ..objects.functions import FunctionPickle
+from ..protocol.jobs import JobRecord
+from ..protocol.messages import Event, Options, Task
+from ..protocol.spans import span_of
+from ..protocol.states import State
+from ..protocol.store import Store
+from .ledger import Ledger
+from .named_ledger import NamedLedger
+from .payload import Payload
+from .session import Session
+from .submission import submit, task_of
+
+__all__ = ["catch_up", "rerun"]
+
+#: Seconds in which workers drop what was cancelled, and news of a rerun come back.
+PATIENCE = 10.0
+#: Seconds between two looks whether they have.
+PAUSE = 0.02
+
+
+def rerun(
+    session: Session, ledger: Ledger, states: set[State], fn: Callable[..., Any] | None = None
+) -> None:
+    """Submit those items again that are in one of `states`.
+
+    Parameters
+    ----------
+    states
+        FAILED; of a named job also CANCELLED.
+    fn
+        In place of the job's function; None: the same.
+
+    Raises
+    ------
+    NbstreamqError
+        An item's arguments are not there any more; nothing was submitted.
+    JobChanged
+        Another client did the same; `attach` again.
+    """
+    if isinstance(ledger, NamedLedger):
+        _rerun_named(session, ledger, states, fn)
+    elif chosen := _in_states(ledger, states):
+        _rerun_here(session, ledger, chosen, fn or ledger.fn)
+
+
+def _in_states(ledger: Ledger, states: set[State]) -> list[int]:
+    return [i for i in range(len(ledger)) if ledger.state(i) in states]
+
+
+def _rerun_here(
+    session: Session, ledger: Ledger, chosen: Sequence[int], fn: Callable[..., Any]
+) -> None:
+    function, options = session.pickle_function(fn), ledger.options
+    tasks = list(_tasks(ledger, function, options, chosen))
+    ledger.fn = fn
+    ledger.rerun(chosen)
+    session.register(ledger)
+    for task in tasks:
+        submit(session, ledger, task, 0.0)
+
+
+def _rerun_named(
+    session: Session, ledger: NamedLedger, states: set[State], fn: Callable[..., Any] | None
+) -> None:
+    record = session.ask(lambda store: store.job_record(ledger.job))
+    if record is None:
+        raise JobNotFound(f"Job {ledger.title!r} was deleted, or has expired.")
+    record, function = _with_function(session, record, fn)
+    deadline = time.monotonic() + PATIENCE
+    while (answer := _try(session, ledger, record, function, states)) == -1:
+        if time.monotonic() > deadline:
+            raise NbstreamqError(
+                f"What was cancelled of job {ledger.title!r} still lies in lane {ledger.lane!r}:"
+                " no worker has come to drop it. Start some (q.run(2)), and try again."
+            )
+        time.sleep(PAUSE)
+    if answer is None:
+        return
+    if answer == 0:
+        name = ledger.title
+        raise JobChanged(f"Job {name!r} was run again by another client: q.attach({name!r}) anew.")
+    if fn is not None:
+        ledger.fn = fn
+    if session.ledger(ledger.job) is ledger:
+        session.wait_until(ledger, lambda: ledger.n_reruns > record.n_reruns, PATIENCE)
+        return
+    ledger.position = catch_up(session, ledger, ledger.position)
+    if not ledger.is_over:
+        session.register(ledger, ledger.position)
+
+
+def _try(
+    session: Session,
+    ledger: NamedLedger,
+    record: JobRecord,
+    function: FunctionPickle,
+    states: set[State],
+) -> int | None:
+    """Submit the items that are in one of `states` now; return what `Store.rerun` does.
+
+    None if there are none.
+    """
+    if session.ledger(ledger.job) is not ledger:  # nobody else tells it
+        ledger.position = catch_up(session, ledger, ledger.position)
+    chosen = _in_states(ledger, states)
+    if not chosen:
+        return None
+    if record.n_reruns != ledger.n_reruns:
+        return 0
+    options = Options.decode(record.about["opts"].encode())
+    tasks = [session.encode_task(t) for t in _tasks(ledger, function, options, chosen)]
+    n_cancelled = sum(ledger.state(i) is State.CANCELLED for i in chosen)
+    span, lane = span_of(chosen), ledger.lane
+    answer: int = session.ask(
+        lambda store: store.rerun(record, span, tasks, lane=lane, n_cancelled=n_cancelled)
+    )
+    return answer
+
+
+def _with_function(
+    session: Session, record: JobRecord, fn: Callable[..., Any] | None
+) -> tuple[JobRecord, FunctionPickle]:
+    """Return the record as it shall be, and the function that is to be called."""
+    about = record.about
+    if fn is None:
+        return record, FunctionPickle(about["fn"], b"", about["function"])
+    from ..objects.identity import identity  # needs cloudpickle, which is slow to import
+
+    function = session.pickle_function(fn)
+    identities = {*about["identities"], identity(fn)}
+    changes = {"fn": function.digest, "function": function.name, "identities": sorted(identities)}
+    return replace(record, about=about | changes), function
+
+
+def _tasks(
+    ledger: Ledger, function: FunctionPickle, options: Options, chosen: Sequence[int]
+) -> Iterator[Task]:
+    """Yield the messages for the chosen items: one for each chunk that has some."""
+
+    def chunk_of(item: int) -> Payload:
+        payload = ledger.payload(item)
+        if payload is None:
+            raise NbstreamqError(
+                f"The arguments of item {item} of job {ledger.job} are not kept any more."
+                " Call the function with them instead."
+            )
+        return payload
+
+    for payload, found in groupby(chosen, chunk_of):
+        span = span_of(i - payload.n for i in found)
+        yield task_of(ledger, function, payload, options, span)
+
+
+def catch_up(session: Session, ledger: NamedLedger, after: bytes = b"0") -> bytes:
+    """Tell the ledger what happened after the entry `after`; return the id of the last entry."""
+    while True:
+        last, events = session.ask(functools.partial(_history, ledger.job, after))
+        for event in events:
+            if ledger.expects(event):
+                ledger.apply(event)
+        if last == after:
+            return after
+        after = last
+
+
+def _history(job: str, after: bytes, store: Store) -> tuple[bytes, list[Event]]:
+    return store.history(job, after)

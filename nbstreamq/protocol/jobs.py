@@ -1,0 +1,285 @@
+"""Named jobs: what a queue keeps of them, so that they outlive who made them.
+
+A named job's events go to a stream of its own, which is kept: whoever reads it from its beginning
+knows all that has become of the job. So its results are there as long as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ServerRefused, SignatureError
+from . import scripts
+from .connection import Wire
+from .keys import Keys
+from .messages import Control, Event, Fields
+from .signing import Signer
+from .spans import Span, size
+
+__all__ = ["Chunk", "JobRecord", "NamedJobs"]
+
+#: Entries of an event stream that are read at a time.
+PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A message's worth of a named job's inputs: its first item, their number, and their digest."""
+
+    first: int
+    n_items: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """What the server keeps of a named job, but for its inputs and events.
+
+    Attributes
+    ----------
+    id, name
+        The job's id, and the name that people gave it.
+    about
+        What its client wrote down: function, lane, options.
+    chunks
+        What was submitted, in order.
+    n_items
+        How many items that are.
+    total
+        How many there are in all; None while more may come.
+    n_done, n_failed, n_cancelled
+        How many have ended in which way.
+    n_reruns
+        How often ended items were put into their lane again.
+    made
+        When it was made, in seconds since the epoch by the server's clock.
+    expires
+        In how many seconds it is forgotten; None: never.
+    """
+
+    id: str
+    name: str
+    about: dict[str, Any]
+    chunks: tuple[Chunk, ...]
+    n_items: int
+    total: int | None
+    n_done: int
+    n_failed: int
+    n_cancelled: int
+    n_reruns: int
+    made: float
+    expires: float | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it waits or runs, and nothing more comes."""
+        ended = self.n_done + self.n_failed + self.n_cancelled
+        return self.total is not None and ended >= self.total
+
+
+class NamedJobs:
+    """The part of `Store` for named jobs."""
+
+    keys: Keys
+    _wire: Wire
+    _signer: Signer
+
+    # -- what there is -------------------------------------------------------------------------
+
+    def job_names(self) -> dict[str, str]:
+        """Return name -> id, also of jobs that have expired."""
+        flat = self._wire.call(("HGETALL", self.keys.jobs))[0]
+        return {
+            name.decode(): job.decode() for name, job in zip(flat[::2], flat[1::2], strict=True)
+        }
+
+    def find_job(self, name: str) -> JobRecord | None:
+        """Return the job of that name, None if there is none."""
+        job = self._wire.call(("HGET", self.keys.jobs, name))[0]
+        return None if job is None else self.job_record(job.decode())
+
+    def job_record(self, job: str) -> JobRecord | None:
+        """Return what is kept of the job with that id; None if it was deleted, or has expired."""
+        key = self.keys.job(job)
+        flat, ttl = self._wire.call(("HGETALL", key), ("PTTL", key))
+        known = dict(zip(flat[::2], flat[1::2], strict=True))
+        if b"about" not in known:
+            return None
+        chunks = sorted((int(k), v.decode()) for k, v in known.items() if k.isdigit())
+        return JobRecord(
+            id=job,
+            name=job.rpartition(":")[0],
+            about=json.loads(self._signer.unseal(b"job", job.encode(), known[b"about"])),
+            chunks=tuple(_chunk(first, mark) for first, mark in chunks),
+            n_items=int(known[b"n"]),
+            total=int(known[b"total"]) if b"total" in known else None,
+            n_done=int(known.get(b"done", 0)),
+            n_failed=int(known.get(b"failed", 0)),
+            n_cancelled=int(known.get(b"cancelled", 0)),
+            n_reruns=int(known[b"run"]),
+            made=float(known[b"made"]),
+            expires=ttl / 1000 if ttl >= 0 else None,
+        )
+
+    def has_open_jobs(self) -> bool:
+        """Return whether there is a named job that is not over."""
+        records = map(self.job_record, self.job_names().values())
+        return any(record is not None and not record.is_over for record in records)
+
+    def job_bytes(self, job: str) -> int | None:
+        """Return how much memory the server needs for a job; None if it does not tell."""
+        keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
+        try:
+            return sum(n or 0 for n in self._wire.call(*(("MEMORY", "USAGE", k) for k in keys)))
+        except ServerRefused:
+            return None
+
+    def history(self, job: str, after: bytes) -> tuple[bytes, list[Event]]:
+        """Return the next events of a job after the entry `after`, and the id of the last entry.
+
+        Those with a wrong signature are left out.
+        """
+        begin = b"-" if after == b"0" else b"(" + after
+        key = self.keys.events(job)
+        entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
+        events = []
+        for _, flat in entries:
+            for sealed in flat[1::2]:
+                try:
+                    events.append(Event.unseal(sealed, self._signer))
+                except SignatureError:
+                    continue
+        return (entries[-1][0] if entries else after), events
+
+    def last_event(self, job: str) -> bytes:
+        """Return the id of the newest entry of a job's events."""
+        newest = self._wire.call(("XREVRANGE", self.keys.events(job), "+", "-", "COUNT", 1))[0]
+        return newest[0][0] if newest else b"0"
+
+    def job_inputs(self, job: str, first: int) -> bytes | None:
+        """Return the pickled items of the chunk that begins with item `first`."""
+        sealed = self._wire.call(("HGET", self.keys.inputs(job), first))[0]
+        return None if sealed is None else self._signer.unseal(b"inputs", _name(job, first), sealed)
+
+    # -- transitions ---------------------------------------------------------------------------
+
+    def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
+        """Make a named job; False if the name is that of another one than `instead_of`, an id."""
+        keys = self.keys
+        owner = self.job_names().get(name, "")
+        if owner not in (job, instead_of) and self.job_record(owner) is not None:
+            return False
+        command = scripts.open(
+            keys.jobs,
+            keys.job(job),
+            keys.events(job),
+            name,
+            owner,
+            job,
+            self._about(job, about),
+            self._event("opened", job),
+        )
+        return bool(self._wire.call(command)[0])
+
+    def append_chunk(
+        self, job: str, chunk: Chunk, args: bytes, *, lane: str, delay: float, task: Fields
+    ) -> bool:
+        """Add a chunk to a job and submit it; False if the job does not end where it begins."""
+        keys = self.keys
+        command = scripts.append(
+            keys.job(job),
+            keys.inputs(job),
+            keys.control,
+            keys.lane(lane),
+            keys.delayed(lane),
+            first=chunk.first,
+            number=chunk.n_items,
+            mark=f"{chunk.n_items}:{chunk.digest}",
+            arguments=self._signer.seal(b"inputs", _name(job, chunk.first), args),
+            delay=delay,
+            task=task,
+        )
+        return bool(self._wire.call(command)[0])
+
+    def close_job(self, job: str, n_items: int) -> bool:
+        """Say that the job has all its items; False if it has more or fewer."""
+        event = self._event("closed", job, n=n_items)
+        keys = self.keys
+        return bool(
+            self._wire.call(scripts.close(keys.job(job), keys.events(job), n_items, event))[0]
+        )
+
+    def rerun(
+        self,
+        record: JobRecord,
+        span: Span,
+        tasks: list[Fields],
+        *,
+        lane: str,
+        n_cancelled: int,
+    ) -> int:
+        """Put ended items of a job into their lane again.
+
+        Parameters
+        ----------
+        record
+            The job as it was found, with what shall be said about it from now on.
+        span
+            The items: failed ones, and if `n_cancelled` is not 0 all that are cancelled.
+        tasks
+            What `encode_task` returned for them.
+
+        Returns
+        -------
+        int
+            1; 0 if it was run again meanwhile, or is gone; -1 while cancelled items still lie in a
+            lane, until a worker drops them.
+        """
+        keys = self.keys
+        command = scripts.rerun(
+            keys.job(record.id),
+            keys.events(record.id),
+            keys.cancelled,
+            keys.lane(lane),
+            keys.control,
+            last=record.n_reruns,
+            this_job=record.id,
+            about=self._about(record.id, record.about),
+            n_failed=size(span) - n_cancelled,
+            n_cancelled=n_cancelled,
+            event=self._event("rerun", record.id, span=span),
+            order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
+            messages=tasks,
+        )
+        return int(self._wire.call(command)[0])
+
+    def keep_job(self, job: str) -> None:
+        """Never forget a job by itself."""
+        keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
+        self._wire.call(*(("PERSIST", key) for key in keys))
+
+    def delete_job(self, name: str, job: str) -> None:
+        """Forget a job; what of it is in a lane should be cancelled first."""
+        keys = self.keys
+        self._wire.call(
+            ("HDEL", keys.jobs, name), ("DEL", keys.job(job), keys.inputs(job), keys.events(job))
+        )
+
+    def _about(self, job: str, about: dict[str, Any]) -> bytes:
+        return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
+
+    def _event(self, kind: str, job: str, **details: Any) -> bytes:
+        return Event(**{"kind": kind, "job": job, "n": 0, "worker": "", **details}).seal(
+            self._signer
+        )
+
+
+def _chunk(first: int, mark: str) -> Chunk:
+    n_items, _, digest = mark.partition(":")
+    return Chunk(first, int(n_items), digest)
+
+
+def _name(job: str, first: int) -> bytes:
+    return f"{job}/{first}".encode()

@@ -1,0 +1,37 @@
+-- Puts ended items of a named job into their lane again, unless somebody else did so meanwhile.
+-- KEYS[1] job (hash)
+-- KEYS[2] events (stream)
+-- KEYS[3] cancelled (hash)
+-- KEYS[4] lane (stream)
+-- KEYS[5] control (stream)
+-- ARGV[1] number of the last rerun
+-- ARGV[2] job
+-- ARGV[3] about
+-- ARGV[4] how many of the items had failed
+-- ARGV[5] how many were cancelled: all that are
+-- ARGV[6] the sealed event
+-- ARGV[7] number of fields and values of a task
+-- ARGV[8] number of fields and values of the order to supervisors
+-- ARGV[9..] the order; the tasks
+-- Returns 1; 0 if somebody else was first; -1 while cancelled items still lie in a lane
+if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
+  return 0
+end
+if tonumber(redis.call('HGET', KEYS[1], 'cancelled') or '0') < tonumber(ARGV[5]) then
+  return -1
+end
+redis.call('HINCRBY', KEYS[1], 'run', 1)
+redis.call('HINCRBY', KEYS[1], 'failed', 0 - ARGV[4])
+redis.call('HINCRBY', KEYS[1], 'cancelled', 0 - ARGV[5])
+redis.call('HSET', KEYS[1], 'about', ARGV[3])
+if tonumber(ARGV[5]) > 0 then
+  redis.call('HDEL', KEYS[3], ARGV[2])
+end
+local first = 9 + ARGV[8]
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 9, first - 1))
+redis.call('EXPIRE', KEYS[5], 86400)
+redis.call('XADD', KEYS[2], '*', 'event', ARGV[6])
+for at = first, #ARGV, tonumber(ARGV[7]) do
+  redis.call('XADD', KEYS[4], '*', unpack(ARGV, at, at + ARGV[7] - 1))
+end
+return 1

@@ -1,0 +1,32 @@
+"""How often a supervisor looks, and how long it waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Timing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How often the supervisor looks, and how long it waits; all in seconds.
+
+    Attributes
+    ----------
+    tick
+        Between two looks at the workers' slots. Shorter keeps time limits better.
+    heartbeat
+        Between two signs of life.
+    silence
+        After which a machine that gave none is given up. Must be several heartbeats.
+    grace
+        Between the request to stop and the kill.
+    visit
+        That it waits for its first user.
+    """
+
+    tick: float = 0.05
+    heartbeat: float = 1.0
+    silence: float = 5.0
+    grace: float = 1.0
+    visit: float = 15.0

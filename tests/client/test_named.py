@@ -1,0 +1,473 @@
+"""Named jobs: they outlive whoever made them, and nothing of them is computed twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbstreamq
+from nbstreamq import JobChanged, JobNotFound, NbstreamqError
+from nbstreamq.protocol.clients import open_client
+from nbstreamq.protocol.keys import WEEK, Keys
+from nbstreamq.protocol.states import State
+
+REPOSITORY = Path(nbstreamq.__file__).parent.parent
+
+
+class Runs:
+    """Counts in files how often each input was run."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def note(self, x):
+        import tempfile
+
+        tempfile.mkstemp(prefix=f"{x}-", dir=self.folder)
+
+    @property
+    def counts(self):
+        return Counter(int(name.split("-")[0]) for name in os.listdir(self.folder))  # noqa: PTH208
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return Runs(folder)
+
+
+@pytest.fixture
+def square(runs):
+    def square(x):
+        runs.note(x)
+        return x * x
+
+    return square
+
+
+@pytest.fixture
+def picky(runs, tmp_path):
+    """A function that fails for multiples of 5, until a file is there."""
+    mended = str(tmp_path / "mended")
+
+    def picky(x):
+        runs.note(x)
+        if x % 5 == 0 and not os.path.exists(mended):  # noqa: PTH110
+            raise ValueError(f"no {x}")
+        return x
+
+    return picky
+
+
+class TestTheSameCallAgain:
+    def test_finds_the_results(self, make_queue, square, runs):
+        first = make_queue().map(square, range(50), name="squares")
+        assert first.result(20) == [x * x for x in range(50)]
+        again = make_queue(workers=0).map(square, range(50), name="squares")
+        assert again.done()
+        assert again.result(0) == [x * x for x in range(50)]
+        assert again.id == first.id
+        assert set(runs.counts.values()) == {1}
+
+    def test_runs_only_what_failed(self, make_queue, picky, runs, tmp_path):
+        make_queue().map(picky, range(20), name="j").wait(20)
+        (tmp_path / "mended").touch()
+        assert make_queue().map(picky, range(20), name="j").result(20) == list(range(20))
+        assert {x for x, n in runs.counts.items() if n > 1} == {0, 5, 10, 15}
+
+    def test_runs_what_was_cancelled(self, make_queue, gate):
+        hold, queue = gate.hold, make_queue()
+        job = queue.map(hold, range(10), name="j", chunksize=1)
+        job.cancel()
+        gate.open()
+        again = queue.map(hold, range(10), name="j", chunksize=1)
+        assert again.result(20) == list(range(10))
+        assert again.counts()[State.CANCELLED] == 0
+
+    def test_while_it_runs_is_the_same_job(self, queue, gate):
+        hold = gate.hold
+        job = queue.map(hold, range(4), name="j")
+        assert queue.map(hold, range(4), name="j") is job
+        gate.open()
+        assert job.result(20) == list(range(4))
+
+    def test_by_two_clients_at_once(self, make_queue, square, runs):
+        queues = [make_queue(), make_queue()]
+        found: list[Any] = []
+        ready = threading.Barrier(2)
+
+        def call(queue):
+            ready.wait()
+            found.append(queue.map(square, range(300), name="j", chunksize=3).result(30))
+
+        threads = [threading.Thread(target=call, args=(q,)) for q in queues]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [[x * x for x in range(300)]] * 2
+        assert set(runs.counts.values()) == {1}
+        assert len(runs.counts) == 300
+
+    def test_with_several_iterables(self, queue):
+        calls = (pow, [1, 2, 3], [2, 2, 2])
+        assert queue.map(*calls, name="j").result(20) == [1, 4, 9]
+        assert queue.map(*calls, name="j").result(0) == [1, 4, 9]
+
+    def test_without_inputs(self, queue):
+        assert queue.map(abs, [], name="j").result(10) == []
+        assert queue.map(abs, [], name="j").result(10) == []
+
+
+class TestAnotherCall:
+    @pytest.fixture
+    def job(self, queue):
+        job = queue.map(abs, range(8), name="j")
+        job.wait(20)
+        return job
+
+    @pytest.mark.parametrize(
+        ("fn", "inputs", "text"),
+        [
+            (lambda x: -x, range(8), "function"),
+            (abs, range(7), "it has 8 inputs or more, these are 7"),
+            (abs, range(9), "these are more"),
+            (abs, [0, 1, 2, 3, 4, 5, 6, 8], "not all are the same"),
+        ],
+        ids=["function", "fewer", "more", "others"],
+    )
+    def test_is_refused(self, queue, job, fn, inputs, text):
+        with pytest.raises(JobChanged, match=text) as caught:
+            queue.map(fn, inputs, name="j")
+        assert "replace=True" in str(caught.value)
+        assert "q.attach('j')" in str(caught.value)
+        assert queue.attach("j").result(0) == list(range(8))
+
+    def test_may_replace_it(self, queue, job):
+        new = queue.map(lambda x: -x, range(3), name="j", replace=True)
+        assert new.result(20) == [0, -1, -2]
+        assert new.id != job.id
+        assert queue.attach("j").result(0) == [0, -1, -2]
+
+    def test_replaces_one_that_runs(self, make_queue, gate):
+        queue = make_queue()
+        old = queue.map(gate.hold, range(6), name="j", chunksize=1)
+        new = queue.map(abs, range(6), name="j", replace=True)
+        gate.open()
+        assert new.result(20) == list(range(6))
+        assert queue.jobs()[0].done == 6
+        with pytest.raises(Exception):  # noqa: B017 - cancelled, whichever way
+            old.result(20)
+
+    @pytest.mark.parametrize("name", ["", "a b", "a.b", "a:b", "x" * 81, "a{b"])
+    def test_a_name_that_can_not_be(self, queue, name):
+        with pytest.raises(ValueError, match="name is"):
+            queue.map(abs, [1], name=name)
+
+    def test_endless_inputs_can_not_be_kept(self, queue):
+        with pytest.raises(ValueError, match="buffersize"):
+            queue.map(abs, [1], name="j", buffersize=3)
+
+
+class TestAttach:
+    def test_from_elsewhere_while_it_runs(self, make_queue, gate, wait_until):
+        job = make_queue().map(gate.hold, range(6), name="j", chunksize=1)
+        other = make_queue(workers=0).attach("j")
+        assert len(other) == 6
+        assert other.name == job.name == "j"
+        wait_until(lambda: other.counts()[State.RUNNING], describe="news of running calls")
+        gate.open()
+        assert other.result(20) == list(range(6))
+        assert job.result(20) == list(range(6))
+
+    def test_sees_what_was_printed_and_raised(self, make_queue):
+        def speak(x):
+            print("hello", x)
+            return 1 / x
+
+        make_queue().map(speak, [0, 1], name="j").wait(20)
+        job = make_queue(workers=0).attach("j")
+        assert job.logs == {0: "hello 0\n", 1: "hello 1\n"}
+        assert isinstance(job.errors[0], ZeroDivisionError)
+        assert "speak(0)" in job.errors[0].__notes__[0]
+
+    def test_can_cancel_it(self, make_queue, gate, wait_until):
+        job = make_queue().map(gate.hold, range(8), name="j", chunksize=1)
+        make_queue(workers=0).attach("j").cancel()
+        wait_until(job.done, describe="the first client hears of it")
+        assert job.counts()[State.CANCELLED] == 8
+
+    def test_can_run_a_call_here(self, make_queue):
+        make_queue().map(lambda x: x + 1, [1, 2], name="j").result(20)
+        assert make_queue(workers=0).attach("j")[1].replay() == 3
+
+    def test_to_what_is_not_there(self, queue):
+        with pytest.raises(JobNotFound, match="There are none"):
+            queue.attach("j")
+        queue.map(abs, [], name="sweep")
+        with pytest.raises(JobNotFound, match="There are: sweep"):
+            queue.attach("j")
+
+    def test_says_that_the_rest_was_never_submitted(self, make_queue, runs):
+        def inputs():
+            yield 1
+            raise RuntimeError("no more")
+
+        with pytest.raises(RuntimeError):
+            make_queue().map(abs, inputs(), name="j", chunksize=1)
+        job = make_queue(workers=1).attach("j")
+        with pytest.warns(RuntimeWarning, match="has no end"), pytest.raises(TimeoutError):
+            job.result(4)
+        assert make_queue().map(abs, [1, 2], name="j").result(20) == [1, 2]
+
+
+class TestRetryFailed:
+    @pytest.mark.parametrize("name", ["j", None], ids=["named", "unnamed"])
+    def test_with_a_mended_function(self, queue, picky, runs, name):
+        job = queue.map(picky, range(20), name=name)
+        job.wait(20)
+        failed, errors = job[5], job.errors
+        assert sorted(errors) == [0, 5, 10, 15]
+
+        def mended(x):
+            runs.note(x)
+            return -x
+
+        assert job.retry_failed(mended) is job
+        assert job.result(20) == [-x if x % 5 == 0 else x for x in range(20)]
+        assert job.errors == {}
+        assert job.counts()[State.DONE] == 20
+        assert {x for x, n in runs.counts.items() if n > 1} == {0, 5, 10, 15}
+        assert isinstance(failed.exception(), ValueError)
+        assert job[5].result() == -5
+
+    @pytest.mark.parametrize("name", ["j", None], ids=["named", "unnamed"])
+    def test_that_fail_again(self, queue, picky, name, tmp_path):
+        job = queue.map(picky, range(6), name=name)
+        job.wait(20)
+        job.retry_failed().wait(20)
+        assert sorted(job.errors) == [0, 5]
+        (tmp_path / "mended").touch()
+        assert job.retry_failed().result(20) == list(range(6))
+
+    def test_while_others_still_run(self, queue, gate, wait_until):
+        hold = gate.hold
+
+        def work(x):
+            if x == 0:
+                raise ValueError
+            return hold(x)
+
+        job = queue.map(work, range(2), name="j", chunksize=1)
+        wait_until(lambda: job.errors, describe="the failure")
+        gate.open()
+        assert job.retry_failed(hold).result(20) == [0, 1]
+
+    def test_from_elsewhere(self, make_queue, picky):
+        make_queue().map(picky, range(10), name="j").wait(20)
+        job = make_queue(workers=1).attach("j").retry_failed(lambda x: -x)
+        assert job.result(20) == [0, 1, 2, 3, 4, -5, 6, 7, 8, 9]
+
+    def test_then_both_functions_are_the_job_s(self, make_queue, picky):
+        def mended(x):
+            return -x
+
+        queue = make_queue()
+        queue.map(picky, range(6), name="j").wait(20)
+        queue.attach("j").retry_failed(mended).wait(20)
+        for fn in (picky, mended):
+            assert queue.map(fn, range(6), name="j").result(0) == [0, 1, 2, 3, 4, -5]
+
+    def test_only_once_by_two_clients(self, make_queue, picky, runs):
+        make_queue().map(picky, range(6), name="j").wait(20)
+        first, second = make_queue(workers=1).attach("j"), make_queue(workers=1).attach("j")
+        first.retry_failed(lambda x: -x).wait(20)
+        second.retry_failed(lambda x: x + 100)
+        assert second.result(20) == [0, 1, 2, 3, 4, -5]
+        assert make_queue(workers=0).attach("j").result(0) == [0, 1, 2, 3, 4, -5]
+
+    def test_as_completed_yields_each_call_once(self, queue, picky, tmp_path):
+        job = queue.map(picky, range(10), name="j")
+        assert len(list(job.as_completed())) == 10
+        (tmp_path / "mended").touch()
+        job.retry_failed()
+        found = [future.result() for future in job.as_completed()]
+        assert sorted(found) == list(range(10))
+
+    def test_nothing_failed(self, queue):
+        job = queue.map(abs, range(3), name="j")
+        job.wait(20)
+        assert job.retry_failed().result(0) == [0, 1, 2]
+
+
+class TestKept:
+    def test_the_list(self, make_queue, picky):
+        queue = make_queue()
+        queue.map(picky, range(10), name="first").wait(20)
+        queue.map(abs, range(3), name="second").wait(20)
+        second, first = make_queue(workers=0).jobs()
+        assert (first.name, first.function, first.state) == ("first", "picky", "failed")
+        assert (first.done, first.failed, first.submitted) == (8, 2, 10)
+        assert (second.name, second.state, second.complete) == ("second", "done", True)
+        assert abs(first.made - time.time()) < 60
+        assert 0 <= WEEK - first.expires < 60
+        assert first.size_bytes > 100
+
+    def test_a_week_of_rest_is_the_end_of_all_its_keys(self, queue, server_url):
+        job = queue.map(abs, range(5), name="j")
+        job.wait(20)
+        with open_client(server_url) as client:
+            keys = Keys(queue.name)
+            for key in (keys.job(job.id), keys.inputs(job.id), keys.events(job.id)):
+                assert 0 <= WEEK - client.ttl(key) < 60
+            job.keep()
+            assert client.ttl(keys.job(job.id)) == client.ttl(keys.events(job.id)) == -1
+        assert queue.jobs()[0].expires is None
+        job.delete()
+
+    def test_a_kept_one_stays_so_while_it_runs(self, queue, gate, server_url):
+        job = queue.map(gate.hold, range(5), name="j", chunksize=1)
+        job.keep()
+        gate.open()
+        job.wait(20)
+        with open_client(server_url) as client:
+            keys = Keys(queue.name)
+            for key in (keys.job(job.id), keys.inputs(job.id), keys.events(job.id)):
+                assert client.ttl(key) == -1
+        job.delete()
+
+    def test_one_that_expired_is_made_anew(self, queue, square, runs, server_url):
+        job = queue.map(square, range(3), name="j")
+        job.wait(20)
+        with open_client(server_url) as client:
+            keys = Keys(queue.name)
+            client.delete(keys.job(job.id), keys.inputs(job.id), keys.events(job.id))
+        assert queue.jobs() == []
+        assert queue.map(square, range(3), name="j").result(20) == [0, 1, 4]
+        assert runs.counts == {0: 2, 1: 2, 2: 2}
+
+    def test_delete(self, queue, gate, server_url, wait_until):
+        job = queue.map(gate.hold, range(6), name="j", chunksize=1)
+        job.delete()
+        gate.open()
+        assert queue.jobs() == []
+        assert job.done()
+        with pytest.raises(JobNotFound):
+            queue.attach("j")
+        lane = Keys(queue.name).lane("default")
+        with open_client(server_url) as client:
+            wait_until(lambda: client.xlen(lane) == 0, describe="an empty lane")
+            assert client.keys(f"*{job.id}") == []
+
+    def test_one_without_a_name_is_not(self, queue):
+        job = queue.map(abs, [1])
+        for act in (job.keep, job.delete):
+            with pytest.raises(NbstreamqError, match="no name"):
+                act()
+
+
+MAKE = """
+import sys, time, tempfile
+from nbstreamq import TaskQueue
+
+name, url, folder, kind = sys.argv[1:]
+queue = TaskQueue(name, url, workers=2)
+
+def work(x):
+    tempfile.mkstemp(prefix=f"{x}-", dir=folder)
+    time.sleep(0.02)
+    return x * x
+
+def inputs():
+    for x in range(60):
+        if x == 30 and kind == "stops":
+            print("half", flush=True)
+            time.sleep(60)
+        yield x
+
+job = queue.map(work, inputs(), name="sweep", chunksize=5)
+print("all", flush=True)
+if kind == "dies":
+    next(iter(job))
+    print("begun", flush=True)
+    time.sleep(60)
+print(sum(job.result()))
+"""
+
+
+class TestAKernelThatDies:
+    @pytest.fixture
+    def kernel(self, tmp_path, queue_name, server_url, runs):
+        """``kernel(kind)`` starts a process that makes the job ``sweep``."""
+        script = tmp_path / "make.py"
+        script.write_text(MAKE)
+        started: list[subprocess.Popen[str]] = []
+
+        def start(kind):
+            process = subprocess.Popen(
+                [sys.executable, script, queue_name, server_url, runs.folder, kind],
+                env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            return process
+
+        yield start
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    @pytest.mark.crash
+    def test_its_workers_finish_the_job_and_then_go(self, kernel, make_queue, runs, wait_until):
+        process = kernel("dies")
+        while process.stdout.readline() != "begun\n":
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        observer = make_queue(workers=0)
+        wait_until(lambda: observer.jobs()[0].state == "done", 20, "the end of the job")
+        wait_until(lambda: not observer.workers(), 20, "the end of the workers")
+        job = observer.attach("sweep")
+        assert job.result(0) == [x * x for x in range(60)]
+        assert set(runs.counts.values()) == {1}
+
+    @pytest.mark.crash
+    def test_in_the_midst_of_the_inputs(self, kernel, runs):
+        process = kernel("stops")
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        again = kernel("again")
+        assert again.communicate(timeout=30)[0] == f"all\n{sum(x * x for x in range(60))}\n"
+        assert set(runs.counts.values()) == {1}
+        assert len(runs.counts) == 60
+
+
+@pytest.mark.crash
+def test_a_worker_that_dies_loses_nothing_and_counts_add_up(make_queue, tmp_path, wait_until):
+    once = str(tmp_path / "once")
+
+    def work(x):
+        if x == 7:
+            try:
+                os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return x
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    queue = make_queue()
+    assert queue.map(work, range(20), name="j").result(30) == list(range(20))
+    status = queue.jobs()[0]
+    assert (status.done, status.failed, status.cancelled) == (20, 0, 0)
