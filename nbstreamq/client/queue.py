@@ -20,6 +20,7 @@ from ..protocol.clients import Client, hide_password, same_server
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..settings import n_cores
+from .cache import recall
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
@@ -61,12 +62,10 @@ class TaskQueue(Executor):
 
     Raises
     ------
-    SecretMissing
-        Other machines can reach the server, and no secret was given; nothing was sent.
+    SecretMissing, SecretMismatch
+        None was given for a server on the network, and nothing was sent; the queue has another.
     ServerError
         There is no server, or it can't be reached.
-    SecretMismatch
-        The queue exists, and was made with another secret.
 
     Examples
     --------
@@ -85,9 +84,8 @@ class TaskQueue(Executor):
         secret: str | None = None,
         insecure: bool = False,
     ) -> None:
-        self._session, self._url, self._embedded = open_session(
-            name, url, client, workers, secret, insecure=insecure
-        )
+        opened = open_session(name, url, client, workers, secret, insecure=insecure)
+        self._session, self._url, self._embedded = opened
         self._options = Options()
         self.name = name
 
@@ -123,7 +121,7 @@ class TaskQueue(Executor):
             submit_when_done(
                 session, ledger, function, data=data, needed=needed, options=self._options
             )
-        else:
+        elif not self._options.cache or not recall(session, ledger, fn, (args, kwargs), future):
             task = task_of(ledger, function, payload, self._options)
             submit(session, ledger, task, self._options.delay)
         return future
@@ -209,6 +207,7 @@ class TaskQueue(Executor):
         time_limit: float | None = None,
         lane: str | None = None,
         delay: float | None = None,
+        cache: bool | None = None,
     ) -> TaskQueue:
         """Return this queue with other defaults; what is not given stays.
 
@@ -226,6 +225,8 @@ class TaskQueue(Executor):
             (``nbstreamq worker --lane gpu``).
         delay
             Seconds before a call may start.
+        cache
+            Keep the results of `submit` for a week: the same call is not run again, by whoever.
         """
         given: dict[str, Any] = {
             "retries": retries,
@@ -233,6 +234,7 @@ class TaskQueue(Executor):
             "time_limit": time_limit,
             "lane": lane,
             "delay": delay,
+            "cache": cache,
         }
         changes = {key: value for key, value in given.items() if value is not None}
         check_options(changes)
@@ -336,8 +338,6 @@ class TaskQueue(Executor):
         # Never the url itself: it may hold a password.
         address = None if self._embedded else hide_password(self._url)
         return queue_in_task, (self.name, address, self._options)
-
-    # -- inside --------------------------------------------------------------------------------
 
     def _lane(self) -> str:
         if self._options.lane is not None:

@@ -6,10 +6,10 @@ supervisors. Every message carries a signature over all its fields, checked when
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 from ..errors import SignatureError
@@ -38,6 +38,8 @@ class Options:
         Lane that the task waits in; None: ``default``, or that of its depth inside a task.
     delay
         Seconds before the task may start.
+    cache
+        Whether the result of a single call is kept, and taken for the same call again.
     """
 
     retries: int = 0
@@ -45,12 +47,13 @@ class Options:
     time_limit: float | None = None
     lane: str | None = None
     delay: float = 0.0
+    cache: bool = False
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""
         return self._encoded
 
-    @cached_property
+    @functools.cached_property
     def _encoded(self) -> bytes:
         changed = self.changed()
         return json.dumps(changed).encode() if changed else b""
@@ -69,7 +72,7 @@ class Options:
         return cls(**json.loads(data)) if data else cls._defaults()
 
     @classmethod
-    @cache
+    @functools.cache
     def _defaults(cls) -> Self:
         return cls()
 
@@ -89,7 +92,7 @@ class Message:
         raise NotImplementedError
 
     @classmethod
-    @cache
+    @functools.cache
     def names(cls) -> list[bytes]:
         """Return the names of the fields on the wire."""
         return [f.metadata.get("wire", f.name).encode() for f in fields(cls)]  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from nbstreamq import NbstreamqError, NotPicklable, TimeLimitExceeded
+from nbstreamq.protocol.keys import Keys
 from nbstreamq.protocol.states import State
 
 
@@ -398,3 +399,49 @@ class TestEverywhere:
         assert len(job) == 2
         with pytest.raises(ValueError, match="'x'"):
             job.result(10)
+
+
+class TestCache:
+    def test_the_same_call_is_not_run_again(self, make_queue, tmp_path, client, wait_until):
+        runs = str(tmp_path)
+
+        def count(x, y=0):
+            import tempfile
+
+            tempfile.mkstemp(dir=runs)
+            return {"sum": x + y}
+
+        queue = make_queue().options(cache=True)
+        assert queue.submit(count, 1, y=2).result(10) == {"sum": 3}
+        kept_result = Keys(queue.name).blob("*")
+        wait_until(lambda: client.keys(kept_result), describe="a kept result")
+        kept = queue.submit(count, 1, y=2)
+        assert kept.done()
+        assert kept.result(0) == {"sum": 3}
+        assert len(list(tmp_path.iterdir())) == 1
+        assert make_queue().options(cache=True).submit(count, 1, y=2).result(10) == {"sum": 3}
+        assert len(list(tmp_path.iterdir())) == 1
+        assert queue.submit(count, 2, y=2).result(10) == {"sum": 4}
+        assert make_queue().submit(count, 1, y=2).result(10) == {"sum": 3}
+        assert len(list(tmp_path.iterdir())) == 3
+
+    def test_what_fails_is_not_kept(self, queue, tmp_path):
+        mended = str(tmp_path / "mended")
+
+        def fail():
+            import os
+
+            if not os.path.exists(mended):  # noqa: PTH110
+                raise ValueError
+            return "well"
+
+        caching = queue.options(cache=True)
+        with pytest.raises(ValueError):
+            caching.submit(fail).result(10)
+        (tmp_path / "mended").touch()
+        assert caching.submit(fail).result(10) == "well"
+
+    def test_another_function_is_another_call(self, queue):
+        caching = queue.options(cache=True)
+        results = [caching.submit(lambda x, k=k: x + k, 1).result(10) for k in (1, 2, 1)]
+        assert results == [2, 3, 2]

@@ -1,0 +1,65 @@
+"""What waiting calls cost the server, and whether its memory stays where it was.
+
+``python benchmarks/memory.py`` submits single calls that wait, and then runs a million in rounds;
+after each round it says how much memory the server has more than before the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+
+#: Calls in a round.
+N_CALLS = 100_000
+#: Seconds between two looks at a server that is not done yet.
+PAUSE = 0.1
+
+
+def identity(x: int) -> int:
+    return x
+
+
+def main(n_rounds: int) -> None:
+    import redis
+
+    from nbstreamq import TaskQueue
+
+    with TaskQueue("memory", workers=0) as queue:
+        address = queue.status().server.partition("unix://")[2].partition("?")[0]
+        server = redis.Redis(unix_socket_path=address)
+
+        def used() -> int:
+            return int(server.info("memory")["used_memory"])
+
+        def n_waiting() -> int:
+            return sum(lane.waiting for lane in queue.status().lanes)
+
+        warm = queue.submit(identity, 0)
+        before = used()
+        futures = [queue.submit(identity, i) for i in range(N_CALLS)]
+        while n_waiting() < N_CALLS:
+            time.sleep(PAUSE)
+        print(f"{(used() - before) / N_CALLS:.0f} bytes for each of {N_CALLS:,} waiting calls")
+        queue.run(2)
+        warm.result()
+        for number in range(1, n_rounds + 1):
+            for future in futures:
+                future.result()
+            time.sleep(PAUSE)
+            more = (used() - before) / 2**20
+            print(f"{number * N_CALLS:,} calls done: {more:+.1f} MB", flush=True)
+            if number < n_rounds:
+                futures = [queue.submit(identity, i) for i in range(N_CALLS)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nbq-") as folder:
+        # A server of its own: what else runs on this machine is left alone.
+        os.environ["NBSTREAMQ_RUNTIME_DIR"] = os.environ["NBSTREAMQ_DATA_DIR"] = folder
+        os.environ["NBSTREAMQ_SERVER_IDLE"] = "1"
+        main(arguments.rounds)
