@@ -13,6 +13,7 @@ from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..protocol.trust import choose_secret
 from ..settings import Settings, n_cores
+from .health import warn_of_risks
 from .session import Session
 
 __all__ = ["Opened", "open_session"]
@@ -47,14 +48,13 @@ def open_session(
     store.check_secret()
     default = n_cores() if embedded else None
     session = uuid.uuid4().hex[:12]
-    return Opened(
-        Session(
-            store,
-            LocalWorkers(found, name, secret, session, settings),
-            default if workers == "auto" else workers,
-            revive=functools.partial(ensure_server, settings) if embedded else None,
-            session=session,
-        ),
-        found,
-        embedded,
+    opened = Session(
+        store,
+        LocalWorkers(found, name, secret, session, settings),
+        default if workers == "auto" else workers,
+        revive=functools.partial(ensure_server, settings) if embedded else None,
+        session=session,
     )
+    if not embedded:
+        warn_of_risks(opened)
+    return Opened(opened, found, embedded)

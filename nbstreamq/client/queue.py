@@ -22,7 +22,6 @@ from .cache import recall
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
-from .health import warn_of_risks
 from .interrupts import uninterrupted
 from .job import Job
 from .opening import open_session
@@ -71,12 +70,10 @@ class TaskQueue(Executor):
 
     Raises
     ------
-    SecretMissing
-        Other machines can reach the server, and no secret was given; nothing was sent.
+    SecretMissing, SecretMismatch
+        None was given for a server on the network, and nothing was sent; the queue has another.
     ServerError
         There is no server, or it can't be reached.
-    SecretMismatch
-        The queue exists, and was made with another secret.
 
     Examples
     --------
@@ -95,11 +92,8 @@ class TaskQueue(Executor):
         secret: str | None = None,
         insecure: bool = False,
     ) -> None:
-        self._session, self._url, self._embedded = open_session(
-            name, url, client, workers, secret, insecure=insecure
-        )
-        if not self._embedded:
-            warn_of_risks(self._session)
+        opened = open_session(name, url, client, workers, secret, insecure=insecure)
+        self._session, self._url, self._embedded = opened
         self._options = Options()
         self.name = name
 
@@ -245,8 +239,7 @@ class TaskQueue(Executor):
         delay
             Seconds before a call may start.
         cache
-            Keep the results of `submit` for a week: the same function with the same arguments is
-            not run again, by whoever.
+            Keep the results of `submit` for a week: the same call is not run again, by whoever.
         """
         given: dict[str, Any] = {
             "retries": retries,
@@ -326,23 +319,18 @@ class TaskQueue(Executor):
 
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
-        session = self._session
-        return cast(
-            "QueueStatus",
-            session.ask(
-                lambda store: queue_status(
-                    store, hide_password(self._url), session.n_open, str(session.trouble or "")
-                )
-            ),
-        )
-
-    def jobs(self) -> JobList:
-        """Return the named jobs of the queue, the newest first: whoever made them."""
-        return cast("JobList", self._session.ask(job_statuses))
+        session, url = self._session, hide_password(self._url)
+        trouble = str(session.trouble or "")
+        found = session.ask(lambda store: queue_status(store, url, session.n_open, trouble))
+        return cast("QueueStatus", found)
 
     def dead(self) -> DeadLetters:
         """Return what was refused, or failed for good, in the last week: some 1000, newest last."""
         return dead_letters(self._session)
+
+    def jobs(self) -> JobList:
+        """Return the named jobs of the queue, the newest first: whoever made them."""
+        return cast("JobList", self._session.ask(job_statuses))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.
@@ -364,8 +352,6 @@ class TaskQueue(Executor):
         # Never the url itself: it may hold a password.
         address = None if self._embedded else hide_password(self._url)
         return queue_in_task, (self.name, address, self._options)
-
-    # -- inside --------------------------------------------------------------------------------
 
     def _lane(self) -> str:
         if self._options.lane is not None:

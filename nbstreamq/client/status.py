@@ -108,7 +108,7 @@ class JobList(list[JobStatus]):
 
 def job_statuses(store: Store) -> JobList:
     """Return the named jobs, the newest first."""
-    found = [store.job_record(job) for job in store.job_names().values()]
+    found = [store.readable_record(job) for job in store.job_names().values()]
     return JobList(
         JobStatus(
             name=record.name,

@@ -23,8 +23,8 @@ def show_by_default(shell: Any) -> None:
     html = formatter.formatters["text/html"]
     html.for_type(TaskFuture, future_html)
     html.for_type(Ref, ref_html)
-    html.for_type(JobList, jobs_html)
     html.for_type(DeadLetters, dead_html)
+    html.for_type(JobList, jobs_html)
     html.for_type(QueueStatus, status_html)
     html.for_type(TaskQueue, lambda queue: status_html(queue.status()))
     if _has_browser(shell):

@@ -79,6 +79,20 @@ def status_html(status: QueueStatus) -> str:
     )
 
 
+def dead_html(letters: DeadLetters) -> str:
+    """Return what was refused, or failed for good, the newest last."""
+    if not letters:
+        return _sentence("Nothing was refused, and nothing failed for good.")
+    rows = [
+        (f"{v.when:%Y-%m-%d %H:%M:%S}", v.kind, v.task, v.name, v.lane, _cut(v.why), v.id)
+        for v in letters[-MAX_LETTERS:]
+    ]
+    columns = ("when (UTC)", "kind", "task", "function", "lane", "why", "id")
+    table = _grid(_count(len(letters), "dead letter"), columns, rows)
+    n_more = len(letters) - len(rows)
+    return table + (_sentence(f"and {n_more:,} older") if n_more else "")
+
+
 def jobs_html(jobs: JobList) -> str:
     """Return a table of named jobs."""
     if not jobs:
@@ -100,20 +114,6 @@ def jobs_html(jobs: JobList) -> str:
     ]
     columns = ("job", "state", "done", "failed", "cancelled", "function", "age", "expires", "size")
     return _grid("Named jobs", columns, rows)
-
-
-def dead_html(letters: DeadLetters) -> str:
-    """Return what was refused, or failed for good, the newest last."""
-    if not letters:
-        return _sentence("Nothing was refused, and nothing failed for good.")
-    rows = [
-        (f"{v.when:%Y-%m-%d %H:%M:%S}", v.kind, v.task, v.name, v.lane, _cut(v.why), v.id)
-        for v in letters[-MAX_LETTERS:]
-    ]
-    columns = ("when (UTC)", "kind", "task", "function", "lane", "why", "id")
-    table = _grid(_count(len(letters), "dead letter"), columns, rows)
-    n_more = len(letters) - len(rows)
-    return table + (_sentence(f"and {n_more:,} older") if n_more else "")
 
 
 # -- a call -------------------------------------------------------------------------------------

@@ -12,10 +12,8 @@ from typing import Any
 
 from ..errors import ServerRefused, SignatureError
 from . import scripts
-from .connection import Wire
-from .keys import Keys
 from .messages import Control, Event, Fields
-from .signing import Signer
+from .refusal import Refusal
 from .spans import Span, size
 
 __all__ = ["Chunk", "JobRecord", "NamedJobs"]
@@ -79,12 +77,8 @@ class JobRecord:
         return self.total is not None and ended >= self.total
 
 
-class NamedJobs:
+class NamedJobs(Refusal):
     """The part of `Store` for named jobs."""
-
-    keys: Keys
-    _wire: Wire
-    _signer: Signer
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -92,7 +86,8 @@ class NamedJobs:
         """Return name -> id, also of jobs that have expired."""
         flat = self._wire.call(("HGETALL", self.keys.jobs))[0]
         return {
-            name.decode(): job.decode() for name, job in zip(flat[::2], flat[1::2], strict=True)
+            name.decode(errors="replace"): job.decode(errors="replace")
+            for name, job in zip(flat[::2], flat[1::2], strict=True)
         }
 
     def find_job(self, name: str) -> JobRecord | None:
@@ -123,9 +118,16 @@ class NamedJobs:
             expires=ttl / 1000 if ttl >= 0 else None,
         )
 
+    def readable_record(self, job: str) -> JobRecord | None:
+        """Return `job_record`; None also if somebody else wrote it, or damaged it."""
+        try:
+            return self.job_record(job)
+        except (ValueError, KeyError):
+            return None
+
     def has_open_jobs(self) -> bool:
         """Return whether there is a named job that is not over."""
-        records = map(self.job_record, self.job_names().values())
+        records = map(self.readable_record, self.job_names().values())
         return any(record is not None and not record.is_over for record in records)
 
     def job_bytes(self, job: str) -> int | None:
@@ -139,18 +141,21 @@ class NamedJobs:
     def history(self, job: str, after: bytes) -> tuple[bytes, list[Event]]:
         """Return the next events of a job after the entry `after`, and the id of the last entry.
 
-        Those with a wrong signature are left out.
+        Those with a wrong signature, or of another job, are left out and set aside.
         """
         begin = b"-" if after == b"0" else b"(" + after
         key = self.keys.events(job)
         entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
         events = []
-        for _, flat in entries:
+        for entry_id, flat in entries:
             for sealed in flat[1::2]:
                 try:
-                    events.append(Event.unseal(sealed, self._signer))
-                except SignatureError:
-                    continue
+                    event = Event.unseal(sealed, self._signer)
+                    if event.job != job:
+                        raise SignatureError(f"An event of {event.job} was sent to {job}.")
+                    events.append(event)
+                except SignatureError as error:
+                    self._refuse("event", key, entry_id, error)
         return (entries[-1][0] if entries else after), events
 
     def last_event(self, job: str) -> bytes:

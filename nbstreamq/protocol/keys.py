@@ -85,8 +85,8 @@ class Keys:
         self.nodes = start + "nodes"
         self.workers = start + "workers"
         self.dead = start + "dead"
-        self.jobs = start + "jobs"
         self.refused = start + "refused"
+        self.jobs = start + "jobs"
 
     def lane(self, lane: str) -> str:
         return f"{self._start}lane:{lane}"

@@ -12,6 +12,7 @@ __all__ = [
     "format_span",
     "items",
     "parse_span",
+    "read_span",
     "size",
     "span_of",
     "split",
@@ -38,6 +39,14 @@ def parse_span(text: str) -> Span:
             raise ValueError(f"not a span: {text[:80]!r}")
         end = span[-1].stop
     return tuple(span)
+
+
+def read_span(text: bytes) -> Span:
+    """Return the span that somebody wrote, without a signature; empty if it is none."""
+    try:
+        return parse_span(text.decode())
+    except ValueError:
+        return ()
 
 
 def format_span(span: Span) -> str:

@@ -16,7 +16,7 @@ from .messages import Control, Event, Fields, Task
 from .replies import block_ms, stream_entries
 from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
-from .spans import Span, format_span, parse_span
+from .spans import Span, format_span, read_span
 from .supervision import Supervision
 
 __all__ = ["Store"]
@@ -363,7 +363,7 @@ class Store(NamedJobs, Supervision):
         # A session that is gone has all its jobs cancelled, under its own name.
         names = sorted(jobs | {session_of(job) for job in jobs})
         texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
-        return {job: _span(text) for job, text in zip(names, texts, strict=True) if text}
+        return {job: read_span(text) for job, text in zip(names, texts, strict=True) if text}
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send events that settle nothing: started, output, progress."""
@@ -375,11 +375,3 @@ class Store(NamedJobs, Supervision):
             else:
                 commands += [("XADD", key, "*", *fields), ("EXPIRE", key, DAY)]
         self._wire.call(*commands)
-
-
-def _span(text: bytes) -> Span:
-    """Return a span that carries no signature; empty if it is none."""
-    try:
-        return parse_span(text.decode())
-    except ValueError:
-        return ()

@@ -117,6 +117,16 @@ def do_what_clients_do(queue, gate):
     assert isinstance(limited.exception(20), TimeoutError)
     assert queue.status().trouble == ""
 
+    job = queue.map(abs, range(-20, 0), name="kept")
+    assert list(job) == list(range(20, 0, -1))
+    assert [record.name for record in queue.jobs()] == ["kept"]
+    assert list(queue.attach("kept")) == list(range(20, 0, -1))
+    failing = queue.map(lambda x: 1 / x if not first.is_open() else x, [1, 0], name="failing")
+    failing.wait(20)
+    failing.retry_failed().wait(20)
+    job.keep()
+    job.delete()
+
     def nest():
         return queue.submit(abs, -4).result(20)
 

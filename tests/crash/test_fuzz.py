@@ -192,7 +192,10 @@ class Attack:
     def other(self, pipe):
         """What is not signed, or not refused: it just must do no harm."""
         keys, rng, junk = self.keys, self.rng, self.rng.randbytes(self.rng.randrange(30))
-        match rng.randrange(8):
+        match rng.randrange(9):
+            case 8:
+                pipe.hset(keys.jobs, b"x" + junk, rng.choice([b"forged:1", junk]))
+                pipe.hset(keys.job("forged:1"), rng.choice([b"about", b"n", b"run", junk]), junk)
             case 0:
                 job = rng.choice([self.session, f"{self.session}.1", f"{self.session}.2", "s"])
                 pipe.hset(keys.cancelled, job, b"x" + junk)
@@ -245,4 +248,6 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
     assert not canary.exists(), f"foreign code has run, seed {SEED}"
     assert not any(letter.can_retry for letter in queue.dead())
     assert client.xlen(store.keys.dead) < DEAD_ENTRIES + 200
-    client.expire(store.keys.cancelled, 60)  # as it has if the queue itself wrote it
+    assert queue.jobs() == []
+    for key in (store.keys.job("forged:1"), store.keys.jobs, store.keys.cancelled):
+        client.expire(key, 60)  # as it has if the queue itself wrote it

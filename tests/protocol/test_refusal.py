@@ -155,6 +155,26 @@ class TestEvents:
         assert isinstance(read_events(store)[1][0], SignatureError)
 
 
+class TestNamedJobs:
+    @pytest.fixture
+    def job(self, store):
+        assert store.open_job("j", "j:1", {"function": "f"}, instead_of="")
+        return "j:1"
+
+    def test_have_no_events_of_others(self, store, client, queue_name, job):
+        for sealed in (b"evil pickle", event("j:2").seal(Signer("secret", queue_name))):
+            client.xadd(store.keys.events(job), {"event": sealed})
+        for _ in range(2):
+            assert [e.kind for e in store.history(job, b"0")[1]] == ["opened"]
+        assert store.refused() == {"event": 2}
+
+    @pytest.mark.parametrize("change", [{"about": "x"}, {"n": "x"}, {"\xff": "x"}, {"1": "x"}])
+    def test_whose_record_was_damaged_are_passed_over(self, store, client, job, change):
+        client.hset(store.keys.job(job), mapping=change)
+        client.hset(store.keys.jobs, b"\xff", b"\xff")
+        assert store.has_open_jobs() is (change == {"\xff": "x"})
+
+
 class TestOrders:
     def test_are_counted_and_the_others_obeyed(self, store, orders, write, queue_name):
         order = Control(kind="cancel", job="s.1", span=ONE)
