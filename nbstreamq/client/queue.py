@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..current import host
-from ..errors import NbstreamqError
+from ..errors import NbstreamqError, QueueClosed
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
 from ..protocol.clients import Client, hide_password, same_server
@@ -331,6 +331,15 @@ class TaskQueue(Executor):
     def jobs(self) -> JobList:
         """Return the named jobs of the queue, the newest first: whoever made them."""
         return cast("JobList", self._session.ask(job_statuses))
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down, or belongs to the process that this one was forked from."""
+        try:
+            self._session.check_open()
+        except QueueClosed:
+            return True
+        return False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; local workers stop when the last queue that uses them is shut down.

@@ -21,12 +21,16 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class LaneStatus:
-    """Numbers of stream entries of a lane: a chunk of a map is one."""
+    """Numbers of stream entries of a lane: a chunk of a map is one, each of its slices another.
+
+    `over` counts those that are neither waiting nor running any more, since the lane was made.
+    """
 
     lane: str
     waiting: int
     running: int
     delayed: int
+    over: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class WorkerStatus:
         ``idle`` or ``busy``, as of the last second.
     lanes
         What it serves, most urgent first.
+    memory_bytes, cpu
+        What it uses, as of the last second: memory, and the share of one processor. 0 if that is
+        not known.
     """
 
     id: str
@@ -49,6 +56,8 @@ class WorkerStatus:
     python: str
     state: str
     lanes: tuple[str, ...]
+    memory_bytes: int = 0
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +204,8 @@ def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> Que
             python=d.get("python", ""),
             state=d.get("state", "starting"),
             lanes=tuple(d.get("lanes", ())),
+            memory_bytes=d.get("memory", 0),
+            cpu=d.get("cpu", 0.0),
         )
         for name, d in sorted(store.workers().items())
     )

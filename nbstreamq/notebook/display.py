@@ -29,7 +29,9 @@ def show_by_default(shell: Any) -> None:
     html.for_type(TaskQueue, lambda queue: status_html(queue.status()))
     if _has_browser(shell):
         from .live import show
+        from .watch import show_queue
 
+        formatter.ipython_display_formatter.for_type(TaskQueue, show_queue)
         formatter.ipython_display_formatter.for_type(Job, show)
     else:
         formatter.formatters["text/plain"].for_type(Job, _print_job)

@@ -63,9 +63,19 @@ def ref_html(ref: Ref) -> str:
     return _record("Ref: stands for a stored value", rows)
 
 
-def status_html(status: QueueStatus) -> str:
-    """Return a queue's server, the lanes that hold something, and its workers."""
+def status_html(status: QueueStatus, rate: float | None = None, note: str = "") -> str:
+    """Return a queue's server, the lanes that hold something, and its workers.
+
+    Parameters
+    ----------
+    rate
+        Messages a second that were dealt with of late, if that is known.
+    note
+        When this was so.
+    """
     rows = [("server", escape(status.server)), ("open jobs here", f"{status.open_jobs:,}")]
+    if rate is not None:
+        rows.append(("throughput", f"{rate:,.1f} messages a second"))
     busy = [v for v in status.lanes if v.waiting or v.running or v.delayed]
     return "".join(
         [
@@ -75,6 +85,7 @@ def status_html(status: QueueStatus) -> str:
             _alert("Refused", status.refusals.removeprefix("refused ")),
             _lanes(busy),
             _workers(status.workers),
+            _sentence(note) if note else "",
         ]
     )
 
@@ -187,11 +198,21 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> str:
         return _sentence("No workers: calls wait until there are some, see TaskQueue.run().")
     n_busy = sum(w.state == "busy" for w in workers)
     rows = [
-        (w.id, w.state, w.host, str(w.pid), w.python, ", ".join(_chosen(w.lanes)))
+        (
+            w.id,
+            w.state,
+            f"{w.cpu:.0%}",
+            f"{w.memory_bytes / 2**20:,.0f} MB",
+            w.host,
+            str(w.pid),
+            w.python,
+            ", ".join(_chosen(w.lanes)),
+        )
         for w in workers[:MAX_WORKERS]
     ]
     title = f"{_count(len(workers), 'worker')}, {n_busy:,} busy"
-    table = _grid(title, ("worker", "state", "host", "pid", "Python", "lanes"), rows)
+    columns = ("worker", "state", "CPU", "memory", "host", "pid", "Python", "lanes")
+    table = _grid(title, columns, rows)
     n_more = len(workers) - len(rows)
     return table + (_sentence(f"and {_count(n_more, 'more worker')}") if n_more else "")
 

@@ -71,14 +71,23 @@ class Store(NamedJobs, Supervision):
         found = []
         for lane in lanes:
             running = sum(self._pending(self.keys.lane(lane))[:1])
-            n, delayed = self._wire.call(
-                ("XLEN", self.keys.lane(lane)), ("ZCARD", self.keys.delayed(lane))
-            )
+            key = self.keys.lane(lane)
+            n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
             # Not counted at the same moment: some may have been done in between.
             waiting = max(0, n - running)
             counts = {"waiting": waiting, "running": running, "delayed": delayed}
-            found.append({"lane": lane, **counts})
+            found.append({"lane": lane, **counts, "over": max(0, self._n_added(key) - n)})
         return found
+
+    def _n_added(self, key: str) -> int:
+        """Return how many entries were ever added to a stream; 0 if it is not there."""
+        try:
+            flat = self._wire.call(("XINFO", "STREAM", key))[0]
+        except ServerRefused as error:
+            if "no such key" in str(error):
+                return 0
+            raise
+        return int(dict(zip(flat[::2], flat[1::2], strict=True))[b"entries-added"])
 
     def _pending(self, key: str, *which: Any) -> Any:
         """Return what XPENDING says of a lane; nothing if it is not there."""

@@ -21,6 +21,7 @@ from ..protocol.signing import Signer
 from ..protocol.store import Store
 from .output import Output
 from .slots import SLOT_BYTES, Slot
+from .usage import Meter, memory_of
 from .worker import TaskWorker
 
 __all__ = ["DUMP", "LEAVE", "STOP", "Child", "Spec", "main", "start"]
@@ -87,11 +88,24 @@ class Child:
     spec: Spec
     pid: int
     slot: Slot
+    meter: Meter = field(init=False)
     born: float = field(default_factory=time.monotonic)
     leaving: bool = False
     stopping: tuple[int, int] = (0, 0)
     kill_at: float = 0.0
     dumped: bool = False
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.pid)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what others may know of it now."""
+        return {
+            "pid": self.pid,
+            "state": self.slot.state.name.lower(),
+            "memory": memory_of(self.pid),
+            "cpu": round(self.meter.share(), 2),
+        }
 
     def close(self) -> None:
         """Give up the files."""

@@ -334,7 +334,7 @@ class Supervisor:
             return
         first = not self._heartbeat_due
         living = {
-            c.spec.worker: self._describe() | {"pid": c.pid, "state": c.slot.state.name.lower()}
+            c.spec.worker: self._describe() | c.describe()
             for c in self._children.values()
             if c.slot.state is not State.STARTING
         }
