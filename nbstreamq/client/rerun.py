@@ -139,6 +139,8 @@ def _with_function(
     from ..objects.identity import identity  # needs cloudpickle, which is slow to import
 
     function = session.pickle_function(fn)
+    # Now: the tasks do not wait for what the sender still has before them.
+    session.ask(lambda store: store.put_function(function.digest, function.data))
     identities = {*about["identities"], identity(fn)}
     changes = {"fn": function.digest, "function": function.name, "identities": sorted(identities)}
     return replace(record, about=about | changes), function
