@@ -79,6 +79,7 @@ def _rerun_named(
         raise JobNotFound(f"Job {ledger.title!r} was deleted, or has expired.")
     record, function = _with_function(session, record, fn)
     deadline = time.monotonic() + PATIENCE
+    before = session.ask(lambda store: store.last_event(ledger.job))
     while (answer := _try(session, ledger, record, function, states)) == -1:
         if time.monotonic() > deadline:
             raise NbstreamqError(
@@ -93,12 +94,21 @@ def _rerun_named(
         raise JobChanged(f"Job {name!r} was run again by another client: q.attach({name!r}) anew.")
     if fn is not None:
         ledger.fn = fn
-    if session.ledger(ledger.job) is ledger:
-        session.wait_until(ledger, lambda: ledger.n_reruns > record.n_reruns, PATIENCE)
-        return
-    ledger.position = catch_up(session, ledger, ledger.position)
-    if not ledger.is_over:
-        session.register(ledger, ledger.position)
+    _follow(session, ledger, before, record.n_reruns)
+
+
+def _follow(session: Session, ledger: NamedLedger, before: bytes, n_reruns: int) -> None:
+    """Have the ledger hear of its rerun, which comes behind the entry `before`."""
+
+    def is_settled() -> bool:
+        return ledger.n_reruns > n_reruns or session.ledger(ledger.job) is not ledger
+
+    session.wait_until(ledger, is_settled, PATIENCE)
+    if ledger.n_reruns == n_reruns:
+        # It was over; or it ended just before, and what came behind that was not delivered.
+        ledger.position = catch_up(session, ledger, before)
+        if not ledger.is_over:
+            session.register(ledger, ledger.position)
 
 
 def _try(
