@@ -112,7 +112,7 @@ ATTACH = """\
 @pytest.mark.timeout(300)
 def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path):
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
-    sources = {"make": [MAKE, "len(q.workers()), job.done()"], "watch": [ATTACH]}
+    sources = {"make": [MAKE, "q  # now", "len(q.workers()), job.done()"], "watch": [ATTACH]}
     for name, cells in sources.items():
         found = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata=metadata
@@ -121,6 +121,14 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
     open_notebook(page, lab, "make.ipynb")
     run_cell(page, 0)
     expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
+
+    # When a queue is a cell's last expression, I expect to see what it does, from second to second
+    run_cell(page, 1)
+    queue = outputs_of(page, "# now").last
+    expect(queue).to_contain_text("messages a second", timeout=20_000)
+    expect(queue).to_contain_text("1 worker, 1 busy", timeout=20_000)
+    expect(queue).to_contain_text("sweep")
+    shoot(page, tmp_path, "queue.png")
 
     watching = page.context.browser.new_page()
     watching.bring_to_front()
@@ -139,5 +147,5 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
     expect(view).to_have_count(0, timeout=30_000)
     expect(outputs_of(watching, "attach sweep").last).to_contain_text("cancelled")
     page.bring_to_front()
-    run_cell(page, 1)
+    run_cell(page, 2)
     expect(outputs_of(page, "job.done()").last).to_contain_text("(2, True)")
