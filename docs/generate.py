@@ -24,6 +24,9 @@ PARTS: tuple[tuple[str, str, str | None], ...] = (
 HEAD = """# The protocol
 
 <!-- Written by docs/generate.py from nbstreamq/protocol/keys.py and states.py: change it there. -->
+
+The steps between the states, each with its script, and what each party may crash between, are in
+[architecture.md](architecture.md#the-life-of-a-task).
 """
 _RULE = re.compile(r"=+( +=+)+")
 

@@ -116,9 +116,10 @@ def _run_workers(options: argparse.Namespace) -> None:
     from .protocol.keys import LANES, NESTED
     from .worker.door import Door
     from .worker.supervisor import Supervisor
+    from .worker.timing import Timing
 
     url, secret, store = _open(options)
-    method = Settings.from_environment().start_method
+    settings = Settings.from_environment()
     lanes = (*options.lanes, *NESTED) if options.lanes else LANES
     supervisor = Supervisor(
         store,
@@ -126,8 +127,9 @@ def _run_workers(options: argparse.Namespace) -> None:
         secret=secret,
         n_workers=n_cores() if options.n is None else options.n,
         lanes=lanes,
-        method=method or ("fork" if sys.platform == "linux" else "spawn"),
+        method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
         door=Door(options.door) if options.door else None,
+        timing=Timing(heartbeat=settings.silence / 4, silence=settings.silence),
     )
     store.check_secret()
     gc.collect()

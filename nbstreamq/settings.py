@@ -44,6 +44,9 @@ class Settings:
     start_method
         ``NBSTREAMQ_START_METHOD``: how a supervisor starts workers, ``fork`` or ``spawn``;
         None means fork where that is safe.
+    silence
+        ``NBSTREAMQ_SILENCE``: seconds without a sign of life after which a machine's workers are
+        given up, and what they held is run by others. Signs are sent four times as often.
     """
 
     url: str | None
@@ -53,6 +56,7 @@ class Settings:
     data_dir: Path
     server_idle: float
     start_method: str | None
+    silence: float
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -61,7 +65,7 @@ class Settings:
         Raises
         ------
         ValueError
-            ``NBSTREAMQ_SERVER_IDLE`` is not a number of seconds.
+            ``NBSTREAMQ_SERVER_IDLE`` or ``NBSTREAMQ_SILENCE`` is not a number of seconds.
         """
         env = os.environ.get
         return cls(
@@ -72,6 +76,7 @@ class Settings:
             data_dir=Path(env("NBSTREAMQ_DATA_DIR") or _data_dir()),
             server_idle=float(env("NBSTREAMQ_SERVER_IDLE") or 300),
             start_method=env("NBSTREAMQ_START_METHOD") or None,
+            silence=float(env("NBSTREAMQ_SILENCE") or 4),
         )
 
 

@@ -37,6 +37,7 @@ def make_settings(folder: Path, binary: str | None = None) -> Settings:
         data_dir=folder / "data",
         server_idle=300,
         start_method=None,
+        silence=4.0,
     )
 
 

@@ -11,7 +11,7 @@ from nbstreamq.settings import Settings
 @pytest.fixture
 def bare(monkeypatch):
     """An environment that says nothing of nbstreamq."""
-    for name in ("URL", "SECRET", "SERVER", "RUNTIME_DIR", "DATA_DIR", "SERVER_IDLE"):
+    for name in ("URL", "SECRET", "SERVER", "RUNTIME_DIR", "DATA_DIR", "SERVER_IDLE", "SILENCE"):
         monkeypatch.delenv(f"NBSTREAMQ_{name}", raising=False)
     monkeypatch.delenv("NBSTREAMQ_START_METHOD", raising=False)
     return monkeypatch
@@ -33,6 +33,7 @@ def test_without_variables_there_are_the_defaults(bare):
         ("DATA_DIR", "/srv/x", "data_dir", Path("/srv/x")),
         ("SERVER_IDLE", "2.5", "server_idle", 2.5),
         ("START_METHOD", "spawn", "start_method", "spawn"),
+        ("SILENCE", "20", "silence", 20.0),
     ],
 )
 def test_each_variable_sets_its_field(bare, variable, value, field, expected):
