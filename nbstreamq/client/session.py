@@ -83,7 +83,7 @@ class Session:
         self._pickler = FunctionPickler()
         self._sent: dict[str, float] = {}
         self._warner = Warner()
-        self._state = "open"
+        self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
         self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory)
         self._listener = Listener(store.clone(), self.id, self._deliver, self._on_trouble)
@@ -209,8 +209,7 @@ class Session:
         """
         self._check_owner()
         deadline = None if timeout is None else time.monotonic() + timeout
-        worker = host()
-        if worker is not None:
+        if (worker := host()) is not None:
             worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
         while True:
             left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
@@ -358,6 +357,8 @@ class Session:
                 self.wait_until(ledger, ledger.check_over, None)
         if wait or not remaining:
             self._end()
+        if wait:  # another thread may be at it, since the last call was over
+            self._has_ended.wait()
 
     def _end(self, farewell: float | None = None) -> None:
         """Close all connections; `farewell` bounds the seconds that the server may take."""
@@ -365,13 +366,16 @@ class Session:
             if self._state in ("closed", "foreign"):
                 return
             self._state = "closed"
-        last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
-        self._sender.put(Order(lambda store: store.publish([last]), lambda _: None))
-        self._sender.close(farewell)
-        self._listener.close(farewell or FAREWELL)
-        self.workers.close(wait=farewell is None)
-        with self._store_lock:
-            self._store.close()
+        try:
+            last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
+            self._sender.put(Order(lambda store: store.publish([last]), lambda _: None))
+            self._sender.close(farewell)
+            self._listener.close(farewell or FAREWELL)
+            self.workers.close(wait=farewell is None)
+            with self._store_lock:
+                self._store.close()
+        finally:
+            self._has_ended.set()
 
     def abandon(self) -> None:
         """End at the interpreter's exit: only a shutdown waits for what is not done.
