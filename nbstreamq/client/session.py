@@ -19,7 +19,7 @@ from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..protocol.keys import is_named
-from ..protocol.messages import Event, Fields, Task
+from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from . import lifetime
@@ -73,6 +73,7 @@ class Session:
         self._n_workers = n_workers
         self._revive = revive
         self._store = store
+        self.encode_task = store.encode_task
         self._store_lock = threading.Lock()
         self._lock = threading.Lock()
         self._ledgers_lock = threading.RLock()
@@ -82,7 +83,7 @@ class Session:
         self._ledgers: dict[str, Ledger] = {}
         self._pickler = FunctionPickler()
         self._sent: dict[str, float] = {}
-        self._warner = Warner()
+        self.warn = Warner().say
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
         self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory)
@@ -134,10 +135,6 @@ class Session:
     def send(self, item: Entry | Order) -> None:
         """Send something to the server, in its turn."""
         self._sender.put(item, alone=len(self._ledgers) == 1)
-
-    def encode_task(self, task: Task) -> Fields:
-        """Return the signed stream fields of `task`."""
-        return self._store.encode_task(task)
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
@@ -239,10 +236,6 @@ class Session:
             return {}, str(error)
         reason = reason_for_delay(workers, self._store.keys.queue, ledger.lane)
         return workers, reason or ledger.delay()
-
-    def warn(self, text: str) -> None:
-        """Say it once."""
-        self._warner.say(text)
 
     def ask(self, question: Callable[[Store], Any]) -> Any:
         """Return the answer of the server to `question`, which changes nothing there."""
