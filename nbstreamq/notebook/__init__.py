@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .completion import complete_magics
 from .display import show_by_default
 from .magics import NbstreamqMagics
 
@@ -16,4 +17,5 @@ __all__ = ["load"]
 def load(shell: Any) -> None:
     """Give an IPython shell our magics, and its displays of jobs, futures and queues."""
     shell.register_magics(NbstreamqMagics)
+    complete_magics(shell)
     show_by_default(shell)

@@ -15,12 +15,14 @@ from tests.real_workers import gate, new_queue, queue, shared_queue
 
 IPython = pytest.importorskip("IPython")
 
+from IPython.core.completer import provisionalcompleter  # noqa: E402
 from IPython.core.displaypub import CapturingDisplayPublisher  # noqa: E402
 from IPython.core.error import UsageError  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from nbstreamq.notebook.cells import needed_names  # noqa: E402
+from nbstreamq.notebook.completion import complete_magics  # noqa: E402
 from nbstreamq.notebook.magics import NbstreamqMagics  # noqa: E402
 
 __all__ = ["gate", "new_queue", "queue", "shared_queue"]
@@ -323,6 +325,27 @@ def test_jobs_are_listed_and_cancelled(shell, gate, capsys, wait_until):
     with pytest.raises(UsageError, match="'gate' is no job"):
         shell.run_line_magic("cancel", "gate")
     assert isinstance(job, Job)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("%attach sw", "sweep"),
+        ("%cancel jo", "job"),
+        ("%workers --l", "--lane"),
+        ("%%task --ti", "--time-limit"),
+        ("%%pmap x in xs --re", "--retries"),
+    ],
+)
+def test_arguments_are_completed(shell, line, found):
+    complete_magics(shell)
+    job = shell.user_ns["job"] = shell.user_ns["q"].map(abs, [-1], name="sweep")
+    try:
+        with provisionalcompleter():
+            offered = {c.text for c in shell.Completer.completions(line, len(line))}
+    finally:
+        job.delete()
+    assert found in offered
 
 
 def test_a_named_job_is_attached(shell, capsys):
