@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+# `signal` makes an enum member of each signal and handler, which takes ten times as long.
+import _signal as signal  # type: ignore[import-not-found]
 import threading
 from typing import Any
 

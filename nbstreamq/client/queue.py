@@ -29,6 +29,7 @@ from .payload import Payload
 from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
 from .submission import (
     Feed,
+    give_up,
     opening,
     pace_of,
     send_chunks,
@@ -121,11 +122,12 @@ class TaskQueue(Executor):
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
         payload = Payload(0, 1, "apply", data)
-        with opening(session, fn, function.name, self._lane()) as ledger:
-            with uninterrupted():
-                ledger.add(payload)
-                future: TaskFuture[T] = TaskFuture(session, ledger, 0)
-                ledger.attach(0, future)
+        with uninterrupted():
+            ledger = session.open_ledger(fn, function.name, self._lane())
+            ledger.add(payload)
+            future: TaskFuture[T] = TaskFuture(session, ledger, 0)
+            ledger.attach(0, future)
+        try:
             if needed:
                 submit_when_done(
                     session, ledger, function, data=data, needed=needed, options=self._options
@@ -133,6 +135,9 @@ class TaskQueue(Executor):
             elif not self._options.cache or not recall(session, ledger, fn, (args, kwargs), future):
                 task = task_of(ledger, function, payload, self._options)
                 submit(session, ledger, task, self._options.delay)
+        except BaseException:
+            give_up(session, ledger)
+            raise
         return future
 
     def map(

@@ -20,7 +20,16 @@ from .payload import Payload
 from .sender import Entry
 from .session import Session
 
-__all__ = ["Feed", "opening", "pace_of", "send_chunks", "submit", "submit_when_done", "task_of"]
+__all__ = [
+    "Feed",
+    "give_up",
+    "opening",
+    "pace_of",
+    "send_chunks",
+    "submit",
+    "submit_when_done",
+    "task_of",
+]
 
 #: Number of workers that chunks are cut for, when it is not known how many there are.
 ASSUMED_WORKERS = 8
@@ -75,9 +84,14 @@ def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> I
     try:
         yield ledger
     except BaseException:
-        session.cancel(ledger, range(len(ledger)))
-        session.stop_growing(ledger)
+        give_up(session, ledger)
         raise
+
+
+def give_up(session: Session, ledger: Ledger) -> None:
+    """Cancel what was submitted of a job that nobody will have."""
+    session.cancel(ledger, range(len(ledger)))
+    session.stop_growing(ledger)
 
 
 def send_chunks(
