@@ -1,11 +1,16 @@
-"""Callbacks of users: what they raise is logged, as `concurrent.futures` does, and harms nobody."""
+"""What is called when calls are over: futures, and callbacks of users.
+
+What those raise is logged, as `concurrent.futures` does, and harms nobody.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
 
-__all__ = ["call_all"]
+__all__ = ["call_all", "hold_callbacks", "let_go", "resolve"]
 
 
 def call_all(callbacks: Iterable[Callable[[], object]]) -> None:
@@ -14,3 +19,36 @@ def call_all(callbacks: Iterable[Callable[[], object]]) -> None:
             callback()
         except Exception:
             logging.getLogger(__name__).exception("exception calling callback %r", callback)
+
+
+def resolve(
+    future: Future[Any], value: Any, error: BaseException | None, *, is_cancelled: bool
+) -> None:
+    """Give `future` its result, or what it has instead."""
+    if is_cancelled:
+        Future.cancel(future)
+        future.set_running_or_notify_cancel()
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
+    """Take the callbacks off futures that get their results now, until `let_go`.
+
+    The callback of one may wait for the result of another.
+    """
+    held = []
+    for future in futures:
+        # Who adds one meanwhile adds it to either list, and each is called.
+        held.append((future, future._done_callbacks))  # noqa: SLF001
+        future._done_callbacks = []  # noqa: SLF001
+    return held
+
+
+def let_go(held: Iterable[tuple[Any, list[Any]]]) -> None:
+    """Call the callbacks that were held."""
+    for future, callbacks in held:
+        future._done_callbacks = callbacks  # noqa: SLF001
+        future._invoke_callbacks()  # noqa: SLF001

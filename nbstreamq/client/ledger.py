@@ -14,7 +14,7 @@ from ..protocol.messages import Event, Options
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
 from .annotation import annotate
-from .callbacks import call_all
+from .callbacks import call_all, hold_callbacks, let_go, resolve
 from .output import Output
 from .payload import Payload
 from .report import Report
@@ -256,9 +256,15 @@ class Ledger:
         report = self._note(event)
         if len(values) > 1 and len(event.span) == 1 and not errors and self._end_run(event, values):
             return
-        for k, item in enumerate(items(event.span)):
+        ended = [event.n + item for item in items(event.span)]
+        futures = {item: self._futures.pop(item) for item in ended if item in self._futures}
+        for k, item in enumerate(ended):
             code = _DONE if (error := errors.get(k)) is None else _FAILED
-            self._end(event.n + item, code, values[k], error, report)
+            self._end(item, code, values[k], error, report)
+        held = hold_callbacks(futures.values()) if len(futures) > 1 else ()
+        for item, future in futures.items():
+            self._resolve(item, future)
+        let_go(held)
         self._drop_payload(event)
 
     def _end_run(self, event: Event, values: list[Any]) -> bool:
@@ -353,14 +359,8 @@ class Ledger:
         return error
 
     def _resolve(self, item: int, future: Future[Any]) -> None:
-        code = self._states[item]
-        if code == _CANCELLED:
-            Future.cancel(future)
-            future.set_running_or_notify_cancel()
-        elif code == _FAILED:
-            future.set_exception(self.error(item))
-        else:
-            future.set_result(self._values[item])
+        is_cancelled = self._states[item] == _CANCELLED
+        resolve(future, self._values[item], self.error(item), is_cancelled=is_cancelled)
 
     def _note(self, event: Event) -> Report:
         self._reports = self._reports or []

@@ -106,6 +106,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
         born = time.monotonic()
+        with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
+            # Before there are workers: whose supervisor nobody knows, nobody would miss.
+            self._beat()
         try:
             while not self._stopping:
                 self._tick()

@@ -104,6 +104,16 @@ class TestCallbacks:
             thread.join()
 
 
+def test_a_callback_may_wait_for_another_item_of_the_same_message(queue, gate):
+    hold = gate.hold
+    job = queue.map(hold, range(4), chunksize=4)
+    found: Future[int] = Future()
+    first, last = job[0], job[3]
+    first.add_done_callback(lambda _: found.set_result(last.result(HANGS)))
+    gate.open()
+    assert found.result(HANGS) == 3
+
+
 class TestChangesWithoutAnEvent:
     """What another thread of this process does ends a wait at once."""
 
