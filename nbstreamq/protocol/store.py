@@ -49,6 +49,9 @@ class Store(NamedJobs, Supervision):
         self._signer = signer
         self._n_read = 0
         self._asked: dict[bytes, str] = {}
+        self._ask_version: Command = ("HGET", self.keys.cancelled, "#")
+        #: Number of the last change that was read, and job -> cancelled items.
+        self._cancellations: tuple[bytes, dict[str, Span]] = (b"", {})
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
 
@@ -306,11 +309,11 @@ class Store(NamedJobs, Supervision):
         read += ("STREAMS", *names, *([">"] * len(names)))
         settle = (self._settle(settlements),) if settlements else ()
         # What is cancelled is asked after the wait, in the same breath.
-        *_, reply, cancelling = self._wire.call(
-            *settle, read, ("EXISTS", self.keys.cancelled), timeout=(block or 0) + REPLY_TIMEOUT
+        *_, reply, version = self._wire.call(
+            *settle, read, self._ask_version, timeout=(block or 0) + REPLY_TIMEOUT
         )
         entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
-        deliveries, is_trusted = self._deliver(entries, cancelling)
+        deliveries, is_trusted = self._deliver(entries, version)
         if not is_trusted:
             raise self._mismatch()
         return deliveries
@@ -323,7 +326,7 @@ class Store(NamedJobs, Supervision):
             pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
             found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
             entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
-        return self._deliver(entries, 1)[0]
+        return self._deliver(entries, self._wire.call(self._ask_version)[0])[0]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
@@ -342,7 +345,7 @@ class Store(NamedJobs, Supervision):
         return found
 
     def _deliver(
-        self, entries: list[tuple[str, bytes, Fields]], cancelling: int
+        self, entries: list[tuple[str, bytes, Fields]], version: bytes | None
     ) -> tuple[list[Delivery], bool]:
         """Check signatures, set the refused aside, and look up what was cancelled.
 
@@ -360,19 +363,22 @@ class Store(NamedJobs, Supervision):
                     settle = encode_return(self.keys.lane(lane), entry_id)
                     self._wire.call(scripts.settle(self.keys.control, *settle))
         deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
-        if cancelling:
-            spans = self._cancelled({task.job for _, _, task in tasks})
+        if version and deliveries:
+            spans = self._cancelled(version)
             for d in deliveries:
+                # A session that is gone has all its jobs cancelled, under its own name.
                 d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
         return deliveries, is_trusted
 
-    def _cancelled(self, jobs: set[str]) -> dict[str, Span]:
-        if not jobs:
-            return {}
-        # A session that is gone has all its jobs cancelled, under its own name.
-        names = sorted(jobs | {session_of(job) for job in jobs})
-        texts = self._wire.call(("HMGET", self.keys.cancelled, *names))[0]
-        return {job: read_span(text) for job, text in zip(names, texts, strict=True) if text}
+    def _cancelled(self, version: bytes) -> dict[str, Span]:
+        """Return what is cancelled; asks the server only if that was changed since."""
+        known, spans = self._cancellations
+        if known != version:
+            flat = self._wire.call(("HGETALL", self.keys.cancelled))[0]
+            names = [name.decode(errors="replace") for name in flat[::2]]
+            spans = dict(zip(names, map(read_span, flat[1::2]), strict=True))
+            self._cancellations = (version, spans)
+        return spans
 
     def publish(self, events: Sequence[Event]) -> None:
         """Send events that settle nothing: started, output, progress."""

@@ -199,6 +199,7 @@ class Attack:
             case 0:
                 job = rng.choice([self.session, f"{self.session}.1", f"{self.session}.2", "s"])
                 pipe.hset(keys.cancelled, job, b"x" + junk)
+                pipe.hincrby(keys.cancelled, "#", 1)
             case 1:
                 pipe.zadd(keys.nodes, {junk: 1})
             case 2:

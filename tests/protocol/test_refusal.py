@@ -258,7 +258,7 @@ class TestDescriptions:
 
 @pytest.mark.parametrize("text", [b"all", b"\xff", b"5:1", b"0:x", b"0:5,2:9"])
 def test_what_is_no_span_cancels_nothing(store, submit, take, client, text):
-    client.hset(store.keys.cancelled, mapping={"s": text, "s.1": text})
+    client.hset(store.keys.cancelled, mapping={"s": text, "s.1": text, "#": 1})
     client.expire(store.keys.cancelled, 60)
     submit(0)
     (delivery,) = take()

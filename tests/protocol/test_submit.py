@@ -70,7 +70,7 @@ def test_a_delayed_task_waits_outside_its_lane(store, submit, take):
     submit(0, delay=60)
     assert take() == []
     (counts,) = store.lanes(["default"])
-    assert counts == {"lane": "default", "waiting": 0, "running": 0, "delayed": 1}
+    assert counts == {"lane": "default", "waiting": 0, "running": 0, "delayed": 1, "over": 0}
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.0004, -1.0])

@@ -112,6 +112,6 @@ def test_waiting_and_running_tasks_are_counted(store, submit, take):
     take(count=1)
     submit(3, delay=60)
     assert store.lanes(["default", "gpu"]) == [
-        {"lane": "default", "waiting": 2, "running": 1, "delayed": 1},
-        {"lane": "gpu", "waiting": 0, "running": 0, "delayed": 0},
+        {"lane": "default", "waiting": 2, "running": 1, "delayed": 1, "over": 0},
+        {"lane": "gpu", "waiting": 0, "running": 0, "delayed": 0, "over": 0},
     ]

@@ -7,6 +7,8 @@
 -- ARGV[4..] the control message
 -- Returns 1
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+-- Who has read it all sees by this number that it has changed.
+redis.call('HINCRBY', KEYS[1], '#', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 4))
 redis.call('PEXPIRE', KEYS[2], ARGV[3])

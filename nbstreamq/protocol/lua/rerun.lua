@@ -26,6 +26,7 @@ redis.call('HINCRBY', KEYS[1], 'cancelled', 0 - ARGV[5])
 redis.call('HSET', KEYS[1], 'about', ARGV[3])
 if tonumber(ARGV[5]) > 0 then
   redis.call('HDEL', KEYS[3], ARGV[2])
+  redis.call('HINCRBY', KEYS[3], '#', 1)
 end
 local first = 9 + ARGV[8]
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 9, first - 1))
