@@ -47,6 +47,8 @@ class Listener:
         Whose events.
     deliver
         Called with each event, in order; returns whether to go on.
+    on_delivered
+        Called when all events that were read are delivered.
     on_trouble
         Called with the error when the server can't be reached, and with None when it can again.
     """
@@ -56,11 +58,13 @@ class Listener:
         store: Store,
         session: str,
         deliver: Callable[[Event], bool],
+        on_delivered: Callable[[], object],
         on_trouble: Callable[[ServerUnreachable | None], None],
     ) -> None:
         self._store = store
         self._session = session
         self._deliver = deliver
+        self._on_delivered = on_delivered
         self._on_trouble = on_trouble
         self._closing = threading.Event()
         #: Session, and each named job that is followed -> the last entry that was read.
@@ -133,10 +137,16 @@ class Listener:
         """Read the events of a named job behind the entry `after`, from the next request on."""
         self._changes.append((job, after))
 
-    def unfollow(self, job: str) -> bytes:
-        """Read the events of a named job no more; return the last entry that was read."""
+    def unfollow(self, job: str) -> bytes | None:
+        """Read the events of a named job no more; return the last entry that was read.
+
+        None, and nothing is changed, while events that were read are not delivered yet.
+        """
+        last = self._after.get(job, b"0")
+        if self._events:
+            return None
         self._changes.append((job, None))
-        return self._after.get(job, b"0")
+        return last
 
     def _apply_changes(self) -> None:
         while self._changes:
@@ -251,14 +261,16 @@ class Listener:
         Each event is taken before it is delivered: a callback that waits reads on behind it.
         """
         if not self._events:
-            self._events.extend(self._store.events(self._after))
-            self._asked = False
+            after = self._after.copy()
+            self._events.extend(self._store.events(after))
+            self._after, self._asked = after, False  # not before: see `unfollow`
         while self._events:
             event = self._events.popleft()
             if isinstance(event, SignatureError):
                 self._warn_of(event)
             elif not self._deliver(event):
                 self._ended = True
+        self._on_delivered()
         return not self._ended
 
     def _warn_of(self, forgery: SignatureError) -> None:

@@ -122,12 +122,13 @@ class TaskQueue(Executor):
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
         payload = Payload(0, 1, "apply", data)
-        with uninterrupted():
-            ledger = session.open_ledger(fn, function.name, self._lane())
-            ledger.add(payload)
-            future: TaskFuture[T] = TaskFuture(session, ledger, 0)
-            ledger.attach(0, future)
+        ledger = None
         try:
+            with uninterrupted():
+                ledger = session.open_ledger(fn, function.name, self._lane())
+                ledger.add(payload)
+                future: TaskFuture[T] = TaskFuture(session, ledger, 0)
+                ledger.attach(0, future)
             if needed:
                 submit_when_done(
                     session, ledger, function, data=data, needed=needed, options=self._options

@@ -87,7 +87,10 @@ class Session:
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
         self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory)
-        self._listener = Listener(store.clone(), self.id, self._deliver, self._on_trouble)
+        self._put_off: list[Ledger] = []
+        self._listener = Listener(
+            store.clone(), self.id, self._deliver, self._on_delivered, self._on_trouble
+        )
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -151,12 +154,9 @@ class Session:
     def everywhere(self, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
         """Send a call to every worker, and to those that join later."""
         ledger.growing = True
-
-        def end() -> None:
-            self.stop_growing(ledger)
-
-        order = everywhere_order(ledger, function, args, lambda: self.workers.n_workers, end)
-        self._sender.put(order)
+        end = functools.partial(self.stop_growing, ledger)
+        n_workers = lambda: self.workers.n_workers  # noqa: E731 - as it will be then
+        self._sender.put(everywhere_order(ledger, function, args, n_workers, end))
 
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
@@ -221,10 +221,8 @@ class Session:
 
     def _explain_delay(self, ledger: Ledger) -> None:
         """Warn, once for each reason, if there is a reason why nothing happens."""
-        if self.workers.revive():
-            return  # the new workers have not joined yet
-        _, reason = self.survey(ledger)
-        if reason:
+        # Workers that are started again have not joined yet.
+        if not self.workers.revive() and (reason := self.survey(ledger)[1]):
             self.warn(f"waiting for {ledger.name}: {reason}")
 
     def survey(self, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
@@ -269,11 +267,21 @@ class Session:
         if not ledger.is_over:
             return
         with self._lock:
-            if self._ledgers.pop(ledger.job, None) and is_named(ledger.job):
-                ledger.position = self._listener.unfollow(ledger.job)
+            if is_named(ledger.job) and ledger.job in self._ledgers:
+                # What comes behind its end may reopen it: it must know how far it has heard.
+                if (position := self._listener.unfollow(ledger.job)) is None:
+                    self._put_off.append(ledger)
+                    return
+                ledger.position = position
+            self._ledgers.pop(ledger.job, None)
             last = self._state == "closing" and not self._ledgers
         if last:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()
+
+    def _on_delivered(self) -> None:
+        put_off, self._put_off = self._put_off, []
+        for ledger in put_off:
+            self._retire(ledger)
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
         if error is None and self._state != "closed":
@@ -320,14 +328,9 @@ class Session:
             raise lifetime.forked(self._store.keys.queue)
 
     def close(self, *, wait: bool, cancel: bool) -> None:
-        """Take no more calls; end when those that are open are done.
+        """Take no more calls; end, and with `wait` return, when those that are open are done.
 
-        Parameters
-        ----------
-        wait
-            Return only then.
-        cancel
-            Cancel the calls that are not running yet, as far as is known.
+        With `cancel`, those that are not running yet, as far as is known, are cancelled.
         """
         with self._lock:
             if self._state in ("foreign", "closed"):
@@ -381,9 +384,8 @@ class Session:
                     if self.wait_until(ledger, ledger.check_over, LAST_PATIENCE):
                         break
         if self._ledgers and self._state == "open":
-            self._sender.put(
-                Order(lambda store: store.cancel(self.id, EVERYTHING, EVERYTHING), lambda _: None)
-            )
+            drop = Order(lambda s: s.cancel(self.id, EVERYTHING, EVERYTHING), lambda _: None)
+            self._sender.put(drop)
         self._end(FAREWELL)
 
     def forget(self) -> None:

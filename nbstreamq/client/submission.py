@@ -79,19 +79,21 @@ def pace_of(
 @contextmanager
 def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[Ledger]:
     """Yield the ledger of a new job; if what follows fails, or is interrupted, nobody has it."""
-    with uninterrupted():
-        ledger = session.open_ledger(fn, name, lane)
+    ledger = None
     try:
+        with uninterrupted():
+            ledger = session.open_ledger(fn, name, lane)
         yield ledger
     except BaseException:
         give_up(session, ledger)
         raise
 
 
-def give_up(session: Session, ledger: Ledger) -> None:
-    """Cancel what was submitted of a job that nobody will have."""
-    session.cancel(ledger, range(len(ledger)))
-    session.stop_growing(ledger)
+def give_up(session: Session, ledger: Ledger | None) -> None:
+    """Cancel what was submitted of a job that nobody will have; None: it was not opened."""
+    if ledger is not None:
+        session.cancel(ledger, range(len(ledger)))
+        session.stop_growing(ledger)
 
 
 def send_chunks(
