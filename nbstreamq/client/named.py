@@ -75,11 +75,12 @@ def map_named(
     _check_function(record, about)
     _check_inputs(record, source, function)
     ledger = _ledger_of(session, record, fn, deadline)
+    # First: what fails from now on has had its turn.
+    rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn)
     for pickled in _missing(record, source, pace, function):
         _append(session, ledger, function, pickled, options)
     if record.total is None:
         _close(session, ledger)
-    rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn)
     return cast("Job[T]", ledger.view)
 
 
@@ -104,7 +105,10 @@ def attach(session: Session, name: str) -> Job[Any]:
             raise NbstreamqError(f"The server no longer holds the function of job {name!r}.")
         return load_function(data).fn(*args, **kwargs)
 
-    return cast("Job[Any]", _ledger_of(session, record, call).view)
+    ledger = _ledger_of(session, record, call)
+    if not ledger.is_over:
+        session.start_workers()
+    return cast("Job[Any]", ledger.view)
 
 
 def _open(session: Session, name: str, about: dict[str, Any]) -> JobRecord:
@@ -207,17 +211,26 @@ def _append(
     ledger.add_chunks([chunk])
     payload = Payload(chunk.first, chunk.n_items, ledger.call, data)
     fields = session.encode_task(task_of(ledger, function, payload, options))
-    items = range(chunk.first, chunk.first + chunk.n_items)
 
     def carry_out(store: Store) -> None:
         kept = store.append_chunk(
             ledger.job, chunk, data, lane=ledger.lane, delay=options.delay, task=fields
         )
-        # Else another client was first, or this is the second time; but the job may be gone.
-        if not kept and store.job_record(ledger.job) is None:
+        if kept:
+            return
+        # Another client was first, or this is the second time; or it can't be there at all.
+        there = store.job_record(ledger.job)
+        if there is None:
             raise JobNotFound(f"Job {ledger.title!r} was deleted while it was being submitted.")
+        if there.n_items < chunk.first:
+            raise NbstreamqError(f"What comes before item {chunk.first} was refused.")
 
-    session.send(Order(carry_out, lambda error: ledger.fail(items, error), 2 * len(data) + 500))
+    def fail(error: BaseException) -> None:
+        # All of it here, so that the next call looks what the server has, and goes on from there.
+        ledger.fail(range(len(ledger)), error)
+        session.stop_growing(ledger)
+
+    session.send(Order(carry_out, fail, 2 * len(data) + 500))
 
 
 def _close(session: Session, ledger: NamedLedger) -> None:

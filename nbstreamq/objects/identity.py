@@ -7,8 +7,10 @@ numbers, and marks of the process. Here only what it does counts: its code and w
 from __future__ import annotations
 
 import dis
+import enum
 import hashlib
 import types
+import typing
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,19 @@ __all__ = ["identity", "inputs_digest"]
 _DIGEST_BYTES = 16
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
+#: Attributes of a class that say nothing of it, or are made anew in each process.
+_OF_PROCESS = frozenset(
+    {
+        "__dict__",
+        "__weakref__",
+        "__module__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__orig_bases__",
+        "__parameters__",
+        "_abc_impl",
+    }
+)
 #: Instructions that say how the others are carried out.
 _FILLING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"})
 
@@ -53,7 +68,7 @@ class _Hash:
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
-        return len(data)
+        return memoryview(data).nbytes
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
@@ -68,8 +83,8 @@ class _IdentityPickler(Pickler):
 
     def persistent_id(self, obj: Any) -> Any:
         """Write a set in an order that does not change from process to process."""
-        if type(obj) in (set, frozenset):
-            return "set", sorted(map(identity, obj))
+        if isinstance(obj, set | frozenset):
+            return type(obj).__qualname__, sorted(map(identity, obj))
         return None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -81,6 +96,8 @@ class _IdentityPickler(Pickler):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
             return _Stands, (), _module_state(obj)
+        if isinstance(obj, typing.TypeVar):
+            return _Stands, (), obj.__name__
         return super().reducer_override(obj)
 
 
@@ -124,8 +141,11 @@ def _contents(cell: types.CellType) -> Any:
 
 
 def _class_state(cls: type) -> Any:
-    own = {"__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__"}
-    members = {name: member for name, member in vars(cls).items() if name not in own}
+    if issubclass(cls, enum.Enum):
+        # Its other attributes are caches, which grow as it is used.
+        methods = {k: v for k, v in vars(cls).items() if isinstance(v, types.FunctionType)}
+        return cls.__qualname__, {one.name: one.value for one in cls}, methods
+    members = {name: member for name, member in vars(cls).items() if name not in _OF_PROCESS}
     return cls.__qualname__, cls.__bases__, members
 
 

@@ -12,10 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import redis
 
 import nbstreamq
-from nbstreamq import JobChanged, JobNotFound, NbstreamqError
+from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, TaskQueue
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.keys import WEEK, Keys
 from nbstreamq.protocol.states import State
@@ -44,6 +46,20 @@ def runs(tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
     return Runs(folder)
+
+
+@pytest.fixture
+def new_queue_on(queue_name):
+    """``new_queue_on(url)``: a queue with two workers, on another server."""
+    made = []
+
+    def make(url):
+        made.append(TaskQueue(queue_name, url, workers=2))
+        return made[-1]
+
+    yield make
+    for queue in made:
+        queue.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
@@ -94,6 +110,11 @@ class TestTheSameCallAgain:
         assert again.result(20) == list(range(10))
         assert again.counts()[State.CANCELLED] == 0
 
+    def test_arrays_are_inputs_like_others(self, queue):
+        arrays = [numpy.arange(50_000), numpy.ones((300, 300))]
+        for _ in range(2):
+            assert queue.map(lambda a: a.sum(), arrays, name="j").result(20) == [1249975000, 90000]
+
     def test_while_it_runs_is_the_same_job(self, queue, gate):
         hold = gate.hold
         job = queue.map(hold, range(4), name="j")
@@ -127,6 +148,42 @@ class TestTheSameCallAgain:
     def test_without_inputs(self, queue):
         assert queue.map(abs, [], name="j").result(10) == []
         assert queue.map(abs, [], name="j").result(10) == []
+
+    def test_what_fails_while_it_is_submitted_is_not_run_again(self, queue, runs):
+        def fail(x):
+            runs.note(x)
+            raise ValueError(x)
+
+        def inputs():
+            yield 0
+            while not runs.counts:
+                time.sleep(0.005)
+            yield from range(1, 4)
+
+        job = queue.map(fail, inputs(), name="j", chunksize=1)
+        job.wait(20)
+        assert len(job.errors) == 4
+        assert runs.counts == {0: 1, 1: 1, 2: 1, 3: 1}
+
+    def test_after_the_server_was_full(self, start_server, new_queue_on, square, runs):
+        server = start_server()
+        queue = new_queue_on(server.url)
+        with redis.Redis(unix_socket_path=str(server.socket)) as admin:
+
+            def inputs():
+                yield from range(20)
+                admin.config_set("maxmemory", 1)
+                yield from range(20, 40)
+
+            job = queue.map(square, inputs(), name="j", chunksize=5)
+            with pytest.raises(ServerRefused, match="maxmemory"):
+                job.result(20)
+            admin.config_set("maxmemory", 0)
+        again = queue.map(square, range(40), name="j", chunksize=5)
+        assert again.result(20) == [x * x for x in range(40)]
+        (status,) = queue.jobs()
+        assert (status.done, status.failed, status.submitted) == (40, 0, 40)
+        assert set(runs.counts.values()) == {1}
 
 
 class TestAnotherCall:
@@ -180,6 +237,10 @@ class TestAnotherCall:
 
 
 class TestAttach:
+    def test_starts_the_workers_that_are_missing(self, make_queue):
+        make_queue(workers=0).map(abs, [-1, -2], name="j")
+        assert make_queue(workers=1).attach("j").result(20) == [1, 2]
+
     def test_from_elsewhere_while_it_runs(self, make_queue, gate, wait_until):
         job = make_queue().map(gate.hold, range(6), name="j", chunksize=1)
         other = make_queue(workers=0).attach("j")

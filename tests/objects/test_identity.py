@@ -16,7 +16,11 @@ from nbstreamq.objects.identity import identity
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 BASE = '''
+import abc
 import dataclasses
+import enum
+import numpy
+import typing
 {line}
 FACTOR = {factor}
 NAMES = {names}
@@ -47,10 +51,31 @@ def helper(x):
 def recursive(n):
     return n and recursive(n - 1)
 
+class Shape(abc.ABC):
+    @abc.abstractmethod
+    def area(self): ...
+
+T = typing.TypeVar("T")
+
+class Box(typing.Generic[T]):
+    def __init__(self, value: T):
+        self.value = value
+
+class Names(set):
+    pass
+
+class Mode(enum.Flag):
+    A = 1
+    B = 2
+
+ARRAY = numpy.arange({array})
+Mode.A | Mode.B
+
 def outer(depth):
     def inner(x, scale={scale}):
         """What it does."""
-        return helper(x), NAMES, SHARED, Model(), Setting, recursive(depth), inner, scale
+        more = ARRAY, Shape, Box, Names(NAMES), Mode.A | Mode.B
+        return helper(x), NAMES, SHARED, Model(), Setting, recursive(depth), inner, scale, more
     return inner
 
 target = outer({depth})
@@ -64,6 +89,7 @@ SAME = {
     "operator": "*",
     "scale": 1.5,
     "depth": 2,
+    "array": 50_000,
 }
 
 
@@ -111,5 +137,6 @@ def test_another_after_any_change(identities):
         {"operator": "+"},
         {"scale": 2.5},
         {"depth": 3},
+        {"array": 50_001},
     ]
     assert len(set(identities({}, *changes))) == 1 + len(changes)
