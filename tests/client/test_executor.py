@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed,
 import pytest
 
 from nbstreamq import QueueClosed, TaskQueue
+from tests.interrupts import Armed
 
 
 class TestSubmit:
@@ -499,27 +500,8 @@ def test_an_interrupt_during_a_wait_leaves_everything_in_order(queue):
     """Ctrl-C may fall into the midst of an event: none may be lost, or taken by halves."""
     job = queue.map(slow_identity, range(600), chunksize=1)
     n_interrupts = 0
-    stop = threading.Event()
-
-    def interrupt():
-        while not stop.wait(0.003):
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    pestering = threading.Thread(target=interrupt)
-    pestering.start()
-    try:
-        while not job.done():
-            try:
-                job.wait(60)
-            except KeyboardInterrupt:
-                n_interrupts += 1
-            if n_interrupts >= 30:
-                stop.set()
-    finally:
-        try:
-            stop.set()
-            pestering.join()
-        except KeyboardInterrupt:
-            pestering.join()
+    with Armed() as armed:
+        while not job.done() and n_interrupts < 30:
+            n_interrupts += armed.once(lambda: job.wait(60))
     assert job.result(60) == list(range(600))
     assert n_interrupts

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from nbstreamq.client import listener, session
+from tests.interrupts import Armed
 
 #: Seconds after which a wait hangs.
 HANGS = 10
@@ -168,26 +169,11 @@ class TestInterrupts:
         assert _when_done(queue.submit(abs, -2)).wait(HANGS)
 
     def test_at_any_moment(self, queue):
-        main, end = threading.main_thread(), threading.Event()
         n_interrupted = 0
-
-        def interrupt() -> None:
-            while not end.wait(0.003):
-                if _waits_for_result(main):
-                    signal.pthread_kill(main.ident, signal.SIGINT)
-
-        interrupting = threading.Thread(target=interrupt)
-        interrupting.start()
-        while n_interrupted < 100:
-            future = None
-            try:
-                future = queue.submit(abs, -1)
-                future.result()
-            except KeyboardInterrupt:
-                n_interrupted += 1
-        with contextlib.suppress(KeyboardInterrupt):
-            end.set()
-        interrupting.join()
+        assert queue.submit(abs, -1).result(HANGS) == 1
+        with Armed() as armed:
+            while n_interrupted < 100:
+                n_interrupted += armed.once(lambda: queue.submit(abs, -1).result())
         for _ in range(3):
             assert _when_done(queue.submit(abs, -2)).wait(HANGS)
             assert queue.submit(abs, -3).result(HANGS) == 3
