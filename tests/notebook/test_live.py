@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
+from nbstreamq.settings import n_cores
 from tests.notebook.pages import PANEL, open_notebook, outputs_of
 
 START = """\
@@ -98,7 +99,7 @@ def work(x):
     if x == 3:
         raise ValueError("three")
     return x
-job = q.map(work, range(200), name="sweep")
+job = q.map(work, range(5000), name="sweep")  # longer than a browser may take to open
 job[0].result()
 """
 ATTACH = """\
@@ -135,10 +136,13 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
     open_notebook(watching, lab, "watch.ipynb")
     run_cell(watching, 0)
     view = watching.locator(VIEW)
-    expect(view).to_contain_text("of 200 done", timeout=60_000)
+    expect(view).to_contain_text("of 5,000 done", timeout=60_000)
     expect(view.locator("summary", has_text="item 3: ValueError: three")).to_be_visible()
+    # Its queue starts as many workers as there are cores, as the first submit would
+    cores = n_cores()
+    expect(view).to_contain_text(f"of {cores} workers busy", timeout=20_000)
     view.get_by_role("button", name="Add worker").click()
-    expect(view).to_contain_text("of 2 workers busy", timeout=20_000)
+    expect(view).to_contain_text(f"of {cores + 1} workers busy", timeout=20_000)
     shoot(watching, tmp_path, "attached.png")
     view.get_by_role("button", name="Retry failed").click()
     expect(view.locator("summary", has_text="item 3")).to_have_count(0)
@@ -148,4 +152,4 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
     expect(outputs_of(watching, "attach sweep").last).to_contain_text("cancelled")
     page.bring_to_front()
     run_cell(page, 2)
-    expect(outputs_of(page, "job.done()").last).to_contain_text("(2, True)")
+    expect(outputs_of(page, "job.done()").last).to_contain_text(f"({cores + 1}, True)")
