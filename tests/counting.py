@@ -3,16 +3,20 @@
 from collections import Counter
 
 
-def check_once(job, expected):
-    """Check that each item of `job` came back once, as the server sent it, and as `expected`."""
-    n_news = Counter(
+def n_ends(job):
+    """Return item -> how often the server said that it is over."""
+    return Counter(
         report.n + item
         for report in job._ledger.reports(0)
         if report.kind == "finished"
         for part in report.span
         for item in part
     )
-    assert n_news == Counter(range(len(expected))), "an item is missing, or came twice"
+
+
+def check_once(job, expected):
+    """Check that each item of `job` came back once, as the server sent it, and as `expected`."""
+    assert n_ends(job) == Counter(range(len(expected))), "an item is missing, or came twice"
     assert job.errors == {}
     assert job.result(0) == expected
 

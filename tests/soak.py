@@ -29,6 +29,7 @@ from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
 from tests.conftest import Server, _find_binary
+from tests.counting import n_ends
 from tests.crash.conftest import NODE, Process
 from tests.proxy import Proxy
 
@@ -87,14 +88,7 @@ class Client(threading.Thread):
             return
         for i, future in [*enumerate(job[:]), *enumerate(singles, 14)]:
             self._check(i, future)
-        news = Counter(
-            r.n + item
-            for r in job._ledger.reports(0)
-            if r.kind == "finished"
-            for part in r.span
-            for item in part
-        )
-        twice = [i for i, times in news.items() if times > 1]
+        twice = [i for i, times in n_ends(job).items() if times > 1]
         if twice:
             self.wrong.append(f"{self.name}, {job}: twice {twice[:20]}")
         self.n_items += n + len(singles)

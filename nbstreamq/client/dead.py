@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import FunctionMissing, NbstreamqError
-from ..objects.functions import load_function
+from ..errors import NbstreamqError
 from ..protocol.dead import DeadEntry
 from ..protocol.messages import Task
 from ..protocol.spans import items
 from ..protocol.store import Store
 from .future import TaskFuture
 from .payload import Payload
+from .replay import stored_function
 from .session import Session
 from .submission import submit
 
@@ -128,12 +128,7 @@ def _send(session: Session, task: Task, lane: str) -> TaskFuture[Any] | list[Tas
     session.check_open()
     session.start_workers()
 
-    def fn(*args: Any, **kwargs: Any) -> Any:
-        data = session.ask(lambda store: store.get_function(task.fn))
-        if data is None:
-            raise FunctionMissing(f"The server no longer holds the function {task.name}.")
-        return load_function(data).fn(*args, **kwargs)
-
+    fn = stored_function(session, task.fn, task.name)
     ledger = session.open_ledger(fn, task.name, lane)
     # The arguments stay as they are, so items keep their place; those before it are not part of it.
     ledger.add(Payload(0, task.span[-1].stop, task.call, task.args))

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..errors import JobChanged, JobNotFound, NbstreamqError
-from ..objects.functions import FunctionPickle, load_function
+from ..objects.functions import FunctionPickle
 from ..objects.identity import identity, inputs_digest
 from ..objects.payloads import dump
 from ..protocol.jobs import Chunk, JobRecord
@@ -20,6 +20,7 @@ from .job import Job
 from .keeping import forget
 from .named_ledger import NamedLedger
 from .payload import Payload
+from .replay import stored_function
 from .rerun import catch_up, rerun
 from .sender import Order
 from .session import Session
@@ -76,7 +77,8 @@ def map_named(
     _check_inputs(record, source, function)
     ledger = _ledger_of(session, record, fn, deadline)
     # First: what fails from now on has had its turn.
-    rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn)
+    if record.n_items:
+        rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn)
     for pickled in _missing(record, source, pace, function):
         _append(session, ledger, function, pickled, options)
     if record.total is None:
@@ -97,15 +99,8 @@ def attach(session: Session, name: str) -> Job[Any]:
         names = sorted(session.ask(lambda store: store.job_names()))
         known = f" There are: {', '.join(names[:20])}." if names else " There are none."
         raise JobNotFound(f"No job {name!r} on this queue: it expired, or never was.{known}")
-    digest = record.about["fn"]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        data = session.ask(lambda store: store.get_function(digest))
-        if data is None:
-            raise NbstreamqError(f"The server no longer holds the function of job {name!r}.")
-        return load_function(data).fn(*args, **kwargs)
-
-    ledger = _ledger_of(session, record, call)
+    fn = stored_function(session, record.about["fn"], f"of job {name!r}")
+    ledger = _ledger_of(session, record, fn)
     if not ledger.is_over:
         session.start_workers()
     return cast("Job[Any]", ledger.view)

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..errors import NbstreamqError
+from ..errors import FunctionMissing, NbstreamqError
+from ..objects.functions import load_function
 from ..objects.payloads import load
 from ..objects.references import resolving
 from .ledger import Ledger
 from .session import Session
 
-__all__ = ["replay"]
+__all__ = ["replay", "stored_function"]
+
+
+def stored_function(session: Session, digest: str, what: str) -> Callable[..., Any]:
+    """Return what fetches a function from the server and calls it here, whenever it is called.
+
+    Parameters
+    ----------
+    what
+        The function in words, for the error when the server does not hold it any more.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        data = session.ask(lambda store: store.get_function(digest))
+        if data is None:
+            raise FunctionMissing(f"The server no longer holds the function {what}.")
+        return load_function(data).fn(*args, **kwargs)
+
+    return call
 
 
 def replay(session: Session, ledger: Ledger, item: int) -> Any:

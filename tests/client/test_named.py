@@ -17,7 +17,7 @@ import pytest
 import redis
 
 import nbstreamq
-from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, TaskQueue
+from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.keys import WEEK, Keys
 from nbstreamq.protocol.states import State
@@ -46,20 +46,6 @@ def runs(tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
     return Runs(folder)
-
-
-@pytest.fixture
-def new_queue_on(queue_name):
-    """``new_queue_on(url)``: a queue with two workers, on another server."""
-    made = []
-
-    def make(url):
-        made.append(TaskQueue(queue_name, url, workers=2))
-        return made[-1]
-
-    yield make
-    for queue in made:
-        queue.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
@@ -165,9 +151,9 @@ class TestTheSameCallAgain:
         assert len(job.errors) == 4
         assert runs.counts == {0: 1, 1: 1, 2: 1, 3: 1}
 
-    def test_after_the_server_was_full(self, start_server, new_queue_on, square, runs):
+    def test_after_the_server_was_full(self, start_server, make_queue, square, runs):
         server = start_server()
-        queue = new_queue_on(server.url)
+        queue = make_queue(url=server.url)
         with redis.Redis(unix_socket_path=str(server.socket)) as admin:
 
             def inputs():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,6 +17,9 @@ import pytest
 
 from nbstreamq.client import listener, session
 from tests.interrupts import Armed
+from tests.proxy import proxy
+
+__all__ = ["proxy"]
 
 #: Seconds after which a wait hangs.
 HANGS = 10
@@ -218,64 +219,14 @@ def test_more_files_than_select_can_name(make_queue):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-class Proxy:
-    """Carries bytes between clients and a server, until it loses them without a word."""
-
-    def __init__(self, path):
-        self._path = path
-        self._reading: set[int] = set()
-        self._frozen: set[int] = set()
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self._ends: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def freeze(self):
-        """From now on nothing passes through the connections that read; new ones work."""
-        self._frozen |= self._reading
-
-    def close(self):
-        self._listening.close()
-        for end in self._ends:
-            end.close()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._path)
-                self._ends += [client, server]
-                for source, target in ((client, server), (server, client)):
-                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
-
-    def _carry(self, source, target):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if b"XREAD\r" in data:
-                    self._reading |= {id(source), id(target)}
-                if id(source) not in self._frozen:
-                    target.sendall(data)
-        if id(source) not in self._frozen:
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_WR)
-
-
-def test_a_connection_that_was_cut_without_a_word_is_opened_again(
-    make_queue, server_url, monkeypatch
-):
+def test_a_connection_that_was_cut_without_a_word_is_opened_again(make_queue, proxy, monkeypatch):
     monkeypatch.setattr(listener, "BLOCK", 0.3)
     monkeypatch.setattr(listener, "REPLY_TIMEOUT", 0.3)
-    path = server_url.removeprefix("unix://").partition("?")[0]
-    proxy = Proxy(path)
-    try:
-        working = make_queue(workers=1)
-        working.submit(abs, -1).result(HANGS)
-        waiting = make_queue(workers=0, url=f"redis://127.0.0.1:{proxy.port}")
-        assert waiting.submit(abs, -2).result(HANGS) == 2
-        future = waiting.submit(time.sleep, 0.2)
-        proxy.freeze()
-        assert future.result(HANGS) is None
-    finally:
-        waiting.shutdown(wait=False)
-        proxy.close()
+    working = make_queue(workers=1)
+    working.submit(abs, -1).result(HANGS)
+    waiting = make_queue(workers=0, url=proxy.url)
+    assert waiting.submit(abs, -2).result(HANGS) == 2
+    future = waiting.submit(time.sleep, 0.2)
+    assert proxy.mute(b"XREAD\r") > 0
+    assert future.result(HANGS) is None
+    waiting.shutdown(wait=False)

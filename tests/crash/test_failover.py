@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 
@@ -11,19 +10,10 @@ import redis
 
 from nbstreamq import DataLost
 from nbstreamq.protocol.keys import Keys
+from tests.ports import free_port
 
 #: Milliseconds after which a Sentinel takes a silent master for dead.
 DOWN_MS = 500
-
-
-def free_port():
-    """Return a port that is free now; a cluster's bus takes the one 10,000 above."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 55_000:
-            return port
 
 
 def slow(x):

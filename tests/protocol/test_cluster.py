@@ -1,6 +1,5 @@
 """The same queue on a cluster, and behind a Sentinel."""
 
-import socket
 import subprocess
 
 import pytest
@@ -12,17 +11,8 @@ from nbstreamq.protocol.settlement import Settlement, Successor
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.spans import parse_span
 from nbstreamq.protocol.store import Store
+from tests.ports import free_port
 from tests.protocol.reading import read_events
-
-
-def free_port():
-    """Return a port that is free now; a cluster's bus takes the one 10,000 above."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 55_000:
-            return port
 
 
 @pytest.fixture(scope="module")
