@@ -78,6 +78,7 @@ class Listener:
         self._reader = 0  # the thread that reads
         self._n_leads = 0  # how many of its calls wait for something: a callback may wait, too
         self._soon = False  # whether the next wait ends soon
+        self._led = 0.0  # when somebody else has read last
         self._overdue = 0.0  # when the answer should have come
         self._events: deque[Event | SignatureError] = deque()  # came, but are not delivered yet
         self._bell, self._ring = socket.socketpair()
@@ -125,13 +126,23 @@ class Listener:
                     self._soon = soon
                     return self._lead(is_reached, deadline, shield)
                 finally:
-                    self._reader = 0
+                    self._reader, self._led = 0, time.monotonic()
                     self._reading.release()
             finally:
                 self._leading.release()
                 if self._is_followed:  # else we may be back before our thread is awake
                     self._is_followed = False
                     self._resume.set()
+
+    def ask(self) -> None:
+        """Ask for what comes next, before it is waited for, if nobody does."""
+        if not self._asked and not self._lost and self._reading.acquire(blocking=False):
+            try:
+                self._ask()
+            except NbstreamqError:
+                self._asked = False
+            finally:
+                self._reading.release()
 
     def follow(self, job: str, after: bytes) -> None:
         """Read the events of a named job behind the entry `after`, from the next request on."""
@@ -197,6 +208,7 @@ class Listener:
     def _run(self) -> None:
         while not self._ended:
             try:
+                self._step_aside()
                 with self._reading:
                     if self._ended:  # another thread has read the last event
                         break
@@ -208,8 +220,6 @@ class Listener:
                         self._on_trouble(None)
                     if news and not self._read():
                         break
-                if not news:
-                    self._step_aside()
             except NbstreamqError as error:
                 self._asked = False
                 if isinstance(error, ServerUnreachable):
@@ -222,10 +232,15 @@ class Listener:
         self._forget()
 
     def _step_aside(self) -> None:
+        """Leave the reading to others, until they have not done it for a while."""
         self._resume.clear()
-        self._resume.wait(PARK)
-        while self._is_wanted:  # a lock is not fair: we would have it again at once
-            time.sleep(PARK)
+        while not self._closing.is_set():
+            while self._is_wanted:  # a lock is not fair: we would have it again at once
+                time.sleep(PARK)
+            with self._reading:
+                left = self._led + PARK - time.monotonic()
+            if left <= 0 or self._resume.wait(left):
+                break
 
     def _wait(self, seconds: float | None, shield: uninterrupted | None = None) -> bool:
         """Wait until there is something to read; return whether there is, and the bell is silent.
@@ -236,10 +251,7 @@ class Listener:
             return True
         now = time.monotonic()
         if not self._asked:
-            block = RECONNECT if self._lost else BLOCK
-            self._apply_changes()
-            self._store.await_events(self._session, self._after, block)
-            self._asked, self._overdue = True, now + block + REPLY_TIMEOUT
+            self._ask()
         if now > self._overdue:
             # Nobody tells us when a firewall, or a machine's sleep, has cut the connection.
             self._store.close()
@@ -254,6 +266,12 @@ class Listener:
             return self._store.wait(seconds, self._bell, soon=soon)
         finally:
             shield.lower(False)
+
+    def _ask(self) -> None:
+        block = RECONNECT if self._lost else BLOCK
+        self._apply_changes()
+        self._store.await_events(self._session, self._after, block)
+        self._asked, self._overdue = True, time.monotonic() + block + REPLY_TIMEOUT
 
     def _read(self) -> bool:
         """Deliver what there is; return whether to go on.

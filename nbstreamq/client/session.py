@@ -86,7 +86,9 @@ class Session:
         self.warn = Warner().say
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
-        self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory)
+        self._sender = Sender(
+            store.clone(), self.id, self._on_trouble, self._memory, lambda: self._listener.ask()
+        )
         self._put_off: list[Ledger] = []
         self._listener = Listener(
             store.clone(), self.id, self._deliver, self._on_delivered, self._on_trouble

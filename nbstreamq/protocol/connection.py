@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Sequence
@@ -238,5 +239,5 @@ def _spin(poll: select.poll) -> list[tuple[int, int]]:
     """Return what `poll` finds, looking for it without sleeping; empty if it takes too long."""
     until = time.monotonic() + SPIN
     while not (found := poll.poll(0)) and time.monotonic() < until:
-        pass
+        os.sched_yield()
     return found
