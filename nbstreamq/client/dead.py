@@ -14,6 +14,7 @@ from ..protocol.messages import Task
 from ..protocol.spans import items
 from ..protocol.store import Store
 from .future import TaskFuture
+from .ledger import Ledger
 from .payload import Payload
 from .replay import stored_function
 from .session import Session
@@ -129,7 +130,7 @@ def _send(session: Session, task: Task, lane: str) -> TaskFuture[Any] | list[Tas
     session.start_workers()
 
     fn = stored_function(session, task.fn, task.name)
-    ledger = session.open_ledger(fn, task.name, lane)
+    ledger = session.open_ledger(fn, task.name, lane, Ledger)
     # The arguments stay as they are, so items keep their place; those before it are not part of it.
     ledger.add(Payload(0, task.span[-1].stop, task.call, task.args))
     chosen = list(items(task.span))

@@ -102,6 +102,11 @@ class Ledger:
     def is_over(self) -> bool:
         return not self.growing and self.n_over == len(self._states)
 
+    @property
+    def n_open(self) -> int:
+        """How many items are not over."""
+        return len(self._states) - self.n_over
+
     def check_over(self) -> bool:
         """Return `is_over`; a method, to wait for."""
         return self.is_over

@@ -31,7 +31,9 @@ class Payload(NamedTuple):
     def arguments(self, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of an item of the job."""
         loaded = load(self.args)
-        if self.call == "apply":
+        if self.call == "calls":
+            loaded = load(loaded[item - self.n])
+        if self.call in ("apply", "calls"):
             args, kwargs = loaded
             return args, kwargs
         value = loaded[item - self.n]

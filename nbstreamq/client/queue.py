@@ -19,23 +19,23 @@ from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..settings import n_cores
 from .cache import recall
+from .calls import Call, Kind
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .future import TaskFuture
 from .interrupts import uninterrupted
 from .job import Job
+from .ledger import Ledger
 from .opening import open_session
-from .payload import Payload
 from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
 from .submission import (
     Feed,
     give_up,
+    open_call,
     opening,
     pace_of,
     send_chunks,
-    submit,
     submit_when_done,
-    task_of,
 )
 from .task_function import TaskFunction
 
@@ -121,23 +121,26 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
-        payload = Payload(0, 1, "apply", data)
-        ledger = None
+        options, place = self._options, None
+        kind = Kind(fn, function, self._lane(), options)
         try:
-            with uninterrupted():
-                ledger = session.open_ledger(fn, function.name, self._lane())
-                ledger.add(payload)
-                future: TaskFuture[T] = TaskFuture(session, ledger, 0)
-                ledger.attach(0, future)
+            with uninterrupted() as shield:
+                alone = bool(needed or options.cache or options.delay)
+                place = ledger, item = open_call(session, kind, data, alone=alone)
+                future: TaskFuture[T] = TaskFuture(session, ledger, item)
+                ledger.attach(item, future)
+                call = Call(ledger, item, data, options.delay)
+                if not needed and not options.cache:
+                    session.send(call, shield)
             if needed:
                 submit_when_done(
-                    session, ledger, function, data=data, needed=needed, options=self._options
+                    session, ledger, function, data=data, needed=needed, options=options
                 )
-            elif not self._options.cache or not recall(session, ledger, fn, (args, kwargs), future):
-                task = task_of(ledger, function, payload, self._options)
-                submit(session, ledger, task, self._options.delay)
+            elif options.cache and not recall(session, ledger, fn, (args, kwargs), future):
+                session.send(call)
         except BaseException:
-            give_up(session, ledger)
+            if place:
+                give_up(session, place[0], [place[1]])
             raise
         return future
 
@@ -282,7 +285,7 @@ class TaskQueue(Executor):
         session = self._session
         function = session.pickle_function(fn)
         data = dump((args, kwargs), f"an argument of {function.name}()")
-        ledger = session.open_ledger(fn, function.name, self._lane())
+        ledger = session.open_ledger(fn, function.name, self._lane(), Ledger)
         session.everywhere(ledger, function, data)
         session.wait_until(ledger, lambda: not ledger.growing, None)
         return Job(session, ledger)

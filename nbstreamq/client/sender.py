@@ -12,6 +12,7 @@ from ..errors import NbstreamqError, ServerUnreachable
 from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
+from .calls import Call, gather, task_of_calls
 from .interrupts import uninterrupted
 from .ledger import Ledger
 from .memory import Memory
@@ -96,7 +97,7 @@ class Sender:
         self._memory = memory
         self._ahead = ahead
         self._on_trouble = on_trouble
-        self._queue: deque[Entry | Order] = deque()
+        self._queue: deque[Entry | Call | Order] = deque()
         self._changed = threading.Condition()
         #: Held by who sends; what is sent is taken from the queue by him, so that order is kept.
         self._sending = threading.Lock()
@@ -112,28 +113,42 @@ class Sender:
         )
         self._thread.start()
 
-    def put(self, item: Entry | Order, *, alone: bool = False) -> None:
+    def put(
+        self,
+        item: Entry | Call | Order,
+        shield: uninterrupted | None = None,
+        *,
+        alone: bool = False,
+    ) -> None:
         """Send `item` soon; blocks while too much waits to be sent.
 
         Parameters
         ----------
+        shield
+            Around the call already: Ctrl-C could leave a lock held, or half an item.
         alone
             Nothing else is under way: send it now, in this thread.
         """
-        with uninterrupted() as shield:  # else Ctrl-C could leave a lock held, or half an item
-            if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
-                try:
-                    if self._put_first(item):
-                        self._ahead()
-                        self._send_once()
-                        return
-                finally:
-                    self._sending.release()
-            while not self._put_last(item):
-                shield.lower(True)
-                shield.lower(False)
+        if shield is not None:
+            self._put(item, shield, alone=alone)
+            return
+        with uninterrupted() as own:
+            self._put(item, own, alone=alone)
 
-    def _put_last(self, item: Entry | Order) -> bool:
+    def _put(self, item: Entry | Call | Order, shield: uninterrupted, *, alone: bool) -> None:
+        if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
+            try:
+                if self._put_first(item):
+                    self._ahead()
+                    self._send_once()
+                    return
+            finally:
+                self._sending.release()
+        while not self._put_last(item):
+            shield.lower(True)
+            shield.lower(False)
+
+    def _put_last(self, item: Entry | Call | Order) -> bool:
         """Add `item` to the queue; False if there is no room for it yet."""
         with self._changed:
             if self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
@@ -146,13 +161,14 @@ class Sender:
                 self._changed.notify_all()
             return True
 
-    def _put_first(self, item: Entry | Order) -> bool:
+    def _put_first(self, item: Entry | Call | Order) -> bool:
         """Make `item` the next parcel, if nothing is before it."""
         with self._changed:
             if self._queue or self._parcel or self._closing.is_set():
                 return False
+            self._queue.append(item)
             self._waiting_bytes += item.size_bytes
-            self._pack(item)
+            self._pack()
             return True
 
     def _send_once(self) -> None:
@@ -207,21 +223,30 @@ class Sender:
                     self._done()
                 time.sleep(RECONNECT)
 
-    def _pack(self, first: Entry | Order | None = None) -> None:
-        """Take the next order, or the next tasks, from the queue; or just `first`."""
-        parcel: list[Entry | Order] = [first] if first else []
+    def _pack(self) -> None:
+        """Take the next order, or the next tasks, from the queue."""
+        parcel: list[Entry | Order] = []
         n_bytes = 0
-        while not first and self._queue and len(parcel) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
-            if isinstance(self._queue[0], Order) and parcel:
+        while self._queue and len(parcel) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
+            if type(self._queue[0]) is Order and parcel:
                 break
-            parcel.append(self._queue.popleft())
+            parcel.append(self._next())
             n_bytes += parcel[-1].size_bytes
-            if isinstance(parcel[-1], Order):
+            if type(parcel[-1]) is Order:
                 break
         self._parcel = parcel
         # However often it is sent, the server takes a number once.
         self._batch += 1
         self._again = False
+
+    def _next(self) -> Entry | Order:
+        if type(self._queue[0]) is not Call:
+            return self._queue.popleft()  # type: ignore[return-value]
+        calls = gather(self._queue)
+        ledger, item, _, delay = calls[0]
+        fields = self._store.encode_task(task_of_calls(calls))
+        n_bytes = sum(call.size_bytes for call in calls)
+        return Entry(ledger.lane, delay, fields, n_bytes, ledger, range(item, item + len(calls)))
 
     def _send_parcel(self) -> None:
         parcel = self._parcel

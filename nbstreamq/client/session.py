@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from ..current import host
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
@@ -23,9 +23,11 @@ from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from . import lifetime
+from .calls import Call, CallLedger
 from .delay import Warner, reason_for_delay
 from .echo import echo
 from .everywhere import everywhere_order
+from .interrupts import uninterrupted
 from .ledger import Ledger
 from .listener import Listener
 from .memory import Memory
@@ -41,6 +43,7 @@ LAST_PATIENCE = 2 * PATIENCE
 FAREWELL = 2.0
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
 FUNCTION_LIFETIME = 86_400.0
+L = TypeVar("L", bound=Ledger)
 _KIND_CLOSE, _KIND_LOOK = "close", "look"
 
 
@@ -80,6 +83,8 @@ class Session:
         #: Of all futures: held for moments only.
         self.condition = threading.Condition(self._ledgers_lock)
         self._numbers = itertools.count(1)
+        #: What the next call may join.
+        self.calls: CallLedger | None = None
         self._ledgers: dict[str, Ledger] = {}
         self._pickler = FunctionPickler()
         self._sent: dict[str, float] = {}
@@ -87,7 +92,7 @@ class Session:
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
         self._sender = Sender(
-            store.clone(), self.id, self._on_trouble, self._memory, lambda: self._listener.ask()
+            store.clone(), self.id, self._on_trouble, self._memory, self._ask_ahead
         )
         self._put_off: list[Ledger] = []
         self._listener = Listener(
@@ -97,11 +102,17 @@ class Session:
 
     # -- submitting ----------------------------------------------------------------------------
 
-    def open_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
+    def open_ledger(self, fn: Callable[..., Any], name: str, lane: str, kind: type[L]) -> L:
         """Return the ledger of a new job."""
-        ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
+        ledger = kind(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
         self.register(ledger)
         return ledger
+
+    def join(self, ledger: CallLedger, data: bytes) -> int | None:
+        """Add a call to a job and return its number; None if the job is over."""
+        with self._lock:
+            self.check_open()
+            return ledger.add_call(data) if ledger.job in self._ledgers else None
 
     def register(self, ledger: Ledger, after: bytes | None = None) -> None:
         """Have `ledger` told of its job's events; of a named job's, behind the entry `after`."""
@@ -137,9 +148,10 @@ class Session:
             self._sent[pickled.digest] = now
         return pickled
 
-    def send(self, item: Entry | Order) -> None:
-        """Send something to the server, in its turn."""
-        self._sender.put(item, alone=len(self._ledgers) == 1)
+    def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
+        """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
+        alone = len(self._ledgers) == 1 and (type(item) is not Call or item.ledger.n_open == 1)
+        self._sender.put(item, shield, alone=alone)
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
@@ -212,7 +224,7 @@ class Session:
             worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
         while True:
             left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            soon = len(ledger) == len(self._ledgers) == 1
+            soon = ledger.n_open == len(self._ledgers) == 1
             if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
                 ledger.wait(is_reached, min(left, PATIENCE))
             if is_reached():
@@ -247,6 +259,9 @@ class Session:
                 # The connection may be older than a restart of the server.
                 return question(self._store)
 
+    def _ask_ahead(self) -> None:
+        self._listener.ask()
+
     # -- news ----------------------------------------------------------------------------------
 
     def _deliver(self, event: Event) -> bool:
@@ -266,9 +281,9 @@ class Session:
 
     def _retire(self, ledger: Ledger) -> None:
         """Forget a job that is over; end a session that waited for the last."""
-        if not ledger.is_over:
-            return
         with self._lock:
+            if not ledger.is_over:  # asked here: calls are added to one that is not
+                return
             if is_named(ledger.job) and ledger.job in self._ledgers:
                 # What comes behind its end may reopen it: it must know how far it has heard.
                 if (position := self._listener.unfollow(ledger.job)) is None:

@@ -12,6 +12,7 @@ from ..objects.payloads import dump
 from ..objects.references import Dependent
 from ..protocol.messages import Options, Task
 from ..protocol.spans import ONE, Span
+from .calls import MAX_CALLS, SMALL_BYTES, CallLedger, CallPace, Kind
 from .chunks import Pace, chunks
 from .future import TaskFuture
 from .interrupts import uninterrupted
@@ -23,6 +24,7 @@ from .session import Session
 __all__ = [
     "Feed",
     "give_up",
+    "open_call",
     "opening",
     "pace_of",
     "send_chunks",
@@ -49,6 +51,31 @@ def task_of(
         args=payload.args,
         opts=options.encode(),
     )
+
+
+def open_call(session: Session, kind: Kind, data: bytes, *, alone: bool) -> tuple[CallLedger, int]:
+    """Return the ledger of a new call, and its number there: not the first, if it is like the last.
+
+    Parameters
+    ----------
+    data
+        Its arguments.
+    alone
+        It shall not share its ledger.
+    """
+    alone = alone or len(data) > SMALL_BYTES
+    last = session.calls
+    is_alike = last is not None and last.kind.is_like(kind)
+    if last is not None and is_alike and not alone and len(last) < MAX_CALLS:
+        item = session.join(last, data)
+        if item is not None:
+            return last, item
+    ledger = session.open_ledger(kind.fn, kind.function.name, kind.lane, CallLedger)
+    ledger.kind = kind
+    ledger.pace = last.pace if last is not None and is_alike else CallPace()
+    if not alone:
+        session.calls = ledger
+    return ledger, ledger.add_call(data)
 
 
 def submit(session: Session, ledger: Ledger, task: Task, delay: float) -> None:
@@ -82,18 +109,18 @@ def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> I
     ledger = None
     try:
         with uninterrupted():
-            ledger = session.open_ledger(fn, name, lane)
+            ledger = session.open_ledger(fn, name, lane, Ledger)
         yield ledger
     except BaseException:
-        give_up(session, ledger)
+        if ledger is not None:
+            give_up(session, ledger, range(len(ledger)))
         raise
 
 
-def give_up(session: Session, ledger: Ledger | None) -> None:
-    """Cancel what was submitted of a job that nobody will have; None: it was not opened."""
-    if ledger is not None:
-        session.cancel(ledger, range(len(ledger)))
-        session.stop_growing(ledger)
+def give_up(session: Session, ledger: Ledger, items: Iterable[int]) -> None:
+    """Cancel what was submitted of a job that nobody will have."""
+    session.cancel(ledger, items)
+    session.stop_growing(ledger)
 
 
 def send_chunks(

@@ -145,7 +145,8 @@ class Task(Message):
     name
         Name of the function, for people.
     call
-        How an item is called: ``apply`` (args and kwargs), ``map`` (one argument) or ``starmap``.
+        How an item is called: ``map`` (one argument), ``starmap``, ``apply`` (one item: args and
+        kwargs) or ``calls`` (each item is what it is for ``apply``, pickled by itself).
     args
         The items, pickled.
     opts

@@ -10,6 +10,7 @@ from types import FrameType, GeneratorType
 from typing import Any
 
 from ..errors import TimeLimitExceeded
+from ..objects.payloads import load
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
@@ -88,6 +89,13 @@ def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
         return fn
     if call == "starmap":
         return lambda item: fn(*item)
+    if call == "calls":  # each unpickled by itself: what fails of one is its own
+
+        def one(item: bytes) -> Any:
+            args, kwargs = load(item)
+            return fn(*args, **kwargs)
+
+        return one
     return lambda item: fn(*item[0], **item[1])
 
 

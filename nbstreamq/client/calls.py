@@ -1,0 +1,149 @@
+"""Single calls in quick succession: they share a ledger and, while they are short, messages.
+
+::
+
+    submit ─> Call ─> Sender ─> `gather`: one task of several calls
+
+What a message costs in the client, the server and the worker is paid once for all of them.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..objects.functions import FunctionPickle
+from ..protocol.messages import Event, Options, Task
+from ..protocol.spans import size
+from .ledger import Ledger
+from .payload import Payload
+
+__all__ = [
+    "MAX_CALLS",
+    "SMALL_BYTES",
+    "Call",
+    "CallLedger",
+    "CallPace",
+    "Kind",
+    "gather",
+    "task_of_calls",
+]
+
+#: Most calls in a ledger: what is known of one is kept as long as the future of any.
+MAX_CALLS = 1000
+#: Bytes of pickled arguments up to which a call may share a ledger and a message.
+SMALL_BYTES = 4096
+#: Seconds of work that a message may hold: what is behind a long call in it waits for that one.
+AIM = 0.002
+#: Most calls in a message; more save little.
+MOST = 100
+#: A message takes at most one of so many waiting calls, so that each worker gets some.
+SHARE = 4
+
+
+class CallPace:
+    """Learns how long the calls of a function take."""
+
+    def __init__(self) -> None:
+        self._longest = float("inf")
+
+    def took(self, seconds: float, n: int) -> None:
+        """Learn that `n` calls took `seconds`: one long call counts more than many short ones."""
+        mean = seconds / n
+        known = self._longest
+        self._longest = mean if known == float("inf") else max(mean, known + (mean - known) / 100)
+
+    @property
+    def most(self) -> int:
+        """How many calls a message may hold: one until it is known that they are short."""
+        return max(1, min(MOST, int(AIM / max(self._longest, 1e-6))))
+
+
+class Kind(NamedTuple):
+    """What the calls of a ledger have in common."""
+
+    fn: Callable[..., Any]
+    function: FunctionPickle
+    lane: str
+    options: Options
+
+    def is_like(self, other: Kind) -> bool:
+        return (
+            self.fn is other.fn
+            and self.function.digest == other.function.digest
+            and self.lane == other.lane
+            and (self.options is other.options or self.options == other.options)
+        )
+
+
+class CallLedger(Ledger):
+    """Calls of one kind, each with its future."""
+
+    kind: Kind
+    #: How many of them a message shall hold.
+    pace: CallPace
+
+    def add_call(self, data: bytes) -> int:
+        """Add a call, of which `data` are the arguments; return its number."""
+        with self._lock:
+            item = len(self)
+            self.add(Payload(item, 1, "apply", data))
+            return item
+
+    def apply(self, event: Event) -> None:
+        if event.kind == "finished":
+            self.pace.took(event.seconds, size(event.span))
+        super().apply(event)
+
+    def _resolve(self, item: int, future: Any) -> None:
+        super()._resolve(item, future)
+        self._values[item] = None  # the future has it, and may be gone before this is
+
+    def _drop_payload(self, event: Event) -> None:
+        """Keep it, for `TaskFuture.replay`."""
+
+
+class Call(NamedTuple):
+    """A call on its way to the server: its number, its arguments, and seconds to wait."""
+
+    ledger: CallLedger
+    item: int
+    args: bytes
+    delay: float
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.args) + 300
+
+    def fail(self, error: BaseException) -> None:
+        self.ledger.fail([self.item], error)
+
+
+def gather(queue: deque[Any]) -> list[Call]:
+    """Take the calls for the next message off `queue`, which begins with one."""
+    calls: list[Call] = [queue.popleft()]
+    ledger = calls[0].ledger
+    most = min(ledger.pace.most, len(queue) // SHARE)
+    while len(calls) < most and type(call := queue[0]) is Call and call.ledger is ledger:
+        if call.item != calls[-1].item + 1:  # another thread was in between
+            break
+        calls.append(queue.popleft())
+    return calls
+
+
+def task_of_calls(calls: list[Call]) -> Task:
+    """Return the message for successive calls."""
+    ledger, item, args, _ = calls[0]
+    several = len(calls) > 1
+    return Task(
+        job=ledger.job,
+        n=item,
+        span=(range(len(calls)),),
+        fn=ledger.kind.function.digest,
+        name=ledger.name,
+        call="calls" if several else "apply",
+        args=pickle.dumps([call.args for call in calls], 5) if several else args,
+        opts=ledger.kind.options.encode(),
+    )
