@@ -19,13 +19,14 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import DisplayHandle
 
+from ..client.everywhere import everywhere
 from ..client.job import Job
 from ..client.queue import TaskQueue
-from ..client.status import JobList, WorkerStatus
+from ..client.status import JobList, WorkerList
 from ..errors import JobNotFound
 from .cell_future import CellFuture, Place
 from .cells import Cell, Loop
-from .view import worker_labels
+from .gathering import Gathering
 
 __all__ = ["NbstreamqMagics"]
 
@@ -56,7 +57,7 @@ class NbstreamqMagics(Magics):
     @argument("n", nargs="?", type=int, help="number of local workers that there shall be")
     @argument("--lane", nargs="+", metavar="L", default=(), help="show the workers of these lanes")
     @line_magic
-    def workers(self, line: str) -> list[WorkerStatus] | None:
+    def workers(self, line: str) -> WorkerList | None:
         """Start or stop local workers of the queue `q`; without a number, show its workers.
 
         Without a queue `q`, one is made: `TaskQueue()`.
@@ -65,7 +66,7 @@ class NbstreamqMagics(Magics):
         if args.n is None:
             served = set(args.lane)
             found = self._queue().workers()
-            return [w for w in found if not served or served & set(w.lanes)]
+            return WorkerList(w for w in found if not served or served & set(w.lanes))
         if args.lane:
             raise UsageError(
                 "Local workers serve all lanes but the tags; for others, run `python -m nbstreamq"
@@ -128,18 +129,13 @@ class NbstreamqMagics(Magics):
         """
         if line.strip():
             raise UsageError("%%everywhere takes no arguments")
-        job = self._queue().everywhere(Cell.read(self.shell, "everywhere", line, cell).everywhere())
+        fn = Cell.read(self.shell, "everywhere", line, cell).everywhere()
+        printed = Gathering()
+        job = everywhere(self._queue().session, fn, show=printed.add)
         self._follow(job)
         job.wait()
-        failed = job.errors
-        labels = worker_labels(future.worker or "" for future in job[:])
-        for i in range(len(job)):
-            if i not in failed:
-                label = labels[job[i].worker or ""]
-                _write(f"{label}:\n{job[i].result() or '(nothing printed)'}")
-        if not len(job):
-            _write("There is no worker yet; each will run it when it joins.")
-        for error in failed.values():
+        printed.show(future.worker or "" for future in job[:])
+        for error in job.errors.values():
             raise error
 
     @magic_arguments()
