@@ -208,7 +208,7 @@ def _shown(value: Any) -> str:
 def _alert(word: str, text: str) -> str:
     if not text:
         return ""
-    return f'<div role="alert" {_WARNING}><strong>{word}:</strong> {escape(text)}</div>'
+    return f"<div {_WARNING}><strong>{word}:</strong> {escape(text)}</div>"
 
 
 def _lanes(lanes: Iterable[LaneStatus]) -> str:
