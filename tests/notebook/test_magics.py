@@ -339,7 +339,7 @@ def test_jobs_are_listed_and_cancelled(shell, gate, capsys, wait_until):
     wait_until(job.done, describe="the end of the job")
     shell.run_line_magic("jobs", "")
     assert "<" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match="'gate' is no job"):
+    with pytest.raises(UsageError, match="'gate' is no variable"):
         shell.run_line_magic("cancel", "gate")
     assert isinstance(job, Job)
 
@@ -380,7 +380,7 @@ def test_a_named_job_is_attached(shell, capsys):
 def test_help_names_the_arguments(empty_shell, magic):
     kind = "cell" if magic in ("task", "pmap") else "line"
     text = empty_shell.find_magic(magic, kind).__doc__
-    assert f"%{magic}" in text
+    assert f"  {'%%' if kind == 'cell' else '%'}{magic} " in text
     assert len(text.splitlines()) > 5
 
 
