@@ -1,43 +1,57 @@
-"""The order that sends a call to every worker."""
+"""Calls that every worker makes, also those that join later."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ..objects.functions import FunctionPickle
-from ..protocol.messages import Task
+from ..objects.payloads import dump
+from ..protocol.messages import Event, Task
 from ..protocol.store import Store
+from .job import Job
 from .ledger import Ledger
 from .payload import Payload
 from .sender import Order
+from .session import Session
 
-__all__ = ["everywhere_order"]
+__all__ = ["everywhere"]
 
-#: Seconds to wait for workers that are starting.
+#: Seconds to wait for local workers that are starting.
 START_PATIENCE = 5.0
 
 
-def everywhere_order(
-    ledger: Ledger,
-    function: FunctionPickle,
-    args: bytes,
-    n_expected: Callable[[], int],
-    end: Callable[[], None],
-) -> Order:
-    """Return the order that calls `function` once on every worker, and on those that join later.
+def everywhere(
+    session: Session,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    lane: str = "default",
+    show: Callable[[str, Event], object] | None = None,
+) -> Job[Any]:
+    """Return the job of a call on every worker there is; those that join later make it, too.
 
     Parameters
     ----------
-    ledger
-        Gets an item for each worker that there is.
-    args
-        The pickled arguments.
-    n_expected
-        Returns how many local workers there shall be: those that are starting are waited for.
-    end
-        Called when the ledger has all its items.
+    show
+        Gets what they print, see `Ledger.show`: as long as the session lives, also of those that
+        join later.
     """
+    function = session.pickle_function(fn)
+    data = dump((args, kwargs or {}), f"an argument of {function.name}()")
+    ledger = session.open_ledger(fn, function.name, lane, Ledger)
+    ledger.growing = True
+    if show is not None:
+        ledger.show = show
+    session.set_up(ledger, _order(session, ledger, function, data))
+    session.wait_until(ledger, lambda: not ledger.growing, None)
+    return Job(session, ledger)
+
+
+def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: bytes) -> Order:
+    """Return the order that sends the call; the ledger gets an item for each worker there is."""
 
     def carry_out(store: Store) -> None:
         patient_until = time.monotonic() + START_PATIENCE
@@ -45,16 +59,16 @@ def everywhere_order(
             names = sorted(store.workers())
             # Before they are sent: a worker may be done before we hear that they were.
             ledger.begin(Payload(0, len(names), "apply", args))
-            if len(names) < n_expected() and time.monotonic() < patient_until:
+            if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
             elif store.everywhere(names, _tasks(ledger.job, function, args, len(names))):
                 break
-        end()
+        session.stop_growing(ledger)
 
     def fail(error: BaseException) -> None:
         ledger.begin(Payload(0, 1, "apply", args))
         ledger.fail([0], error)
-        end()
+        session.stop_growing(ledger)
 
     return Order(carry_out, fail, len(args))
 

@@ -15,6 +15,7 @@ from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
 from .annotation import annotate
 from .callbacks import call_all, hold_callbacks, let_go, resolve
+from .echo import echo
 from .output import Output
 from .payload import Payload
 from .report import Report
@@ -63,6 +64,8 @@ class Ledger:
     position = b"0"
     #: Whether more items may come.
     growing = False
+    #: Gets the name and the event when items print; who shows that elsewhere takes its place.
+    show: Callable[[str, Event], object] = staticmethod(echo)
     #: Called after each change: who reads events waits for more than those.
     wake: Callable[[], object] | None = None
     _changed: threading.Condition | None = None
@@ -115,9 +118,7 @@ class Ledger:
         """Return the items that are over, and from now on in the order in which they end."""
         with self._lock:
             if self._order is None:
-                self._order = [
-                    range(i, i + 1) for i in range(len(self._states)) if self.has_ended(i)
-                ]
+                self._order = [range(i, i + 1) for i, c in enumerate(self._states) if c >= _DONE]
             return self._order
 
     def has_more_ended(self, n: int) -> bool:

@@ -22,12 +22,13 @@ from .cache import recall
 from .calls import Call, Kind
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
+from .everywhere import everywhere
 from .future import TaskFuture
 from .interrupts import uninterrupted
 from .job import Job
-from .ledger import Ledger
 from .opening import open_session
-from .status import JobList, QueueStatus, WorkerStatus, job_statuses, queue_status
+from .session import Session
+from .status import JobList, QueueStatus, WorkerList, job_statuses, queue_status
 from .submission import (
     Feed,
     give_up,
@@ -282,13 +283,7 @@ class TaskQueue(Executor):
         Every worker calls it before any task that is submitted after this. The job holds the
         results of the workers there are now; it is empty if there is none.
         """
-        session = self._session
-        function = session.pickle_function(fn)
-        data = dump((args, kwargs), f"an argument of {function.name}()")
-        ledger = session.open_ledger(fn, function.name, self._lane(), Ledger)
-        session.everywhere(ledger, function, data)
-        session.wait_until(ledger, lambda: not ledger.growing, None)
-        return Job(session, ledger)
+        return everywhere(self._session, fn, args, kwargs, lane=self._lane())
 
     def attach(self, name: str) -> Job[Any]:
         """Return the named job, made by whichever kernel on whichever machine, as it is now.
@@ -322,9 +317,9 @@ class TaskQueue(Executor):
             raise ValueError(f"nworkers is {n}: it can't be negative")
         self._session.scale(n)
 
-    def workers(self) -> list[WorkerStatus]:
+    def workers(self) -> WorkerList:
         """Return all workers of the queue, on all machines."""
-        return list(self.status().workers)
+        return WorkerList(self.status().workers)
 
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
@@ -340,6 +335,11 @@ class TaskQueue(Executor):
     def jobs(self) -> JobList:
         """Return the named jobs of the queue, the newest first: whoever made them."""
         return cast("JobList", self._session.ask(job_statuses))
+
+    @property
+    def session(self) -> Session:
+        """What all views of this queue share: for magics."""
+        return self._session
 
     @property
     def closed(self) -> bool:

@@ -25,8 +25,6 @@ from ..protocol.store import Store
 from . import lifetime
 from .calls import Call, CallLedger
 from .delay import Warner, reason_for_delay
-from .echo import echo
-from .everywhere import everywhere_order
 from .interrupts import uninterrupted
 from .ledger import Ledger
 from .listener import Listener
@@ -86,6 +84,7 @@ class Session:
         #: What the next call may join.
         self.calls: CallLedger | None = None
         self._ledgers: dict[str, Ledger] = {}
+        self._set_ups: dict[str, Ledger] = {}
         self._pickler = FunctionPickler()
         self._sent: dict[str, float] = {}
         self.warn = Warner().say
@@ -165,12 +164,10 @@ class Session:
             Order(lambda store: store.put_blob(digest, data), self._on_refusal, len(data))
         )
 
-    def everywhere(self, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
-        """Send a call to every worker, and to those that join later."""
-        ledger.growing = True
-        end = functools.partial(self.stop_growing, ledger)
-        n_workers = lambda: self.workers.n_workers  # noqa: E731 - as it will be then
-        self._sender.put(everywhere_order(ledger, function, args, n_workers, end))
+    def set_up(self, ledger: Ledger, order: Order) -> None:
+        """Send the order of a set-up, and go on to show what those that join later print of it."""
+        self._set_ups[ledger.job] = ledger
+        self._sender.put(order)
 
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
@@ -270,12 +267,13 @@ class Session:
             return False
         ledger = self._ledgers.get(event.job)
         if ledger is None or not ledger.expects(event):
-            if event.kind == "output":
-                echo("everywhere", event)  # of a late joiner's set-up
+            ledger = self._set_ups.get(event.job)
+            if ledger is not None and event.kind == "output":  # of a late joiner
+                ledger.show(ledger.name, event)
             return True
         ledger.apply(event)
         if event.kind == "output":
-            echo(ledger.name, event)
+            ledger.show(ledger.name, event)
         self._retire(ledger)
         return True
 

@@ -13,6 +13,7 @@ __all__ = [
     "JobStatus",
     "LaneStatus",
     "QueueStatus",
+    "WorkerList",
     "WorkerStatus",
     "job_statuses",
     "queue_status",
@@ -58,6 +59,16 @@ class WorkerStatus:
     lanes: tuple[str, ...]
     memory_bytes: int = 0
     cpu: float = 0.0
+
+    def __str__(self) -> str:
+        return f"worker {self.id}: {self.state}, pid {self.pid} on {self.host}"
+
+
+class WorkerList(list[WorkerStatus]):
+    """Workers, a line each."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) or "no workers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +194,7 @@ class QueueStatus:
             for v in self.lanes
             if v.waiting or v.running or v.delayed
         ]
-        lines += [f"  worker {w.id}: {w.state}, pid {w.pid} on {w.host}" for w in self.workers]
+        lines += [f"  {worker}" for worker in self.workers]
         if self.trouble:
             lines.append(f"  trouble: {self.trouble}")
         lines += [f"  warning: {text}" for text in self.warnings]

@@ -8,9 +8,9 @@ from ..client.dead import DeadLetters
 from ..client.future import TaskFuture
 from ..client.job import Job
 from ..client.queue import TaskQueue
-from ..client.status import JobList, QueueStatus
+from ..client.status import JobList, QueueStatus, WorkerList
 from ..objects.references import Ref
-from .reprs import dead_html, future_html, jobs_html, ref_html, status_html
+from .reprs import dead_html, future_html, jobs_html, ref_html, status_html, workers_html
 from .text import job_text
 from .view import JobView
 
@@ -26,6 +26,7 @@ def show_by_default(shell: Any) -> None:
     html.for_type(DeadLetters, dead_html)
     html.for_type(JobList, jobs_html)
     html.for_type(QueueStatus, status_html)
+    html.for_type(WorkerList, workers_html)
     html.for_type(TaskQueue, lambda queue: status_html(queue.status()))
     if _has_browser(shell):
         from .live import show

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-__all__ = ["describe", "duration", "job_html"]
+__all__ = ["describe", "describe_worker", "duration", "job_html"]
 
 _SHADES = {
     "done": "var(--jp-success-color1, #388e3c)",
@@ -16,25 +16,37 @@ _SHADES = {
     "cancelled": "var(--jp-warn-color1, #f57c00)",
     "running": "var(--jp-brand-color1, #1976d2)",
 }
+#: Pixels of a worker's row.
+_ROW = 14
 _LINE = "var(--jp-border-color2, #bdbdbd)"
 _BUSY = "var(--jp-brand-color1, #1976d2)"
+_CELL = "text-align:left;padding:0 8px 0 0;white-space:nowrap;font-weight:normal"
 _PRE = f"margin:4px 0;padding:6px;border:1px solid {_LINE};overflow-x:auto;font-size:12px"
 
 
-def job_html(snapshot: dict[str, Any]) -> str:
-    """Return the HTML of what `JobView.snapshot` returned."""
+def job_html(snapshot: dict[str, Any], place: str = "") -> str:
+    """Return the HTML of what `JobView.snapshot` returned.
+
+    Notebooks that are not trusted lose ARIA roles and drawings, GitHub all styles: so the elements
+    themselves carry the meaning, and what is drawn or coloured is said in words, too.
+
+    Parameters
+    ----------
+    place
+        Class of an empty element where a live notebook may offer to run what failed again.
+    """
     parts = [
-        f"<div><b>{escape(snapshot['name'])}</b> <span>{escape(describe(snapshot))}</span></div>",
+        f"<figcaption><b>{escape(snapshot['name'])}</b> {escape(describe(snapshot))}</figcaption>",
         _bar(snapshot),
         _obstacle(snapshot["obstacle"]),
         _strip(snapshot),
         *map(_error, snapshot["errors"]),
         _more_errors(snapshot),
+        _advice(snapshot, place),
         _output(snapshot["output"]),
     ]
-    label = f"Job {snapshot['name']}"
     style = "font-family:var(--jp-ui-font-family, sans-serif);font-size:13px;max-width:760px"
-    return f'<div role="group" aria-label="{escape(label)}" style="{style}">{"".join(parts)}</div>'
+    return f'<figure style="margin:0;{style}">{"".join(parts)}</figure>'
 
 
 def describe(snapshot: dict[str, Any]) -> str:
@@ -50,6 +62,16 @@ def describe(snapshot: dict[str, Any]) -> str:
         words.append(f"about {duration(snapshot['remaining'])} left")
     if snapshot["n_workers"]:
         words.append(f"{snapshot['n_busy']} of {snapshot['n_workers']} workers busy")
+    return " · ".join(words)
+
+
+def describe_worker(row: dict[str, Any], elapsed: float) -> str:
+    """Return what a worker did, in words: ``98% busy · 12 items · 1 tried again or lost``."""
+    n = row["n_items"]
+    words = [f"{min(1.0, row['seconds'] / max(1e-3, elapsed)):.0%} busy"]
+    words.append(f"{n:,} item{'' if n == 1 else 's'}")
+    if row["n_trouble"]:
+        words.append(f"{row['n_trouble']:,} tried again or lost")
     return " · ".join(words)
 
 
@@ -72,16 +94,12 @@ def _bar(snapshot: dict[str, Any]) -> str:
         for state, shade in _SHADES.items()
         if (count := snapshot["counts"][state])
     )
-    over = snapshot["n"] - snapshot["counts"]["waiting"] - snapshot["counts"]["running"]
     style = f"display:flex;height:8px;margin:4px 0;border:1px solid {_LINE};overflow:hidden"
-    return (
-        f'<div role="progressbar" aria-valuemin="0" aria-valuemax="{snapshot["n"]}"'
-        f' aria-valuenow="{over}" style="{style}">{cells}</div>'
-    )
+    return f'<div style="{style}">{cells}</div>'
 
 
 def _obstacle(text: str) -> str:
-    return f'<div role="status"><b>Nothing can run:</b> {escape(text)}</div>' if text else ""
+    return f"<output><b>Nothing can run:</b> {escape(text)}</output>" if text else ""
 
 
 def _strip(snapshot: dict[str, Any]) -> str:
@@ -89,36 +107,45 @@ def _strip(snapshot: dict[str, Any]) -> str:
     rows, n = snapshot["strip"], snapshot["n_columns"]
     if not rows:
         return ""
-    height = 12 * len(rows)
-    drawn = "".join(_row(row, 12 * k, n) for k, row in enumerate(rows))
-    seconds = duration(n * snapshot["column_seconds"])
-    label = f"What {len(rows)} workers did in {seconds}; marks are items tried again or lost"
+    drawn = "".join(_worker(row, n, snapshot["elapsed"]) for row in rows)
+    summary = f"workers over {duration(n * snapshot['column_seconds'])}"
+    style = "width:100%;table-layout:auto;border-collapse:collapse;margin:0;font-size:12px"
+    table = f'<table style="{style}"><tbody>{drawn}</tbody></table>'
+    return f"<details open><summary>{summary}</summary>{table}</details>"
+
+
+def _worker(row: dict[str, Any], n: int, elapsed: float) -> str:
+    svg = (
+        f'<svg viewBox="0 0 {n} {_ROW}" preserveAspectRatio="none"'
+        f' style="display:block;width:100%;height:{_ROW}px">{_row(row, n)}</svg>'
+    )
     return (
-        f"<details open><summary>workers over {seconds}</summary>"
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {n} {height}"'
-        f' style="width:100%;height:{height}px" preserveAspectRatio="none">{drawn}</svg></details>'
+        f'<tr><th scope="row" style="{_CELL}">{escape(row["worker"])}</th>'
+        f'<td style="{_CELL};width:100%">{svg}</td>'
+        f'<td style="{_CELL}">{describe_worker(row, elapsed)}</td></tr>'
     )
 
 
-def _row(row: dict[str, Any], top: int, n: int) -> str:
-    drawn = [f"<title>{escape(row['worker'])}</title>"]
+def _row(row: dict[str, Any], n: int) -> str:
+    """Draw a worker; what was tried again or lost stands out by its height, too."""
+    drawn = []
     start = 0
     busy = row["busy"][:n]
     for k in range(1, n + 1):
         if k == n or busy[k] != busy[start]:
             if busy[start]:
                 drawn.append(
-                    f'<rect x="{start}" y="{top + 1}" width="{k - start}" height="10"'
+                    f'<rect x="{start}" y="2" width="{k - start}" height="{_ROW - 4}"'
                     f' fill="{_BUSY}" fill-opacity="{busy[start]:g}"/>'
                 )
             start = k
     drawn += [
-        f'<rect x="{k}" y="{top}" width="1" height="12" fill="{_SHADES["failed"]}">'
+        f'<rect x="{k}" y="0" width="1" height="{_ROW}" fill="{_SHADES["failed"]}">'
         f"<title>{times} tried again or lost</title></rect>"
         for k, times in enumerate(row["trouble"][:n])
         if times
     ]
-    return f"<g>{''.join(drawn)}</g>"
+    return "".join(drawn)
 
 
 def _error(error: dict[str, Any]) -> str:
@@ -131,6 +158,18 @@ def _error(error: dict[str, Any]) -> str:
 def _more_errors(snapshot: dict[str, Any]) -> str:
     n_more = snapshot["n_errors"] - len(snapshot["errors"])
     return f"<div>and {n_more:,} more failed: see job.errors</div>" if n_more > 0 else ""
+
+
+def _advice(snapshot: dict[str, Any], place: str) -> str:
+    n = snapshot["n_errors"]
+    if not n or snapshot["state"] != "failed":
+        return ""
+    what = "it" if n == 1 else f"all {n:,}"
+    return (
+        f"<div><code>job.retry_failed()</code> runs {what} again,"
+        " <code>job.retry_failed(mended)</code> with a mended function."
+        f' <span class="{escape(place)}"></span></div>'
+    )
 
 
 def _output(output: list[dict[str, Any]]) -> str:

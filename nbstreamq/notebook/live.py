@@ -4,21 +4,26 @@
 
     events ──> Ledger ──(looked at 10 times a second)──> JobView ──> JobWidget ──> browser
                                                             └──(at the end)──> HTML in the notebook
+
+A saved notebook holds that HTML and nothing else. If something failed, the widget goes on without
+a view of its own: in the page of a live kernel it puts a button into the HTML; see `static/job.js`.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
-from IPython.display import DisplayHandle, display
+from IPython.display import DisplayHandle
 
 from ..client.job import Job
-from .html import describe, duration, job_html
+from ..errors import NbstreamqError
+from .html import describe, describe_worker, duration, job_html
 from .view import JobView
 
 __all__ = ["JobWidget", "show"]
@@ -26,6 +31,7 @@ __all__ = ["JobWidget", "show"]
 #: Seconds between two pictures. Shorter costs browser and kernel more than eyes can see.
 FRAME = 0.1
 _STATIC = Path(__file__).parent / "static"
+_numbers = itertools.count(1)
 
 
 class JobWidget(anywidget.AnyWidget):
@@ -34,39 +40,111 @@ class JobWidget(anywidget.AnyWidget):
     _esm = _STATIC / "job.js"
     _css = _STATIC / "job.css"
     snapshot = traitlets.Dict().tag(sync=True)
+    #: Class of the element of the HTML that may hold a button.
+    place = traitlets.Unicode().tag(sync=True)
+    #: Whether a page may have put the button there already.
+    offered = traitlets.Bool().tag(sync=True)
+    #: Why a button could not do what it says.
+    trouble = traitlets.Unicode().tag(sync=True)
 
 
 def show(job: Job[Any]) -> None:
     """Display a job here; the view follows it, in the background, until it is over."""
     view = JobView(job)
     snapshot = view.snapshot()
-    if job.done():
-        display(_picture(snapshot), raw=True)
+    handle = DisplayHandle()
+    if job.done() and not snapshot["n_errors"]:
+        handle.display(_picture(snapshot), raw=True)
         return
-    widget = JobWidget(snapshot=_in_words(snapshot))
-    widget.on_msg(lambda _, message, __: _obey(job, message))
-    _answer_anywhere(widget)
-    # Who shows no widgets, such as GitHub, shows the HTML that stands beside it.
-    bundle = {**_widget_bundle(widget), **_picture(snapshot)}
-    handle = display(bundle, raw=True, display_id=True)
-    follow = functools.partial(_follow, job, view, widget, handle)
-    threading.Thread(target=follow, name=f"nbstreamq-view-{job.id}", daemon=True).start()
+    live = _Live(job, handle, snapshot)
+    if job.done():
+        handle.display(_picture(snapshot, live.place), raw=True)
+    else:
+        data, metadata = live.bundle(snapshot)
+        handle.display(data, metadata=metadata, raw=True)
+        live.follow(job, view)
 
 
-def _follow(job: Job[Any], view: JobView, widget: JobWidget, handle: DisplayHandle) -> None:
-    over = threading.Event()
-    job.add_done_callback(lambda _: over.set())
-    while not over.wait(FRAME):
-        snapshot = _in_words(view.snapshot())
-        if snapshot != widget.snapshot:
-            widget.snapshot = snapshot
-            _answer_anywhere(widget)
-    last = view.snapshot()
-    widget.snapshot = _in_words(last)
-    widget.send("over")
-    # In its place comes what needs no kernel: a saved notebook shows it for ever.
-    handle.update(_picture(last), raw=True)
-    widget.close()
+class _Live:
+    """A job's place in the notebook; it keeps neither the job nor its results alive."""
+
+    def __init__(self, job: Job[Any], handle: DisplayHandle, snapshot: dict[str, Any]) -> None:
+        self._job = weakref.ref(job)
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._follows = False
+        self.place = f"nbstreamq-retry-{job.id.replace('.', '-')}-{next(_numbers)}"
+        self._widget = JobWidget(snapshot=_in_words(snapshot), place=self.place)
+        self._widget.on_msg(lambda _, message, __: self._obey(message))
+        _answer_anywhere(self._widget)
+        weakref.finalize(job, self._widget.close).atexit = False
+
+    def bundle(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return data and metadata of the live view.
+
+        Who shows no widgets, such as GitHub, shows the HTML that stands beside it. Google Colab
+        wants metadata, which anywidget provides there.
+        """
+        data, metadata = self._widget._repr_mimebundle_() or ({}, {})
+        return {**data, **_picture(snapshot)}, metadata
+
+    def follow(self, job: Job[Any], view: JobView) -> None:
+        """Have the view follow the job from now on, unless it does."""
+        with self._lock:
+            starts, self._follows = not self._follows, True
+        if starts:
+            name = f"nbstreamq-view-{job.id}"
+            threading.Thread(target=self._follow, args=(job, view), name=name, daemon=True).start()
+
+    def _follow(self, job: Job[Any], view: JobView) -> None:
+        # What the items print is in the view, folded.
+        job.ledger.show = lambda *_: None
+        while self._follows:
+            self._watch(job, view)
+            with self._lock:
+                self._follows = not job.done()  # it may have been run again at that moment
+        last = view.snapshot()
+        self._widget.snapshot = _in_words(last)
+        self._widget.send("over")
+        # In its place comes what needs no kernel: a saved notebook shows it for ever.
+        self._handle.update(_picture(last, self.place), raw=True)
+        if not last["n_errors"]:
+            self._widget.close()
+
+    def _watch(self, job: Job[Any], view: JobView) -> None:
+        """Show what goes on, until the job is over."""
+        over = threading.Event()
+        job.add_done_callback(lambda _: over.set())
+        while not over.wait(FRAME):
+            snapshot = _in_words(view.snapshot())
+            if snapshot != self._widget.snapshot:
+                self._widget.snapshot = snapshot
+                _answer_anywhere(self._widget)
+
+    def _obey(self, message: Any) -> None:
+        """Do what a button says, or say why not."""
+        job = self._job()
+        if job is None:
+            return
+        self._widget.trouble = ""
+        try:
+            if message == "cancel":
+                job.cancel()
+            elif message == "add":
+                job.add_worker()
+            elif message == "retry":
+                self._retry(job)
+        except NbstreamqError as error:
+            self._widget.trouble = str(error)
+        _answer_anywhere(self._widget)
+
+    def _retry(self, job: Job[Any]) -> None:
+        job.retry_failed()
+        if not self._follows:
+            view = JobView(job)
+            data, metadata = self.bundle(view.snapshot())
+            self._handle.update(data, metadata=metadata, raw=True)
+            self.follow(job, view)
 
 
 def _answer_anywhere(widget: JobWidget) -> None:
@@ -78,28 +156,14 @@ def _answer_anywhere(widget: JobWidget) -> None:
     getattr(widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)
 
 
-def _obey(job: Job[Any], message: Any) -> None:
-    """Do what a button says; what goes wrong, Jupyter shows in its log."""
-    if message == "cancel":
-        job.cancel()
-    elif message == "retry":
-        job.retry_failed()
-    elif message == "add":
-        job.add_worker()
-
-
-def _widget_bundle(widget: JobWidget) -> dict[str, Any]:
-    bundle = widget._repr_mimebundle_()
-    data = bundle[0] if isinstance(bundle, tuple) else bundle
-    return dict(data or {})
-
-
 def _in_words(snapshot: dict[str, Any]) -> dict[str, Any]:
     """Return a snapshot with its numbers in the words that the final HTML has, too."""
-    words = {"summary": describe(snapshot), "duration": duration(snapshot["elapsed"])}
-    return snapshot | words
+    elapsed = snapshot["elapsed"]
+    strip = [row | {"words": describe_worker(row, elapsed)} for row in snapshot["strip"]]
+    words = {"summary": describe(snapshot), "duration": duration(elapsed)}
+    return snapshot | words | {"strip": strip}
 
 
-def _picture(snapshot: dict[str, Any]) -> dict[str, str]:
+def _picture(snapshot: dict[str, Any], place: str = "") -> dict[str, str]:
     text = f"<Job {snapshot['id']} {snapshot['name']}: {snapshot['state']}>"
-    return {"text/html": job_html(snapshot), "text/plain": text}
+    return {"text/html": job_html(snapshot, place), "text/plain": text}

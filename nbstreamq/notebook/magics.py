@@ -16,23 +16,28 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, kwds, magic_arguments, parse_argstring
 from IPython.display import DisplayHandle
 
+from ..client.everywhere import everywhere
 from ..client.job import Job
 from ..client.queue import TaskQueue
-from ..client.status import JobList, WorkerStatus
+from ..client.status import JobList, WorkerList
 from ..errors import JobNotFound
 from .cell_future import CellFuture, Place
 from .cells import Cell, Loop
-from .view import worker_labels
+from .gathering import Gathering
 
 __all__ = ["NbstreamqMagics"]
 
 #: Where the options of ``%%pmap`` begin: the loop before them is no argument, but Python.
 _OPTION = re.compile(r"(?:^|\s)(?=(?:-o|--output|--lane|--time-limit|--retries)(?:[\s=]|$))")
 
-_lane = argument("--lane", metavar="L", help="lane to submit to; default: 'default'")
+_lane = argument(
+    "--lane",
+    metavar="L",
+    help="lane to submit to: high, default, low, or a tag; default: 'default'",
+)
 _time_limit = argument(
     "--time-limit", type=float, metavar="S", help="seconds that a call may take; default: no limit"
 )
@@ -56,7 +61,7 @@ class NbstreamqMagics(Magics):
     @argument("n", nargs="?", type=int, help="number of local workers that there shall be")
     @argument("--lane", nargs="+", metavar="L", default=(), help="show the workers of these lanes")
     @line_magic
-    def workers(self, line: str) -> list[WorkerStatus] | None:
+    def workers(self, line: str) -> WorkerList | None:
         """Start or stop local workers of the queue `q`; without a number, show its workers.
 
         Without a queue `q`, one is made: `TaskQueue()`.
@@ -65,7 +70,7 @@ class NbstreamqMagics(Magics):
         if args.n is None:
             served = set(args.lane)
             found = self._queue().workers()
-            return [w for w in found if not served or served & set(w.lanes)]
+            return WorkerList(w for w in found if not served or served & set(w.lanes))
         if args.lane:
             raise UsageError(
                 "Local workers serve all lanes but the tags; for others, run `python -m nbstreamq"
@@ -92,9 +97,9 @@ class NbstreamqMagics(Magics):
 
     # -- cells ---------------------------------------------------------------------------------
 
-    @magic_arguments()
+    @magic_arguments("%task")
     @argument("-o", "--output", metavar="A,B", help="variables to bring back when it is done")
-    @argument("-i", "--input", metavar="X,Y", help="variables to send beside those it names")
+    @argument("-i", "--input", metavar="X,Y", help="variables to send that the code does not name")
     @argument("--name", metavar="N", help="variable for the future; it is always in `_task`")
     @_lane
     @_time_limit
@@ -102,8 +107,11 @@ class NbstreamqMagics(Magics):
     def task(self, line: str, cell: str) -> None:
         """Run the cell on a worker, in the background.
 
-        The variables and functions that it uses are sent along. What it shows, its last value and
-        its figures, appears below the cell when it is done.
+        The notebook's variables and functions that it uses are sent along. What it prints appears
+        below the cell at once; its last value and its figures when it is done. `_task.result()`
+        waits for it.
+
+        Example: `%%task -o model`, and a cell that assigns `model`.
         """
         args = parse_argstring(self.task, line)
         inputs, wanted = _names(args.input, "-i"), _names(args.output, "-o")
@@ -125,24 +133,21 @@ class NbstreamqMagics(Magics):
         """Run the cell once on every worker, and on each that joins later.
 
         For imports, settings and warm caches. What it defines, cells under `%%task` see later on.
+        What it prints appears below the cell, worker by worker, also of those that join later.
         """
         if line.strip():
             raise UsageError("%%everywhere takes no arguments")
-        job = self._queue().everywhere(Cell.read(self.shell, "everywhere", line, cell).everywhere())
+        fn = Cell.read(self.shell, "everywhere", line, cell).everywhere()
+        printed = Gathering()
+        job = everywhere(self._queue().session, fn, show=printed.add)
         self._follow(job)
         job.wait()
-        failed = job.errors
-        labels = worker_labels(future.worker or "" for future in job[:])
-        for i in range(len(job)):
-            if i not in failed:
-                label = labels[job[i].worker or ""]
-                _write(f"{label}:\n{job[i].result() or '(nothing printed)'}")
-        if not len(job):
-            _write("There is no worker yet; each will run it when it joins.")
-        for error in failed.values():
+        printed.show(future.worker or "" for future in job[:])
+        for error in job.errors.values():
             raise error
 
-    @magic_arguments()
+    @magic_arguments("%pmap")
+    @kwds(usage="%%pmap loop [-o NAME] [--lane L] [--time-limit S] [--retries N]")
     @argument("loop", nargs="*", help="`x in xs`, or `i, x in enumerate(xs)`; before all options")
     @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
     @_lane
@@ -153,7 +158,10 @@ class NbstreamqMagics(Magics):
         """Run the cell for each item of a loop, on the workers.
 
         The value of its last expression is the item's result; the job that is returned has them
-        in order.
+        in order: `_job.result()` waits for them. The notebook's variables and functions that the
+        cell uses are sent along; what it assigns stays on the worker.
+
+        Example: `%%pmap x in xs -o squares`, and a cell whose last line is `x ** 2`.
         """
         found = _OPTION.search(line)
         head, tail = (line[: found.start()], line[found.end() :]) if found else (line, "")
@@ -192,7 +200,10 @@ class NbstreamqMagics(Magics):
     @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
     @line_magic
     def attach(self, line: str) -> Job[Any]:
-        """Show a named job of `q`, whichever kernel made it: `q.map(..., name="...")`."""
+        """Show a named job of `q`, whichever kernel made it: `q.map(..., name="...")`.
+
+        `%jobs` lists them.
+        """
         args = parse_argstring(self.attach, line)
         try:
             job = self._queue().attach(args.name)
@@ -212,7 +223,10 @@ class NbstreamqMagics(Magics):
         chosen = list(self._open) if name is None else [self._variables.get(name)]
         for it in chosen:
             if not isinstance(it, Job | Future):
-                raise UsageError(f"{name!r} is no job or future")
+                raise UsageError(
+                    f"{name!r} is no variable that holds a job or future; of a named job without"
+                    f" one: q.attach({name!r}).cancel()"
+                )
             it.cancel()
 
     # -- inside --------------------------------------------------------------------------------

@@ -52,22 +52,15 @@ def run_cell(
     return value, outputs, figures + shown
 
 
-def run_everywhere(*, body: FunctionType, inputs: dict[str, Any]) -> str:
-    """Run a cell in the namespace that later cells see, too; return what it printed."""
-    import contextlib
-    import io
+def run_everywhere(*, body: FunctionType, inputs: dict[str, Any]) -> None:
+    """Run a cell in the namespace that later cells see, too; print its last value."""
     import sys
 
     namespace = shared_names()
     namespace.update(inputs)
-    caught = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(caught), contextlib.redirect_stderr(caught):
-            value = execute(body, namespace)
-    except BaseException:
-        sys.stdout.write(caught.getvalue())
-        raise
-    return caught.getvalue() + ("" if value is None else f"{value!r}\n")
+    value = execute(body, namespace)
+    if value is not None:
+        sys.stdout.write(f"{value!r}\n")
 
 
 def execute(body: FunctionType, namespace: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -22,7 +22,7 @@ from ..protocol.keys import NESTED
 from ..protocol.states import State
 from .html import duration
 
-__all__ = ["dead_html", "future_html", "jobs_html", "ref_html", "status_html"]
+__all__ = ["dead_html", "future_html", "jobs_html", "ref_html", "status_html", "workers_html"]
 
 #: Most characters shown of a result, of an error and of what was printed: of this its end.
 MAX_TEXT, MAX_OUTPUT = 300, 2000
@@ -84,10 +84,35 @@ def status_html(status: QueueStatus, rate: float | None = None, note: str = "") 
             *(_alert("Warning", text) for text in status.warnings),
             _alert("Refused", status.refusals.removeprefix("refused ")),
             _lanes(busy),
-            _workers(status.workers),
+            workers_html(status.workers),
             _sentence(note) if note else "",
         ]
     )
+
+
+def workers_html(workers: Sequence[WorkerStatus]) -> str:
+    """Return a table of workers."""
+    if not workers:
+        return _sentence("No workers: calls wait until there are some, see TaskQueue.run().")
+    n_busy = sum(w.state == "busy" for w in workers)
+    rows = [
+        (
+            w.id,
+            w.state,
+            f"{w.cpu:.0%}",
+            f"{w.memory_bytes / 2**20:,.0f} MB",
+            w.host,
+            str(w.pid),
+            w.python,
+            ", ".join(_chosen(w.lanes)),
+        )
+        for w in workers[:MAX_WORKERS]
+    ]
+    title = f"{_count(len(workers), 'worker')}, {n_busy:,} busy"
+    columns = ("worker", "state", "CPU", "memory", "host", "pid", "Python", "lanes")
+    table = _grid(title, columns, rows)
+    n_more = len(workers) - len(rows)
+    return table + (_sentence(f"and {_count(n_more, 'more worker')}") if n_more else "")
 
 
 def dead_html(letters: DeadLetters) -> str:
@@ -183,7 +208,7 @@ def _shown(value: Any) -> str:
 def _alert(word: str, text: str) -> str:
     if not text:
         return ""
-    return f'<div role="alert" {_WARNING}><strong>{word}:</strong> {escape(text)}</div>'
+    return f"<div {_WARNING}><strong>{word}:</strong> {escape(text)}</div>"
 
 
 def _lanes(lanes: Iterable[LaneStatus]) -> str:
@@ -191,30 +216,6 @@ def _lanes(lanes: Iterable[LaneStatus]) -> str:
     if not rows:
         return _sentence("Nothing waits, nothing runs.")
     return _grid("Messages in the lanes", ("lane", "waiting", "running", "delayed"), rows)
-
-
-def _workers(workers: tuple[WorkerStatus, ...]) -> str:
-    if not workers:
-        return _sentence("No workers: calls wait until there are some, see TaskQueue.run().")
-    n_busy = sum(w.state == "busy" for w in workers)
-    rows = [
-        (
-            w.id,
-            w.state,
-            f"{w.cpu:.0%}",
-            f"{w.memory_bytes / 2**20:,.0f} MB",
-            w.host,
-            str(w.pid),
-            w.python,
-            ", ".join(_chosen(w.lanes)),
-        )
-        for w in workers[:MAX_WORKERS]
-    ]
-    title = f"{_count(len(workers), 'worker')}, {n_busy:,} busy"
-    columns = ("worker", "state", "CPU", "memory", "host", "pid", "Python", "lanes")
-    table = _grid(title, columns, rows)
-    n_more = len(workers) - len(rows)
-    return table + (_sentence(f"and {_count(n_more, 'more worker')}") if n_more else "")
 
 
 def _chosen(lanes: Iterable[str]) -> list[str]:

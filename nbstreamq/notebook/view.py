@@ -10,6 +10,7 @@ from typing import Any
 
 from ..client.job import Job
 from ..client.report import Report
+from ..protocol.spans import size
 
 __all__ = ["JobView", "worker_labels"]
 
@@ -49,6 +50,7 @@ class Strip:
         self.seconds = FIRST_COLUMN
         self._busy: dict[str, list[float]] = {}
         self._trouble: dict[str, list[float]] = {}
+        self._items: dict[str, int] = {}
 
     def add(self, report: Report, now: float) -> None:
         """Take in what a worker did."""
@@ -59,10 +61,15 @@ class Strip:
         if report.kind in ("retried", "lost"):
             trouble[self._column(now)] += 1
         elif report.kind == "finished":
+            self._items[report.worker] = self._items.get(report.worker, 0) + size(report.span)
             self._fill(busy, report.started, report.started + report.seconds)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return worker, share of time busy per column, and troubles per column; busiest first."""
+        """Return what is known of each worker; of the busiest, if there are many.
+
+        ``busy`` and ``trouble`` are the share of time and the number of troubles in each column,
+        ``seconds``, ``n_items`` and ``n_trouble`` the sums.
+        """
         names = sorted(self._busy, key=lambda name: -sum(self._busy[name]))[:N_WORKERS]
         labels = worker_labels(names)
         return [
@@ -70,6 +77,9 @@ class Strip:
                 "worker": labels[name],
                 "busy": [round(min(1.0, s / self.seconds), 2) for s in self._busy[name]],
                 "trouble": self._trouble[name],
+                "seconds": round(sum(self._busy[name]), 2),
+                "n_items": self._items.get(name, 0),
+                "n_trouble": int(sum(self._trouble[name])),
             }
             for name in sorted(names)
         ]

@@ -75,6 +75,15 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     expect(picture).to_contain_text("seven is <i>no</i> good")
     shoot(page, tmp_path, "over.png")
 
+    # When it has failed, I expect the live page to offer another try, with the view it had
+    expect(picture).to_contain_text("job.retry_failed() runs it again")
+    expect(picture).to_have_count(1)  # what was printed is folded in, not repeated below
+    page.get_by_role("button", name="Retry failed").click()
+    expect(view).to_be_visible(timeout=20_000)
+    expect(view).to_have_count(0, timeout=30_000)
+    expect(picture).to_contain_text("39 of 40 done · 1 failed")
+    expect(page.get_by_role("button", name="Retry failed")).to_be_visible()
+
     # When a cell is blocked, I expect the button to act all the same
     run_cell(page, 3)
     expect(view).to_be_visible(timeout=20_000)

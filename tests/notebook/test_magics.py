@@ -259,16 +259,33 @@ def test_an_error_in_a_loop_shows_its_line(shell):
 
 def test_every_worker_runs_the_cell(shell, run_task, capsys):
     shell.user_ns["start"] = 7
-    shell.run_cell_magic("everywhere", "", "warm = start\nprint('ready')")
-    said = capsys.readouterr().out
-    assert said.count("ready") == 2
-    assert len(set(re.findall(r"^worker \d+:\nready$", said, re.MULTILINE))) == 2
+    shell.run_cell_magic("everywhere", "", "warm = start\nprint('ready')\n'value'")
+    said = shell.display_pub.outputs[-1]["data"]["text/plain"]
+    assert said.startswith("Ran on 2 workers; each that joins later will run it, too.\n")
+    assert len(set(re.findall(r"^worker \d+:\nready\n'value'$", said, re.MULTILINE))) == 2
+    assert "ready" not in capsys.readouterr().out
     assert run_task("warm + 1").value == 8
+
+
+def test_what_late_joiners_print_comes_to_the_cell(empty_shell, new_queue, wait_until):
+    shell, outputs = empty_shell, empty_shell.display_pub.outputs
+    shell.user_ns["q"] = new_queue(workers=0)
+    shell.run_cell_magic("everywhere", "", "print('ready')\nimport os\nos.environ['no such']")
+    before = outputs[-1]["data"]["text/plain"]
+    assert before == "There is no worker yet; each that joins later will run it, too."
+    shell.run_line_magic("workers", "2")
+    # Of each: what it printed, and that it failed
+    wait_until(lambda: outputs[-1]["data"]["text/plain"].count("KeyError('no such')") == 2)
+    said = outputs[-1]["data"]["text/plain"]
+    assert len(set(re.findall(r"^worker \d+ \(joined later\):\nready$", said, re.MULTILINE))) == 2
+    assert outputs[-1]["update"]
+    assert outputs[-1]["transient"] == outputs[-2]["transient"]
 
 
 def test_an_error_everywhere_is_raised(shell):
     with pytest.raises(KeyError):
-        shell.run_cell_magic("everywhere", "", "{}['x']")
+        shell.run_cell_magic("everywhere", "", "print('before')\n{}['x']")
+    assert shell.display_pub.outputs[-1]["data"]["text/plain"].count("before") == 2
 
 
 # -- queues, workers, jobs ----------------------------------------------------------------------
@@ -322,7 +339,7 @@ def test_jobs_are_listed_and_cancelled(shell, gate, capsys, wait_until):
     wait_until(job.done, describe="the end of the job")
     shell.run_line_magic("jobs", "")
     assert "<" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match="'gate' is no job"):
+    with pytest.raises(UsageError, match="'gate' is no variable"):
         shell.run_line_magic("cancel", "gate")
     assert isinstance(job, Job)
 
@@ -363,7 +380,7 @@ def test_a_named_job_is_attached(shell, capsys):
 def test_help_names_the_arguments(empty_shell, magic):
     kind = "cell" if magic in ("task", "pmap") else "line"
     text = empty_shell.find_magic(magic, kind).__doc__
-    assert f"%{magic}" in text
+    assert f"  {'%%' if kind == 'cell' else '%'}{magic} " in text
     assert len(text.splitlines()) > 5
 
 

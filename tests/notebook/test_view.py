@@ -10,7 +10,7 @@ import pytest
 
 from nbstreamq import track
 from nbstreamq.client.report import Report
-from nbstreamq.notebook.html import describe, duration, job_html
+from nbstreamq.notebook.html import describe, describe_worker, duration, job_html
 from nbstreamq.notebook.text import job_text
 from nbstreamq.notebook.view import N_COLUMNS, JobView, Strip
 from nbstreamq.protocol.spans import ONE
@@ -154,3 +154,30 @@ def test_numbers_in_words():
     assert describe({"n": 1202, "counts": counts, **numbers}) == (
         "1,200 of 1,202 done · 2 running · 400/s · 3 s · about 5 s left · 2 of 4 workers busy"
     )
+
+
+def test_what_failed_can_be_run_again_says_the_html(shared_queue):
+    job = shared_queue.map(risky, range(4, -1, -1), chunksize=1)
+    job.wait(30)
+    text = job_html(JobView(job).snapshot(), "there")
+    assert "<code>job.retry_failed()</code> runs it again" in text
+    assert '<span class="there"></span>' in text
+    job.retry_failed(abs).wait(30)
+    assert "retry_failed" not in job_html(JobView(job).snapshot(), "there")
+
+
+def test_html_means_the_same_without_roles_styles_and_drawings(shared_queue):
+    job = shared_queue.map(risky, range(3), chunksize=1)
+    job.wait(30)
+    text = job_html(JobView(job).snapshot())
+    assert "role=" not in text
+    assert "<figcaption><b>risky</b> 3 of 3 done" in text
+    assert '<th scope="row"' in text
+    assert sum(row["n_items"] for row in JobView(job).snapshot()["strip"]) == 3
+
+
+def test_a_worker_in_words():
+    row = {"seconds": 1.5, "n_items": 1200, "n_trouble": 0}
+    assert describe_worker(row, 2.0) == "75% busy · 1,200 items"
+    row = {"seconds": 9.0, "n_items": 1, "n_trouble": 2}
+    assert describe_worker(row, 2.0) == "100% busy · 1 item · 2 tried again or lost"

@@ -1,6 +1,6 @@
 // Draws the snapshots of a job: see view.py for what they hold, live.py for their words. Text only ever goes in as text.
 
-const ROW = 12;
+const ROW = 14;
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -30,21 +30,22 @@ function drawBar(bar, s) {
   );
 }
 
-function drawStrip(svg, s) {
-  const n = s.n_columns;
-  svg.setAttribute("viewBox", `0 0 ${n} ${ROW * Math.max(1, s.strip.length)}`);
-  svg.setAttribute("height", ROW * s.strip.length);
-  const marks = [];
-  s.strip.forEach((row, k) => {
-    for (let i = 0; i < n; i++) {
-      const place = { x: i, y: ROW * k + 1, width: 1, height: ROW - 2 };
-      if (row.busy[i])
-        marks.push(drawing("rect", { ...place, class: "busy", "fill-opacity": row.busy[i] }));
-      if (row.trouble[i]) marks.push(drawing("rect", { ...place, class: "trouble" }));
-    }
-  });
-  svg.replaceChildren(...marks);
-  svg.setAttribute("aria-label", `What ${s.strip.length} workers did, over ${s.duration}`);
+// A row for each worker: its name, when it was busy, and the same in words.
+function drawStrip(table, s) {
+  table.replaceChildren(
+    ...s.strip.map((row) => {
+      const size = { viewBox: `0 0 ${s.n_columns} ${ROW}`, preserveAspectRatio: "none" };
+      const svg = drawing("svg", { ...size, height: ROW, "aria-hidden": "true" });
+      for (let i = 0; i < s.n_columns; i++) {
+        const busy = { x: i, y: 2, width: 1, height: ROW - 4, class: "busy" };
+        if (row.busy[i]) svg.append(drawing("rect", { ...busy, "fill-opacity": row.busy[i] }));
+        const trouble = { x: i, y: 0, width: 1, height: ROW, class: "trouble" };
+        if (row.trouble[i]) svg.append(drawing("rect", trouble));
+      }
+      const name = element("th", { scope: "row" }, row.worker);
+      return element("tr", {}, name, element("td", {}, svg), element("td", {}, row.words));
+    }),
+  );
 }
 
 // Keeps what the reader has unfolded: only new errors are added, and those run again removed.
@@ -102,9 +103,42 @@ function notify(model) {
     new Notification(`${s.name}: ${s.state}`, { body: s.summary });
 }
 
+// When the job is over, its HTML has an empty place where this offers to run again what failed. In a
+// saved notebook that place stays empty: no kernel would hear of a click. So it does in a page that was
+// loaded anew: Jupyter no longer knows there which output is to be updated.
+function initialize({ model }) {
+  if (model.get("offered")) return;
+  model.set("offered", true);
+  model.save_changes();
+  const places = document.getElementsByClassName(model.get("place"));
+  const clear = () => [...places].forEach((place) => place.replaceChildren());
+  const offer = () => {
+    for (const place of places)
+      if (!place.firstChild) {
+        const retry = button("Retry failed", () => model.send("retry"));
+        const trouble = element("output", {}, model.get("trouble"));
+        retry.className = "nbstreamq-retry";
+        place.append(retry, trouble);
+      }
+  };
+  const explain = () => {
+    clear();
+    offer();
+  };
+  const observer = new MutationObserver(offer);
+  observer.observe(document.body, { childList: true, subtree: true });
+  model.on("change:trouble", explain);
+  offer();
+  return () => {
+    observer.disconnect();
+    model.off("change:trouble", explain);
+    clear();
+  };
+}
+
 function render({ model, el }) {
   const name = element("b");
-  const numbers = element("span", { class: "numbers", role: "status" });
+  const numbers = element("span", { class: "numbers" });
   const retry = button("Retry failed", () => model.send("retry"));
   const add = button("Add worker", () => model.send("add"));
   const ask = button("Notify me", askToNotify);
@@ -115,10 +149,12 @@ function render({ model, el }) {
     cancel.textContent = "Cancelling";
     model.send("cancel");
   });
-  const bar = element("div", { class: "bar", role: "progressbar", "aria-valuemin": 0 });
+  const bar = element("div", { class: "bar", role: "progressbar", "aria-label": "items that are over", "aria-valuemin": 0 });
   const obstacle = element("div", { class: "obstacle", role: "alert" });
-  const svg = drawing("svg", { role: "img", preserveAspectRatio: "none" });
-  const strip = element("details", { open: "" }, element("summary", {}, "workers"), svg);
+  const trouble = element("div", { class: "obstacle", role: "alert" });
+  const table = element("tbody");
+  const title = element("summary", {}, "workers");
+  const strip = element("details", { open: "" }, title, element("table", {}, table));
   const progress = element("div");
   const errors = element("div");
   const text = element("pre", { tabindex: 0 });
@@ -126,8 +162,9 @@ function render({ model, el }) {
   const root = element(
     "div",
     { class: "nbstreamq-job", role: "group" },
-    element("div", { class: "head" }, name, numbers, retry, add, ask, cancel),
-    bar, obstacle, strip, progress, errors, output,
+    element("div", { class: "head" }, name, numbers),
+    element("div", { class: "buttons" }, cancel, retry, add, ask),
+    bar, obstacle, trouble, strip, progress, errors, output,
   );
   const draw = () => {
     const s = model.get("snapshot");
@@ -140,20 +177,27 @@ function render({ model, el }) {
     obstacle.hidden = !s.obstacle;
     obstacle.textContent = s.obstacle ? `Nothing can run: ${s.obstacle}` : "";
     strip.hidden = s.strip.length === 0;
-    drawStrip(svg, s);
+    drawStrip(table, s);
     drawProgress(progress, s);
     drawErrors(errors, s);
     drawOutput(output, text, s);
   };
+  const explain = () => {
+    trouble.hidden = !model.get("trouble");
+    trouble.textContent = model.get("trouble");
+  };
   const over = (message) => message === "over" && notify(model);
   model.on("change:snapshot", draw);
+  model.on("change:trouble", explain);
   model.on("msg:custom", over);
   draw();
+  explain();
   el.append(root);
   return () => {
     model.off("change:snapshot", draw);
+    model.off("change:trouble", explain);
     model.off("msg:custom", over);
   };
 }
 
-export default { render };
+export default { initialize, render };

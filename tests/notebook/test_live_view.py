@@ -1,0 +1,79 @@
+"""The live view without a browser: what it keeps alive, and what it does in Google Colab."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from nbstreamq.errors import NbstreamqError
+from tests.real_workers import new_queue, queue, shared_queue
+
+__all__ = ["new_queue", "queue", "shared_queue"]
+
+pytest.importorskip("anywidget")
+
+from anywidget import _util
+from IPython.display import DisplayHandle
+
+from nbstreamq.notebook.live import _Live
+from nbstreamq.notebook.view import JobView
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def live_of(job):
+    return _Live(job, DisplayHandle(), JobView(job).snapshot())
+
+
+def fail(x):
+    raise ValueError(x)
+
+
+def test_a_view_that_waits_for_a_retry_keeps_no_job(shared_queue):
+    job = shared_queue.map(fail, [1])
+    job.wait(30)
+    live, gone = live_of(job), weakref.ref(job)
+    widget = live._widget
+    assert widget.comm is not None
+    del job
+    gc.collect()
+    assert gone() is None
+    assert widget.comm is None  # the button goes with it
+    live._obey("retry")  # says nothing, and does nothing
+
+
+def test_why_a_button_could_do_nothing_is_said(new_queue):
+    queue = new_queue(workers=1)
+    job = queue.map(fail, [1])
+    job.wait(30)
+    live = live_of(job)
+    queue.shutdown()
+    with pytest.raises(NbstreamqError):
+        job.retry_failed()
+    live._obey("retry")
+    assert "make another TaskQueue" in live._widget.trouble
+
+
+def test_in_colab_the_widget_manager_is_asked_for(shared_queue, monkeypatch):
+    """As its documentation says: `google.colab.output.enable_custom_widget_manager()`."""
+    colab = ModuleType("google.colab.output")
+    colab._widgets = SimpleNamespace(_installed_url=None)
+
+    def enable():
+        colab._widgets._installed_url = "https://example.org/manager.js"
+
+    colab.enable_custom_widget_manager = enable
+    monkeypatch.setitem(sys.modules, "google.colab.output", colab)
+    _util.enable_custom_widget_manager_once.cache_clear()
+    job = shared_queue.map(abs, [1])
+    try:
+        data, metadata = live_of(job).bundle(JobView(job).snapshot())
+    finally:
+        _util.enable_custom_widget_manager_once.cache_clear()
+    assert set(data) == {VIEW, "text/html", "text/plain"}
+    assert metadata[VIEW]["colab"]["custom_widget_manager"]["url"].startswith("https:")
+    job.wait(30)
