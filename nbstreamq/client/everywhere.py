@@ -1,9 +1,8 @@
-"""The order that sends a call to every worker."""
+"""Calls that are for every worker."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from ..objects.functions import FunctionPickle
 from ..protocol.messages import Task
@@ -11,33 +10,20 @@ from ..protocol.store import Store
 from .ledger import Ledger
 from .payload import Payload
 from .sender import Order
+from .session import Session
 
-__all__ = ["everywhere_order"]
+__all__ = ["everywhere"]
 
 #: Seconds to wait for workers that are starting.
 START_PATIENCE = 5.0
 
 
-def everywhere_order(
-    ledger: Ledger,
-    function: FunctionPickle,
-    args: bytes,
-    n_expected: Callable[[], int],
-    end: Callable[[], None],
-) -> Order:
-    """Return the order that calls `function` once on every worker, and on those that join later.
+def everywhere(session: Session, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
+    """Send a call, with pickled arguments, to every worker, and to those that join later.
 
-    Parameters
-    ----------
-    ledger
-        Gets an item for each worker that there is.
-    args
-        The pickled arguments.
-    n_expected
-        Returns how many local workers there shall be: those that are starting are waited for.
-    end
-        Called when the ledger has all its items.
+    The ledger gets an item for each worker that there is then; until then it is growing.
     """
+    ledger.growing = True
 
     def carry_out(store: Store) -> None:
         patient_until = time.monotonic() + START_PATIENCE
@@ -45,18 +31,19 @@ def everywhere_order(
             names = sorted(store.workers())
             # Before they are sent: a worker may be done before we hear that they were.
             ledger.begin(Payload(0, len(names), "apply", args))
-            if len(names) < n_expected() and time.monotonic() < patient_until:
+            # Local ones that are starting are waited for.
+            if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
             elif store.everywhere(names, _tasks(ledger.job, function, args, len(names))):
                 break
-        end()
+        session.stop_growing(ledger)
 
     def fail(error: BaseException) -> None:
         ledger.begin(Payload(0, 1, "apply", args))
         ledger.fail([0], error)
-        end()
+        session.stop_growing(ledger)
 
-    return Order(carry_out, fail, len(args))
+    session.send(Order(carry_out, fail, len(args)), alone=False)
 
 
 def _tasks(job: str, function: FunctionPickle, args: bytes, n: int) -> list[Task]:

@@ -77,10 +77,12 @@ class TaskFuture(Future[T], Generic[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that the call raised, None if it raised none."""
+        __tracebackhide__ = True
         self._wait(timeout)
         return super().exception(0)
 
     def _wait(self, timeout: float | None) -> None:
+        __tracebackhide__ = True
         if not self.done() and not self._session.wait_until(self._ledger, self.done, timeout):
             raise TimeoutError(
                 f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."

@@ -21,6 +21,7 @@ from ..settings import n_cores
 from .cache import recall
 from .checks import check_map, check_options
 from .dead import DeadLetters, dead_letters
+from .everywhere import everywhere
 from .future import TaskFuture
 from .interrupts import uninterrupted
 from .job import Job
@@ -283,7 +284,7 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         data = dump((args, kwargs), f"an argument of {function.name}()")
         ledger = session.open_ledger(fn, function.name, self._lane())
-        session.everywhere(ledger, function, data)
+        everywhere(session, ledger, function, data)
         session.wait_until(ledger, lambda: not ledger.growing, None)
         return Job(session, ledger)
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..current import host
@@ -25,7 +25,7 @@ from ..protocol.store import Store
 from . import lifetime
 from .delay import Warner, reason_for_delay
 from .echo import echo
-from .everywhere import everywhere_order
+from .interrupts import interrupted, interruptible
 from .ledger import Ledger
 from .listener import Listener
 from .memory import Memory
@@ -135,9 +135,9 @@ class Session:
             self._sent[pickled.digest] = now
         return pickled
 
-    def send(self, item: Entry | Order) -> None:
-        """Send something to the server, in its turn."""
-        self._sender.put(item, alone=len(self._ledgers) == 1)
+    def send(self, item: Entry | Order, *, alone: bool = True) -> None:
+        """Send something to the server, in its turn; `alone`: at once, if nothing else is open."""
+        self._sender.put(item, alone=alone and len(self._ledgers) == 1)
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
@@ -151,21 +151,10 @@ class Session:
             Order(lambda store: store.put_blob(digest, data), self._on_refusal, len(data))
         )
 
-    def everywhere(self, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
-        """Send a call to every worker, and to those that join later."""
-        ledger.growing = True
-        end = functools.partial(self.stop_growing, ledger)
-        n_workers = lambda: self.workers.n_workers  # noqa: E731 - as it will be then
-        self._sender.put(everywhere_order(ledger, function, args, n_workers, end))
-
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
         self._check_owner()
-        if self._state != "closed":
-            self._cancel(ledger, chosen)
-
-    def _cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
-        if newly := ledger.cancel(chosen):
+        if self._state != "closed" and (newly := ledger.cancel(chosen)):
             span = ledger.cancelled()
             said = threading.Event()
 
@@ -192,32 +181,44 @@ class Session:
 
     # -- waiting -------------------------------------------------------------------------------
 
+    @interruptible
     def wait_until(
-        self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None
+        self,
+        ledger: Ledger,
+        is_reached: Callable[[], bool],
+        timeout: float | None,
+        beside: Sequence[Ledger] = (),
     ) -> bool:
         """Wait until `is_reached`, which an event of `ledger` brings about; return whether it is.
 
-        In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain.
+        In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain, and
+        when it is interrupted, how to cancel that.
 
         Parameters
         ----------
         timeout
             Seconds to wait in all; None waits for ever.
+        beside
+            Other jobs that the caller waits for, too.
         """
         self._check_owner()
         deadline = None if timeout is None else time.monotonic() + timeout
         if (worker := host()) is not None:
             worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
-        while True:
-            left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            soon = len(ledger) == len(self._ledgers) == 1
-            if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
-                ledger.wait(is_reached, min(left, PATIENCE))
-            if is_reached():
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            self._explain_delay(ledger)
+        try:
+            while True:
+                left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
+                soon = len(ledger) == len(self._ledgers) == 1
+                if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
+                    ledger.wait(is_reached, min(left, PATIENCE))
+                if is_reached():
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                self._explain_delay(ledger)
+        except KeyboardInterrupt as interrupt:
+            interrupted(interrupt, self, beside or [ledger])
+            raise
 
     def _explain_delay(self, ledger: Ledger) -> None:
         """Warn, once for each reason, if there is a reason why nothing happens."""
@@ -232,8 +233,8 @@ class Session:
             workers = self.ask(Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
-        reason = reason_for_delay(workers, self._store.keys.queue, ledger.lane)
-        return workers, reason or ledger.delay()
+        queue = self._store.keys.queue
+        return workers, reason_for_delay(workers, queue, ledger.lane) or ledger.delay()
 
     def ask(self, question: Callable[[Store], Any]) -> Any:
         """Return the answer of the server to `question`, which changes nothing there."""
@@ -337,7 +338,7 @@ class Session:
                 return
             open_ledgers = list(self._ledgers.values())
         for ledger in open_ledgers if cancel else ():
-            self._cancel(ledger, ledger.waiting())
+            self.cancel(ledger, ledger.waiting())
         with self._lock:
             self._state = "closing"
         for ledger in open_ledgers:
@@ -350,7 +351,7 @@ class Session:
             remaining = list(self._ledgers.values())
         if wait:
             for ledger in remaining:
-                self.wait_until(ledger, ledger.check_over, None)
+                self.wait_until(ledger, ledger.check_over, None, beside=remaining)
         if wait or not remaining:
             self._end()
         if wait:  # another thread may be at it, since the last call was over
@@ -376,11 +377,11 @@ class Session:
     def abandon(self) -> None:
         """End at the interpreter's exit: only a shutdown waits for what is not done.
 
-        It waits for a lost server no longer than it takes to say so.
+        It waits for no named job, and for a lost server no longer than it takes to say so.
         """
         if self._state == "closing":
             for ledger in list(self._ledgers.values()):
-                while self.trouble is None:
+                while self.trouble is None and not is_named(ledger.job):
                     if self.wait_until(ledger, ledger.check_over, LAST_PATIENCE):
                         break
         if self._ledgers and self._state == "open":

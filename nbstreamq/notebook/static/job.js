@@ -115,6 +115,7 @@ function render({ model, el }) {
     cancel.textContent = "Cancelling";
     model.send("cancel");
   });
+  cancel.title = "Or interrupt, twice within two seconds, a cell that waits for it";
   const bar = element("div", { class: "bar", role: "progressbar", "aria-valuemin": 0 });
   const obstacle = element("div", { class: "obstacle", role: "alert" });
   const svg = drawing("svg", { role: "img", preserveAspectRatio: "none" });
