@@ -69,8 +69,9 @@ def test_the_first_one_says_how_to_cancel(half_done, gate, capsys):
     assert half_done.result(20) == list(range(6))
 
 
-def test_a_future_s_wait_counts_as_its_job_s(queue, gate, capsys):
+def test_a_future_s_wait_counts_as_its_job_s(queue, gate, wait_until, capsys):
     future = queue.submit(gate.hold)
+    wait_until(lambda: gate.n_reached, describe="the workers")
     interrupt(future.result)
     assert capsys.readouterr().err == GOES_ON.format("hold", 0, 1, LONG)
     interrupt(future.exception)
@@ -162,9 +163,9 @@ def test_after_a_while_it_is_a_first_one_again(half_done, gate, monkeypatch, usu
     assert half_done.result(20) == list(range(6))
 
 
-def test_shutdown_waits_for_several(make_queue, gate, capsys):
-    queue = make_queue()
+def test_shutdown_waits_for_several(queue, gate, wait_until, capsys):
     jobs = [queue.map(gate.hold, range(2)) for _ in range(5)]
+    wait_until(lambda: gate.n_reached, describe="the workers")
     interrupt(queue.shutdown)
     names = ", ".join(["hold (0 of 2 done)"] * 3)
     assert capsys.readouterr().err.startswith(f"Goes on: {names} and 2 more. To cancel")
@@ -173,15 +174,15 @@ def test_shutdown_waits_for_several(make_queue, gate, capsys):
     assert all(job.done() for job in jobs)
 
 
-def test_what_was_waited_for_is_not_kept_alive(queue, gate):
+def test_what_was_waited_for_is_not_kept_alive(queue, gate, wait_until):
     job = queue.map(gate.hold, range(2))
+    wait_until(lambda: gate.n_reached, describe="the workers")
     interrupt(job.wait)
     gate.open()
     assert job.result(20) == [0, 1]
     ledger = weakref.ref(job.ledger)
     del job
-    gc.collect()
-    assert ledger() is None
+    wait_until(lambda: gc.collect() is not None and ledger() is None, describe="its end")
 
 
 REPL = """\
