@@ -5,7 +5,7 @@ The one place where `client` and `worker` meet without importing each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 __all__ = ["Host", "host", "set_host"]
@@ -26,7 +26,7 @@ class Host:
     depth
         Returns how deep the running task is nested: 0 for one that a notebook submitted.
     help_until
-        Takes `wait`, `timeout` and `lane`; runs deeper tasks, and those of `lane`, until
+        Takes `wait`, `timeout` and `lanes`; runs deeper tasks, and those of `lanes`, until
         ``wait(seconds)`` returns true or `timeout` seconds are over. Returns at once outside the
         worker's main thread.
     progress
@@ -37,7 +37,7 @@ class Host:
     queue: str
     secret: str
     depth: Callable[[], int]
-    help_until: Callable[[Callable[[float], bool], float | None, str], None]
+    help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
     progress: Callable[[int, int | None], None]
 
     def __repr__(self) -> str:

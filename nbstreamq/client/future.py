@@ -7,8 +7,10 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from ..current import host
 from ..objects.references import dependency, place_of
 from ..protocol.states import State
+from .helping import HelpedWaiters
 from .ledger import Ledger
 from .replay import replay
 from .session import Session
@@ -37,7 +39,8 @@ class TaskFuture(Future[T], Generic[T]):
         self._state = "PENDING"
         self._result: T | None = None
         self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
+        worker = host()
+        self._waiters: list[Any] = [] if worker is None else HelpedWaiters(worker, ledger.lane)
         self._done_callbacks: list[Any] = []
         self._session = session
         self._ledger = ledger

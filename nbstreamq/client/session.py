@@ -204,7 +204,7 @@ class Session:
         self._check_owner()
         deadline = None if timeout is None else time.monotonic() + timeout
         if (worker := host()) is not None:
-            worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
+            worker.help_until(functools.partial(ledger.wait, is_reached), timeout, [ledger.lane])
         try:
             while True:
                 left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())

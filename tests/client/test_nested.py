@@ -41,6 +41,24 @@ class TestNested:
 
         assert queue.submit(ask).result(20) == (1, [2, 3], [4, 5])
 
+    @pytest.mark.parametrize("lanes", [[None, None], ["high", "low"]], ids=["nested", "lanes"])
+    def test_ways_of_the_standard_library_to_wait(self, one_worker, lanes):
+        queue = one_worker
+
+        def ask():
+            import concurrent.futures
+
+            first, second = [queue.options(lane=lane).submit(abs, -1) for lane in lanes]
+            concurrent.futures.wait([first, second])
+            futures = [queue.options(lane=lane).submit(abs, -3) for lane in lanes]
+            completed = [f.result() for f in concurrent.futures.as_completed(futures)]
+            late = queue.options(delay=60).submit(abs, -4)
+            _, waits = concurrent.futures.wait([late], timeout=0.01)
+            late.cancel()
+            return first.result(0), second.result(0), completed, len(waits)
+
+        assert queue.submit(ask).result(20) == (1, 1, [3, 3], 1)
+
     def test_error_of_the_inner_call(self, one_worker):
         queue = one_worker
 
