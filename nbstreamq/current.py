@@ -23,12 +23,14 @@ class Host:
         Name of its queue.
     secret
         The queue's secret: never shown, never pickled.
+    task
+        Returns the running task, whatever that is to a worker.
     depth
         Returns how deep the running task is nested: 0 for one that a notebook submitted.
     help_until
         Takes `wait`, `timeout` and `lanes`; runs deeper tasks, and those of `lanes`, until
         ``wait(seconds)`` returns true or `timeout` seconds are over. Returns at once outside the
-        worker's main thread.
+        worker's main thread. Raises only what stops the running task.
     progress
         Takes (items done, items in all or None) of the running task.
     """
@@ -36,6 +38,7 @@ class Host:
     url: str
     queue: str
     secret: str
+    task: Callable[[], object]
     depth: Callable[[], int]
     help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
     progress: Callable[[int, int | None], None]

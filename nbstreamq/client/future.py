@@ -39,8 +39,7 @@ class TaskFuture(Future[T], Generic[T]):
         self._state = "PENDING"
         self._result: T | None = None
         self._exception: BaseException | None = None
-        worker = host()
-        self._waiters: list[Any] = [] if worker is None else HelpedWaiters(worker, ledger.lane)
+        self._waiters: list[Any] = [] if host() is None else HelpedWaiters(session, ledger.lane)
         self._done_callbacks: list[Any] = []
         self._session = session
         self._ledger = ledger

@@ -63,6 +63,7 @@ class Ledger:
     position = b"0"
     #: Whether more items may come.
     growing = False
+    outer: object = None  # in a worker: the task in which the job was made
     #: Called after each change: who reads events waits for more than those.
     wake: Callable[[], object] | None = None
     _changed: threading.Condition | None = None

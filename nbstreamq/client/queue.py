@@ -327,8 +327,8 @@ class TaskQueue(Executor):
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
         session, url = self._session, hide_password(self._url)
-        trouble = str(session.trouble or "")
-        found = session.ask(lambda store: queue_status(store, url, session.n_open, trouble))
+        n_open, trouble = len(session.open_ledgers()), str(session.trouble or "")
+        found = session.ask(lambda store: queue_status(store, url, n_open, trouble))
         return cast("QueueStatus", found)
 
     def dead(self) -> DeadLetters:

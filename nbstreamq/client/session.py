@@ -25,6 +25,7 @@ from ..protocol.store import Store
 from . import lifetime
 from .delay import Warner, reason_for_delay
 from .echo import echo
+from .helping import help_until
 from .interrupts import interrupted, interruptible
 from .ledger import Ledger
 from .listener import Listener
@@ -98,6 +99,8 @@ class Session:
     def open_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
         """Return the ledger of a new job."""
         ledger = Ledger(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
+        if (worker := host()) is not None:
+            ledger.outer = worker.task()
         self.register(ledger)
         return ledger
 
@@ -203,8 +206,8 @@ class Session:
         """
         self._check_owner()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if (worker := host()) is not None:
-            worker.help_until(functools.partial(ledger.wait, is_reached), timeout, [ledger.lane])
+        if host() is not None:
+            help_until(self, functools.partial(ledger.wait, is_reached), timeout, [ledger.lane])
         try:
             while True:
                 left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
@@ -302,16 +305,14 @@ class Session:
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
-        with self._lock:
-            open_ledgers = list(self._ledgers.values())
-        for ledger in open_ledgers:
+        for ledger in self.open_ledgers():
             ledger.fail(range(len(ledger)), error)
             self._retire(ledger)
 
-    @property
-    def n_open(self) -> int:
-        """Number of jobs that are not over."""
-        return len(self._ledgers)
+    def open_ledgers(self) -> list[Ledger]:
+        """Return the jobs that are not over."""
+        with self._lock:
+            return list(self._ledgers.values())
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -333,10 +334,9 @@ class Session:
 
         With `cancel`, those that are not running yet, as far as is known, are cancelled.
         """
-        with self._lock:
-            if self._state in ("foreign", "closed"):
-                return
-            open_ledgers = list(self._ledgers.values())
+        if self._state in ("foreign", "closed"):
+            return
+        open_ledgers = self.open_ledgers()
         for ledger in open_ledgers if cancel else ():
             self.cancel(ledger, ledger.waiting())
         with self._lock:

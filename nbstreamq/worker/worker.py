@@ -105,6 +105,7 @@ class TaskWorker:
                 queue=store.keys.queue,
                 secret=secret,
                 depth=lambda: self.execution.depth,
+                task=lambda: self.execution.task,
                 help_until=self.help_until,
                 progress=self.execution.report_progress,
             )

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from nbstreamq.client import interrupts
+from tests.client.conftest import REPOSITORY
 from tests.interrupts import interrupt_wait
 
 GOES_ON = (
@@ -186,14 +187,20 @@ def test_what_was_waited_for_is_not_kept_alive(queue, gate, wait_until):
 
 
 REPL = """\
-import time
+import threading, time
 from nbstreamq import TaskQueue
 from nbstreamq.client import interrupts
+from tests.interrupts import is_waiting
 interrupts.SPAN = 60
+def tell():
+    while not is_waiting(threading.main_thread()):
+        time.sleep(0.001)
+    print("it " + "waits")
+
 q = TaskQueue({queue!r}, {url!r}, workers=1)
 job = q.map(time.sleep, [0, 600], chunksize=1)
 job[0].result()
-print("work" + "ing")
+threading.Thread(target=tell).start()
 job.wait()
 """
 
@@ -204,6 +211,7 @@ class Terminal:
     def __init__(self):
         self.pid, self._file = pty.fork()
         if not self.pid:
+            os.environ["PYTHONPATH"] = str(REPOSITORY)
             os.execv(sys.executable, [sys.executable, "-iq"])
         self.shown = ""
 
@@ -230,18 +238,12 @@ def terminal():
 
 def test_at_python_s_prompt(terminal, server_url, queue_name, wait_until):
     terminal.type(REPL.format(queue=queue_name, url=server_url))
-    wait_until(lambda: terminal.shows("\nworking"), 30, "the job")
-    wait_until(lambda: terminal.shows("job.wait()\r\n"))
-
-    def press_until(text):
-        # Python may not notice one that comes as a wait begins.
-        terminal.type("\x03")
-        return wait_until(lambda: terminal.shows(text), 20, text)
-
-    press_until("Goes on: ")
-    assert "1 of 2 done" in terminal.shown
-    wait_until(lambda: terminal.shows("KeyboardInterrupt\r\n>>> "))
-    press_until("Cancelled: ")
+    wait_until(lambda: terminal.shows("it waits"), 30, "the job")
+    terminal.type("\x03")
+    wait_until(lambda: terminal.shows("Goes on: sleep (1 of 2 done)"), 20, "the first word")
+    wait_until(lambda: terminal.shows("KeyboardInterrupt\r\n>>> "), describe="the prompt")
+    terminal.type("\x03")
+    wait_until(lambda: terminal.shows("Cancelled: sleep (1 of 2 done)"), 20, "the second word")
     terminal.type("job.done(), q.submit(abs, -3).result()\n")
     wait_until(lambda: terminal.shows("(True, 3)"), 20)
     terminal.type("q.shutdown()\nprint('the ' + 'end')\n")
@@ -252,6 +254,7 @@ WITH = """
 import os, sys, time
 from nbstreamq import TaskQueue
 from nbstreamq.client import interrupts
+from tests.client.conftest import REPOSITORY
 from tests.interrupts import interrupt_wait
 
 interrupts.SPAN = 60

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import pytest
+
+WAITS = {
+    "job": lambda job: job.result(),
+    "future": lambda job: job[3].result(),
+    "wait": lambda job: concurrent.futures.wait(job[:]),
+}
 
 
 class TestNested:
@@ -46,8 +54,6 @@ class TestNested:
         queue = one_worker
 
         def ask():
-            import concurrent.futures
-
             first, second = [queue.options(lane=lane).submit(abs, -1) for lane in lanes]
             concurrent.futures.wait([first, second])
             futures = [queue.options(lane=lane).submit(abs, -3) for lane in lanes]
@@ -90,3 +96,21 @@ class TestNested:
         wait_until(lambda: gate.n_reached == 2, describe="both workers run an inner task")
         gate.open()
         assert future.result(20) == {w.pid for w in queue.workers()}
+
+    @pytest.mark.parametrize("wait", WAITS)
+    def test_a_task_that_is_cancelled_cancels_what_it_submitted(
+        self, queue, gate, wait_until, wait
+    ):
+        hold, wait_for = gate.hold, WAITS[wait]
+
+        def outer():
+            queue.submit(hold)
+            wait_for(queue.map(hold, range(4), chunksize=1))
+
+        future = queue.submit(outer)
+        wait_until(lambda: gate.n_reached == 2, describe="both workers run an inner task")
+        assert future.cancel()
+        wait_until(lambda: {w.state for w in queue.workers()} == {"idle"}, 20, "idle workers")
+        # What is nested would come first
+        assert queue.map(abs, [-1] * 4, chunksize=1).result(20) == [1] * 4
+        assert gate.n_reached == 2
