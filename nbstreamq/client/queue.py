@@ -277,7 +277,8 @@ class TaskQueue(Executor):
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
         """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
 
-        Every worker calls it before any task that is submitted after this. The job holds the
+        Every worker calls it before any task that is submitted after this; of more than 1000 such
+        calls, late ones make the last 1000. The job holds the
         results of the workers there are now; it is empty if there is none.
         """
         session = self._session
