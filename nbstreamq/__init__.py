@@ -79,8 +79,10 @@ def _show_in_notebook() -> None:
     shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
         from .notebook.display import show_by_default
+        from .notebook.idle import listen_when_idle
 
         show_by_default(shell)
+        listen_when_idle(shell)
 
 
 if "IPython" in sys.modules:

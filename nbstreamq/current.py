@@ -5,10 +5,10 @@ The one place where `client` and `worker` meet without importing each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-__all__ = ["Host", "host", "set_host"]
+__all__ = ["Host", "host", "outer_task", "set_host"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,14 @@ class Host:
         Name of its queue.
     secret
         The queue's secret: never shown, never pickled.
+    task
+        Returns the running task, whatever that is to a worker.
     depth
         Returns how deep the running task is nested: 0 for one that a notebook submitted.
     help_until
-        Takes `wait`, `timeout` and `lane`; runs deeper tasks, and those of `lane`, until
+        Takes `wait`, `timeout` and `lanes`; runs deeper tasks, and those of `lanes`, until
         ``wait(seconds)`` returns true or `timeout` seconds are over. Returns at once outside the
-        worker's main thread.
+        worker's main thread. Raises only what stops the running task.
     progress
         Takes (items done, items in all or None) of the running task.
     """
@@ -36,8 +38,9 @@ class Host:
     url: str
     queue: str
     secret: str
+    task: Callable[[], object]
     depth: Callable[[], int]
-    help_until: Callable[[Callable[[float], bool], float | None, str], None]
+    help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
     progress: Callable[[int, int | None], None]
 
     def __repr__(self) -> str:
@@ -50,6 +53,11 @@ _host: Host | None = None
 def host() -> Host | None:
     """Return the worker that this process is; None in any other process."""
     return _host
+
+
+def outer_task() -> object:
+    """Return the task that runs in this process; None outside a worker."""
+    return _host.task() if _host else None
 
 
 def set_host(new: Host | None) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 
 
@@ -44,3 +47,23 @@ class Armed:
     def _pester(self) -> None:
         while not self._end.wait(self._pause):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Return whether `thread` waits for a result."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    # Thread.start() waits, too.
+    return {"wait_until", "wait"} <= {f.name for f in traceback.extract_stack(frame)}
+
+
+def interrupt_wait() -> threading.Thread:
+    """Press Ctrl-C, from a thread, as soon as the main thread waits for a result."""
+
+    def press() -> None:
+        while not is_waiting(threading.main_thread()):
+            time.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    return pressing

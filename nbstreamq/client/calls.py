@@ -68,10 +68,12 @@ class Kind(NamedTuple):
     function: FunctionPickle
     lane: str
     options: Options
+    outer: object
 
     def is_like(self, other: Kind) -> bool:
         return (
             self.fn is other.fn
+            and self.outer is other.outer
             and self.function.digest == other.function.digest
             and self.lane == other.lane
             and (self.options is other.options or self.options == other.options)

@@ -59,6 +59,7 @@ def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: byt
             names = sorted(store.workers())
             # Before they are sent: a worker may be done before we hear that they were.
             ledger.begin(Payload(0, len(names), "apply", args))
+            # Local ones that are starting are waited for.
             if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
             elif store.everywhere(names, _tasks(ledger.job, function, args, len(names))):

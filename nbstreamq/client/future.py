@@ -7,8 +7,10 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from ..current import host
 from ..objects.references import dependency, place_of
 from ..protocol.states import State
+from .helping import HelpedWaiters
 from .ledger import Ledger
 from .replay import replay
 from .session import Session
@@ -37,7 +39,7 @@ class TaskFuture(Future[T], Generic[T]):
         self._state = "PENDING"
         self._result: T | None = None
         self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
+        self._waiters: list[Any] = [] if host() is None else HelpedWaiters(session, ledger.lane)
         self._done_callbacks: list[Any] = []
         self._session = session
         self._ledger = ledger
@@ -77,11 +79,14 @@ class TaskFuture(Future[T], Generic[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that the call raised, None if it raised none."""
+        __tracebackhide__ = True
         self._wait(timeout)
         return super().exception(0)
 
     def _wait(self, timeout: float | None) -> None:
-        if not self.done() and not self._session.wait_until(self._ledger, self.done, timeout):
+        __tracebackhide__ = True
+        session, ledger, item = self._session, self._ledger, self._index
+        if not self.done() and not session.wait_until(ledger, self.done, timeout, item=item):
             raise TimeoutError(
                 f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."
             )

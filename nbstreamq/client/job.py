@@ -96,6 +96,7 @@ class Job(Generic[T]):
         return self[index].result(0)
 
     def _wait(self, is_reached: Callable[[], bool], index: int) -> None:
+        __tracebackhide__ = True
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         if not self._session.wait_until(self._ledger, is_reached, left):
             raise TimeoutError(
@@ -122,6 +123,7 @@ class Job(Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
+        __tracebackhide__ = True
         if not self._session.wait_until(self._ledger, self._ledger.check_over, timeout):
             raise TimeoutError(
                 f"Job {self.id} ({self._ledger.name}) goes on: {self._ledger.n_over} of"
@@ -161,6 +163,7 @@ class Job(Generic[T]):
         TimeoutError
             The next one has not ended within `timeout` seconds from this call.
         """
+        __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
         ledger, n_seen = self._ledger, 0
         ended = ledger.ended()

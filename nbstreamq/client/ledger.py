@@ -66,6 +66,7 @@ class Ledger:
     growing = False
     #: Gets the name and the event when items print; who shows that elsewhere takes its place.
     show: Callable[[str, Event], object] = staticmethod(echo)
+    outer: object = None  # in a worker: the task in which the job was made
     #: Called after each change: who reads events waits for more than those.
     wake: Callable[[], object] | None = None
     _changed: threading.Condition | None = None

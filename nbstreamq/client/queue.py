@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from ..current import host
+from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
@@ -123,7 +123,7 @@ class TaskQueue(Executor):
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()")
         options, place = self._options, None
-        kind = Kind(fn, function, self._lane(), options)
+        kind = Kind(fn, function, self._lane(), options, outer_task())
         try:
             with uninterrupted() as shield:
                 alone = bool(needed or options.cache or options.delay)
@@ -280,7 +280,8 @@ class TaskQueue(Executor):
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
         """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
 
-        Every worker calls it before any task that is submitted after this. The job holds the
+        Every worker calls it before any task that is submitted after this; of more than 1000 such
+        calls, late ones make the last 1000. The job holds the
         results of the workers there are now; it is empty if there is none.
         """
         return everywhere(self._session, fn, args, kwargs, lane=self._lane())
@@ -324,8 +325,8 @@ class TaskQueue(Executor):
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
         session, url = self._session, hide_password(self._url)
-        trouble = str(session.trouble or "")
-        found = session.ask(lambda store: queue_status(store, url, session.n_open, trouble))
+        n_open, trouble = len(session.open_ledgers()), str(session.trouble or "")
+        found = session.ask(lambda store: queue_status(store, url, n_open, trouble))
         return cast("QueueStatus", found)
 
     def dead(self) -> DeadLetters:

@@ -11,10 +11,10 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ..current import host
+from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..objects.functions import FunctionPickle, FunctionPickler
@@ -25,7 +25,8 @@ from ..protocol.store import Store
 from . import lifetime
 from .calls import Call, CallLedger
 from .delay import Warner, reason_for_delay
-from .interrupts import uninterrupted
+from .helping import help_until
+from .interrupts import Waited, interrupted, interruptible, uninterrupted
 from .ledger import Ledger
 from .listener import Listener
 from .memory import Memory
@@ -104,6 +105,7 @@ class Session:
     def open_ledger(self, fn: Callable[..., Any], name: str, lane: str, kind: type[L]) -> L:
         """Return the ledger of a new job."""
         ledger = kind(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
+        ledger.outer = outer_task()
         self.register(ledger)
         return ledger
 
@@ -172,11 +174,7 @@ class Session:
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
         self._check_owner()
-        if self._state != "closed":
-            self._cancel(ledger, chosen)
-
-    def _cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
-        if newly := ledger.cancel(chosen):
+        if self._state != "closed" and (newly := ledger.cancel(chosen)):
             span = ledger.cancelled()
             said = threading.Event()
 
@@ -203,32 +201,49 @@ class Session:
 
     # -- waiting -------------------------------------------------------------------------------
 
+    @interruptible
     def wait_until(
-        self, ledger: Ledger, is_reached: Callable[[], bool], timeout: float | None
+        self,
+        ledger: Ledger,
+        is_reached: Callable[[], bool],
+        timeout: float | None,
+        *,
+        item: int | None = None,
+        beside: Sequence[Ledger] = (),
     ) -> bool:
         """Wait until `is_reached`, which an event of `ledger` brings about; return whether it is.
 
-        In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain.
+        In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain, and
+        when it is interrupted, how to cancel that.
 
         Parameters
         ----------
         timeout
             Seconds to wait in all; None waits for ever.
+        item
+            The one that is waited for, if not for all.
+        beside
+            Other jobs that the caller waits for, too.
         """
         self._check_owner()
         deadline = None if timeout is None else time.monotonic() + timeout
-        if (worker := host()) is not None:
-            worker.help_until(functools.partial(ledger.wait, is_reached), timeout, ledger.lane)
-        while True:
-            left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-            soon = ledger.n_open == len(self._ledgers) == 1
-            if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
-                ledger.wait(is_reached, min(left, PATIENCE))
-            if is_reached():
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            self._explain_delay(ledger)
+        if host() is not None:
+            help_until(self, functools.partial(ledger.wait, is_reached), timeout, [ledger.lane])
+        try:
+            while True:
+                left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
+                soon = ledger.n_open == len(self._ledgers) == 1
+                if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
+                    ledger.wait(is_reached, min(left, PATIENCE))
+                if is_reached():
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                self._explain_delay(ledger)
+        except KeyboardInterrupt as interrupt:
+            waited = [Waited(one) for one in beside] or [Waited(ledger, item)]
+            interrupted(interrupt, self, waited)
+            raise
 
     def _explain_delay(self, ledger: Ledger) -> None:
         """Warn, once for each reason, if there is a reason why nothing happens."""
@@ -243,8 +258,8 @@ class Session:
             workers = self.ask(Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
-        reason = reason_for_delay(workers, self._store.keys.queue, ledger.lane)
-        return workers, reason or ledger.delay()
+        queue = self._store.keys.queue
+        return workers, reason_for_delay(workers, queue, ledger.lane) or ledger.delay()
 
     def ask(self, question: Callable[[Store], Any]) -> Any:
         """Return the answer of the server to `question`, which changes nothing there."""
@@ -316,16 +331,14 @@ class Session:
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
-        with self._lock:
-            open_ledgers = list(self._ledgers.values())
-        for ledger in open_ledgers:
+        for ledger in self.open_ledgers():
             ledger.fail(range(len(ledger)), error)
             self._retire(ledger)
 
-    @property
-    def n_open(self) -> int:
-        """Number of jobs that are not over."""
-        return len(self._ledgers)
+    def open_ledgers(self) -> list[Ledger]:
+        """Return the jobs that are not over."""
+        with self._lock:
+            return list(self._ledgers.values())
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -347,12 +360,11 @@ class Session:
 
         With `cancel`, those that are not running yet, as far as is known, are cancelled.
         """
-        with self._lock:
-            if self._state in ("foreign", "closed"):
-                return
-            open_ledgers = list(self._ledgers.values())
+        if self._state in ("foreign", "closed"):
+            return
+        open_ledgers = self.open_ledgers()
         for ledger in open_ledgers if cancel else ():
-            self._cancel(ledger, ledger.waiting())
+            self.cancel(ledger, ledger.waiting())
         with self._lock:
             self._state = "closing"
         for ledger in open_ledgers:
@@ -365,7 +377,7 @@ class Session:
             remaining = list(self._ledgers.values())
         if wait:
             for ledger in remaining:
-                self.wait_until(ledger, ledger.check_over, None)
+                self.wait_until(ledger, ledger.check_over, None, beside=remaining)
         if wait or not remaining:
             self._end()
         if wait:  # another thread may be at it, since the last call was over
@@ -391,11 +403,11 @@ class Session:
     def abandon(self) -> None:
         """End at the interpreter's exit: only a shutdown waits for what is not done.
 
-        It waits for a lost server no longer than it takes to say so.
+        It waits for no named job, and for a lost server no longer than it takes to say so.
         """
         if self._state == "closing":
             for ledger in list(self._ledgers.values()):
-                while self.trouble is None:
+                while self.trouble is None and not is_named(ledger.job):
                     if self.wait_until(ledger, ledger.check_over, LAST_PATIENCE):
                         break
         if self._ledgers and self._state == "open":

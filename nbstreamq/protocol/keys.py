@@ -9,7 +9,7 @@ key                       type               lifetime  holds
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         queue     tasks not due yet, scored by due time (ms)
 ``meta``                  hash               queue     fingerprints of the secret and earlier ones
-``setup``                 stream             queue     what `everywhere` asked for, for late joiners
+``setup``                 stream             queue     1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
 ``events:<session>``      stream             1 day     what comes back to one client

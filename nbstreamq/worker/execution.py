@@ -49,6 +49,11 @@ class Execution:
         self.running: list[tuple[Task, float]] = []
 
     @property
+    def task(self) -> Task | None:
+        """The running task."""
+        return self.running[-1][0] if self.running else None
+
+    @property
     def depth(self) -> int:
         """How deep the running task is nested."""
         return self._depths[-1] if self._depths else 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import FrameType
 from typing import Any
 
@@ -105,6 +105,7 @@ class TaskWorker:
                 queue=store.keys.queue,
                 secret=secret,
                 depth=lambda: self.execution.depth,
+                task=lambda: self.execution.task,
                 help_until=self.help_until,
                 progress=self.execution.report_progress,
             )
@@ -288,8 +289,10 @@ class TaskWorker:
 
     # -- help first ----------------------------------------------------------------------------
 
-    def help_until(self, wait: Callable[[float], bool], timeout: float | None, lane: str) -> None:
-        """Run deeper tasks, and those of `lane`, until ``wait(seconds)`` returns true.
+    def help_until(
+        self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
+    ) -> None:
+        """Run deeper tasks, and those of `lanes`, until ``wait(seconds)`` returns true.
 
         Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
         implementing efficient futures", 1993; here by depth instead of by thief.
@@ -297,16 +300,15 @@ class TaskWorker:
         if threading.current_thread() is not threading.main_thread():
             return
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        lanes = deeper_lanes(self.execution.depth)
-        if lane in self._lanes and lane not in lanes:
-            lanes = (*lanes, lane)
+        deeper = deeper_lanes(self.execution.depth)
+        served = (*deeper, *(lane for lane in lanes if lane in self._lanes and lane not in deeper))
         with self.runner.helping():
             pause = HELP_PAUSE[0]
             while not wait(min(pause, max(0.0, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
                     return
                 self.runner.check_stop()
-                helped = self._help_once(lanes)
+                helped = self._help_once(served)
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
 
     def _help_once(self, lanes: Sequence[str]) -> bool:

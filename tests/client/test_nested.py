@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import pytest
+
+WAITS = {
+    "job": lambda job: job.result(),
+    "future": lambda job: job[3].result(),
+    "wait": lambda job: concurrent.futures.wait(job[:]),
+}
 
 
 class TestNested:
@@ -41,6 +49,22 @@ class TestNested:
 
         assert queue.submit(ask).result(20) == (1, [2, 3], [4, 5])
 
+    @pytest.mark.parametrize("lanes", [[None, None], ["high", "low"]], ids=["nested", "lanes"])
+    def test_ways_of_the_standard_library_to_wait(self, one_worker, lanes):
+        queue = one_worker
+
+        def ask():
+            first, second = [queue.options(lane=lane).submit(abs, -1) for lane in lanes]
+            concurrent.futures.wait([first, second])
+            futures = [queue.options(lane=lane).submit(abs, -3) for lane in lanes]
+            completed = [f.result() for f in concurrent.futures.as_completed(futures)]
+            late = queue.options(delay=60).submit(abs, -4)
+            _, waits = concurrent.futures.wait([late], timeout=0.01)
+            late.cancel()
+            return first.result(0), second.result(0), completed, len(waits)
+
+        assert queue.submit(ask).result(20) == (1, 1, [3, 3], 1)
+
     def test_error_of_the_inner_call(self, one_worker):
         queue = one_worker
 
@@ -72,3 +96,21 @@ class TestNested:
         wait_until(lambda: gate.n_reached == 2, describe="both workers run an inner task")
         gate.open()
         assert future.result(20) == {w.pid for w in queue.workers()}
+
+    @pytest.mark.parametrize("wait", WAITS)
+    def test_a_task_that_is_cancelled_cancels_what_it_submitted(
+        self, queue, gate, wait_until, wait
+    ):
+        hold, wait_for = gate.hold, WAITS[wait]
+
+        def outer():
+            queue.submit(hold)
+            wait_for(queue.map(hold, range(4), chunksize=1))
+
+        future = queue.submit(outer)
+        wait_until(lambda: gate.n_reached == 2, describe="both workers run an inner task")
+        assert future.cancel()
+        wait_until(lambda: {w.state for w in queue.workers()} == {"idle"}, 20, "idle workers")
+        # What is nested would come first
+        assert queue.map(abs, [-1] * 4, chunksize=1).result(20) == [1] * 4
+        assert gate.n_reached == 2

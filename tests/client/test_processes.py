@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 FORK = """
 import os, sys, warnings
 warnings.simplefilter("ignore")
@@ -99,3 +101,63 @@ os.kill(int(server), signal.SIGKILL)
 def test_exit_after_shutdown_when_the_server_is_gone(run_script, start_server, queue_name):
     server = start_server()
     assert run_script(SERVER_GONE, queue_name, server.url, str(server.pid)) == ""
+
+
+IN_FLIGHT = """
+import os, sys, time
+from pathlib import Path
+from nbstreamq import TaskQueue
+from nbstreamq.client import interrupts
+from tests.interrupts import interrupt_wait
+
+interrupts.SPAN = 60
+name, url, folder, end = sys.argv[1:]
+queue = TaskQueue(name, url, workers=2)
+
+def hold(x):
+    Path(folder, f"reached-{x}").touch()
+    while not Path(folder, "open").exists():
+        time.sleep(0.002)
+    return x
+
+endless = queue.map(time.sleep, [600] * 2, chunksize=1)
+sweep = queue.map(hold, range(4), chunksize=1, name="sweep")
+queue.run(3)
+while not Path(folder, "reached-0").exists():
+    time.sleep(0.002)
+"""
+ENDS = {
+    "nothing": "",
+    "sys.exit": "sys.exit(0)",
+    "Ctrl-C": """
+try:
+    interrupt_wait()
+    endless.wait()
+except KeyboardInterrupt:
+    pass
+""",
+    "Ctrl-C twice": """
+try:
+    try:
+        interrupt_wait()
+        endless.wait()
+    finally:
+        interrupt_wait()
+        queue.shutdown()
+except KeyboardInterrupt:
+    assert endless.done() and not sweep.done()
+""",
+    "shutdown": "endless.cancel()\nqueue.shutdown(wait=False)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_exit_with_work_in_flight(run_script, make_queue, queue_name, server_url, tmp_path, end):
+    """It takes no time, and named jobs go on."""
+    run_script(IN_FLIGHT + ENDS[end], queue_name, server_url, str(tmp_path), end)
+    (tmp_path / "open").touch()
+    queue = make_queue(workers=0)
+    sweep = queue.attach("sweep")
+    assert sweep.result(20) == [0, 1, 2, 3]
+    assert {future.attempts for future in sweep[:]} == {1}
+    sweep.delete()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 
 from nbstreamq.client import listener, session
-from tests.interrupts import Armed
+from tests.interrupts import Armed, interrupt_wait, is_waiting
 from tests.proxy import proxy
 
 __all__ = ["proxy"]
@@ -30,12 +28,6 @@ def _when_done(future: Future[Any]) -> threading.Event:
     done = threading.Event()
     future.add_done_callback(lambda _: done.set())
     return done
-
-
-def _waits_for_result(thread: threading.Thread) -> bool:
-    frame = sys._current_frames().get(thread.ident or 0)
-    # Thread.start() waits, too.
-    return {"wait_until", "wait"} <= {f.name for f in traceback.extract_stack(frame)}
 
 
 class Held:
@@ -82,7 +74,7 @@ class TestCallbacks:
         second = hold_up(future)
         waiting = threading.Thread(target=future.result)
         waiting.start()
-        while not _waits_for_result(waiting):
+        while not is_waiting(waiting):
             pass
         first.leave.set()
         assert second.entered.wait(HANGS)
@@ -98,7 +90,7 @@ class TestCallbacks:
         threads = [threading.Thread(target=first.result, daemon=True)] if leads else []
         for thread in threads:
             thread.start()
-            while not _waits_for_result(thread):
+            while not is_waiting(thread):
                 pass
         gate.open()
         assert found.result(HANGS) == 2
@@ -130,7 +122,7 @@ class TestChangesWithoutAnEvent:
         waits = nobody_works.submit(abs, -1) if kind == "call" else nobody_works.map(abs, [-1, -2])
 
         def cancel() -> None:
-            while not _waits_for_result(main):
+            while not is_waiting(main):
                 pass
             waits.cancel()
 
@@ -153,15 +145,7 @@ class TestInterrupts:
         held = hold_up(queue.submit(abs, -1))
         assert held.entered.wait(HANGS)
         future = queue.submit(gate.hold)
-        main = threading.main_thread()
-
-        def interrupt() -> None:
-            while not _waits_for_result(main):
-                pass
-            signal.pthread_kill(main.ident, signal.SIGINT)
-
-        interrupting = threading.Thread(target=interrupt)
-        interrupting.start()
+        interrupting = interrupt_wait()
         with pytest.raises(KeyboardInterrupt):
             future.result(HANGS)
         interrupting.join()
@@ -185,12 +169,12 @@ class TestInterrupts:
         future.add_done_callback(lambda _: entered.set() or over.wait(HANGS) or over.set())
 
         def interrupt() -> None:
-            while not _waits_for_result(main):
+            while not is_waiting(main):
                 pass
             gate.open()
             entered.wait(HANGS)
             # Two at once count as one; and Python may not notice one that comes as a wait begins.
-            while not over.wait(0.3) and _waits_for_result(main):
+            while not over.wait(0.3) and is_waiting(main):
                 signal.pthread_kill(main.ident, signal.SIGINT)
 
         interrupting = threading.Thread(target=interrupt)

@@ -41,6 +41,12 @@ def test_each_worker_gets_its_own_message(store, make_task):
     assert store.join("w3", {}) == [tasks[2]]
 
 
+def test_a_late_joiner_gets_the_newest_thousand(store, send):
+    for n in range(1002):
+        send(n)
+    assert [task.n for task in store.join("w1", {})] == list(range(2, 1002))
+
+
 def test_a_late_joiner_gets_what_it_missed_in_order(store, send):
     send(0)
     store.join("w1", {})

@@ -149,6 +149,7 @@ function render({ model, el }) {
     cancel.textContent = "Cancelling";
     model.send("cancel");
   });
+  cancel.title = "Or interrupt, twice within two seconds, a cell that waits for it";
   const bar = element("div", { class: "bar", role: "progressbar", "aria-label": "items that are over", "aria-valuemin": 0 });
   const obstacle = element("div", { class: "obstacle", role: "alert" });
   const trouble = element("div", { class: "obstacle", role: "alert" });

@@ -20,5 +20,6 @@ for k = 1, n do
   redis.call('XADD', KEYS[2 + k], '*', unpack(ARGV, i, i + size - 1))
   i = i + size
 end
-redis.call('XADD', KEYS[2], '*', unpack(ARGV, i, i + size - 1))
+-- A late joiner does all of them before its first task: the newest 1000 must do.
+redis.call('XADD', KEYS[2], 'MAXLEN', 1000, '*', unpack(ARGV, i, i + size - 1))
 return 1
