@@ -171,7 +171,10 @@ class NamedJobs(Refusal):
     # -- transitions ---------------------------------------------------------------------------
 
     def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
-        """Make a named job; False if the name is that of another one than `instead_of`, an id."""
+        """Make a named job; False if the name is that of another one than `instead_of`, an id.
+
+        That one is deleted; what of it is in a lane should be cancelled now.
+        """
         keys = self.keys
         owner = self.job_names().get(name, "")
         if owner not in (job, instead_of) and self.job_record(owner) is not None:
@@ -185,6 +188,7 @@ class NamedJobs(Refusal):
             job,
             self._about(job, about),
             self._event("opened", job),
+            owned=(keys.job(owner), keys.inputs(owner), keys.events(owner)),
         )
         return bool(self._wire.call(command)[0])
 
@@ -268,9 +272,8 @@ class NamedJobs(Refusal):
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; what of it is in a lane should be cancelled first."""
         keys = self.keys
-        self._wire.call(
-            ("HDEL", keys.jobs, name), ("DEL", keys.job(job), keys.inputs(job), keys.events(job))
-        )
+        own = (keys.job(job), keys.inputs(job), keys.events(job))
+        self._wire.call(scripts.delete(keys.jobs, *own, name, job))
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
