@@ -124,6 +124,7 @@ class Calls(Load):
         error = future.exception(HANGS)
         if isinstance(error, EXCUSED):
             self.counts[type(error).__name__] += 1
+            time.sleep(0.001)  # else a full server would get only calls that it refuses
         elif always_fails(i):
             if not isinstance(error, ValueError):
                 self.wrong.append(f"{future}: {error!r} is no ValueError")
@@ -164,7 +165,7 @@ class NamedJobs(Load):
             maker.close()
         self._complete(name, plan)
         if self.luck.random() < 0.2:
-            _insist(lambda: self.queue.attach(name)).delete()
+            _insist(lambda: _delete(self.queue, name))
             del self.plans[name]
             self.counts["named jobs deleted"] += 1
         self.counts["named jobs"] += 1
@@ -196,7 +197,10 @@ class NamedJobs(Load):
                 job.wait(HANGS)
             except TimeoutError:
                 missing = [i for i in range(len(job)) if not job[i].done()]
-                raise TimeoutError(f"no end of {missing[:20]}: {job}") from None
+                kept = _insist(lambda: queue._session.ask(lambda s: s.job_record(job.id)))
+                known = queue._session.ledger(job.id) is job.ledger
+                text = f"no end of {missing[:20]}: {job}; {queue.status()}; {kept}; {known}"
+                raise TimeoutError(text) from None
             except NbstreamqError as error:
                 if time.monotonic() > end or not _is_passing(error):
                     raise
@@ -253,15 +257,20 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _insist(step: Callable[[], Any]) -> Any:
-    """Do `step` again and again while the server is away."""
+    """Do `step` again and again while the server is away, or full."""
     end = time.monotonic() + HANGS
     while True:
         try:
             return step()
-        except ServerUnreachable:
+        except (ServerUnreachable, ServerRefused):
             if time.monotonic() > end:
                 raise
         time.sleep(0.1)
+
+
+def _delete(queue: TaskQueue, name: str) -> None:
+    with contextlib.suppress(JobNotFound):  # it was deleted, and the rest refused
+        queue.attach(name).delete()
 
 
 def n_results(queue: TaskQueue, job: str) -> Counter[int]:

@@ -19,9 +19,10 @@ def keep(session: Session, ledger: Ledger) -> None:
 def delete(session: Session, ledger: Ledger) -> None:
     """Forget a job here and on the server."""
     _check_kept(session, ledger)
+    # First of all: it makes room, where the server has none to note what is cancelled.
+    session.ask(lambda store: store.delete_job(ledger.title, ledger.job))
     session.cancel(ledger, range(len(ledger)))
     forget(session, ledger.job)
-    session.ask(lambda store: store.delete_job(ledger.title, ledger.job))
 
 
 def forget(session: Session, job: str) -> None:

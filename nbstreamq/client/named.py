@@ -122,8 +122,8 @@ def _ledger_of(
 ) -> NamedLedger:
     """Return the ledger that this client has already, or one that knows all that was."""
     known = session.ledger(record.id)
-    if isinstance(known, NamedLedger):
-        return known
+    if isinstance(known, NamedLedger) and not known.is_over:
+        return known  # one that is over may only have failed here
 
     def exists() -> bool:
         try:

@@ -166,14 +166,13 @@ class Session:
 
     def _cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         if newly := ledger.cancel(chosen):
-            span = ledger.cancelled()
             said = threading.Event()
 
             def carry_out(store: Store) -> None:
-                store.cancel(ledger.job, span, newly)
+                store.cancel(ledger.job, ledger.cancelled(), newly)
                 said.set()
 
-            self._sender.put(Order(carry_out, self._on_refusal), alone=True)
+            self._sender.put(Order(carry_out, lambda e: self.warn(str(e))), alone=True)
             # Who has cancelled a call that waits may rely on it that it never begins.
             said.wait(FAREWELL)
         self._retire(ledger)
@@ -267,13 +266,15 @@ class Session:
         if not ledger.is_over:
             return
         with self._lock:
-            if is_named(ledger.job) and ledger.job in self._ledgers:
+            if self._ledgers.get(ledger.job) is not ledger:
+                return
+            if is_named(ledger.job):
                 # What comes behind its end may reopen it: it must know how far it has heard.
                 if (position := self._listener.unfollow(ledger.job)) is None:
                     self._put_off.append(ledger)
                     return
                 ledger.position = position
-            self._ledgers.pop(ledger.job, None)
+            self._ledgers.pop(ledger.job)
             last = self._state == "closing" and not self._ledgers
         if last:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()

@@ -13,8 +13,9 @@
 -- ARGV[7] number of fields and values of a task
 -- ARGV[8] number of fields and values of the order to supervisors
 -- ARGV[9..] the order; the tasks
--- Returns 1; 0 if somebody else was first; -1 while cancelled items still lie in a lane
-if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
+-- Returns 1; 0 if somebody else was first, or fewer have failed; -1 while cancelled items still lie in a lane
+local failed = tonumber(redis.call('HGET', KEYS[1], 'failed') or '0')
+if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] or failed < tonumber(ARGV[4]) then
   return 0
 end
 if tonumber(redis.call('HGET', KEYS[1], 'cancelled') or '0') < tonumber(ARGV[5]) then
@@ -30,7 +31,7 @@ if tonumber(ARGV[5]) > 0 then
 end
 local first = 9 + ARGV[8]
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 9, first - 1))
-redis.call('EXPIRE', KEYS[5], 86400)
+redis.call('EXPIRE', KEYS[5], 604800)
 redis.call('XADD', KEYS[2], '*', 'event', ARGV[6])
 for at = first, #ARGV, tonumber(ARGV[7]) do
   redis.call('XADD', KEYS[4], '*', unpack(ARGV, at, at + ARGV[7] - 1))
