@@ -124,6 +124,7 @@ class Session:
         pickled = self._pickler.dump(fn)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
+            self._sent[pickled.digest] = now  # before: if it is refused, it is sent again
             self._sender.put(
                 Order(
                     lambda store: store.put_function(pickled.digest, pickled.data),
@@ -132,7 +133,6 @@ class Session:
                 ),
                 alone=not self._ledgers,
             )
-            self._sent[pickled.digest] = now
         return pickled
 
     def send(self, item: Entry | Order) -> None:
@@ -297,11 +297,11 @@ class Session:
     def _check_memory(self) -> None:
         """Fail what is open if the server has forgotten it: nobody else would ever end it."""
         if error := self._memory.check(self.ask):
-            self._sent.clear()
             self._on_refusal(error)
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
+        self._sent.clear()
         with self._lock:
             open_ledgers = list(self._ledgers.values())
         for ledger in open_ledgers:
