@@ -234,9 +234,12 @@ class Store(NamedJobs, Supervision):
         self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
 
     def remembers(self, session: str, batch: int) -> bool:
-        """Return whether the server still knows the queue, and that it took `batch`; 0: any."""
-        commands = ("HEXISTS", self.keys.meta, "secret"), ("GET", self.keys.session(session))
-        known, last = self._wire.call(*commands)
+        """Return whether the server still knows the queue, and that it took `batch`; 0: any.
+
+        Who asks is there: its calls are wanted for another week.
+        """
+        ask_last = ("GETEX", self.keys.session(session), "EX", WEEK)
+        known, last = self._wire.call(("HEXISTS", self.keys.meta, "secret"), ask_last)
         return bool(known) and int(last or 0) >= batch
 
     def cancel(self, job: str, span: Span, newly: Span) -> None:

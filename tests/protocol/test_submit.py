@@ -109,3 +109,10 @@ def test_a_session_that_is_done_is_forgotten(store, submit, take, finish, client
     store.settle([finish(d) for d in take()])
     store.forget_session("s")
     assert client.exists(store.keys.session("s"), store.keys.events("s")) == 0
+
+
+def test_who_asks_whether_it_is_remembered_is_kept(store, submit, client):
+    submit(0)
+    client.expire(store.keys.session("s"), 60)
+    assert store.remembers("s", 0)
+    assert client.ttl(store.keys.session("s")) > WEEK - 60
