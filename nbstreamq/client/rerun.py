@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -146,9 +147,16 @@ def _try(
     tasks = [session.encode_task(t) for t in _tasks(ledger, function, options, chosen)]
     n_cancelled = sum(ledger.state(i) is State.CANCELLED for i in chosen)
     span, lane = span_of(chosen), ledger.lane
-    answer: int = session.ask(
-        lambda store: store.rerun(record, span, tasks, lane=lane, n_cancelled=n_cancelled)
+    again = functools.partial(
+        Store.rerun,
+        record=record,
+        span=span,
+        tasks=tasks,
+        lane=lane,
+        n_cancelled=n_cancelled,
+        token=secrets.token_hex(8),
     )
+    answer: int = session.ask(again)
     return answer
 
 

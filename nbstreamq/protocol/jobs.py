@@ -228,6 +228,7 @@ class NamedJobs(Refusal):
         *,
         lane: str,
         n_cancelled: int,
+        token: str,
     ) -> int:
         """Put ended items of a job into their lane again.
 
@@ -239,12 +240,14 @@ class NamedJobs(Refusal):
             The items: failed ones, and if `n_cancelled` is not 0 all that are cancelled.
         tasks
             What `encode_task` returned for them.
+        token
+            By which it is known that this was done already.
 
         Returns
         -------
         int
-            1; 0 if it was run again meanwhile, or is gone; -1 while cancelled items still lie in a
-            lane, until a worker drops them.
+            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items still
+            lie in a lane, until a worker drops them.
         """
         keys = self.keys
         command = scripts.rerun(
@@ -259,6 +262,7 @@ class NamedJobs(Refusal):
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
             event=self._event("rerun", record.id, span=span),
+            token=token,
             order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
         )

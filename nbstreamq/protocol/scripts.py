@@ -173,10 +173,11 @@ def rerun(
     n_failed: int,
     n_cancelled: int,
     event: bytes,
+    token: str,
     order: Fields,
     messages: list[Fields],
 ) -> Command:
     flat = [part for message in messages for part in message]
     sizes = (len(messages[0]) if messages else 1, len(order))
-    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, *order, *flat)
+    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, token, *order, *flat)
     return _run("rerun", (job, events, cancelled, lane, control), args)
