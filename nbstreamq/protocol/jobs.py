@@ -246,8 +246,8 @@ class NamedJobs(Refusal):
         Returns
         -------
         int
-            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items still
-            lie in a lane, until a worker drops them.
+            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items
+            still lie in a lane, until a worker drops them.
         """
         keys = self.keys
         command = scripts.rerun(
