@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -34,7 +35,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> int:
-        """Reset all connections; new ones work. Return how many there were."""
+        """End all connections; new ones work. Return how many there were."""
         with self._lock:
             roads, self._roads = self._roads, []
         for road in roads:
@@ -42,8 +43,19 @@ class Proxy:
                 _shut(end)
         return len(roads)
 
+    def reset(self) -> None:
+        """The same, but what is on its way is lost, and the clients meet an error, not an end."""
+        at_once = struct.pack("ii", 1, 0)
+        with self._lock:
+            roads, self._roads = self._roads, []
+        for client, server in roads:
+            with contextlib.suppress(OSError):
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                client.shutdown(socket.SHUT_RD)  # the thread that reads it closes it
+            _shut(server)
+
     def abandon(self) -> None:
-        """Reset the clients' ends only: the server goes on serving who is no longer there."""
+        """End the clients' ends only: the server goes on serving who is no longer there."""
         with self._lock:
             roads, self._roads = self._roads, []
         for client, server in roads:

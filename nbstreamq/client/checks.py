@@ -10,6 +10,8 @@ __all__ = ["check_map", "check_options"]
 
 #: Longest name of a job: it is part of what a worker says that it runs.
 MAX_NAME = 80
+#: Bytes that a worker may use at least: a bit more than one that has run nothing.
+MIN_MEMORY = 32 * 2**20
 
 
 def check_map(
@@ -40,5 +42,15 @@ def check_options(changes: dict[str, Any]) -> None:
         if key == "lane":
             if not value or not isinstance(value, str) or value.startswith("@"):
                 raise ValueError(f"lane is {value!r}: it must be a name that does not start with @")
-        elif not isinstance(value, int | float) or value < 0:
+        elif key == "cache":
+            if not isinstance(value, bool):
+                raise TypeError(f"cache is {value!r}: it must be True or False")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{key} is {value!r}: it must be a number")
+        elif not value >= 0:  # nan is not
             raise ValueError(f"{key} is {value!r}: it must be a number that is not negative")
+        elif key == "memory_limit" and value < MIN_MEMORY:
+            raise ValueError(
+                f"memory_limit is {value!r}: it is in bytes, and a worker needs {MIN_MEMORY:,} of"
+                " them by itself"
+            )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
-from ..errors import JobChanged, JobNotFound, NbstreamqError
+from ..errors import JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
-from ..objects.identity import identity, inputs_digest
+from ..objects.identity import identities, inputs_digest
 from ..objects.payloads import dump
 from ..protocol.jobs import Chunk, JobRecord
 from ..protocol.messages import Options
 from ..protocol.states import State
 from ..protocol.store import Store
+from .changes import check_function, check_inputs
 from .chunks import Pace, chunks
 from .job import Job
 from .keeping import forget
@@ -61,24 +61,22 @@ def map_named(
     about = {
         "function": function.name,
         "fn": function.digest,
-        "identities": [identity(fn)],
+        "identities": [identities(fn)],
         "call": "starmap" if len(iterables) > 1 else "map",
         "lane": lane,
         "opts": options.encode().decode(),
     }
     record = session.ask(lambda store: store.find_job(name))
-    if record is not None and anew:
-        forget(session, name, record.id)
-        record = None
-    if record is None:
-        record = _open(session, name, about)
+    if record is None or anew:
+        record = _open(session, name, about, record)
     source = zip(*iterables, strict=False) if len(iterables) > 1 else iter(iterables[0])
-    _check_function(record, about)
-    _check_inputs(record, source, function)
+    check_function(record, about)
+    check_inputs(session, record, source)
     ledger = _ledger_of(session, record, fn, deadline)
+    ledger.lane = lane
     # First: what fails from now on has had its turn.
     if record.n_items:
-        rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn)
+        rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn, options=options)
     for pickled in _missing(record, source, pace, function):
         _append(session, ledger, function, pickled, options)
     if record.total is None:
@@ -106,10 +104,12 @@ def attach(session: Session, name: str) -> Job[Any]:
     return cast("Job[Any]", ledger.view)
 
 
-def _open(session: Session, name: str, about: dict[str, Any]) -> JobRecord:
-    """Make the job; or find the one that another client made at the same moment."""
-    new = f"{name}:{secrets.token_hex(4)}"
-    session.ask(lambda store: store.open_job(name, new, about, instead_of=""))
+def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | None) -> JobRecord:
+    """Make the job, instead of `old`; or find the one that another client made at the same time."""
+    new, instead_of = f"{name}:{secrets.token_hex(4)}", old.id if old else ""
+    is_made = session.ask(lambda store: store.open_job(name, new, about, instead_of=instead_of))
+    if is_made and old:
+        forget(session, old.id)
     record = session.ask(lambda store: store.find_job(name))
     if record is None:
         raise JobNotFound(f"Job {name!r} was deleted while it was being made. Make it again.")
@@ -122,9 +122,16 @@ def _ledger_of(
 ) -> NamedLedger:
     """Return the ledger that this client has already, or one that knows all that was."""
     known = session.ledger(record.id)
-    if isinstance(known, NamedLedger):
-        return known
-    ledger = NamedLedger(record, fn, lambda first: _fetch(session, record.id, first))
+    if isinstance(known, NamedLedger) and not known.is_over:
+        return known  # one that is over may only have failed here
+
+    def exists() -> bool:
+        try:
+            return session.ask(lambda store: store.job_record(record.id)) is not None
+        except NbstreamqError:
+            return True
+
+    ledger = NamedLedger(record, fn, lambda first: _fetch(session, record.id, first), exists)
     ledger.position = catch_up(session, ledger)
     ledger.view = Job(session, ledger, deadline=deadline)
     if not ledger.is_over:
@@ -140,47 +147,7 @@ def _fetch(session: Session, job: str, first: int) -> bytes | None:
     return data
 
 
-# -- the same job? ------------------------------------------------------------------------------
-
-
-def _check_function(record: JobRecord, about: dict[str, Any]) -> None:
-    changed = []
-    if not set(about["identities"]) <= set(record.about["identities"]):
-        changed.append(f"its function is {record.about['function']}() as it was then")
-    if about["call"] != record.about["call"]:
-        changed.append("its calls take another number of arguments")
-    if changed:
-        raise _changed(record, " and ".join(changed))
-
-
-def _check_inputs(record: JobRecord, source: Iterator[Any], function: FunctionPickle) -> None:
-    """Take from `source` what the job has already, and compare."""
-    for chunk in record.chunks:
-        piece = list(islice(source, chunk.n_items))
-        if len(piece) < chunk.n_items:
-            n = chunk.first + len(piece)
-            raise _changed(record, f"it has {record.n_items} inputs or more, these are {n}")
-        if inputs_digest(piece, _dump(piece, function)) != chunk.digest:
-            last = chunk.first + chunk.n_items - 1
-            raise _changed(record, f"of its inputs {chunk.first} to {last} not all are the same")
-    if record.total is not None and next(source, record) is not record:
-        raise _changed(record, f"it has {record.total} inputs, these are more")
-
-
-def _changed(record: JobRecord, what: str) -> JobChanged:
-    name = record.name
-    return JobChanged(
-        f"There is a job {name!r} already, and {what}. To have its results: q.attach({name!r})."
-        f" To run what failed with another function: q.attach({name!r}).retry_failed(function)."
-        " To compute all of it anew: the same call with replace=True; or take another name."
-    )
-
-
 # -- what is missing ----------------------------------------------------------------------------
-
-
-def _dump(piece: list[Any], function: FunctionPickle) -> bytes:
-    return dump(piece, f"an item of {function.name}()")
 
 
 def _missing(
@@ -189,8 +156,8 @@ def _missing(
     """Yield the chunks of what is left of `source`, with their items pickled."""
     first = record.n_items
     for piece in chunks(source, pace):
-        data = _dump(piece, function)
-        yield Chunk(first, len(piece), inputs_digest(piece, data)), data
+        data = dump(piece, f"an item of {function.name}()", first)
+        yield Chunk(first, len(piece), inputs_digest(piece)), data
         pace.sent(len(piece), len(data))
         first += len(piece)
 

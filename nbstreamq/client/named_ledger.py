@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+from ..errors import JobNotFound
 from ..protocol.jobs import Chunk, JobRecord
 from ..protocol.messages import Event
 from ..protocol.spans import items
@@ -27,6 +28,8 @@ class NamedLedger(Ledger):
         Runs the job's function here.
     fetch
         Returns the pickled inputs of a chunk, by its first item; None if they can't be had.
+    exists
+        Tells whether the server still keeps the job.
 
     Attributes
     ----------
@@ -43,6 +46,7 @@ class NamedLedger(Ledger):
         record: JobRecord,
         fn: Callable[..., Any],
         fetch: Callable[[int], bytes | None],
+        exists: Callable[[], bool],
     ) -> None:
         super().__init__(record.id, record.about["function"], fn, record.about["lane"])
         self.title = record.name
@@ -50,6 +54,7 @@ class NamedLedger(Ledger):
         self.call: str = record.about["call"]
         self.view: Any = None
         self._fetch = fetch
+        self._exists = exists
         self._chunks: list[Chunk] = []
         self._fetched: Payload | None = None
         self.add_chunks(record.chunks)
@@ -75,6 +80,11 @@ class NamedLedger(Ledger):
         return known
 
     def delay(self) -> str:
+        if not self._exists():
+            self.growing = False
+            self.fail(
+                range(len(self)), JobNotFound(f"Job {self.title!r} was deleted, or replaced.")
+            )
         if self.growing and self.n_over == len(self):
             return (
                 f"job {self.title!r} has no end: its client is still submitting, or stopped before"

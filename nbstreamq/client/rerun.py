@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +32,11 @@ PAUSE = 0.02
 
 
 def rerun(
-    session: Session, ledger: Ledger, states: set[State], fn: Callable[..., Any] | None = None
+    session: Session,
+    ledger: Ledger,
+    states: set[State],
+    fn: Callable[..., Any] | None = None,
+    options: Options | None = None,
 ) -> None:
     """Submit those items again that are in one of `states`.
 
@@ -41,6 +46,8 @@ def rerun(
         FAILED; of a named job also CANCELLED.
     fn
         In place of the job's function; None: the same.
+    options
+        Of a named job from now on; None: the same. Its lane is the ledger's.
 
     Raises
     ------
@@ -50,7 +57,7 @@ def rerun(
         Another client did the same; `attach` again.
     """
     if isinstance(ledger, NamedLedger):
-        _rerun_named(session, ledger, states, fn)
+        _rerun_named(session, ledger, states, fn, options)
     elif chosen := _in_states(ledger, states):
         _rerun_here(session, ledger, chosen, fn or ledger.fn)
 
@@ -72,19 +79,26 @@ def _rerun_here(
 
 
 def _rerun_named(
-    session: Session, ledger: NamedLedger, states: set[State], fn: Callable[..., Any] | None
+    session: Session,
+    ledger: NamedLedger,
+    states: set[State],
+    fn: Callable[..., Any] | None,
+    options: Options | None,
 ) -> None:
     record = session.ask(lambda store: store.job_record(ledger.job))
     if record is None:
         raise JobNotFound(f"Job {ledger.title!r} was deleted, or has expired.")
-    record, function = _with_function(session, record, fn)
+    about = record.about | {"lane": ledger.lane}
+    if options is not None:
+        about["opts"] = options.encode().decode()
+    record, function = _with_function(session, replace(record, about=about), fn)
     deadline = time.monotonic() + PATIENCE
     before = session.ask(lambda store: store.last_event(ledger.job))
     while (answer := _try(session, ledger, record, function, states)) == -1:
         if time.monotonic() > deadline:
             raise NbstreamqError(
-                f"What was cancelled of job {ledger.title!r} still lies in lane {ledger.lane!r}:"
-                " no worker has come to drop it. Start some (q.run(2)), and try again."
+                f"What was cancelled of job {ledger.title!r} still waits: no worker has come to"
+                " drop it. Start some (q.run(2)), and try again."
             )
         time.sleep(PAUSE)
     if answer is None:
@@ -133,9 +147,16 @@ def _try(
     tasks = [session.encode_task(t) for t in _tasks(ledger, function, options, chosen)]
     n_cancelled = sum(ledger.state(i) is State.CANCELLED for i in chosen)
     span, lane = span_of(chosen), ledger.lane
-    answer: int = session.ask(
-        lambda store: store.rerun(record, span, tasks, lane=lane, n_cancelled=n_cancelled)
+    again = functools.partial(
+        Store.rerun,
+        record=record,
+        span=span,
+        tasks=tasks,
+        lane=lane,
+        n_cancelled=n_cancelled,
+        token=secrets.token_hex(8),
     )
+    answer: int = session.ask(again)
     return answer
 
 
@@ -146,13 +167,17 @@ def _with_function(
     about = record.about
     if fn is None:
         return record, FunctionPickle(about["fn"], b"", about["function"])
-    from ..objects.identity import identity  # needs cloudpickle, which is slow to import
+    from ..objects.identity import identities  # needs cloudpickle, which is slow to import
 
     function = session.pickle_function(fn)
     # Now: the tasks do not wait for what the sender still has before them.
     session.ask(lambda store: store.put_function(function.digest, function.data))
-    identities = {*about["identities"], identity(fn)}
-    changes = {"fn": function.digest, "function": function.name, "identities": sorted(identities)}
+    now, known = identities(fn), about["identities"]
+    changes = {
+        "fn": function.digest,
+        "function": function.name,
+        "identities": known if now in known else [*known, now],
+    }
     return replace(record, about=about | changes), function
 
 

@@ -138,6 +138,7 @@ class Session:
         pickled = self._pickler.dump(fn)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
+            self._sent[pickled.digest] = now  # before: if it is refused, it is sent again
             self._sender.put(
                 Order(
                     lambda store: store.put_function(pickled.digest, pickled.data),
@@ -146,7 +147,6 @@ class Session:
                 ),
                 alone=not self._ledgers,
             )
-            self._sent[pickled.digest] = now
         return pickled
 
     def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
@@ -175,14 +175,13 @@ class Session:
         """Cancel items: here at once, on the workers soon."""
         self._check_owner()
         if self._state != "closed" and (newly := ledger.cancel(chosen)):
-            span = ledger.cancelled()
             said = threading.Event()
 
             def carry_out(store: Store) -> None:
-                store.cancel(ledger.job, span, newly)
+                store.cancel(ledger.job, ledger.cancelled(), newly)
                 said.set()
 
-            self._sender.put(Order(carry_out, self._on_refusal), alone=True)
+            self._sender.put(Order(carry_out, lambda e: self.warn(str(e))), alone=True)
             # Who has cancelled a call that waits may rely on it that it never begins.
             said.wait(FAREWELL)
         self._retire(ledger)
@@ -297,13 +296,15 @@ class Session:
         with self._lock:
             if not ledger.is_over:  # asked here: calls are added to one that is not
                 return
-            if is_named(ledger.job) and ledger.job in self._ledgers:
+            if self._ledgers.get(ledger.job) is not ledger:
+                return
+            if is_named(ledger.job):
                 # What comes behind its end may reopen it: it must know how far it has heard.
                 if (position := self._listener.unfollow(ledger.job)) is None:
                     self._put_off.append(ledger)
                     return
                 ledger.position = position
-            self._ledgers.pop(ledger.job, None)
+            self._ledgers.pop(ledger.job)
             last = self._state == "closing" and not self._ledgers
         if last:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()
@@ -326,11 +327,11 @@ class Session:
     def _check_memory(self) -> None:
         """Fail what is open if the server has forgotten it: nobody else would ever end it."""
         if error := self._memory.check(self.ask):
-            self._sent.clear()
             self._on_refusal(error)
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
+        self._sent.clear()
         for ledger in self.open_ledgers():
             ledger.fail(range(len(ledger)), error)
             self._retire(ledger)

@@ -137,7 +137,7 @@ def send_chunks(
     try:
         for piece in chunks(source, pace):
             session.check_open()
-            data = dump(piece, f"an item of {function.name}()")
+            data = dump(piece, f"an item of {function.name}()", len(ledger))
             payload = Payload(len(ledger), len(piece), call, data)
             with uninterrupted():
                 ledger.add(payload)

@@ -31,7 +31,7 @@ class _Step(NamedTuple):
 _Path = tuple[_Step, ...]
 
 
-def explain(value: object, error: BaseException, what: str) -> str:
+def explain(value: object, error: BaseException, what: str, first: int = 0) -> str:
     """Return, in a few sentences, which part of `value` can't be pickled.
 
     Parameters
@@ -42,12 +42,17 @@ def explain(value: object, error: BaseException, what: str) -> str:
         What was raised.
     what
         What `value` is: ``search()``, ``an argument of fib()``.
+    first
+        The number of the first element of `value`, a list, for people.
     """
     try:
         culprit = _find_culprit(value)
         path = _find_path(value, culprit[0]) if culprit else None
         if not culprit or path is None:
             return f"{what} {_fate(what)}: {_text(error)}"
+        if first and path:
+            number = int(path[0].text.strip("[]")) + first
+            path = (_Step(f"[{number}]", captured=False), *path[1:])
         thing, error = culprit[0], culprit[1]
         subject, path = _subject(value, what, path)
         why = f"{_where(path, thing)}, which can't be pickled: {_text(error)}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dis
 import enum
 import hashlib
+import inspect
+import pickle
 import types
 import typing
 from bisect import bisect_left
@@ -20,24 +22,24 @@ from .modules import is_local
 from .payloads import SIMPLE
 from .pickler import Pickler, by_reference
 
-__all__ = ["identity", "inputs_digest"]
+__all__ = ["identities", "identity", "inputs_digest"]
 
 _DIGEST_BYTES = 16
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
+#: Names in the body of a class that say where it stands and what it is for, not what it does.
+_OF_TEXT = frozenset({"__doc__", "__firstlineno__", "__static_attributes__"})
 #: Attributes of a class that say nothing of it, or are made anew in each process.
-_OF_PROCESS = frozenset(
-    {
-        "__dict__",
-        "__weakref__",
-        "__module__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__orig_bases__",
-        "__parameters__",
-        "_abc_impl",
-    }
-)
+_OF_PROCESS = _OF_TEXT | {
+    "__dict__",
+    "__weakref__",
+    "__module__",
+    "__orig_bases__",
+    "__parameters__",
+    "_abc_impl",
+}
+#: Flag of code with a docstring, from Python 3.13 on; free before: CO_HAS_DOCSTRING.
+_HAS_DOCSTRING = 0x4000000
 #: Instructions that say how the others are carried out.
 _FILLING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"})
 
@@ -45,19 +47,38 @@ _FILLING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"})
 def identity(value: object) -> str:
     """Return a digest, in hex, that is the same in each process where `value` is the same.
 
-    Of functions, the code counts and what they capture, their name and place do not. A set counts
-    by its elements; what pickles to other bytes each time never is the same.
+    Of functions, the code counts and what they capture; their name, place and documentation do not.
+    The order of sets and dicts does not count, either. What pickles to other bytes each time never
+    is the same.
     """
     file = _Hash()
     _IdentityPickler(file).dump(value)
     return file.hexdigest()
 
 
-def inputs_digest(items: list[Any], data: bytes) -> str:
-    """Return the `identity` of a chunk of inputs, `data` when pickled, in the quickest way."""
+def identities(fn: Any) -> dict[str, str]:
+    """Return the `identity` of each part of a function, by a name of the part for people.
+
+    What is no function of Python code, or is sent by reference, has one part, ``""``.
+    """
+    if not isinstance(fn, types.FunctionType) or by_reference(fn):
+        return {"": identity(fn)}
+    return {name: identity(part) for name, part in _parts(fn).items() if part is not fn}
+
+
+def inputs_digest(items: list[Any]) -> str:
+    """Return a digest, in hex, that is the same where all items of a chunk are the same."""
+    file = _Hash()
     if SIMPLE.issuperset(map(type, items)):
-        return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
-    return identity(items)
+        pickler = pickle.Pickler(file, 5)
+        pickler.fast = True  # no references: two equal strings may be one object, or two
+        pickler.dump(items)
+        return file.hexdigest()
+    careful = _IdentityPickler(file)
+    for item in items:
+        careful.dump(item)
+        careful.forget()
+    return file.hexdigest()
 
 
 class _Hash:
@@ -81,17 +102,37 @@ class _Stands:
 class _IdentityPickler(Pickler):
     """Writes what nobody reads: the same bytes for the same things."""
 
+    def __init__(self, file: _Hash) -> None:
+        super().__init__(file)
+        #: Each string: equal ones may be one object in this process, and two in the next.
+        self._texts: dict[Any, Any] = {}
+        #: Id of a dict -> the dict, and the same in order.
+        self._in_order: dict[int, tuple[Any, Any]] = {}
+
+    def forget(self) -> None:
+        """Write what comes as if it were the first."""
+        self.clear_memo()
+        self._texts.clear()
+        self._in_order.clear()
+
     def persistent_id(self, obj: Any) -> Any:
-        """Write a set in an order that does not change from process to process."""
+        """Write sets and dicts in an order that does not change, and equal strings as one."""
+        kind = type(obj)
+        if kind is str or kind is bytes:
+            return self._texts.setdefault(obj, obj)
+        if kind is dict:
+            if id(obj) not in self._in_order:
+                self._in_order[id(obj)] = obj, _in_order(obj)
+            return self._in_order[id(obj)][1]
         if isinstance(obj, set | frozenset):
-            return type(obj).__qualname__, sorted(map(identity, obj))
+            return kind.__qualname__, sorted(map(identity, obj))
         return None
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.CodeType):
             return _Stands, (), _code_state(obj)
         if isinstance(obj, types.FunctionType) and not by_reference(obj):
-            return _Stands, (), _function_state(obj)
+            return _Stands, (), _parts(obj)
         if isinstance(obj, type) and obj.__flags__ & _MADE_BY_CODE and not by_reference(obj):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
@@ -101,36 +142,63 @@ class _IdentityPickler(Pickler):
         return super().reducer_override(obj)
 
 
+def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
+    if {type(key) for key in known} in ({str}, {int}):
+        return dict(sorted(known.items(), key=lambda item: item[0]))
+    return dict(sorted(known.items(), key=lambda item: identity(item[0])))
+
+
 def _code_state(code: types.CodeType) -> Any:
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    return _steps(code), code.co_consts, names, counts
+    flags = code.co_flags & ~_HAS_DOCSTRING
+    n_arguments = code.co_argcount + code.co_kwonlyargcount
+    n_arguments += bool(flags & inspect.CO_VARARGS) + bool(flags & inspect.CO_VARKEYWORDS)
+    names = code.co_varnames[:n_arguments], code.co_freevars
+    return _steps(code), names, (code.co_argcount, code.co_posonlyargcount, flags)
 
 
-def _steps(code: types.CodeType) -> list[tuple[str, Any]]:
-    """Return the instructions, without what depends on where the code stands.
+def _steps(code: types.CodeType) -> Any:
+    """Return the instructions, and those that each handler of errors protects.
 
-    A call of ``time.sleep`` is compiled in one way where `time` is imported in the same file, and
-    in another one in a notebook.
+    Without what depends on where the code stands: a call of ``time.sleep`` is compiled in one way
+    where `time` is imported in the same file, and in another one in a notebook.
     """
-    kept = [i for i in dis.get_instructions(code) if i.opname not in _FILLING]
+    bytecode = dis.Bytecode(code)
+    kept = [i for i in bytecode if i.opname not in _FILLING]
+    silent = {k for k, i in enumerate(kept) if i.opname == "STORE_NAME" and i.argval in _OF_TEXT}
+    kept = [i for k, i in enumerate(kept) if k not in silent and k + 1 not in silent]
     offsets = [i.offset for i in kept]
     jumps = {*dis.hasjrel, *dis.hasjabs}
 
     def argument(i: dis.Instruction) -> Any:
         if i.opcode in jumps:
             return bisect_left(offsets, i.argval)
-        return i.argval if isinstance(i.argval, str) else i.arg
+        # Not the number of a constant: a docstring is one, too.
+        return i.argval if i.opcode in dis.hasconst or isinstance(i.argval, str) else i.arg
 
     names = ("LOAD_ATTR" if i.opname == "LOAD_METHOD" else i.opname for i in kept)
-    return list(zip(names, map(argument, kept), strict=True))
+    handlers = [
+        [bisect_left(offsets, at) for at in (entry.start, entry.end, entry.target)]
+        for entry in bytecode.exception_entries  # type: ignore[attr-defined]
+    ]
+    return list(zip(names, map(argument, kept), strict=True)), handlers
 
 
-def _function_state(fn: types.FunctionType) -> Any:
-    names = (name for name in names_of(fn.__code__).globals if name in fn.__globals__)
-    captured = {name: fn.__globals__[name] for name in names}
-    cells = [_contents(cell) for cell in fn.__closure__ or ()]
-    return fn.__code__, captured, cells, fn.__defaults__, fn.__kwdefaults__, vars(fn)
+def _parts(fn: types.FunctionType) -> dict[str, Any]:
+    """Return what a function consists of, by names for people."""
+    code, defaults = fn.__code__, fn.__defaults__ or ()
+    names = names_of(code).globals
+    optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})
+    return {
+        "its code": code,
+        **{f"`{name}`": fn.__globals__[name] for name in names if name in fn.__globals__},
+        **{
+            f"`{name}`": _contents(cell)
+            for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True)
+        },
+        **{f"the default of `{name}`": value for name, value in given.items()},
+        **{f"its attribute `{name}`": value for name, value in vars(fn).items()},
+    }
 
 
 def _contents(cell: types.CellType) -> Any:

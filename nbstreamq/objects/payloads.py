@@ -15,7 +15,7 @@ SIMPLE = frozenset({int, float, str, bytes, bool, type(None), complex})
 _plain_dumps = pickle.dumps
 
 
-def dump(value: object, what: str) -> bytes:
+def dump(value: object, what: str, first: int = 0) -> bytes:
     """Return `value` as bytes.
 
     Parameters
@@ -24,6 +24,8 @@ def dump(value: object, what: str) -> bytes:
         Anything; functions and classes that a worker can't import go by value.
     what
         What `value` is, for the message of an error: ``an argument of fib()``.
+    first
+        The number, for that message, of the first element of a list.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def dump(value: object, what: str) -> bytes:
     except Exception as error:
         from .diagnosis import explain
 
-        raise NotPicklable(explain(value, error, what)) from error
+        raise NotPicklable(explain(value, error, what, first)) from error
 
 
 def _is_plain(items: Any) -> bool:

@@ -171,7 +171,10 @@ class NamedJobs(Refusal):
     # -- transitions ---------------------------------------------------------------------------
 
     def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
-        """Make a named job; False if the name is that of another one than `instead_of`, an id."""
+        """Make a named job; False if the name is that of another one than `instead_of`, an id.
+
+        That one is deleted; what of it is in a lane should be cancelled now.
+        """
         keys = self.keys
         owner = self.job_names().get(name, "")
         if owner not in (job, instead_of) and self.job_record(owner) is not None:
@@ -185,6 +188,7 @@ class NamedJobs(Refusal):
             job,
             self._about(job, about),
             self._event("opened", job),
+            owned=(keys.job(owner), keys.inputs(owner), keys.events(owner)),
         )
         return bool(self._wire.call(command)[0])
 
@@ -224,6 +228,7 @@ class NamedJobs(Refusal):
         *,
         lane: str,
         n_cancelled: int,
+        token: str,
     ) -> int:
         """Put ended items of a job into their lane again.
 
@@ -235,12 +240,14 @@ class NamedJobs(Refusal):
             The items: failed ones, and if `n_cancelled` is not 0 all that are cancelled.
         tasks
             What `encode_task` returned for them.
+        token
+            By which it is known that this was done already.
 
         Returns
         -------
         int
-            1; 0 if it was run again meanwhile, or is gone; -1 while cancelled items still lie in a
-            lane, until a worker drops them.
+            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items
+            still lie in a lane, until a worker drops them.
         """
         keys = self.keys
         command = scripts.rerun(
@@ -255,6 +262,7 @@ class NamedJobs(Refusal):
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
             event=self._event("rerun", record.id, span=span),
+            token=token,
             order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
         )
@@ -268,9 +276,8 @@ class NamedJobs(Refusal):
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; what of it is in a lane should be cancelled first."""
         keys = self.keys
-        self._wire.call(
-            ("HDEL", keys.jobs, name), ("DEL", keys.job(job), keys.inputs(job), keys.events(job))
-        )
+        own = (keys.job(job), keys.inputs(job), keys.events(job))
+        self._wire.call(scripts.delete(keys.jobs, *own, name, job))
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())

@@ -17,9 +17,9 @@ key                       type               lifetime  holds
 ``jobs``                  hash               queue     name -> id of the named job
 ``job:<job>``             hash               7 days    what a named job is, its chunks and counts
 ``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
-``session:<session>``     string             1 day     number of the last batch a client submitted
-``cancelled``             hash               1 day     job -> items that shall not run; # -> changes
-``control``               stream             1 day     cancellations, and wake-ups for due tasks
+``session:<session>``     string             7 days    number of the last batch a client submitted
+``cancelled``             hash               7 days    job -> items that shall not run; # -> changes
+``control``               stream             7 days    cancellations, and wake-ups for due tasks
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
 ``dead``                  stream             7 days    what was refused, or failed for good

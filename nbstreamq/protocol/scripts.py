@@ -19,6 +19,7 @@ NAMES = (
     "bury",
     "cancel",
     "close",
+    "delete",
     "everywhere",
     "heartbeat",
     "join",
@@ -56,7 +57,7 @@ def _run(name: str, keys: Sequence[str], args: Iterable[Any]) -> Command:
 def submit(
     session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]
 ) -> Command:
-    return _run("submit", (session, control, *lanes), (batch, DAY * 1000, *entries))
+    return _run("submit", (session, control, *lanes), (batch, WEEK * 1000, *entries))
 
 
 def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
@@ -96,7 +97,7 @@ def everywhere(
 
 
 def cancel(cancelled: str, control: str, job: str, span: str, message: Fields) -> Command:
-    return _run("cancel", (cancelled, control), (job, span, DAY * 1000, *message))
+    return _run("cancel", (cancelled, control), (job, span, WEEK * 1000, *message))
 
 
 def refuse(
@@ -127,8 +128,14 @@ def open(  # noqa: A001 - the verb of the transition
     new_job: str,
     about: bytes,
     event: bytes,
+    *,
+    owned: Sequence[str],
 ) -> Command:
-    return _run("open", (jobs, job, events), (name, owner, new_job, about, WEEK, event))
+    return _run("open", (jobs, job, events, *owned), (name, owner, new_job, about, WEEK, event))
+
+
+def delete(jobs: str, job: str, inputs: str, events: str, name: str, this_job: str) -> Command:
+    return _run("delete", (jobs, job, inputs, events), (name, this_job))
 
 
 def append(
@@ -166,10 +173,11 @@ def rerun(
     n_failed: int,
     n_cancelled: int,
     event: bytes,
+    token: str,
     order: Fields,
     messages: list[Fields],
 ) -> Command:
     flat = [part for message in messages for part in message]
     sizes = (len(messages[0]) if messages else 1, len(order))
-    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, *order, *flat)
+    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, token, *order, *flat)
     return _run("rerun", (job, events, cancelled, lane, control), args)

@@ -27,12 +27,15 @@ class Delivery:
         What it says.
     cancelled
         Items of the *job* that shall not run.
+    is_wanted
+        Whether those are still there who asked for it: its session, or the named job.
     """
 
     lane: str
     entry_id: bytes
     task: Task
     cancelled: Span = ()
+    is_wanted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

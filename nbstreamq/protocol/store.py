@@ -13,6 +13,7 @@ from .connection import Command, Wire
 from .jobs import NamedJobs
 from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
+from .owners import Owners
 from .replies import block_ms, stream_entries
 from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
@@ -54,6 +55,7 @@ class Store(NamedJobs, Supervision):
         self._cancellations: tuple[bytes, dict[str, Span]] = (b"", {})
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
+        self.owners = Owners(self._wire, self.keys)
 
     def clone(self) -> Store:
         """Return the same queue through another connection."""
@@ -170,7 +172,7 @@ class Store(NamedJobs, Supervision):
         key = self.keys.session(session)
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
-            write = (("XADD", self.keys.lane(lane), "*", *fields), ("SET", key, batch, "EX", DAY))
+            write = (("XADD", self.keys.lane(lane), "*", *fields), ("SET", key, batch, "EX", WEEK))
             self._wire.call(("MULTI",), *write, ("EXEC",), soon=True)
             return
         index: dict[str, int] = {}
@@ -232,9 +234,12 @@ class Store(NamedJobs, Supervision):
         self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
 
     def remembers(self, session: str, batch: int) -> bool:
-        """Return whether the server still knows the queue, and that it took `batch`; 0: any."""
-        commands = ("HEXISTS", self.keys.meta, "secret"), ("GET", self.keys.session(session))
-        known, last = self._wire.call(*commands)
+        """Return whether the server still knows the queue, and that it took `batch`; 0: any.
+
+        Who asks is there: its calls are wanted for another week.
+        """
+        ask_last = ("GETEX", self.keys.session(session), "EX", WEEK)
+        known, last = self._wire.call(("HEXISTS", self.keys.meta, "secret"), ask_last)
         return bool(known) and int(last or 0) >= batch
 
     def cancel(self, job: str, span: Span, newly: Span) -> None:
@@ -363,6 +368,9 @@ class Store(NamedJobs, Supervision):
                     settle = encode_return(self.keys.lane(lane), entry_id)
                     self._wire.call(scripts.settle(self.keys.control, *settle))
         deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
+        if gone := self.owners.gone(t.job for lane, _, t in tasks if lane[0] != "@"):
+            for d in deliveries:
+                d.is_wanted = d.lane[0] == "@" or session_of(d.task.job) not in gone
         if version and deliveries:
             spans = self._cancelled(version)
             for d in deliveries:

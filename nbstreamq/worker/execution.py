@@ -69,6 +69,8 @@ class Execution:
         """
         task = delivery.task
         settlement = Settlement(delivery=delivery)
+        if not delivery.is_wanted:
+            return settlement, None
         dropped, todo = _part_cancelled(task, delivery.cancelled)
         if dropped:
             settlement.events.append(self._event("cancelled", task, dropped))

@@ -342,6 +342,7 @@ class Supervisor:
             if c.slot.state is not State.STARTING
         }
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
+        self._store.owners.tidy()
         self._heartbeat_due = now + self._timing.heartbeat
         now = time.monotonic()
         if now - self._heard > self._timing.silence / 2:

@@ -209,6 +209,14 @@ class TestUnpicklable:
             shared_queue.map(str, [1, threading.Lock()])
         assert shared_queue.status().open_jobs == 0
 
+    @pytest.mark.parametrize("name", [None, "j"], ids=["unnamed", "named"])
+    def test_an_item_is_named_by_its_number_in_the_whole_map(self, shared_queue, name):
+        items = [1, 2, 3, 4, threading.Lock(), 6]
+        with pytest.raises(NotPicklable, match=r"item \[4\] of .*lock"):
+            shared_queue.map(str, items, chunksize=3, name=name)
+        if name:  # the same call may submit the rest
+            shared_queue.attach(name).delete()
+
     def test_nothing_stays_open(self, shared_queue):
         with pytest.raises(NotPicklable):
             shared_queue.submit(str, threading.Lock())

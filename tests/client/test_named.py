@@ -185,7 +185,7 @@ class TestAnotherCall:
             (lambda x: -x, range(8), "function"),
             (abs, range(7), "it has 8 inputs or more, these are 7"),
             (abs, range(9), "these are more"),
-            (abs, [0, 1, 2, 3, 4, 5, 6, 8], "not all are the same"),
+            (abs, [0, 1, 2, 3, 4, 5, 6, 8], "its input 7 is another one"),
         ],
         ids=["function", "fewer", "more", "others"],
     )
@@ -195,6 +195,32 @@ class TestAnotherCall:
         assert "replace=True" in str(caught.value)
         assert "q.attach('j')" in str(caught.value)
         assert queue.attach("j").result(0) == list(range(8))
+
+    def test_is_told_what_of_the_function_has_changed(self, queue):
+        def make(scale, offset):
+            return lambda x, sign=1: sign * scale * x + offset
+
+        queue.map(make(2, 0), range(3), name="f").wait(20)
+        assert queue.map(make(2, 0), range(3), name="f").result(0) == [0, 2, 4]
+        with pytest.raises(JobChanged, match=r"another: `offset`, `scale`\. "):
+            queue.map(make(3, 1), range(3), name="f")
+        scale, offset = 2, 0
+        with pytest.raises(JobChanged, match=r"another: its code\. "):
+            queue.map(lambda x, sign=1: sign * scale * x - offset, range(3), name="f")
+        with pytest.raises(JobChanged, match=r"another: the default of `sign`\. "):
+            queue.map(lambda x, sign=2: sign * scale * x + offset, range(3), name="f")
+
+    def test_may_have_other_options_which_hold_from_now_on(self, queue):
+        def slow(x):
+            if x == 1:
+                time.sleep(0.5)
+            return x
+
+        job = queue.options(time_limit=0.1).map(slow, range(3), name="slow", chunksize=1)
+        job.wait(20)
+        assert list(job.errors) == [1]
+        again = queue.options(time_limit=20.0, lane="high")
+        assert again.map(slow, range(3), name="slow", chunksize=1).result(20) == [0, 1, 2]
 
     def test_may_replace_it(self, queue, job):
         new = queue.map(lambda x: -x, range(3), name="j", replace=True)
@@ -211,6 +237,43 @@ class TestAnotherCall:
         assert queue.jobs()[0].done == 6
         with pytest.raises(Exception):  # noqa: B017 - cancelled, whichever way
             old.result(20)
+
+    def test_replaces_it_by_two_clients_at_once(self, make_queue, square):
+        queues = [make_queue(), make_queue()]
+        queues[0].map(abs, range(3), name="j").wait(20)
+        for _ in range(10):
+            ready, found = threading.Barrier(2), []
+
+            def call(queue, ready=ready, found=found):
+                ready.wait()
+                try:
+                    job = queue.map(square, range(40), name="j", chunksize=3, replace=True)
+                    found.append((job.id, job.result(30)))
+                except JobNotFound:  # the other one came a moment later, and replaced it again
+                    found.append(None)
+
+            threads = [threading.Thread(target=call, args=(q,)) for q in queues]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            job = make_queue(workers=0).attach("j")
+            assert job.result(30) == [x * x for x in range(40)]
+            assert (job.id, job.result(0)) in found
+            assert [(status.done, status.complete) for status in queues[0].jobs()] == [(40, True)]
+
+    def test_of_two_that_replace_the_same_job_one_does(self, queue, store):
+        old = queue.map(abs, range(3), name="j")
+        old.wait(20)
+        first, second = ({"function": name} for name in ("first", "second"))
+        assert store.open_job("j", "j:1", first, instead_of=old.id)
+        assert not store.open_job("j", "j:2", second, instead_of=old.id)
+        assert store.find_job("j").id == "j:1"
+        assert store.job_record(old.id) is None
+        store.delete_job("j", old.id)  # another client, which knows only the old one
+        assert store.find_job("j").about == first
+        store.delete_job("j", "j:1")
+        assert store.find_job("j") is None
 
     @pytest.mark.parametrize("name", ["", "a b", "a.b", "a:b", "x" * 81, "a{b"])
     def test_a_name_that_can_not_be(self, queue, name):
@@ -415,6 +478,27 @@ class TestKept:
         with open_client(server_url) as client:
             wait_until(lambda: client.xlen(lane) == 0, describe="an empty lane")
             assert client.keys(f"*{job.id}") == []
+
+    def test_one_that_was_deleted_can_be_neither_kept_nor_deleted(self, make_queue):
+        queue = make_queue()
+        job = queue.map(abs, range(3), name="j")
+        job.wait(20)
+        make_queue(workers=0).attach("j").delete()
+        for act in (job.keep, job.delete):
+            with pytest.raises(JobNotFound, match="'j' is not there any more"):
+                act()
+
+    def test_who_waits_for_one_that_is_deleted_elsewhere_is_told(
+        self, make_queue, gate, server_url
+    ):
+        queue = make_queue()
+        job = queue.map(gate.hold, range(4), name="j", chunksize=1)
+        keys = Keys(queue.name)
+        with open_client(server_url) as client:
+            # As where the news of its end come while this client is cut off.
+            client.delete(keys.job(job.id), keys.inputs(job.id), keys.events(job.id))
+        with pytest.raises(JobNotFound, match="was deleted"):
+            job.result(20)
 
     def test_one_without_a_name_is_not(self, queue):
         job = queue.map(abs, [1])

@@ -129,8 +129,9 @@ def test_that_a_session_was_idle_for_a_day_is_no_loss(forgetful, gate, monkeypat
     """Its number has expired, though it still waits for a long task."""
     monkeypatch.setattr(session, "PATIENCE", 0.1)
     server, queue = forgetful
-    go = gate()
-    future = queue.submit(lambda: go.wait() or "done")
+    begun, go = gate("begun"), gate("go")
+    future = queue.submit(lambda: begun.open() or go.wait() or "done")
+    begun.wait()
     monkeypatch.setattr(memory, "REMEMBERED", 0.0)
     with open_client(server.url) as client:
         assert client.delete(*client.keys("*:session:*")) == 1

@@ -43,6 +43,55 @@ def test_a_call_fails_clearly_and_the_next_works(admin, new_queue):
     assert queue.map(abs, range(10)).result(20) == list(range(10))
 
 
+def test_a_function_that_was_refused_is_sent_again(admin, new_queue):
+    queue = new_queue(admin.server_url)
+    assert queue.submit(abs, -1).result(20) == 1
+
+    def double(x):
+        return 2 * x
+
+    with full(admin), pytest.raises(ServerRefused, match="maxmemory"):
+        queue.submit(double, 1).result(20)
+
+    assert queue.submit(double, 2).result(20) == 4
+
+
+def test_a_named_job_that_fails_here_goes_on_there(admin, new_queue, gate, tmp_path, wait_until):
+    queue = new_queue(admin.server_url)
+    go = gate()
+
+    def work(i):
+        with (tmp_path / f"run-{i}").open("a") as file:
+            file.write("x")
+        go.wait()
+        return i
+
+    job = queue.map(work, range(6), name="j", chunksize=1)
+    wait_until(lambda: len(list(tmp_path.glob("run-*"))) == 2, describe="both at work")
+    with full(admin):
+        queue.submit(lambda: None).exception(
+            20
+        )  # its function can't be sent: all that is open fails
+        assert len(job.errors) == 6
+    again = queue.map(work, range(6), name="j", chunksize=1)
+    go.open()
+
+    assert again.result(20) == list(range(6))
+    check_once(again, list(range(6)))
+    assert {(tmp_path / f"run-{i}").read_text() for i in range(6)} == {"x"}
+
+
+def test_what_is_deleted_makes_room(admin, new_queue):
+    queue = new_queue(admin.server_url)
+    job = queue.map(abs, range(5), name="j")
+    job.wait(20)
+
+    with full(admin), contextlib.suppress(ServerRefused):
+        job.delete()
+
+    assert queue.jobs() == []
+
+
 def test_what_runs_meanwhile_runs_once_and_is_not_lost(
     admin, new_queue, gate, tmp_path, wait_until
 ):

@@ -84,6 +84,11 @@ def test_a_file_that_is_mapped_is_no_memory(queue, tmp_path):
 
 
 def test_a_limit_that_is_none_is_refused(queue):
-    for wrong in (-1, "1 GB"):
-        with pytest.raises(ValueError, match="memory_limit"):
+    for wrong, kind in (
+        (-1, ValueError),
+        (1000, ValueError),
+        ("1 GB", TypeError),
+        (True, TypeError),
+    ):
+        with pytest.raises(kind, match="memory_limit"):
             queue.options(memory_limit=wrong)

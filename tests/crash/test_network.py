@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import subprocess
 import time
 
 import pytest
@@ -13,49 +11,16 @@ from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
 from tests.counting import check_nothing_left, check_once
 from tests.crash.conftest import NODE
-
-
-def ip(*words, check=True):
-    subprocess.run(("ip", *words), check=check, capture_output=True)
-
-
-class Link:
-    """A network of its own for some processes, and the cable to it."""
-
-    def __init__(self):
-        number = os.getpid() % 4096
-        self.name, self.near, self.far = f"nbq{number}", f"nbqn{number}", f"nbqf{number}"
-        subnet = f"10.213.{number // 16}"
-        first = number % 16 * 16
-        self.address = f"{subnet}.{first + 1}"
-        ip("netns", "add", self.name)
-        ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.name)
-        ip("address", "add", f"{self.address}/28", "dev", self.near)
-        ip("-n", self.name, "address", "add", f"{subnet}.{first + 2}/28", "dev", self.far)
-        ip("-n", self.name, "link", "set", self.far, "up")
-        self.plug()
-
-    def plug(self):
-        ip("link", "set", self.near, "up")
-
-    def cut(self):
-        ip("link", "set", self.near, "down")
-
-    def close(self):
-        ip("link", "delete", self.near, check=False)
-        ip("netns", "delete", self.name, check=False)
+from tests.link import Link
 
 
 @pytest.fixture
 def link():
     """A cable to another network; needs the rights to lay it."""
-    if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("only root can make networks, with iproute2")
-    link = None
     try:
         link = Link()
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no networks can be made here: {error.stderr.decode()}")
+    except OSError as error:
+        pytest.skip(f"no networks can be made here: {error}")
     yield link
     link.close()
 
@@ -65,11 +30,9 @@ def machines(link, start_server, new_queue, queue_name, start, start_node, wait_
     """A server, a queue on it, its store, and a node that only the link connects."""
     port = str(20_000 + os.getpid() % 20_000)
     server = start_server("--port", port, "--bind", link.address, "--protected-mode", "no")
-    command = ("ip", "netns", "exec", link.name)
-    run = "import os, sys; os.execvp('ip', [*sys.argv[1:5], sys.executable, '-c', *sys.argv[5:]])"
     with open_client(server.url) as client:
         store = Store(client, queue_name, Signer("secret", queue_name))
-        node = start("-c", run, *command, NODE, f"redis://{link.address}:{port}", queue_name, "1")
+        node = start(*link.beyond("-c", NODE), f"redis://{link.address}:{port}", queue_name, "1")
         wait_until(lambda: len(store.workers()) == 1, describe="the far worker")
         yield server, new_queue(server.url, workers=0), store, node
         store.close()

@@ -46,6 +46,24 @@ def test_a_task_whose_worker_is_killed_runs_again(queue, gate, number):
     assert not psutil.pid_exists(victim)
 
 
+def test_a_death_is_seen_at_once(queue, gate):
+    """The kernel tells the supervisor, which does not have to look; see docs/reliability.md."""
+    begun, again = gate("begun"), gate("again")
+
+    def work():
+        if again.first():
+            note(begun.path)
+            time.sleep(60)
+        return time.time()
+
+    future = queue.submit(work)
+    begun.wait()
+    os.kill(int(Path(begun.path).read_text()), signal.SIGKILL)
+    killed = time.time()
+
+    assert future.result(20) - killed < 1
+
+
 def test_it_runs_again_on_a_worker_that_is_there(queue, gate):
     """The other worker takes it: nothing has to start before."""
     before = {queue.submit(os.getpid).result(20)}

@@ -21,6 +21,11 @@ def message_of(value, what="an argument of fib()") -> str:
     return str(caught.value)
 
 
+def test_an_item_is_named_by_its_number_in_the_whole_map(conn):
+    with pytest.raises(NotPicklable, match=r"^item \[1002\]\[1\] of fib\(\) can't be sent"):
+        dump([(1, 2), (3, 4), (5, conn)], "an item of fib()", 1000)
+
+
 def function_message(fn) -> str:
     with pytest.raises(NotPicklable) as caught:
         FunctionPickler().dump(fn)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import nbstreamq
-from nbstreamq.objects.identity import identity
+from nbstreamq.objects import identity as identity_module
+from nbstreamq.objects.identity import identity, inputs_digest
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 BASE = '''
@@ -140,3 +141,86 @@ def test_another_after_any_change(identities):
         {"array": 50_001},
     ]
     assert len(set(identities({}, *changes))) == 1 + len(changes)
+
+
+def made(source):
+    found: dict[str, Any] = {"nothing": None}
+    exec(source, found)
+    return found["f"]
+
+
+CODE = """
+def f(x):
+    class Inner:
+        def double(self):
+            return 2 * x
+    try:
+        y = Inner().double()
+    except ValueError:
+        y = len("text")
+    return y, "text", None
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    try:", "    # why\n\n    try:"),
+        ("    class", '    """What it does."""\n    class'),
+        ("        def", '        """What it is."""\n        def'),
+        ("            return", '            """What it does."""\n            return'),
+    ],
+    ids=["comment", "docstring", "docstring of a class", "docstring of a method"],
+)
+def test_what_is_said_of_the_code_is_not_the_code(old, new):
+    assert identity(made(CODE)) == identity(made(CODE.replace(old, new, 1)))
+
+
+def test_what_an_error_handler_protects_is_part_of_the_code():
+    body = "        a += 1\n    except TypeError:\n        a = 0"
+    inside = f"def f(x):\n    try:\n        a = len(x)\n{body}"
+    outside = f"def f(x):\n    a = len(x)\n    try:\n{body}"
+    assert identity(made(inside)) != identity(made(outside))
+
+
+def test_the_order_of_a_dict_does_not_count():
+    def with_global(value):
+        found: dict[str, Any] = {"rates": value}
+        exec("def f(x):\n    return rates[x]", found)
+        return found["f"]
+
+    one, two = {"a": 1, "b": {2: 3, "c": 4}}, {"b": {"c": 4, 2: 3}, "a": 1}
+    assert identity(with_global(one)) == identity(with_global(two))
+    assert identity(with_global(one)) != identity(with_global({**one, "a": 2}))
+    assert inputs_digest([one]) == inputs_digest([two])
+
+
+def test_a_dict_may_hold_itself():
+    found: list[Any] = []
+    for _ in range(2):
+        loop: dict[str, Any] = {"b": 1, "a": []}
+        loop["self"] = loop
+        found.append(identity(loop))
+    assert found[0] == found[1]
+
+
+def test_equal_strings_are_the_same_be_they_one_object_or_two():
+    word, same = "some text", "".join(["some ", "text"])
+    assert word is not same
+    for one, two in (([word, word], [word, same]), ([(word, word)], [(word, same)])):
+        assert inputs_digest(one) == inputs_digest(two)
+    row = (1, word)
+    assert inputs_digest([row, row]) == inputs_digest([row, (1, same)])
+
+
+def test_the_parts_of_a_function():
+    def make(scale, limit):
+        def f(x, *, most=limit):
+            return min(x * scale, most)
+
+        return f
+
+    first, second = (identity_module.identities(make(*v)) for v in ((2, 10), (3, 11)))
+    differing = [part for part in first if first[part] != second[part]]
+    assert differing == ["`scale`", "the default of `most`"]
+    assert list(identity_module.identities(abs)) == [""]

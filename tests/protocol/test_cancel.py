@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbstreamq.protocol.keys import DAY
+from nbstreamq.protocol.keys import WEEK
 from nbstreamq.protocol.messages import Control
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.spans import parse_span
@@ -70,7 +70,7 @@ def test_a_forged_order_is_passed_over_and_stops_no_other(store, client, listen)
     after, orders = listen(start)
     assert [order.job for order in orders] == ["s.2"]
     assert after == store.last_control()
-    client.expire(store.keys.control, DAY)
+    client.expire(store.keys.control, WEEK)
 
 
 def test_the_latest_span_of_a_job_counts(store, submit, take):
@@ -83,7 +83,7 @@ def test_the_latest_span_of_a_job_counts(store, submit, take):
 def test_marks_go_away_by_themselves(store, client):
     store.cancel("s.1", parse_span("0:1"), parse_span("0:1"))
     for key in (store.keys.cancelled, store.keys.control):
-        assert 0 < client.ttl(key) <= DAY
+        assert 0 < client.ttl(key) <= WEEK
 
 
 def test_before_any_order_a_supervisor_listens_from_the_start(store):

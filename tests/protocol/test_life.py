@@ -3,16 +3,20 @@
 A model after the section "The life of a task" in docs/architecture.md. The workers are stores of
 this process: they take, slice, retry and die as the real ones do, in any order.
 
+Named jobs take part: they grow, are run again, and are deleted, at any moment.
+
 How a step goes on is drawn by a `Random` of its own: what the server holds depends a little on the
 clock, and what hypothesis draws must not.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,12 +29,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from nbstreamq.client.named_ledger import NamedLedger
 from nbstreamq.errors import DeathCertificate
+from nbstreamq.objects.outcomes import dump_outcomes
+from nbstreamq.objects.remote_errors import dump_error
+from nbstreamq.protocol.jobs import Chunk
 from nbstreamq.protocol.keys import PREFIX
 from nbstreamq.protocol.messages import Event, Options, Task
 from nbstreamq.protocol.settlement import Delivery, Settlement, Successor
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.spans import items, size, span_of, split
+from nbstreamq.protocol.states import State
 from nbstreamq.protocol.store import Store
 from nbstreamq.worker.death import Death
 from nbstreamq.worker.reaper import settle_death
@@ -60,6 +69,9 @@ class Life(RuleBasedStateMachine):
         self.items: Counter[tuple[str, int]] = Counter()
         self.spans: dict[str, int] = {}
         self.cancelled: dict[str, set[int]] = {}
+        #: Named job -> its lane; and those that were deleted.
+        self.named: dict[str, str] = {}
+        self.deleted: list[str] = []
         #: What each worker, as named now, has in its hands.
         self.held: dict[str, list[Delivery]] = {}
         self.names = {worker: worker for worker in WORKERS}
@@ -80,16 +92,103 @@ class Life(RuleBasedStateMachine):
     def submit(self, n: int, lane: str, delay: float) -> None:
         self.n_jobs += 1
         job = f"{SESSION}.{self.n_jobs}"
-        opts = Options(retries=RETRIES).encode()
-        task = Task(
-            job=job, n=0, span=(range(n),), fn="f", name="f", call="map", args=b"", opts=opts
-        )
         self.batch += 1
-        self.sent = [(lane, delay, self.store.encode_task(task))]
+        self.sent = [(lane, delay, self.store.encode_task(self._task(job, 0, range(n))))]
         self.spans[job] = n
         self.items.update((job, i) for i in range(n))
         # The first time as it goes with one task and an unbroken connection.
         self.store.submit(SESSION, self.batch, self.sent, again=False)
+
+    @rule(n=st.integers(1, 4), lane=st.sampled_from(LANES))
+    def open_named(self, n: int, lane: str) -> None:
+        self.n_jobs += 1
+        job = f"j{self.n_jobs}:1"
+        assert self.store.open_job(f"j{self.n_jobs}", job, {"function": "f"}, instead_of="")
+        self.named[job], self.spans[job] = lane, 0
+        self._append(job, n)
+
+    @rule(n=st.integers(1, 4), luck=lucks)
+    def append(self, n: int, luck: random.Random) -> None:
+        if self.named:
+            self._append(luck.choice(sorted(self.named)), n)
+
+    def _append(self, job: str, n: int) -> None:
+        first = self.spans[job]
+        task, lane = self._task(job, first, range(n)), self.named[job]
+        chunk, fields = Chunk(first, n, "digest"), self.store.encode_task(task)
+        send = lambda: self.store.append_chunk(job, chunk, b"", lane=lane, delay=0.0, task=fields)
+        # The second time the reply had been lost.
+        assert [send(), send()] == [True, False]
+        self.spans[job] += n
+        self.items.update((job, first + i) for i in range(n))
+
+    @rule(luck=lucks)
+    def run_again(self, luck: random.Random) -> None:
+        """What failed or was cancelled of a named job, as a client does that knows all of it."""
+        if not self.named:
+            return
+        job = luck.choice(sorted(self.named))
+        if luck.random() < 0.5:  # else cancelled items may wait for a worker that drops them
+            self._work_off(luck)
+        record = self.store.job_record(job)
+        assert record is not None
+        states = self._ledger(job)
+        cancelled = [i for i, state in states.items() if state is State.CANCELLED]
+        chosen = sorted([i for i, s in states.items() if s is State.FAILED] + cancelled)
+        if not chosen:
+            return
+        tasks = [self.store.encode_task(self._task(job, i, range(1))) for i in chosen]
+        again = functools.partial(
+            self.store.rerun,
+            record,
+            span_of(chosen),
+            tasks,
+            lane=self.named[job],
+            n_cancelled=len(cancelled),
+            token=str(next(_numbers)),
+        )
+        answer = again()
+        assert answer in ((1, -1) if cancelled else (1,))
+        if answer == 1:
+            assert again() == 1
+            self.items.update((job, i) for i in chosen)
+            if cancelled:
+                self.cancelled[job] = set()
+
+    @rule(luck=lucks)
+    def delete(self, luck: random.Random) -> None:
+        if self.named and luck.random() < 0.3:
+            job = luck.choice(sorted(self.named))
+            self.store.delete_job(job.partition(":")[0], job)
+            self.deleted.append(job)
+            del self.named[job], self.spans[job]
+            self.items = Counter({key: n for key, n in self.items.items() if key[0] != job})
+
+    @staticmethod
+    def _task(job: str, first: int, span: range) -> Task:
+        opts = Options(retries=RETRIES).encode()
+        return Task(
+            job=job, n=first, span=(span,), fn="f", name="f", call="map", args=b"", opts=opts
+        )
+
+    def _ledger(self, job: str) -> dict[int, State]:
+        """Return item -> state, as a client knows them."""
+        record = self.store.job_record(job)
+        assert record is not None
+        about = {"function": "f", "call": "map", "lane": self.named[job]}
+        ledger = NamedLedger(replace(record, about=about), abs, lambda _: None, lambda: True)
+        for event in self._history(job):
+            if ledger.expects(event):
+                ledger.apply(event)
+        return {i: ledger.state(i) for i in range(len(ledger))}
+
+    def _history(self, job: str) -> list[Event]:
+        found: list[Event] = []
+        last, events = self.store.history(job, b"0")
+        while events:
+            found += events
+            last, events = self.store.history(job, last)
+        return found
 
     @rule()
     def submit_again(self) -> None:
@@ -154,20 +253,35 @@ class Life(RuleBasedStateMachine):
         if self.late:
             self.store.settle([self.late.pop(luck.randrange(len(self.late)))])
 
+    def _work_off(self, luck: random.Random) -> None:
+        taken: list[Delivery] = []
+        for name in self.names.values():
+            taken += self.held[name]
+            self.held[name] = []
+        name = self.names["w0"]
+        while taken := taken or self.store.take([], LANES, name, 100):
+            assert all(self.store.settle([self._run(d, luck) for d in taken]))
+            taken = []
+
     def _run(self, delivery: Delivery, luck: random.Random) -> Settlement:
         """Return what a worker makes of a delivery, as `Execution` does."""
         task, settlement = delivery.task, Settlement(delivery=delivery)
+        if not delivery.is_wanted:
+            return settlement
         gone = {i for part in delivery.cancelled for i in part}
         stopped = [i for i in items(task.span) if task.n + i in gone]
         todo = span_of(i for i in items(task.span) if task.n + i not in gone)
         if stopped:
             settlement.events.append(self._event("cancelled", task, span_of(stopped)))
+            settlement.count(cancelled=len(stopped))
         n_done = luck.randint(0, size(todo))
         done, rest = split(todo, n_done)
         n_failed = luck.randint(0, n_done) if task.attempt <= RETRIES else 0
         failed, good = split(done, n_failed)
         if good:
-            settlement.events.append(self._event("finished", task, good))
+            n_bad = luck.randint(0, 1)
+            settlement.events.append(self._event("finished", task, good, n_bad))
+            settlement.count(done=size(good) - n_bad, failed=n_bad)
         if failed:
             again = task.again(failed, attempt=1)
             delay = luck.choice([0.0, 0.001])
@@ -178,8 +292,11 @@ class Life(RuleBasedStateMachine):
         return settlement
 
     @staticmethod
-    def _event(kind: str, task: Task, span: Any) -> Event:
-        return Event.about(task, span, kind=kind, worker="w")
+    def _event(kind: str, task: Task, span: Any, n_failed: int = 0) -> Event:
+        errors = {k: dump_error(ValueError(), task="") for k in range(n_failed)}
+        values = [None] * size(span)
+        body = dump_outcomes(values, errors, lambda _: "") if kind == "finished" else b""
+        return Event.about(task, span, kind=kind, worker="w", body=body)
 
     # -- the supervisors -----------------------------------------------------------------------
 
@@ -256,22 +373,34 @@ class Life(RuleBasedStateMachine):
         for lane in self.store.lanes(LANES):
             assert (lane["waiting"], lane["running"], lane["delayed"]) == (0, 0, 0)
         assert self._ends() == self.items
+        for job in self.named:
+            record = self.store.job_record(job)
+            assert record is not None
+            counts = Counter(self._ledger(job).values())
+            known = (counts[State.DONE], counts[State.FAILED], counts[State.CANCELLED])
+            assert (record.n_done, record.n_failed, record.n_cancelled) == known
+            assert sum(known) == record.n_items == self.spans[job]
+        for job in self.deleted:
+            assert not self.client.keys(f"*{job}")
 
     def _finish(self, held: list[Delivery]) -> None:
         for delivery in held:
-            event = self._event("finished", delivery.task, delivery.task.span)
-            assert self.store.settle([Settlement(delivery=delivery, events=[event])]) == [True]
+            settlement = Settlement(delivery=delivery)
+            settlement.events = [self._event("finished", delivery.task, delivery.task.span)]
+            settlement.count(done=size(delivery.task.span))
+            assert self.store.settle([settlement]) == [True]
 
     def _ends(self) -> Counter[tuple[str, int]]:
         found: Counter[tuple[str, int]] = Counter()
         last = b"0"
-        while True:
-            last, events = read_events(self.store, SESSION, last)
-            if not events:
-                return found
-            for e in events:
-                if e.kind in ("finished", "cancelled"):
-                    found.update((e.job, e.n + i) for i in items(e.span))
+        all_events = [event for job in self.named for event in self._history(job)]
+        while events := (read := read_events(self.store, SESSION, last))[1]:
+            last = read[0]
+            all_events += events
+        for e in all_events:
+            if e.kind in ("finished", "cancelled") and e.worker:  # else only the wish
+                found.update((e.job, e.n + i) for i in items(e.span))
+        return found
 
 
 @pytest.mark.timeout(120)

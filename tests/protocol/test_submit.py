@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbstreamq.protocol.keys import DAY
+from nbstreamq.protocol.keys import WEEK
 
 
 def numbers(deliveries):
@@ -101,7 +101,7 @@ def test_5000_tasks_in_one_batch(store, take, make_task):
 def test_what_a_session_keeps_goes_away_by_itself(store, submit, client):
     submit(0, delay=60)
     for key in (store.keys.session("s"), store.keys.control):
-        assert 0 < client.ttl(key) <= DAY
+        assert 0 < client.ttl(key) <= WEEK
 
 
 def test_a_session_that_is_done_is_forgotten(store, submit, take, finish, client):
@@ -109,3 +109,10 @@ def test_a_session_that_is_done_is_forgotten(store, submit, take, finish, client
     store.settle([finish(d) for d in take()])
     store.forget_session("s")
     assert client.exists(store.keys.session("s"), store.keys.events("s")) == 0
+
+
+def test_who_asks_whether_it_is_remembered_is_kept(store, submit, client):
+    submit(0)
+    client.expire(store.keys.session("s"), 60)
+    assert store.remembers("s", 0)
+    assert client.ttl(store.keys.session("s")) > WEEK - 60

@@ -1,7 +1,8 @@
--- Makes a named job, unless its name is another job's.
+-- Makes a named job, unless its name is another job's; the one that loses its name is forgotten.
 -- KEYS[1] jobs (hash)
 -- KEYS[2] job (hash)
 -- KEYS[3] events (stream)
+-- KEYS[4..] what there is of the owner: job (hash), inputs (hash), events (stream)
 -- ARGV[1] name
 -- ARGV[2] owner that may lose the name, a job's id; '' for none
 -- ARGV[3] job
@@ -17,6 +18,7 @@ if owner ~= ARGV[2] then
   return 0
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('DEL', unpack(KEYS, 4))
 local time = redis.call('TIME')
 local made = time[1] + time[2] / 1000000
 redis.call('HSET', KEYS[2], 'about', ARGV[4], 'made', made, 'n', 0, 'run', 0)

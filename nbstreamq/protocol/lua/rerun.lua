@@ -12,9 +12,14 @@
 -- ARGV[6] the sealed event
 -- ARGV[7] number of fields and values of a task
 -- ARGV[8] number of fields and values of the order to supervisors
--- ARGV[9..] the order; the tasks
--- Returns 1; 0 if somebody else was first; -1 while cancelled items still lie in a lane
-if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
+-- ARGV[9] token of this rerun, the same however often it is sent
+-- ARGV[10..] the order; the tasks
+-- Returns 1, also if it was done before; 0 if somebody else was first, or fewer have failed; -1 while cancelled items still lie in a lane
+if redis.call('HGET', KEYS[1], 'by') == ARGV[9] then
+  return 1
+end
+local failed = tonumber(redis.call('HGET', KEYS[1], 'failed') or '0')
+if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] or failed < tonumber(ARGV[4]) then
   return 0
 end
 if tonumber(redis.call('HGET', KEYS[1], 'cancelled') or '0') < tonumber(ARGV[5]) then
@@ -23,14 +28,14 @@ end
 redis.call('HINCRBY', KEYS[1], 'run', 1)
 redis.call('HINCRBY', KEYS[1], 'failed', 0 - ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'cancelled', 0 - ARGV[5])
-redis.call('HSET', KEYS[1], 'about', ARGV[3])
+redis.call('HSET', KEYS[1], 'about', ARGV[3], 'by', ARGV[9])
 if tonumber(ARGV[5]) > 0 then
   redis.call('HDEL', KEYS[3], ARGV[2])
   redis.call('HINCRBY', KEYS[3], '#', 1)
 end
-local first = 9 + ARGV[8]
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 9, first - 1))
-redis.call('EXPIRE', KEYS[5], 86400)
+local first = 10 + ARGV[8]
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 10, first - 1))
+redis.call('EXPIRE', KEYS[5], 604800)
 redis.call('XADD', KEYS[2], '*', 'event', ARGV[6])
 for at = first, #ARGV, tonumber(ARGV[7]) do
   redis.call('XADD', KEYS[4], '*', unpack(ARGV, at, at + ARGV[7] - 1))
