@@ -24,9 +24,10 @@ def delete(session: Session, ledger: Ledger) -> None:
 
 
 def forget(session: Session, name: str, job: str) -> None:
-    """Delete the job with the id `job`; what of it waits or runs is cancelled."""
+    """Delete the job with the id `job`, and its dead letters; what waits or runs is cancelled."""
     session.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
     session.ask(lambda store: store.delete_job(name, job))
+    session.ask(lambda store: store.forget_dead(*store.letters_of(job)))
 
 
 def _check_named(ledger: Ledger) -> None:

@@ -132,9 +132,9 @@ class NamedJobs(Refusal):
 
     def job_bytes(self, job: str) -> int | None:
         """Return how much memory the server needs for a job; None if it does not tell."""
-        keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
         try:
-            return sum(n or 0 for n in self._wire.call(*(("MEMORY", "USAGE", k) for k in keys)))
+            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in self._keys_of(job)))
+            return sum(n or 0 for n in usage)
         except ServerRefused:
             return None
 
@@ -262,15 +262,15 @@ class NamedJobs(Refusal):
 
     def keep_job(self, job: str) -> None:
         """Never forget a job by itself."""
-        keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
-        self._wire.call(*(("PERSIST", key) for key in keys))
+        self._wire.call(*(("PERSIST", key) for key in self._keys_of(job)))
 
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; what of it is in a lane should be cancelled first."""
+        self._wire.call(("HDEL", self.keys.jobs, name), ("DEL", *self._keys_of(job)))
+
+    def _keys_of(self, job: str) -> tuple[str, ...]:
         keys = self.keys
-        self._wire.call(
-            ("HDEL", keys.jobs, name), ("DEL", keys.job(job), keys.inputs(job), keys.events(job))
-        )
+        return keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())

@@ -24,7 +24,7 @@ Fields = list[bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a task is to be run; the fields of `TaskQueue.options`.
+    """How a task is to be run: what `TaskQueue.options` takes, and `rerun`.
 
     Attributes
     ----------
@@ -42,6 +42,8 @@ class Options:
         Seconds before the task may start.
     cache
         Whether the result of a single call is kept, and taken for the same call again.
+    rerun
+        Which rerun of a job that had ended this is part of; 0: none.
     """
 
     retries: int = 0
@@ -51,6 +53,7 @@ class Options:
     lane: str | None = None
     delay: float = 0.0
     cache: bool = False
+    rerun: int = 0
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""

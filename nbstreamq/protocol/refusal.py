@@ -8,14 +8,13 @@ from ..errors import SecretMismatch, ServerRefused
 from . import scripts
 from .connection import Wire
 from .keys import WEEK, Keys, tail_of
+from .settlement import KEPT_BYTES
 from .signing import Signer
 
 __all__ = ["DEAD_ENTRIES", "Refusal"]
 
 #: About how many entries the dead stream keeps: the newest. More keeps evidence for longer.
 DEAD_ENTRIES = 1000
-#: Most bytes that are kept of a refused value, which may be as large as the server allows.
-KEPT_BYTES = 2**16
 
 
 class Refusal:

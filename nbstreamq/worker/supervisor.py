@@ -329,7 +329,7 @@ class Supervisor:
         own = (f"@{worker}", *lanes)
         while not self._store.bury(worker, lanes):
             held = self._store.held(own, worker)
-            self._store.settle_lost(settle_death(held, death, known=known))
+            self._store.settle(settle_death(held, death, known=known))
 
     def _beat(self) -> None:
         now = time.monotonic()
