@@ -12,6 +12,7 @@ from ..errors import JobNotFound, NbstreamqError
 from ..protocol.dead import DeadEntry
 from ..protocol.keys import is_named
 from ..protocol.messages import Task
+from ..protocol.refusal import REPLAYED
 from ..protocol.settlement import KEPT_BYTES
 from ..protocol.spans import items
 from ..protocol.states import State
@@ -149,6 +150,8 @@ def _obstacle(entry: DeadEntry) -> str:
     task = entry.task
     if task is None:
         return "Only a task that carries this queue's signature can. Submit the call anew."
+    if entry.reason == REPLAYED:
+        return "It was run. Submit the call anew."
     if entry.lane.startswith("@"):
         return "It was meant for one worker, and its lane goes with that."
     if not task.args and not is_named(task.job):

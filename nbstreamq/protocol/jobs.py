@@ -141,19 +141,17 @@ class NamedJobs(Refusal):
     def history(self, job: str, after: bytes) -> tuple[bytes, list[Event]]:
         """Return the next events of a job after the entry `after`, and the id of the last entry.
 
-        Those with a wrong signature, or of another job, are left out and set aside.
+        Those with a wrong signature, of another job, or that came before, are left out and set
+        aside.
         """
         begin = b"-" if after == b"0" else b"(" + after
         key = self.keys.events(job)
         entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
         events = []
         for entry_id, flat in entries:
-            for sealed in flat[1::2]:
+            for k in range(0, len(flat), 2):
                 try:
-                    event = Event.unseal(sealed, self._signer)
-                    if event.job != job:
-                        raise SignatureError(f"An event of {event.job} was sent to {job}.")
-                    events.append(event)
+                    events.append(self._event(flat[k : k + 2], job, entry_id, k))
                 except SignatureError as error:
                     self._refuse("event", key, entry_id, error)
         return (entries[-1][0] if entries else after), events
@@ -184,7 +182,7 @@ class NamedJobs(Refusal):
             owner,
             job,
             self._about(job, about),
-            self._event("opened", job),
+            self._news("opened", job),
         )
         return bool(self._wire.call(command)[0])
 
@@ -210,7 +208,7 @@ class NamedJobs(Refusal):
 
     def close_job(self, job: str, n_items: int) -> bool:
         """Say that the job has all its items; False if it has more or fewer."""
-        event = self._event("closed", job, n=n_items)
+        event = self._news("closed", job, n=n_items)
         keys = self.keys
         return bool(
             self._wire.call(scripts.close(keys.job(job), keys.events(job), n_items, event))[0]
@@ -254,7 +252,7 @@ class NamedJobs(Refusal):
             about=self._about(record.id, record.about),
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
-            event=self._event("rerun", record.id, span=span),
+            event=self._news("rerun", record.id, span=span),
             order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
         )
@@ -275,7 +273,7 @@ class NamedJobs(Refusal):
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
 
-    def _event(self, kind: str, job: str, **details: Any) -> bytes:
+    def _news(self, kind: str, job: str, **details: Any) -> bytes:
         return Event(**{"kind": kind, "job": job, "n": 0, "worker": "", **details}).seal(
             self._signer
         )

@@ -7,8 +7,10 @@ supervisors. Every message carries a signature over all its fields, checked when
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pickle
+import time
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -20,6 +22,9 @@ __all__ = ["Control", "Event", "Fields", "Options", "Task"]
 
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
+#: Numbers the events and orders of this process, so that no two are the same: what comes twice is a
+#: copy. Two tasks never are the same, by what they say.
+_numbers = itertools.count(time.time_ns())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +275,7 @@ class Event:
     def seal(self, signer: Signer) -> bytes:
         """Return this event as the value of one field."""
         span = format_span(self.span)
-        values = (self.kind, self.job, self.n, span, self.worker, self.attempt)
+        values = (next(_numbers), self.kind, self.job, self.n, span, self.worker, self.attempt)
         data = pickle.dumps((*values, self.started, self.seconds, self.body), 5)
         return signer.seal(self.KIND, b"", data)
 
@@ -278,7 +283,7 @@ class Event:
     def unseal(cls, sealed: bytes, signer: Signer) -> Self:
         """Return the event that `seal` wrote; `SignatureError` if it was changed."""
         data = signer.unseal(cls.KIND, b"", sealed)
-        kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
+        _, kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
         return cls(
             kind=kind,
             job=job,
@@ -315,11 +320,18 @@ class Control(Message):
     kind: str
     job: str
     span: Span
+    number: int = field(default_factory=lambda: next(_numbers), compare=False)
 
     def values(self) -> list[bytes]:
-        return [self.kind.encode(), self.job.encode(), format_span(self.span).encode()]
+        span = format_span(self.span)
+        return [self.kind.encode(), self.job.encode(), span.encode(), b"%d" % self.number]
 
     @classmethod
     def of(cls, values: list[bytes]) -> Self:
-        kind, job, span = values
-        return cls(kind=kind.decode(), job=job.decode(), span=parse_span(span.decode()))
+        kind, job, span, number = values
+        return cls(
+            kind=kind.decode(),
+            job=job.decode(),
+            span=parse_span(span.decode()),
+            number=int(number),
+        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from .keys import Keys, is_named, session_of
 from .messages import Event, Fields, Task
+from .seen import DIGEST_BYTES
 from .signing import Signer
 from .spans import Span, size, split
 
@@ -45,7 +46,7 @@ class Delivery:
     cancelled
         Items of the *job* that shall not run.
     digest
-        What tells this message from all others, in 8 bytes: the begin of its signature.
+        What tells this message from all others: the begin of its signature.
     mark
         The same, of this life of the server: one that forgot what was settled gives it out again.
     """
@@ -56,6 +57,19 @@ class Delivery:
     cancelled: Span = ()
     digest: bytes = b""
     mark: int = 0
+
+    @classmethod
+    def read(cls, lane: str, entry_id: bytes, fields: Fields, signer: Signer, life: int) -> Self:
+        """Return the task in an entry; `SignatureError` if it is none of ours.
+
+        Parameters
+        ----------
+        life
+            Of the server; see `mark`.
+        """
+        task, digest = Task.decode(fields, signer), fields[-1][:DIGEST_BYTES]
+        mark = int.from_bytes(digest) ^ life
+        return cls(lane=lane, entry_id=entry_id, task=task, digest=digest, mark=mark)
 
 
 @dataclass(frozen=True, kw_only=True)
