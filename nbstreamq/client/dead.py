@@ -8,15 +8,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import NbstreamqError
+from ..errors import JobNotFound, NbstreamqError
 from ..protocol.dead import DeadEntry
+from ..protocol.keys import is_named
 from ..protocol.messages import Task
+from ..protocol.refusal import REPLAYED
+from ..protocol.settlement import KEPT_BYTES
 from ..protocol.spans import items
+from ..protocol.states import State
 from ..protocol.store import Store
 from .future import TaskFuture
 from .ledger import Ledger
+from .named import attach
 from .payload import Payload
 from .replay import stored_function
+from .rerun import rerun
 from .session import Session
 from .submission import submit
 
@@ -25,7 +31,7 @@ __all__ = ["DeadLetter", "DeadLetters", "dead_letters"]
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """Something that was refused, or a task that failed for good.
+    """Something that was refused, or calls that failed for good.
 
     Attributes
     ----------
@@ -34,14 +40,18 @@ class DeadLetter:
     when
         When it was set aside, by the server's clock.
     kind
-        ``refused`` (it lacked this queue's signature) or ``failed`` (its worker died, too often).
+        ``refused`` (it lacked this queue's signature, or was a copy) or ``failed`` (its last
+        attempt raised, was over a limit, or lost its worker).
     why
-        What happened, in words.
+        What happened, in words: the error, shortened. Where several items failed together, the most
+        frequent errors; all of them are in `Job.errors`.
     lane, task
         The lane it was in, and the id of the task, as in `TaskFuture.id`; empty if not known. Of
         what was refused, this is only what it claims.
-    name
-        Name of the function; empty if what was refused is not signed.
+    name, job, items
+        Name of the function, id of the job, and which items of it; empty if it is not signed.
+    attempts
+        How often they were tried, lost workers included; 0 if not known.
     can_retry
         Whether `retry` works: it is whole, and signed with this queue's secret.
     """
@@ -53,11 +63,17 @@ class DeadLetter:
     lane: str
     task: str
     name: str
+    job: str
+    items: tuple[int, ...]
+    attempts: int
     can_retry: bool
     _session: Session = field(repr=False, compare=False)
 
     def retry(self) -> TaskFuture[Any] | list[TaskFuture[Any]]:
-        """Put the task into its lane again, with all its attempts before it, and take it off here.
+        """Run it again, with all its attempts before it, and take it off here.
+
+        What is of a named job becomes part of that again, for all that follow it. Any other call
+        becomes a new job of this client: its old future has told how it ended, and stays so.
 
         Returns
         -------
@@ -68,6 +84,8 @@ class DeadLetter:
         ------
         NbstreamqError
             It can't be tried again: see `can_retry`; or somebody else has just done it.
+        JobNotFound
+            The named job that it was part of was deleted, or replaced, or has expired.
         """
         session, entry_id = self._session, self.id.encode()
         found: DeadEntry | None = session.ask(lambda store: store.dead_entry(entry_id))
@@ -76,18 +94,24 @@ class DeadLetter:
                 f"Entry {self.id} ({self.task or self.kind}) is in the dead stream no more: it was"
                 " tried again, or is older than a week."
             )
-        if not _can_retry(found) or found.task is None:
-            raise NbstreamqError(
-                f"Entry {self.id} can't be tried again: {self.why} Only a task that carries this"
-                " queue's signature can. Submit the call anew."
-            )
-        result = _send(session, found.task, found.lane)
+        if (obstacle := _obstacle(found)) or found.task is None:
+            raise NbstreamqError(f"Entry {self.id} can't be tried again: {self.why} {obstacle}")
+        futures = (
+            _again_in_job(session, found, found.task)
+            if is_named(self.job)
+            else _anew(session, found.task, found.lane)
+        )
         with suppress(NbstreamqError):  # it is sent; at worst it is still listed
-            session.ask(lambda store: store.forget_dead(entry_id))
-        return result
+            session.ask(lambda store: store.forget_dead(found))
+        return futures if len(futures) > 1 else futures[0]
+
+    @property
+    def task_text(self) -> str:
+        """The task's id, and how many more of its job there are."""
+        return self.task + (f" and {len(self.items) - 1:,} more" if len(self.items) > 1 else "")
 
     def __str__(self) -> str:
-        where = " ".join(part for part in (self.task, self.name, self.lane) if part)
+        where = " ".join(part for part in (self.task_text, self.name, self.lane) if part)
         return f"{self.when:%Y-%m-%d %H:%M:%S} {self.kind} {where or '(no task)'}: {self.why}"
 
 
@@ -105,26 +129,53 @@ def dead_letters(session: Session) -> DeadLetters:
 
 
 def _letter(entry: DeadEntry, session: Session) -> DeadLetter:
-    milliseconds = int(entry.entry_id.partition(b"-")[0])
+    milliseconds, task = int(entry.entry_id.partition(b"-")[0]), entry.task
     return DeadLetter(
         id=entry.entry_id.decode(),
         when=datetime.fromtimestamp(milliseconds / 1000, UTC),
-        kind="failed" if entry.given_up else "refused",
+        kind="failed" if entry.has_failed else "refused",
         why=entry.reason,
         lane=entry.lane or entry.source,
         task=entry.claim,
-        name=entry.task.name if entry.task else "",
-        can_retry=_can_retry(entry),
+        name=task.name if task else "",
+        job=task.job if task else "",
+        items=entry.items,
+        attempts=task.attempt + task.losses if task else 0,
+        can_retry=not _obstacle(entry),
         _session=session,
     )
 
 
-def _can_retry(entry: DeadEntry) -> bool:
-    # A worker's own lane goes with it.
-    return entry.task is not None and not entry.lane.startswith("@")
+def _obstacle(entry: DeadEntry) -> str:
+    """Return why an entry can't be tried again; empty if it can."""
+    task = entry.task
+    if task is None:
+        return "Only a task that carries this queue's signature can. Submit the call anew."
+    if entry.reason == REPLAYED:
+        return "It was run. Submit the call anew."
+    if entry.lane.startswith("@"):
+        return "It was meant for one worker, and its lane goes with that."
+    if not task.args and not is_named(task.job):
+        return (
+            f"Its arguments are larger than the {KEPT_BYTES // 1024} KiB that are kept. Use"
+            " job.retry_failed(), where the job is, or submit the call anew."
+        )
+    return ""
 
 
-def _send(session: Session, task: Task, lane: str) -> TaskFuture[Any] | list[TaskFuture[Any]]:
+def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFuture[Any]]:
+    """Put items of a named job into their lane again, as part of it."""
+    job, chosen = attach(session, task.job.rpartition(":")[0]), entry.items
+    if job.id != task.job:
+        raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")
+    if entry.has_failed:
+        rerun(session, job.ledger, {State.FAILED}, only=chosen)
+    else:  # it never was in a worker's hands
+        submit(session, job.ledger, task, 0.0)
+    return [job[item] for item in chosen]
+
+
+def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     """Submit the items of `task` again, as a job of this session."""
     session.check_open()
     session.start_workers()
@@ -140,4 +191,4 @@ def _send(session: Session, task: Task, lane: str) -> TaskFuture[Any] | list[Tas
         futures.append(TaskFuture(session, ledger, item))
         ledger.attach(item, futures[-1])
     submit(session, ledger, replace(task, job=ledger.job, n=0, attempt=1, losses=0), 0.0)
-    return futures if len(futures) > 1 else futures[0]
+    return futures

@@ -26,8 +26,9 @@ def delete(session: Session, ledger: Ledger) -> None:
 
 
 def forget(session: Session, job: str) -> None:
-    """Let nothing run any more of a job that is deleted."""
+    """Let nothing run any more of a job that is deleted, and drop its dead letters."""
     session.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
+    session.ask(lambda store: store.forget_dead(*store.letters_of(job)))
     if ledger := session.ledger(job):
         session.cancel(ledger, range(len(ledger)))
         session.stop_growing(ledger)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import JobChanged, JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
+from ..protocol.dead import DeadEntry
 from ..protocol.jobs import JobRecord
 from ..protocol.messages import Event, Options, Task
 from ..protocol.spans import span_of
@@ -31,14 +32,27 @@ PATIENCE = 10.0
 PAUSE = 0.02
 
 
+class Choice(NamedTuple):
+    """Which items are run again: those in one of `states`; of them `only` these, if given."""
+
+    states: set[State]
+    only: Sequence[int] | None
+
+    def of(self, ledger: Ledger) -> list[int]:
+        among = range(len(ledger)) if self.only is None else self.only
+        return [i for i in among if ledger.state(i) in self.states]
+
+
 def rerun(
     session: Session,
     ledger: Ledger,
     states: set[State],
     fn: Callable[..., Any] | None = None,
     options: Options | None = None,
+    *,
+    only: Sequence[int] | None = None,
 ) -> None:
-    """Submit those items again that are in one of `states`.
+    """Submit those items again that are in one of `states`; their dead letters are no more.
 
     Parameters
     ----------
@@ -48,6 +62,8 @@ def rerun(
         In place of the job's function; None: the same.
     options
         Of a named job from now on; None: the same. Its lane is the ledger's.
+    only
+        Of these items; None: of all.
 
     Raises
     ------
@@ -56,14 +72,20 @@ def rerun(
     JobChanged
         Another client did the same; `attach` again.
     """
+    choice = Choice(states, only)
     if isinstance(ledger, NamedLedger):
-        _rerun_named(session, ledger, states, fn, options)
-    elif chosen := _in_states(ledger, states):
+        _rerun_named(session, ledger, choice, fn, options)
+    elif chosen := choice.of(ledger):
+        letters = _letters(session, ledger, chosen)
         _rerun_here(session, ledger, chosen, fn or ledger.fn)
+        session.ask(lambda store: store.forget_dead(*letters))
 
 
-def _in_states(ledger: Ledger, states: set[State]) -> list[int]:
-    return [i for i in range(len(ledger)) if ledger.state(i) in states]
+def _letters(session: Session, ledger: Ledger, chosen: Sequence[int]) -> list[DeadEntry]:
+    """Return the dead letters of a job that are about nothing else once `chosen` run again."""
+    found: list[DeadEntry] = session.ask(lambda store: store.letters_of(ledger.job))
+    left = set(Choice({State.FAILED}, None).of(ledger)) - set(chosen)
+    return [e for e in found if left.isdisjoint(e.items)]
 
 
 def _rerun_here(
@@ -81,7 +103,7 @@ def _rerun_here(
 def _rerun_named(
     session: Session,
     ledger: NamedLedger,
-    states: set[State],
+    choice: Choice,
     fn: Callable[..., Any] | None,
     options: Options | None,
 ) -> None:
@@ -94,7 +116,7 @@ def _rerun_named(
     record, function = _with_function(session, replace(record, about=about), fn)
     deadline = time.monotonic() + PATIENCE
     before = session.ask(lambda store: store.last_event(ledger.job))
-    while (answer := _try(session, ledger, record, function, states)) == -1:
+    while (answer := _try(session, ledger, record, function, choice)) == -1:
         if time.monotonic() > deadline:
             raise NbstreamqError(
                 f"What was cancelled of job {ledger.title!r} still waits: no worker has come to"
@@ -130,19 +152,20 @@ def _try(
     ledger: NamedLedger,
     record: JobRecord,
     function: FunctionPickle,
-    states: set[State],
+    choice: Choice,
 ) -> int | None:
-    """Submit the items that are in one of `states` now; return what `Store.rerun` does.
+    """Submit the items that are to be now; return what `Store.rerun` does.
 
     None if there are none.
     """
     if session.ledger(ledger.job) is not ledger:  # nobody else tells it
         ledger.position = catch_up(session, ledger, ledger.position)
-    chosen = _in_states(ledger, states)
+    chosen = choice.of(ledger)
     if not chosen:
         return None
     if record.n_reruns != ledger.n_reruns:
         return 0
+    letters = _letters(session, ledger, chosen)
     options = Options.decode(record.about["opts"].encode())
     tasks = [session.encode_task(t) for t in _tasks(ledger, function, options, chosen)]
     n_cancelled = sum(ledger.state(i) is State.CANCELLED for i in chosen)
@@ -157,6 +180,8 @@ def _try(
         token=secrets.token_hex(8),
     )
     answer: int = session.ask(again)
+    if answer == 1:
+        session.ask(lambda store: store.forget_dead(*letters))
     return answer
 
 
@@ -184,7 +209,11 @@ def _with_function(
 def _tasks(
     ledger: Ledger, function: FunctionPickle, options: Options, chosen: Sequence[int]
 ) -> Iterator[Task]:
-    """Yield the messages for the chosen items: one for each chunk that has some."""
+    """Yield the messages for the chosen items: one for each chunk that has some.
+
+    No two reruns send the same message: that is how a copy is known.
+    """
+    options = replace(options, rerun=ledger.n_reruns + 1)
 
     def chunk_of(item: int) -> Payload:
         payload = ledger.payload(item)

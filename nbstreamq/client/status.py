@@ -163,8 +163,8 @@ class QueueStatus:
     trouble
         What is wrong with the connection; empty if nothing is.
     refused
-        Kind of message -> how many came without this queue's signature, in the last week. They
-        were not unpickled, and are kept: see `TaskQueue.dead`.
+        Kind of message -> how many came without this queue's signature, or a second time, in
+        the last week. They were not unpickled, and are kept: see `TaskQueue.dead`.
     warnings
         What endangers tasks on the server, and what to do about it.
     """
@@ -185,7 +185,7 @@ class QueueStatus:
             return ""
         found = sorted(self.refused.items())
         counts = ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for kind, n in found)
-        return f"refused for want of this queue's signature: {counts}. See q.dead()."
+        return f"refused as unsigned, or as sent twice: {counts}. See q.dead()."
 
     def __str__(self) -> str:
         lines = [f"queue {self.queue!r} on {self.server}: {len(self.workers)} workers"]

@@ -120,10 +120,19 @@ def dead_html(letters: DeadLetters) -> str:
     if not letters:
         return _sentence("Nothing was refused, and nothing failed for good.")
     rows = [
-        (f"{v.when:%Y-%m-%d %H:%M:%S}", v.kind, v.task, v.name, v.lane, _cut(v.why), v.id)
+        (
+            f"{v.when:%Y-%m-%d %H:%M:%S}",
+            v.kind,
+            v.task_text,
+            v.name,
+            v.lane,
+            str(v.attempts or ""),
+            _cut(v.why),
+            v.id,
+        )
         for v in letters[-MAX_LETTERS:]
     ]
-    columns = ("when (UTC)", "kind", "task", "function", "lane", "why", "id")
+    columns = ("when (UTC)", "kind", "task", "function", "lane", "attempts", "why", "id")
     table = _grid(_count(len(letters), "dead letter"), columns, rows)
     n_more = len(letters) - len(rows)
     return table + (_sentence(f"and {n_more:,} older") if n_more else "")

@@ -26,7 +26,7 @@ def dump_outcomes(
     values
         One for each item, in order; None where there is an error.
     errors
-        Position in `values` -> what `dump_error` returned.
+        Position in `values` -> what `dump_error` returned. Those made here are added.
     id_of
         Position in `values` -> the task's id, for errors made here.
     """
@@ -34,7 +34,6 @@ def dump_outcomes(
         body = pickle.dumps((True, list(values), errors), 5)
         if len(body) <= MAX_BODY_BYTES:
             return body
-    errors = dict(errors)
     pickles = [b"" if k in errors else _dump(v, k, errors, id_of) for k, v in enumerate(values)]
     if sum(map(len, pickles)) > MAX_BODY_BYTES:
         _refuse_large(pickles, errors, id_of)

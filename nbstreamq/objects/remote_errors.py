@@ -12,7 +12,10 @@ import traceback
 
 from ..errors import RemoteError
 
-__all__ = ["dump_error", "load_error"]
+__all__ = ["dump_error", "load_error", "summary"]
+
+#: Most characters of a summary.
+_SUMMARY = 300
 
 #: Frames in files below this folder are the machinery around a task, and not shown.
 _OWN_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")  # noqa: PTH100, PTH118, PTH120
@@ -56,6 +59,13 @@ def load_error(data: bytes) -> BaseException:
     )
     remote.add_note("The traceback in the worker:\n" + traceback_text.rstrip())
     return remote
+
+
+def summary(data: bytes) -> str:
+    """Return type and message of the exception that `dump_error` wrote, shortened."""
+    _, name, text, *_ = pickle.loads(data)
+    line = f"{name}: {text}" if text else name
+    return line if len(line) <= _SUMMARY else f"{line[:_SUMMARY]}..."
 
 
 def _pickle_or_reason(error: BaseException) -> tuple[bytes | None, str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from socket import socket
 from typing import Any
 
 from hiredis import PushNotification, Reader, pack_command
 
-from ..errors import ServerUnreachable
+from ..errors import ServerRefused, ServerUnreachable
 from ..settings import n_cores
 from .clients import REPLY_TIMEOUT, Client, ReplyError, translate, url_of
 
@@ -55,9 +57,14 @@ class Wire:
         self._timeout = 0.0
         self._buffer = bytearray(_READ_BYTES)
         self._was_closed = False
+        self._server_life: int | None = None
 
     def call(
-        self, *commands: Command, timeout: float = REPLY_TIMEOUT, soon: bool = False
+        self,
+        *commands: Command,
+        timeout: float = REPLY_TIMEOUT,
+        soon: bool = False,
+        on_first: Callable[[], None] | None = None,
     ) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
 
@@ -67,6 +74,8 @@ class Wire:
             Seconds to wait for the replies. Must exceed the time a command may block.
         soon
             Whether they are worth looking for without sleeping.
+        on_first
+            Called when the first command was carried out, for others may block for long.
 
         Raises
         ------
@@ -76,7 +85,7 @@ class Wire:
             The connection failed. Whether the commands were carried out is not known.
         """
         try:
-            replies = self._exchange(commands, timeout, soon=soon)
+            replies = self._exchange(commands, timeout, soon=soon, on_first=on_first)
             errors = [r for r in replies if type(r) is ReplyError]
             if errors and any(e.is_about_scripts for e in errors):
                 replies = self._load_and_repeat(commands, replies, timeout)
@@ -87,6 +96,19 @@ class Wire:
         if errors:
             raise self._refused(str(errors[0]))
         return replies
+
+    def server_life(self) -> int:
+        """Return a number of 64 bits that the server has had since it was started.
+
+        Where it does not tell, of this connection alone.
+        """
+        if self._server_life is None:
+            try:
+                found = re.search(rb"run_id:([0-9a-f]{16})", self.call(("INFO", "server"))[0])
+            except ServerRefused:
+                found = None
+            self._server_life = int(found[1], 16) if found else secrets.randbits(64)
+        return self._server_life
 
     def send(self, command: Command) -> None:
         """Send one command whose reply `receive` returns later."""
@@ -140,6 +162,7 @@ class Wire:
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         connection, self._connection = self._connection, None
+        self._server_life = None
         if connection is not None:
             self._was_closed = True
             self._socket = self._reader = None
@@ -155,14 +178,23 @@ class Wire:
             raise translate(error, self._address()) from error
 
     def _exchange(
-        self, commands: Sequence[Command], timeout: float, *, soon: bool = False
+        self,
+        commands: Sequence[Command],
+        timeout: float,
+        *,
+        soon: bool = False,
+        on_first: Callable[[], None] | None = None,
     ) -> list[Any]:
         self._send(commands, timeout)
         if soon:
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)
             _spin(poll)
-        return [self._read() for _ in commands]
+        replies = [self._read() for _ in commands[:1]]
+        if on_first and type(replies[0]) is not ReplyError:
+            on_first()
+        replies += [self._read() for _ in commands[1:]]
+        return replies
 
     def _send(self, commands: Sequence[Command], timeout: float) -> None:
         if self._connection is None:

@@ -1,24 +1,27 @@
-"""The dead stream: what was refused, and what was given up, until a week after the last of them.
+"""The dead stream: what was refused, and what failed for good, until a week after the last of them.
 
-An entry that was refused begins with ``refused <reason> from <key>``, and what it was follows. One
-that was given up is one field, the sealed task and why.
+An entry begins with ``refused <reason>`` or ``failed <sealed reason>``, and ``from <key>``; what it
+was follows. Items that failed in the same slice share one. Arguments that are large, or that a
+named job keeps anyway, are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import SignatureError
-from .keys import WEEK
+from .keys import session_of
 from .messages import Fields, Task
-from .refusal import DEAD_ENTRIES, Refusal
-from .settlement import GivenUp, Settlement
+from .refusal import Refusal
+from .settlement import LETTER, letter_name
+from .spans import items
 
 __all__ = ["Dead", "DeadEntry"]
 
 #: Most bytes that are shown of a text that somebody else wrote.
 _SHOWN_BYTES = 200
+#: Why something is listed that none of us put there.
+_STRANGE = b"It was written here by somebody else."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class DeadEntry:
     ----------
     entry_id
         Its id.
-    given_up
-        Whether it was given up; else it was refused.
+    has_failed
+        Whether it failed for good; else it was refused.
     reason
         Why.
     source
@@ -44,19 +47,25 @@ class DeadEntry:
     """
 
     entry_id: bytes
-    given_up: bool
+    has_failed: bool
     reason: str
     source: str
     lane: str
     task: Task | None
     claim: str
 
+    @property
+    def items(self) -> tuple[int, ...]:
+        """Which items of its job the task is about."""
+        task = self.task
+        return tuple(task.n + item for item in items(task.span)) if task else ()
+
 
 class Dead(Refusal):
     """What becomes of the dead stream; the part of `Store` that is about it."""
 
     def dead(self) -> list[DeadEntry]:
-        """Return what was refused or given up, the newest last."""
+        """Return what was refused or failed for good, the newest last."""
         found = self._wire.call(("XRANGE", self.keys.dead, "-", "+"))[0]
         return [self._read(entry_id, flat) for entry_id, flat in found]
 
@@ -65,64 +74,43 @@ class Dead(Refusal):
         found = self._wire.call(("XRANGE", self.keys.dead, entry_id, entry_id))[0]
         return self._read(*found[0]) if found else None
 
-    def forget_dead(self, entry_id: bytes) -> None:
-        """Drop an entry, because somebody took care of it."""
-        self._wire.call(("XDEL", self.keys.dead, entry_id))
+    def letters_of(self, job: str) -> list[DeadEntry]:
+        """Return what failed for good of a job, as far as it is listed still."""
+        ids = self._wire.call(("LRANGE", self.keys.letters(session_of(job)), 0, -1))[0]
+        dead = self.keys.dead
+        found = self._wire.call(*(("XRANGE", dead, one, one) for one in ids)) if ids else []
+        entries = [self._read(*one[0]) for one in found if one]
+        return [e for e in entries if e.has_failed and e.task and e.task.job == job]
 
-    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Settle deliveries; False for each that was no longer ours."""
-        raise NotImplementedError
-
-    def settle_lost(self, settlements: Sequence[Settlement]) -> None:
-        """Settle what a dead worker held; note each task that is given up in the dead stream."""
-        given_up = [s for s in settlements if s.given_up]
-        for settlement in given_up:
-            self.settle([settlement])
-        if rest := [s for s in settlements if not s.given_up]:
-            self.settle(rest)
-        if given_up:
-            # Its function shall live as long as the entry does.
-            functions = {self.keys.function(s.delivery.task.fn) for s in given_up}
-            self._wire.call(
-                ("XTRIM", self.keys.dead, "MAXLEN", "~", DEAD_ENTRIES),
-                *(("EXPIRE", key, WEEK) for key in (self.keys.dead, *functions)),
-            )
+    def forget_dead(self, *entries: DeadEntry) -> None:
+        """Drop entries, because somebody took care of them."""
+        for entry in entries:
+            letters = self.keys.letters(session_of(entry.task.job if entry.task else ""))
+            drop = ("XDEL", self.keys.dead, entry.entry_id), ("LREM", letters, 0, entry.entry_id)
+            self._wire.call(*drop)
 
     def _read(self, entry_id: bytes, flat: Fields) -> DeadEntry:
-        if flat[:-1] == [b"event"]:
-            try:
-                return _given_up(entry_id, GivenUp.unseal(flat[1], self._signer))
-            except SignatureError:
-                pass
-        if flat[0:4:2] != [b"refused", b"from"]:
-            flat = [b"refused", b"It was written here by somebody else.", b"from", b"dead", *flat]
-        source, entry = _shown(flat[3]), flat[4:]
+        if flat[0:4:2] not in ([b"refused", b"from"], [b"failed", b"from"]):
+            flat = [b"refused", _STRANGE, b"from", b"dead", *flat]
+        what, why, _, where, *entry = flat
+        source = _shown(where)
         lane = source.partition(":")[2] if source.startswith(("lane:", "delayed:")) else ""
+        reason, has_failed, task = _shown(why), what == b"failed", None
         try:
             task = Task.decode(entry, self._signer) if lane else None
-        except SignatureError:
-            task = None
+            if has_failed:
+                reason = self._signer.unseal(LETTER, letter_name(where, entry), why).decode()
+        except (SignatureError, IndexError):
+            reason, has_failed, task = _shown(_STRANGE) if has_failed else reason, False, None
         return DeadEntry(
             entry_id=entry_id,
-            given_up=False,
-            reason=_shown(flat[1]),
+            has_failed=has_failed,
+            reason=reason,
             source=source,
             lane=lane,
             task=task,
             claim=task.id_of(task.span[0].start) if task else _claim(entry),
         )
-
-
-def _given_up(entry_id: bytes, what: GivenUp) -> DeadEntry:
-    return DeadEntry(
-        entry_id=entry_id,
-        given_up=True,
-        reason=what.reason,
-        source=f"lane:{what.lane}",
-        lane=what.lane,
-        task=what.task,
-        claim=what.task.id_of(what.task.span[0].start),
-    )
 
 
 def _claim(flat: Fields) -> str:

@@ -132,28 +132,26 @@ class NamedJobs(Refusal):
 
     def job_bytes(self, job: str) -> int | None:
         """Return how much memory the server needs for a job; None if it does not tell."""
-        keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
         try:
-            return sum(n or 0 for n in self._wire.call(*(("MEMORY", "USAGE", k) for k in keys)))
+            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in self._keys_of(job)))
+            return sum(n or 0 for n in usage)
         except ServerRefused:
             return None
 
     def history(self, job: str, after: bytes) -> tuple[bytes, list[Event]]:
         """Return the next events of a job after the entry `after`, and the id of the last entry.
 
-        Those with a wrong signature, or of another job, are left out and set aside.
+        Those with a wrong signature, of another job, or that came before, are left out and set
+        aside.
         """
         begin = b"-" if after == b"0" else b"(" + after
         key = self.keys.events(job)
         entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
         events = []
         for entry_id, flat in entries:
-            for sealed in flat[1::2]:
+            for k in range(0, len(flat), 2):
                 try:
-                    event = Event.unseal(sealed, self._signer)
-                    if event.job != job:
-                        raise SignatureError(f"An event of {event.job} was sent to {job}.")
-                    events.append(event)
+                    events.append(self._event(flat[k : k + 2], job, entry_id, k))
                 except SignatureError as error:
                     self._refuse("event", key, entry_id, error)
         return (entries[-1][0] if entries else after), events
@@ -187,8 +185,8 @@ class NamedJobs(Refusal):
             owner,
             job,
             self._about(job, about),
-            self._event("opened", job),
-            owned=(keys.job(owner), keys.inputs(owner), keys.events(owner)),
+            self._news("opened", job),
+            owned=self._keys_of(owner),
         )
         return bool(self._wire.call(command)[0])
 
@@ -214,7 +212,7 @@ class NamedJobs(Refusal):
 
     def close_job(self, job: str, n_items: int) -> bool:
         """Say that the job has all its items; False if it has more or fewer."""
-        event = self._event("closed", job, n=n_items)
+        event = self._news("closed", job, n=n_items)
         keys = self.keys
         return bool(
             self._wire.call(scripts.close(keys.job(job), keys.events(job), n_items, event))[0]
@@ -261,7 +259,7 @@ class NamedJobs(Refusal):
             about=self._about(record.id, record.about),
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
-            event=self._event("rerun", record.id, span=span),
+            event=self._news("rerun", record.id, span=span),
             token=token,
             order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
@@ -270,19 +268,20 @@ class NamedJobs(Refusal):
 
     def keep_job(self, job: str) -> None:
         """Never forget a job by itself."""
-        keys = (self.keys.job(job), self.keys.inputs(job), self.keys.events(job))
-        self._wire.call(*(("PERSIST", key) for key in keys))
+        self._wire.call(*(("PERSIST", key) for key in self._keys_of(job)))
 
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; what of it is in a lane should be cancelled first."""
+        self._wire.call(scripts.delete(self.keys.jobs, self._keys_of(job), name, job))
+
+    def _keys_of(self, job: str) -> tuple[str, ...]:
         keys = self.keys
-        own = (keys.job(job), keys.inputs(job), keys.events(job))
-        self._wire.call(scripts.delete(keys.jobs, *own, name, job))
+        return keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
 
-    def _event(self, kind: str, job: str, **details: Any) -> bytes:
+    def _news(self, kind: str, job: str, **details: Any) -> bytes:
         return Event(**{"kind": kind, "job": job, "n": 0, "worker": "", **details}).seal(
             self._signer
         )

@@ -17,12 +17,15 @@ key                       type               lifetime  holds
 ``jobs``                  hash               queue     name -> id of the named job
 ``job:<job>``             hash               7 days    what a named job is, its chunks and counts
 ``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
+``settled:<job>``         hash               7 days    digests of its messages that were settled
 ``session:<session>``     string             7 days    number of the last batch a client submitted
 ``cancelled``             hash               7 days    job -> items that shall not run; # -> changes
 ``control``               stream             7 days    cancellations, and wake-ups for due tasks
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
 ``dead``                  stream             7 days    what was refused, or failed for good
+``letters:<session>``     list               7 days    ids of its newest entries in ``dead``
+``letters:<job>``         list               7 days    those of a named job
 ``refused``               hash               7 days    kind of message -> how many were refused
 ========================  =================  ========  ========================================
 """
@@ -111,6 +114,12 @@ class Keys:
 
     def inputs(self, job: str) -> str:
         return f"{self._start}inputs:{job}"
+
+    def settled(self, job: str) -> str:
+        return f"{self._start}settled:{job}"
+
+    def letters(self, session: str) -> str:
+        return f"{self._start}letters:{session}"
 
 
 def tail_of(key: str) -> str:

@@ -7,8 +7,10 @@ supervisors. Every message carries a signature over all its fields, checked when
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pickle
+import time
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -20,11 +22,14 @@ __all__ = ["Control", "Event", "Fields", "Options", "Task"]
 
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
+#: Numbers the events and orders of this process, so that no two are the same: what comes twice is a
+#: copy. Two tasks never are the same, by what they say.
+_numbers = itertools.count(time.time_ns())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a task is to be run; the fields of `TaskQueue.options`.
+    """How a task is to be run: what `TaskQueue.options` takes, and `rerun`.
 
     Attributes
     ----------
@@ -42,6 +47,8 @@ class Options:
         Seconds before the task may start.
     cache
         Whether the result of a single call is kept, and taken for the same call again.
+    rerun
+        Which rerun of a job that had ended this is part of; 0: none.
     """
 
     retries: int = 0
@@ -51,6 +58,7 @@ class Options:
     lane: str | None = None
     delay: float = 0.0
     cache: bool = False
+    rerun: int = 0
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""
@@ -268,7 +276,7 @@ class Event:
     def seal(self, signer: Signer) -> bytes:
         """Return this event as the value of one field."""
         span = format_span(self.span)
-        values = (self.kind, self.job, self.n, span, self.worker, self.attempt)
+        values = (next(_numbers), self.kind, self.job, self.n, span, self.worker, self.attempt)
         data = pickle.dumps((*values, self.started, self.seconds, self.body), 5)
         return signer.seal(self.KIND, b"", data)
 
@@ -276,7 +284,7 @@ class Event:
     def unseal(cls, sealed: bytes, signer: Signer) -> Self:
         """Return the event that `seal` wrote; `SignatureError` if it was changed."""
         data = signer.unseal(cls.KIND, b"", sealed)
-        kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
+        _, kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
         return cls(
             kind=kind,
             job=job,
@@ -313,11 +321,18 @@ class Control(Message):
     kind: str
     job: str
     span: Span
+    number: int = field(default_factory=lambda: next(_numbers), compare=False)
 
     def values(self) -> list[bytes]:
-        return [self.kind.encode(), self.job.encode(), format_span(self.span).encode()]
+        span = format_span(self.span)
+        return [self.kind.encode(), self.job.encode(), span.encode(), b"%d" % self.number]
 
     @classmethod
     def of(cls, values: list[bytes]) -> Self:
-        kind, job, span = values
-        return cls(kind=kind.decode(), job=job.decode(), span=parse_span(span.decode()))
+        kind, job, span, number = values
+        return cls(
+            kind=kind.decode(),
+            job=job.decode(),
+            span=parse_span(span.decode()),
+            number=int(number),
+        )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
-from ..errors import SecretMismatch, ServerRefused
+from ..errors import SecretMismatch, ServerRefused, SignatureError
 from . import scripts
 from .connection import Wire
-from .keys import WEEK, Keys, tail_of
+from .keys import WEEK, Keys, session_of, tail_of
+from .messages import Event, Fields
+from .seen import Seen
+from .settlement import KEPT_BYTES, Delivery, Settlement
 from .signing import Signer
 
-__all__ = ["DEAD_ENTRIES", "Refusal"]
+__all__ = ["DEAD_ENTRIES", "REPLAYED", "Refusal"]
 
 #: About how many entries the dead stream keeps: the newest. More keeps evidence for longer.
 DEAD_ENTRIES = 1000
-#: Most bytes that are kept of a refused value, which may be as large as the server allows.
-KEPT_BYTES = 2**16
+#: Why a copy was refused.
+REPLAYED = (
+    "A message that was dealt with before was refused. Likely cause: somebody who can write to the"
+    " server put a copy there."
+)
 
 
 class Refusal:
@@ -27,6 +35,7 @@ class Refusal:
     keys: Keys
     _wire: Wire
     _signer: Signer
+    _seen: Seen
 
     def check_secret(self, *, write: bool = True) -> None:
         """Raise `SecretMismatch` unless the queue was made with this secret, or is new.
@@ -63,6 +72,8 @@ class Refusal:
             False, and nothing done, if the queue has got a secret that we don't know: others may.
         """
         keys = self.keys
+        if str(error) == REPLAYED:
+            kind = f"replayed {kind}"
         command = scripts.refuse(
             stream,
             keys.dead,
@@ -79,10 +90,42 @@ class Refusal:
             return bool(self._wire.call(command)[0] >= 0)
         return True
 
-    def _set_aside(self, kind: str, source: str, data: bytes, error: str) -> None:
-        """Note in the dead stream that `data`, which is in no stream, was refused."""
+    def _event(self, field: Fields, home: str, *place: object) -> Event:
+        """Return an event; `SignatureError` if it is not signed, a copy, or not sent to `home`.
+
+        Parameters
+        ----------
+        place
+            Where in that stream it was read.
+        """
+        event = Event.decode(field, self._signer)
+        if session_of(event.job) != home:
+            raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
+        self._check_new(field[1], home, *place)
+        return event
+
+    def _check_new(self, signature: bytes, *place: object) -> None:
+        if self._seen.is_copy(signature, *place):
+            raise SignatureError(REPLAYED)
+
+    def refuse_copy(self, delivery: Delivery) -> None:
+        """Move a copy of a task that has been run to the dead stream."""
+        lane = self.keys.lane(delivery.lane)
+        self._refuse("task", lane, delivery.entry_id, SignatureError(REPLAYED))
+
+    def _note_copies(self, settlements: Sequence[Settlement], replies: list[int]) -> None:
+        """Note in the dead stream what a named job had settled already, as a reply of 2 says."""
+        for settlement, reply in zip(settlements, replies, strict=True):
+            if reply == 2:
+                task = replace(settlement.delivery.task, args=b"")  # the job has them
+                lane = self.keys.lane(settlement.delivery.lane)
+                self._set_aside("replayed task", lane, task.encode(self._signer), REPLAYED)
+
+    def _set_aside(self, kind: str, source: str, fields: Fields, error: str) -> None:
+        """Note in the dead stream that `fields`, which are in no stream, were refused."""
         dead, counts = self.keys.dead, self.keys.refused
-        why = ("refused", error, "from", tail_of(source), "value", data[:KEPT_BYTES])
+        kept = [part[:KEPT_BYTES] for part in fields]
+        why = ("refused", error, "from", tail_of(source), *kept)
         with suppress(ServerRefused):
             self._wire.call(
                 ("XADD", dead, "MAXLEN", "~", DEAD_ENTRIES, "*", *why),

@@ -134,8 +134,8 @@ def open(  # noqa: A001 - the verb of the transition
     return _run("open", (jobs, job, events, *owned), (name, owner, new_job, about, WEEK, event))
 
 
-def delete(jobs: str, job: str, inputs: str, events: str, name: str, this_job: str) -> Command:
-    return _run("delete", (jobs, job, inputs, events), (name, this_job))
+def delete(jobs: str, owned: Sequence[str], name: str, job: str) -> Command:
+    return _run("delete", (jobs, *owned), (name, job))
 
 
 def append(

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from .keys import Keys, is_named, session_of
-from .messages import Event, Task
+from .messages import Event, Fields, Task
+from .seen import DIGEST_BYTES
 from .signing import Signer
 from .spans import Span, size, split
 
-__all__ = ["Delivery", "GivenUp", "Settlement", "Successor", "encode_return", "encode_settlements"]
+__all__ = [
+    "KEPT_BYTES",
+    "LETTER",
+    "Delivery",
+    "GivenUp",
+    "Settlement",
+    "Successor",
+    "encode_return",
+    "encode_settlements",
+    "letter_name",
+]
+
+#: Kind of message that a dead letter's reason is.
+LETTER = b"dead"
+#: Most bytes that the dead stream keeps of a task's arguments, or of a refused value: either may be
+#: as large as the server allows.
+KEPT_BYTES = 2**16
+#: The fields in which a task differs from the one that it follows from.
+_CHANGING = {b"span", b"try", b"lost", b"sig"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +47,10 @@ class Delivery:
         Items of the *job* that shall not run.
     is_wanted
         Whether those are still there who asked for it: its session, or the named job.
+    digest
+        What tells this message from all others: the begin of its signature.
+    mark
+        The same, of this life of the server: one that forgot what was settled gives it out again.
     """
 
     lane: str
@@ -36,6 +58,21 @@ class Delivery:
     task: Task
     cancelled: Span = ()
     is_wanted: bool = True
+    digest: bytes = b""
+    mark: int = 0
+
+    @classmethod
+    def read(cls, lane: str, entry_id: bytes, fields: Fields, signer: Signer, life: int) -> Self:
+        """Return the task in an entry; `SignatureError` if it is none of ours.
+
+        Parameters
+        ----------
+        life
+            Of the server; see `mark`.
+        """
+        task, digest = Task.decode(fields, signer), fields[-1][:DIGEST_BYTES]
+        mark = int.from_bytes(digest) ^ life
+        return cls(lane=lane, entry_id=entry_id, task=task, digest=digest, mark=mark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +96,18 @@ class Successor:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenUp:
-    """A task that will not be run again, unless somebody wants it.
+    """Items that failed for good.
 
     Attributes
     ----------
-    lane
-        Where it waited last.
     task
-        What was to be done.
+        What was to be done, for these items only.
     reason
-        Why it is not, in words.
+        What became of it, in words.
     """
 
-    KIND = b"dead"
-
-    lane: str
     task: Task
     reason: str
-
-    def seal(self, signer: Signer) -> bytes:
-        """Return it as the value of one field."""
-        data = pickle.dumps((self.lane, self.reason, self.task.values()), 5)
-        return signer.seal(self.KIND, b"", data)
-
-    @classmethod
-    def unseal(cls, sealed: bytes, signer: Signer) -> GivenUp:
-        """Return what `seal` wrote; `SignatureError` if it was changed."""
-        lane, reason, values = pickle.loads(signer.unseal(cls.KIND, b"", sealed))
-        return cls(lane=lane, task=Task.of(values), reason=reason)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +116,8 @@ class Settlement:
 
     Attributes
     ----------
+    given_up
+        What failed for good by it, at most once: the items of a slice share a dead letter.
     ended
         How many items are done, failed, and cancelled by it: what a named job counts.
     """
@@ -109,6 +132,12 @@ class Settlement:
         """Add to `ended`."""
         before = self.ended
         self.ended = (before[0] + done, before[1] + failed, before[2] + cancelled)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a message like this one can't come again, but as a copy."""
+        task = self.delivery.task
+        return all(s.task != task for s in self.successors)
 
     def continue_with(self, task: Task) -> None:
         """Put `task`, a rest of this one, back; in halves when nothing else waits in the lane.
@@ -143,33 +172,53 @@ def encode_settlements(
     for s in settlements:
         delivery = s.delivery
         lane = table.index(keys.lane(delivery.lane))
-        n_events = len(s.events) + len(s.given_up)
-        args += (lane, delivery.entry_id, n_events, len(s.successors))
+        args += (lane, delivery.entry_id, len(s.events), len(s.successors), len(s.given_up))
         if is_named(job := delivery.task.job):
-            args += (table.index(keys.job(job)), table.index(keys.inputs(job)), *s.ended)
+            used = (keys.job(job), keys.inputs(job), keys.settled(job))
+            args += (*map(table.index, used), delivery.digest if s.is_final else b"", *s.ended)
         else:
             args.append("")
         for event in s.events:
             args += (table.index(keys.events(session_of(event.job))), event.seal(signer))
-        for what in s.given_up:
-            args += (table.index(keys.dead), what.seal(signer))
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)
             target = keys.delayed(delivery.lane) if delay > 0 else keys.lane(delivery.lane)
             fields = _changed_fields(successor.task, signer)
             args += (table.index(target), delay, successor.when, len(fields), *fields)
+        for what in s.given_up:
+            task = what.task
+            used = (keys.dead, keys.letters(session_of(task.job)), keys.function(task.fn))
+            args += (*map(table.index, used), *_letter(what, delivery.lane, signer))
     return list(table.keys), args
 
 
 def encode_return(lane: str, entry_id: bytes) -> tuple[list[str], list[Any]]:
     """Return what ``settle.lua`` takes to put an entry back as it is, read or not."""
-    return [lane], [0, entry_id, 0, 1, "", 0, 0, "", 0]
+    return [lane], [0, entry_id, 0, 1, 0, "", 0, 0, "", 0]
+
+
+def letter_name(source: bytes, fields: Fields) -> bytes:
+    """Return what the reason in a dead letter is bound to: its task, and where that was."""
+    return fields[-1] + source
+
+
+def _letter(what: GivenUp, lane: str, signer: Signer) -> list[Any]:
+    """Return what ``settle.lua`` takes to keep what failed; the server has the arguments."""
+    task, source = what.task, f"lane:{lane}".encode()
+    # A named job keeps its inputs itself.
+    is_kept = not is_named(task.job) and len(task.args) <= KEPT_BYTES
+    fields = (task if is_kept else replace(task, args=b"")).encode(signer)
+    why = signer.seal(LETTER, letter_name(source, fields), what.reason.encode())
+    changed = _only(fields, _CHANGING if is_kept else _CHANGING | {b"args"})
+    return [why, source, len(changed), *changed]
 
 
 def _changed_fields(task: Task, signer: Signer) -> list[bytes]:
     """Return only the fields in which a successor differs; the server keeps the payload."""
-    fields = task.encode(signer)
-    changing = {b"span", b"try", b"lost", b"sig"}
+    return _only(task.encode(signer), _CHANGING)
+
+
+def _only(fields: Fields, names: set[bytes]) -> list[bytes]:
     pairs = zip(fields[::2], fields[1::2], strict=True)
-    return [part for name, value in pairs if name in changing for part in (name, value)]
+    return [part for name, value in pairs if name in names for part in (name, value)]

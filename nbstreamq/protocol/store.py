@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from socket import socket
 from typing import Any
 
@@ -15,6 +15,7 @@ from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
 from .owners import Owners
 from .replies import block_ms, stream_entries
+from .seen import Seen
 from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, read_span
@@ -42,12 +43,17 @@ class Store(NamedJobs, Supervision):
         Name of the queue.
     signer
         Signs what is written and checks what is read.
+    seen
+        What was read already, through whichever connection; None: nothing.
     """
 
-    def __init__(self, client: Client, queue: str, signer: Signer) -> None:
+    def __init__(
+        self, client: Client, queue: str, signer: Signer, seen: Seen | None = None
+    ) -> None:
         self.keys = Keys(queue)
         self._client = client
         self._signer = signer
+        self._seen = seen or Seen()
         self._n_read = 0
         self._asked: dict[bytes, str] = {}
         self._ask_version: Command = ("HGET", self.keys.cancelled, "#")
@@ -59,7 +65,7 @@ class Store(NamedJobs, Supervision):
 
     def clone(self) -> Store:
         """Return the same queue through another connection."""
-        return Store(self._client, self.keys.queue, self._signer)
+        return Store(self._client, self.keys.queue, self._signer, self._seen)
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
@@ -139,7 +145,7 @@ class Store(NamedJobs, Supervision):
             return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
         except SignatureError as error:
             self.check_secret(write=False)
-            self._set_aside(kind.decode(), key, sealed, str(error))
+            self._set_aside(kind.decode(), key, [b"value", sealed], str(error))
             raise
 
     # -- client --------------------------------------------------------------------------------
@@ -205,8 +211,8 @@ class Store(NamedJobs, Supervision):
     def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
         """Return the events that were asked for; `after` then names the last entries.
 
-        One with a wrong signature, or of another session, comes as the error; its entry is set
-        aside.
+        One with a wrong signature, of another session, or that came before, comes as the error; its
+        entry is set aside.
         """
         entries = stream_entries(self._wire.receive())
         self._n_read += len(entries)
@@ -214,20 +220,14 @@ class Store(NamedJobs, Supervision):
         for key, entry_id, flat in entries:
             home, forged = self._asked[key], None
             after[home] = entry_id
-            for name, sealed in zip(flat[::2], flat[1::2], strict=True):
+            for k in range(0, len(flat), 2):
                 try:
-                    found.append(self._unseal(name, sealed, home))
+                    found.append(self._event(flat[k : k + 2], home, entry_id, k))
                 except SignatureError as error:
                     found.append(forged := error)
             if forged and not self._refuse("event", key.decode(), entry_id, forged):
                 found[found.index(forged)] = SignatureError(str(self._mismatch()))
         return found
-
-    def _unseal(self, name: bytes, sealed: bytes, home: str) -> Event:
-        event = Event.decode([name, sealed], self._signer)
-        if session_of(event.job) != home:
-            raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
-        return event
 
     def forget_session(self, session: str) -> None:
         """Drop what the server keeps for a client that is done."""
@@ -285,6 +285,7 @@ class Store(NamedJobs, Supervision):
         count: int,
         *,
         block: float | None = None,
+        on_settled: Callable[[], None] | None = None,
     ) -> list[Delivery]:
         """Settle what is over and return waiting tasks, in one round trip.
 
@@ -300,6 +301,8 @@ class Store(NamedJobs, Supervision):
             Most entries from each lane.
         block
             Seconds to wait for a task, if there is none; None: do not wait.
+        on_settled
+            Called when what is over was settled, before anything is waited for.
 
         Raises
         ------
@@ -314,9 +317,12 @@ class Store(NamedJobs, Supervision):
         read += ("STREAMS", *names, *([">"] * len(names)))
         settle = (self._settle(settlements),) if settlements else ()
         # What is cancelled is asked after the wait, in the same breath.
-        *_, reply, version = self._wire.call(
-            *settle, read, self._ask_version, timeout=(block or 0) + REPLY_TIMEOUT
+        timeout, first = (block or 0) + REPLY_TIMEOUT, on_settled if settlements else None
+        *settled, reply, version = self._wire.call(
+            *settle, read, self._ask_version, timeout=timeout, on_first=first
         )
+        if settled and 2 in settled[0]:  # not before: the read was under way
+            self._note_copies(settlements, settled[0])
         entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
         deliveries, is_trusted = self._deliver(entries, version)
         if not is_trusted:
@@ -335,7 +341,9 @@ class Store(NamedJobs, Supervision):
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
-        return [bool(mine) for mine in self._wire.call(self._settle(settlements))[0]]
+        replies = self._wire.call(self._settle(settlements))[0]
+        self._note_copies(settlements, replies)
+        return [reply == 1 for reply in replies]
 
     def _settle(self, settlements: Sequence[Settlement]) -> Command:
         keys, args = encode_settlements(settlements, self.keys, self._signer)
@@ -357,18 +365,17 @@ class Store(NamedJobs, Supervision):
         Also tells whether the queue's secret is still one of ours; else what others may know is put
         back.
         """
-        tasks: list[tuple[str, bytes, Task]] = []
-        is_trusted = True
+        deliveries: list[Delivery] = []
+        is_trusted, life = True, self._wire.server_life() if entries else 0
         for lane, entry_id, fields in entries:
             try:
-                tasks.append((lane, entry_id, Task.decode(fields, self._signer)))
+                deliveries.append(Delivery.read(lane, entry_id, fields, self._signer, life))
             except SignatureError as error:
                 if not self._refuse("task", self.keys.lane(lane), entry_id, error):
                     is_trusted = False
                     settle = encode_return(self.keys.lane(lane), entry_id)
                     self._wire.call(scripts.settle(self.keys.control, *settle))
-        deliveries = [Delivery(lane=lane, entry_id=i, task=task) for lane, i, task in tasks]
-        if gone := self.owners.gone(t.job for lane, _, t in tasks if lane[0] != "@"):
+        if gone := self.owners.gone(d.task.job for d in deliveries if d.lane[0] != "@"):
             for d in deliveries:
                 d.is_wanted = d.lane[0] == "@" or session_of(d.task.job) not in gone
         if version and deliveries:

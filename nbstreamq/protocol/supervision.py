@@ -48,7 +48,9 @@ class Supervision(Dead, Health):
             except (ValueError, RecursionError):
                 if self._wire.call(("HDEL", self.keys.workers, name))[0]:
                     problem = "A worker's description could not be read."
-                    self._set_aside("worker", self.keys.workers, name + b" " + text, problem)
+                    self._set_aside(
+                        "worker", self.keys.workers, [b"value", name + b" " + text], problem
+                    )
         return found
 
     def ensure_lanes(self, lanes: Iterable[str]) -> None:
@@ -71,7 +73,9 @@ class Supervision(Dead, Health):
         tasks = []
         for entry_id, fields in entries:
             try:
-                tasks.append(Task.decode(fields, self._signer, b"setup"))
+                task = Task.decode(fields, self._signer, b"setup")
+                self._check_new(fields[-1], keys.setup, entry_id)
+                tasks.append(task)
             except SignatureError as error:
                 self._refuse("setup", keys.setup, entry_id, error)
         return tasks
@@ -137,7 +141,9 @@ class Supervision(Dead, Health):
             if b"sig" not in fields[::2]:
                 continue
             try:
-                orders.append(Control.decode(fields, self._signer))
+                order = Control.decode(fields, self._signer)
+                self._check_new(fields[-1], self.keys.control, entry_id)
+                orders.append(order)
             except SignatureError as error:
                 self._refuse("control", self.keys.control, entry_id, error)
         return (entries[-1][1] if entries else after), orders

@@ -19,12 +19,13 @@ from typing import Any
 from ..protocol.clients import open_client
 from ..protocol.signing import Signer
 from ..protocol.store import Store
+from .ended import ENDED_BYTES, Ended
 from .output import Output
 from .slots import SLOT_BYTES, Slot
 from .usage import Meter, memory_of
 from .worker import TaskWorker
 
-__all__ = ["DUMP", "LEAVE", "STOP", "Child", "Spec", "main", "start"]
+__all__ = ["DUMP", "LEAVE", "STOP", "Child", "Spec", "ended_file", "main", "start"]
 
 #: Signals to a worker: exit after the running task; stop the item that the slot names; write the
 #: stack to the crash file.
@@ -54,6 +55,8 @@ class Spec:
         Process id of the supervisor: the worker dies with it.
     slot, stdout, stderr, crash
         Descriptors of the files it shares with the supervisor.
+    ended
+        Descriptor of the file that all workers of the supervisor share.
     description
         What others may know of it.
     """
@@ -67,6 +70,7 @@ class Spec:
     stdout: int
     stderr: int
     crash: int
+    ended: int
     description: dict[str, Any]
 
 
@@ -129,6 +133,11 @@ def shared_file(size: int = 0) -> int:
     return descriptor
 
 
+def ended_file() -> int:
+    """Return the descriptor of the file that `Spec.ended` wants."""
+    return shared_file(ENDED_BYTES)
+
+
 def start(method: str, url: str, secret: str, **details: Any) -> Child:
     """Start a worker process.
 
@@ -168,7 +177,7 @@ def _fork(spec: Spec, url: str, secret: str) -> int:
 
 def _spawn(spec: Spec, url: str, secret: str) -> int:
     env = os.environ | {"NBSTREAMQ_URL": url, "NBSTREAMQ_SECRET": secret}
-    files = (spec.slot, spec.stdout, spec.stderr, spec.crash)
+    files = (spec.slot, spec.stdout, spec.stderr, spec.crash, spec.ended)
     command = [sys.executable, "-m", "nbstreamq.worker", json.dumps(asdict(spec))]
     process = subprocess.Popen(command, env=env, pass_fds=files, stdin=subprocess.DEVNULL)  # noqa: S603 - our own command
     # The supervisor waits for its children itself; Popen must not.
@@ -200,7 +209,14 @@ def _serve(spec: Spec, url: str, secret: str) -> None:
     output.install(spec.stdout, spec.stderr)
     store = Store(open_client(url), spec.queue, Signer(secret, spec.queue))
     worker = TaskWorker(
-        store, slot, output, worker=spec.worker, lanes=spec.lanes, url=url, secret=secret
+        store,
+        slot,
+        Ended(spec.ended),
+        output,
+        worker=spec.worker,
+        lanes=spec.lanes,
+        url=url,
+        secret=secret,
     )
     signal.signal(LEAVE, worker.on_leave_signal)
     signal.signal(STOP, worker.runner.on_stop_signal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ from ..errors import SecretMismatch, ServerUnreachable
 from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
 from ..objects.references import Dependent, resolving
-from ..objects.remote_errors import dump_error, load_error
+from ..objects.remote_errors import dump_error, load_error, summary
 from ..protocol.keys import NESTED
 from ..protocol.messages import Event, Options, Task
-from ..protocol.settlement import Delivery, Settlement, Successor
+from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of
 from .output import Output, Piece
 from .run import Run, Runner, Stopped
@@ -24,6 +25,8 @@ __all__ = ["Execution"]
 
 #: Seconds after a look at what was printed in which another is not worth its time.
 STRAYS = 0.001
+#: Most different errors of a slice that its dead letter names.
+N_REASONS = 3
 
 
 class Execution:
@@ -182,6 +185,11 @@ class Execution:
             settlement.events.append(
                 self._event("finished", task, span, body, started=run.started, seconds=run.seconds)
             )
+        if run.errors:
+            failed = sorted(run.errors)
+            reason = _reason([run.errors[k] for k in failed])
+            lost = task.again(span_of(run.done[k] for k in failed))
+            settlement.given_up.append(GivenUp(task=lost, reason=reason))
         if run.rest:
             settlement.continue_with(task.again(run.rest))
 
@@ -212,6 +220,17 @@ def _part_cancelled(task: Task, cancelled: Span) -> tuple[Span, Span]:
         return (), task.span
     gone = {i for i in items(task.span) if any(task.n + i in r for r in cancelled)}
     return span_of(sorted(gone)), span_of(i for i in items(task.span) if i not in gone)
+
+
+def _reason(errors: Sequence[bytes]) -> str:
+    """Return in a line why items failed, the most frequent reasons first."""
+    if len(errors) == 1:
+        return summary(errors[0])
+    found = Counter(map(summary, errors)).most_common()
+    texts = [f"{text} ({n} items)" if n > 1 else text for text, n in found[:N_REASONS]]
+    if n_others := sum(n for _, n in found[N_REASONS:]):
+        texts.append(f"and {n_others} others")
+    return "; ".join(texts)
 
 
 def _first_error(body: bytes) -> BaseException | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..errors import MemoryLimitExceeded, NbstreamqError, TimeLimitExceeded, WorkerLost
 from ..objects.outcomes import dump_outcomes
-from ..objects.remote_errors import dump_error
+from ..objects.remote_errors import dump_error, summary
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of, split
@@ -126,14 +126,13 @@ def _charge(settlement: Settlement, task: Task, death: Death, *, item: str = "")
     certificate = replace(death.certificate, item=item)
     error = WorkerLost(what + advice, task=task_id, certificate=certificate)
     _fail(settlement, task.span, death, error)
-    lane = settlement.delivery.lane
-    settlement.given_up.append(GivenUp(lane=lane, task=task, reason=what))
 
 
 def _fail(settlement: Settlement, span: Span, death: Death, error: NbstreamqError) -> None:
     task = settlement.delivery.task
     dumped = dump_error(error, task=task.id_of(span[0].start))
     body = dump_outcomes([None], {0: dumped}, lambda _: "")
+    settlement.given_up.append(GivenUp(task=task.again(span), reason=summary(dumped)))
     settlement.events.append(_event("finished", task, span, death, body))
     settlement.count(failed=size(span))
 

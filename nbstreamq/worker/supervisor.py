@@ -23,7 +23,7 @@ from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from ..settings import n_cores
-from .child import DUMP, LEAVE, STOP, Child, start
+from .child import DUMP, LEAVE, STOP, Child, ended_file, start
 from .death import Death, cause_of, tail
 from .door import Door
 from .orders import Orders
@@ -82,11 +82,10 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._dead: list[tuple[Child, Death]] = []
         self._dropped: list[str] = []
-        self._number = 0
+        self._number, self._ended = 0, ended_file()
         self._stopping = False
         self._failure: SecretMismatch | None = None
-        self._heartbeat_due = self._promote_due = self._start_due = 0.0
-        self._work_due = 0.0
+        self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = 0.0
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -231,6 +230,7 @@ class Supervisor:
             queue=self._store.keys.queue,
             lanes=self._lanes,
             n_threads=max(1, n_cores() // max(1, self.n_workers)),
+            ended=self._ended,
             description=self._describe(),
         )
         self._children[child.pid] = child
@@ -329,7 +329,7 @@ class Supervisor:
         own = (f"@{worker}", *lanes)
         while not self._store.bury(worker, lanes):
             held = self._store.held(own, worker)
-            self._store.settle_lost(settle_death(held, death, known=known))
+            self._store.settle(settle_death(held, death, known=known))
 
     def _beat(self) -> None:
         now = time.monotonic()

@@ -23,6 +23,7 @@ from ..protocol.connection import RECONNECT
 from ..protocol.keys import deeper_lanes
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.store import Store
+from .ended import Ended
 from .execution import Execution
 from .output import Output
 from .pulse import Pulse
@@ -57,8 +58,8 @@ class TaskWorker:
     ----------
     store
         The queue.
-    slot
-        Shared with the supervisor.
+    slot, ended
+        Shared with the supervisor, and with all of its workers.
     output
         Installed already.
     worker
@@ -73,6 +74,7 @@ class TaskWorker:
         self,
         store: Store,
         slot: Slot,
+        ended: Ended,
         output: Output,
         *,
         worker: str,
@@ -86,6 +88,7 @@ class TaskWorker:
         self.execution = Execution(worker, self.runner, output, values)
         self._store = store
         self._slot = slot
+        self._ended = ended
         self._lanes = (f"@{worker}", *lanes)
         self._lock = threading.Lock()
         #: Held while the server is told, or asked, what is in our hands.
@@ -214,7 +217,13 @@ class TaskWorker:
             return self._running[-1]
 
     def _work(self, delivery: Delivery) -> None:
+        if delivery.mark in self._ended:
+            with self._lock:
+                self._running.pop()
+            self._store.refuse_copy(delivery)
+            return
         settlement, stopped = self.execution.execute(delivery)
+        self._ended.run(settlement)
         with self._lock:
             self._running.pop()
             self._settled.append(settlement)
@@ -227,7 +236,14 @@ class TaskWorker:
         """Settle what is over and take the next tasks, in one round trip."""
 
         def send(settled: list[Settlement]) -> None:
-            taken = self._store.take(settled, lanes, self.id, count, block=block)
+            taken = self._store.take(
+                settled,
+                lanes,
+                self.id,
+                count,
+                block=block,
+                on_settled=lambda: self._ended.settled(settled),
+            )
             with self._lock:
                 mixed = bool(self._batch)
                 self._batch.extend(taken)
@@ -257,6 +273,7 @@ class TaskWorker:
                 with self._lock:
                     self._settled = settled + self._settled
                 raise
+            self._ended.settled(settled)
 
     def release_batch(self) -> None:
         """Give back to the lanes what was not begun."""

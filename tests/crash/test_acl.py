@@ -124,6 +124,8 @@ def do_what_clients_do(queue, gate):
     failing = queue.map(lambda x: 1 / x if not first.is_open() else x, [1, 0], name="failing")
     failing.wait(20)
     failing.retry_failed().wait(20)
+    queue.map(lambda x: 1 / (x - x), range(120), chunksize=1).wait(20)
+    assert len(queue.dead()) == 100, "more are not kept of one client"
     job.keep()
     job.delete()
 
@@ -145,7 +147,7 @@ def do_what_follows_from_a_death(queue, gate):
 
     assert isinstance(queue.submit(poison).exception(30), WorkerLost)
     cured.open()
-    assert queue.dead()[0].retry().result(20) == 5
+    assert queue.dead()[-1].retry().result(20) == 5
 
 
 def forge(admin, queue, wait_until):

@@ -1,25 +1,32 @@
 """The dead stream: what was refused or given up is listed, can be found again, and is bounded."""
 
+from dataclasses import replace
+
 import pytest
 
 from nbstreamq.protocol.dead import DeadEntry
 from nbstreamq.protocol.keys import WEEK
 from nbstreamq.protocol.refusal import DEAD_ENTRIES
-from nbstreamq.protocol.settlement import GivenUp, Settlement
+from nbstreamq.protocol.settlement import KEPT_BYTES, GivenUp, Settlement
 from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.spans import parse_span
 from nbstreamq.protocol.store import Store
+
+#: Of how many entries in the dead stream a sender may be the cause: see settle.lua.
+PER_SENDER = 100
 
 
 @pytest.fixture
 def give_up(store):
-    """``give_up(delivery, reason)``: settle it as the supervisor does when it is lost for good."""
+    """``give_up(*deliveries, reason=)``: settle them as what failed for good."""
 
     def give_up(*deliveries, reason="lost"):
-        settlements = []
-        for d in deliveries:
-            what = GivenUp(lane=d.lane, task=d.task, reason=reason)
-            settlements.append(Settlement(delivery=d, given_up=[what]))
-        store.settle_lost(settlements)
+        store.settle(
+            [
+                Settlement(delivery=d, given_up=[GivenUp(task=d.task, reason=reason)])
+                for d in deliveries
+            ]
+        )
 
     return give_up
 
@@ -34,7 +41,7 @@ def test_what_is_given_up_is_listed_with_its_payload(store, submit, take, give_u
     (entry,) = store.dead()
     assert entry == DeadEntry(
         entry_id=entry.entry_id,
-        given_up=True,
+        has_failed=True,
         reason="lost its worker 3 times",
         source="lane:low",
         lane="low",
@@ -48,7 +55,7 @@ def test_each_has_an_entry_of_its_own_and_the_newest_is_last(store, submit, take
     submit(0, 1, 2)
     give_up(*take())
     assert [e.claim for e in store.dead()] == ["s.1-0", "s.1-1", "s.1-2"]
-    store.forget_dead(store.dead()[1].entry_id)
+    store.forget_dead(store.dead()[1])
     assert [e.claim for e in store.dead()] == ["s.1-0", "s.1-2"]
 
 
@@ -63,8 +70,8 @@ def test_who_comes_too_late_gives_nothing_up(store, submit, take, give_up, finis
 def test_others_are_settled_beside_it(store, submit, take, give_up, finish, bodies):
     submit(0, 1)
     lost, done = take()
-    what = GivenUp(lane=lost.lane, task=lost.task, reason="lost")
-    store.settle_lost([finish(done), Settlement(delivery=lost, given_up=[what])])
+    what = GivenUp(task=lost.task, reason="lost")
+    store.settle([finish(done), Settlement(delivery=lost, given_up=[what])])
     assert [e.claim for e in store.dead()] == ["s.1-0"]
     assert bodies() == [b"result"]
     assert store.held(["default"], "w1") == []
@@ -79,13 +86,57 @@ def test_it_goes_away_by_itself_and_not_before_its_function(store, submit, take,
         assert WEEK - 60 < client.ttl(key) <= WEEK
 
 
-def test_only_the_newest_are_kept(store, submit, take, give_up, client):
+def test_only_the_newest_are_kept(store, submit, take, give_up, client, make_task):
     client.xadd(store.keys.dead, {"first": "of all"})
-    for _ in range(2):
-        submit(*range(DEAD_ENTRIES))
-        give_up(*take(count=DEAD_ENTRIES))
+    sessions = range(2 * DEAD_ENTRIES // PER_SENDER)
+    for session in sessions:
+        submit(*(make_task(n, job=f"s{session}.1") for n in range(PER_SENDER)))
+        give_up(*take(count=PER_SENDER))
     assert DEAD_ENTRIES <= client.xlen(store.keys.dead) < DEAD_ENTRIES + 200
-    assert store.dead()[-1].claim == f"s.1-{DEAD_ENTRIES - 1}"
+    assert store.dead()[-1].claim == f"s{sessions[-1]}.1-{PER_SENDER - 1}"
+
+
+def test_one_sender_s_failures_push_out_only_his_own(store, submit, take, give_up, make_task):
+    submit(make_task(0, job="other.1"))
+    give_up(*take())
+    for n in range(PER_SENDER + 20):
+        submit(make_task(n, job=f"s.{n}"))
+    give_up(*take(count=2 * PER_SENDER))
+    found = [e.task.job for e in store.dead()]
+    assert found == ["other.1", *(f"s.{n}" for n in range(20, PER_SENDER + 20))]
+
+
+def test_the_items_of_a_slice_share_an_entry(store, submit, take, make_task):
+    submit(make_task(100, span=parse_span("0:50")))
+    (delivery,) = take()
+    failed = delivery.task.again(parse_span("3:5,7:8"), attempt=2, losses=1)
+    what = GivenUp(task=failed, reason="ValueError: no")
+    store.settle([Settlement(delivery=delivery, given_up=[what])])
+    (entry,) = store.dead()
+    assert (entry.task, entry.items) == (failed, (103, 104, 107))
+    assert store.letters_of("s.1") == [entry]
+    assert store.letters_of("s.2") == []
+
+
+def test_the_arguments_are_kept_unless_they_are_large(store, submit, take, give_up, make_task):
+    large, small = (make_task(n, args=bytes(KEPT_BYTES + 1 - n)) for n in range(2))
+    submit(large, small)
+    give_up(*take())
+    assert [e.task for e in store.dead()] == [replace(large, args=b""), small]
+
+
+@pytest.mark.parametrize("key", ["dead", "letters"])
+def test_spoilt_books_hold_no_settlement_up(
+    store, submit, take, give_up, client, key, bodies, finish
+):
+    spoilt = {"dead": store.keys.dead, "letters": store.keys.letters("s")}[key]
+    client.set(spoilt, "nonsense", ex=60)
+    submit(0, 1)
+    lost, done = take()
+    what = GivenUp(task=lost.task, reason="lost")
+    settled = store.settle([Settlement(delivery=lost, given_up=[what]), finish(done)])
+    assert settled == [True, True]
+    assert bodies() == [b"result"]
 
 
 def test_a_stranger_s_task_is_listed_with_what_it_claims(
@@ -96,7 +147,7 @@ def test_a_stranger_s_task_is_listed_with_what_it_claims(
     client.execute_command("XADD", store.keys.lane("low"), "*", *flat)
     take()
     (entry,) = store.dead()
-    assert (entry.given_up, entry.task) == (False, None)
+    assert (entry.has_failed, entry.task) == (False, None)
     assert (entry.source, entry.lane, entry.claim) == ("lane:low", "low", "s.1-9")
     assert "another secret" in entry.reason
 
@@ -107,7 +158,7 @@ def test_who_knows_its_secret_can_read_it(store, client, queue_name, make_task, 
     client.execute_command("XADD", store.keys.lane("low"), "*", *other.encode_task(make_task(9)))
     take()
     (entry,) = other.dead()
-    assert (entry.task, entry.given_up) == (make_task(9), False)
+    assert (entry.task, entry.has_failed) == (make_task(9), False)
     other.close()
 
 
@@ -131,13 +182,27 @@ def test_what_somebody_wrote_there_is_listed_as_such(store, client, fields):
     client.xadd(store.keys.dead, fields)
     client.expire(store.keys.dead, 60)
     (entry,) = store.dead()
-    assert (entry.given_up, entry.task) == (False, None)
+    assert (entry.has_failed, entry.task) == (False, None)
     assert len(repr(entry)) < 2000
 
 
-def test_a_sealed_entry_of_another_queue_is_not_believed(store, client, queue_name, make_task):
-    what = GivenUp(lane="low", task=make_task(1), reason="lost")
+@pytest.mark.parametrize("change", [{b"failed": b"x" * 30}, {b"from": b"lane:high"}, {b"n": b"7"}])
+def test_a_changed_entry_is_not_believed(store, submit, take, give_up, client, change):
+    submit(0)
+    give_up(*take())
+    ((_, fields),) = client.xrange(store.keys.dead)
+    client.xadd(store.keys.dead, fields | change)
+    entry = store.dead()[1]
+    assert (entry.task, entry.has_failed) == (None, False)
+    assert "somebody else" in entry.reason
+
+
+def test_an_entry_of_another_queue_is_not_believed(
+    store, submit, take, give_up, client, queue_name
+):
+    submit(0)
+    give_up(*take())
     for signer in (Signer("guess", queue_name), Signer("secret", "other")):
-        client.xadd(store.keys.dead, {"event": what.seal(signer)})
-    client.expire(store.keys.dead, 60)
-    assert [e.task for e in store.dead()] == [None, None]
+        other = Store(client, queue_name, signer)
+        assert [e.task for e in other.dead()] == [None]
+        other.close()

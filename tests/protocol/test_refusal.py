@@ -191,6 +191,58 @@ class TestOrders:
         assert store.refused() == {}
 
 
+class TestCopies:
+    def test_of_events_are_refused_once_and_dropped(self, store, write, client):
+        store.publish([event()])
+        key = store.keys.events("s")
+        ((_, fields),) = client.xrange(key)
+        after, found = read_events(store)
+        assert found == [event()]
+        write(key, [b"event", fields[b"event"]])
+        _, (error,) = read_events(store, after=after)
+        assert isinstance(error, SignatureError)
+        assert "dealt with before" in str(error)
+        assert client.xlen(key) == 1
+        assert store.refused() == {"replayed event": 1}
+
+    def test_in_one_entry_are_refused(self, store, write, client):
+        sealed = event().seal(store._signer)
+        write(store.keys.events("s"), [b"event", sealed, b"event", sealed])
+        _, (first, second) = read_events(store)
+        assert (first, type(second)) == (event(), SignatureError)
+
+    def test_are_none_where_a_reply_was_lost_or_another_reads(self, store, dead):
+        store.publish([event()])
+        other = store.clone()
+        assert read_events(store)[1] == read_events(store)[1] == read_events(other)[1] == [event()]
+        other.close()
+        assert dead() == []
+
+    def test_of_what_was_said_twice_are_none(self, store, dead):
+        store.publish([event(), event()])
+        store.publish([event()])
+        assert read_events(store)[1] == [event()] * 3
+        assert dead() == []
+
+    def test_of_orders_are_refused(self, store, orders, write, client):
+        store.cancel("s.1", ONE, ONE)
+        store.cancel("s.1", ONE, ONE)
+        ((_, fields), _) = client.xrange(store.keys.control)
+        write(store.keys.control, [part for pair in fields.items() for part in pair])
+        assert [o.job for o in orders()] == ["s.1", "s.1"]
+        assert store.refused() == {"replayed control": 1}
+
+    def test_of_the_set_up_are_refused(self, store, make_task, client):
+        assert store.everywhere([], [make_task(0)])
+        ((_, fields),) = client.xrange(store.keys.setup)
+        client.xadd(store.keys.setup, fields)
+        newcomer = store.clone()
+        for worker in ("w1", "w2"):
+            assert [t.n for t in newcomer.join(worker, {})] == [0]
+        newcomer.close()
+        assert store.refused() == {"replayed setup": 1}
+
+
 class TestValues:
     @pytest.mark.parametrize("kind", ["function", "blob"])
     def test_are_counted_and_kept(self, store, client, dead, kind):

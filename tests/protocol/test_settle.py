@@ -4,10 +4,10 @@ import threading
 
 import pytest
 
-from nbstreamq.protocol.keys import DAY
-from nbstreamq.protocol.messages import Event
+from nbstreamq.protocol.keys import DAY, WEEK
+from nbstreamq.protocol.messages import Event, Options
 from nbstreamq.protocol.settlement import Settlement, Successor
-from nbstreamq.protocol.spans import format_span, parse_span
+from nbstreamq.protocol.spans import format_span, parse_span, split
 from tests.protocol.reading import read_events
 
 
@@ -166,3 +166,87 @@ def test_events_go_away_by_themselves(store, submit, take, finish, client):
     submit(0)
     store.settle([finish(d) for d in take()])
     assert 0 < client.ttl(store.keys.events("s")) <= DAY
+
+
+class TestOfANamedJob:
+    JOB = "j:1"
+
+    @pytest.fixture
+    def named(self, store, make_task):
+        """``named(**changes)``: a task of the job ``j:1``, which there is."""
+        assert store.open_job("j", self.JOB, {"function": "f"}, instead_of="")
+        return lambda **changes: make_task(0, job=self.JOB, span=parse_span("0:10"), **changes)
+
+    @pytest.fixture
+    def done(self):
+        """``done(delivery, n_items)``: the settlement of the first items, and of what is left."""
+
+        def done(delivery, n_items=10):
+            first, rest = split(delivery.task.span, n_items)
+            event = Event(kind="finished", job=self.JOB, n=0, span=first, worker="w1")
+            settlement = Settlement(delivery=delivery, events=[event], ended=(n_items, 0, 0))
+            if rest:
+                settlement.continue_with(delivery.task.again(rest))
+            return settlement
+
+        return done
+
+    @pytest.fixture
+    def counts(self, store):
+        """``counts()``: how many items are done, and how many events say so."""
+
+        def counts():
+            events = store.history(self.JOB, b"0")[1]
+            return store.job_record(self.JOB).n_done, [e.kind for e in events].count("finished")
+
+        return counts
+
+    @pytest.mark.parametrize("n_items", [10, 4])
+    def test_a_copy_counts_for_nothing(self, store, submit, take, named, done, counts, n_items):
+        submit(named())
+        submit(named())
+        first, copy = take()
+        assert store.settle([done(first, n_items)]) == [True]
+        n_waiting = store.lanes(["default"])[0]["waiting"]
+        assert store.settle([done(copy, n_items)]) == [False]
+        assert counts() == (n_items, 1)
+        (lane,) = store.lanes(["default"])
+        assert (lane["waiting"], lane["running"]) == (n_waiting, 0)
+        assert store.refused() == {"replayed task": 1}
+        assert [e.claim for e in store.dead()] == ["j:1-0"]
+
+    def test_what_goes_back_as_it_is_comes_again(self, store, submit, take, named, done, counts):
+        submit(named())
+        (delivery,) = take()
+        again = [Successor(task=delivery.task)]
+        assert store.settle([Settlement(delivery=delivery, successors=again)]) == [True]
+        assert store.settle([done(*take())]) == [True]
+        assert counts() == (10, 1)
+
+    def test_a_lost_reply_is_no_copy(self, store, submit, take, named, done, counts):
+        submit(named())
+        (delivery,) = take()
+        assert store.settle([done(delivery)]) == [True]
+        assert store.settle([done(delivery)]) == [False]
+        assert counts() == (10, 1)
+        assert store.refused() == {}
+
+    def test_a_rerun_is_no_copy(self, store, submit, take, named, done, counts):
+        submit(named(), named(opts=Options(rerun=1).encode()))
+        assert store.settle([done(d) for d in take()]) == [True, True]
+        assert store.refused() == {}
+
+    def test_what_is_remembered_lives_as_long_as_the_job(
+        self, store, submit, take, named, done, client
+    ):
+        key = store.keys.settled(self.JOB)
+        submit(named())
+        store.settle([done(*take())])
+        assert 0 < client.ttl(key) <= WEEK
+        store.keep_job(self.JOB)
+        assert client.ttl(key) == -1
+        store.delete_job("j", self.JOB)
+        assert not client.exists(key)
+        submit(named())
+        store.settle([done(*take())])
+        assert not client.exists(key)

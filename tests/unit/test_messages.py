@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nbstreamq.errors import SignatureError
 from nbstreamq.protocol.messages import Control, Event, Options, Task
 from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.spans import span_of
+from nbstreamq.protocol.spans import ONE, span_of
 
 SIGNER = Signer("secret", "sims")
 
@@ -43,7 +43,7 @@ events = st.builds(
     seconds=seconds,
     body=bodies,
 )
-controls = st.builds(Control, kind=st.text(), job=st.text(), span=spans)
+controls = st.builds(Control, kind=st.text(), job=st.text(), span=spans, number=naturals)
 messages = tasks | events | controls
 
 
@@ -135,9 +135,11 @@ def test_what_is_no_message_at_all_is_refused(flat):
 
 
 def test_signed_nonsense_is_refused_as_well():
-    values = [b"cancel", b"s.1", b"5:1"]
+    values = [b"cancel", b"s.1", b"5:1", b"1"]
     signature = SIGNER.sign(b"control", *values)
-    flat = [b"kind", values[0], b"job", values[1], b"span", values[2], b"sig", signature]
+    names = [b"kind", b"job", b"span", b"number"]
+    flat = [part for pair in zip(names, values, strict=True) for part in pair]
+    flat += [b"sig", signature]
     with pytest.raises(SignatureError, match="malformed"):
         Control.decode(flat, SIGNER)
 
@@ -149,6 +151,16 @@ def test_a_task_put_back_keeps_all_but_span_attempt_and_losses(task, span, attem
     assert replace(again, **same) == task
     assert (again.span, again.attempt - task.attempt) == (span, attempt)
     assert again.losses - task.losses == losses
+
+
+@given(events)
+def test_the_same_event_twice_is_no_copy(event):
+    assert event.encode(SIGNER) != event.encode(SIGNER)
+
+
+def test_the_same_order_twice_is_no_copy():
+    first, second = (Control(kind="cancel", job="s.1", span=ONE) for _ in range(2))
+    assert first.encode(SIGNER) != second.encode(SIGNER)
 
 
 def test_the_id_of_an_item_counts_from_the_start_of_its_job():

@@ -2,7 +2,8 @@
 -- KEYS[1] jobs (hash)
 -- KEYS[2] job (hash)
 -- KEYS[3] events (stream)
--- KEYS[4..] what there is of the owner: job (hash), inputs (hash), events (stream)
+-- KEYS[4..] what there is of the owner: job (hash), inputs (hash), events (stream),
+--   settled (hash)
 -- ARGV[1] name
 -- ARGV[2] owner that may lose the name, a job's id; '' for none
 -- ARGV[3] job
