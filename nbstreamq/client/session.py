@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
-from ..objects.functions import FunctionPickle, FunctionPickler
+from ..objects.functions import FunctionPickle
 from ..protocol.keys import is_named
 from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING
@@ -25,6 +25,7 @@ from ..protocol.store import Store
 from . import lifetime
 from .calls import Call, CallLedger
 from .delay import Warner, reason_for_delay
+from .functions import Functions
 from .helping import help_until
 from .interrupts import Waited, interrupted, interruptible, uninterrupted
 from .ledger import Ledger
@@ -40,8 +41,6 @@ PATIENCE = 3.0
 LAST_PATIENCE = 2 * PATIENCE
 #: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
-#: Seconds after which a function is sent again, lest it expire: less than its week on the server.
-FUNCTION_LIFETIME = 86_400.0
 L = TypeVar("L", bound=Ledger)
 _KIND_CLOSE, _KIND_LOOK = "close", "look"
 
@@ -86,18 +85,16 @@ class Session:
         self.calls: CallLedger | None = None
         self._ledgers: dict[str, Ledger] = {}
         self._set_ups: dict[str, Ledger] = {}
-        self._pickler = FunctionPickler()
-        self._sent: dict[str, float] = {}
         self.warn = Warner().say
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
-        self._sender = Sender(
-            store.clone(), self.id, self._on_trouble, self._memory, self._ask_ahead
-        )
+        self._functions = Functions(self._send_first, self._on_refusal)
         self._put_off: list[Ledger] = []
         self._listener = Listener(
             store.clone(), self.id, self._deliver, self._on_delivered, self._on_trouble
         )
+        ahead = self._listener.ask
+        self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory, ahead)
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -135,24 +132,15 @@ class Session:
         """Return `fn` pickled, once it is on its way to the server."""
         self.check_open()
         self.start_workers()
-        pickled = self._pickler.dump(fn)
-        now = time.monotonic()
-        if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
-            self._sent[pickled.digest] = now  # before: if it is refused, it is sent again
-            self._sender.put(
-                Order(
-                    lambda store: store.put_function(pickled.digest, pickled.data),
-                    self._on_refusal,
-                    len(pickled.data),
-                ),
-                alone=not self._ledgers,
-            )
-        return pickled
+        return self._functions.pickle(fn)
 
     def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
         """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
         alone = len(self._ledgers) == 1 and (type(item) is not Call or item.ledger.n_open == 1)
         self._sender.put(item, shield, alone=alone)
+
+    def _send_first(self, order: Order) -> None:
+        self._sender.put(order, alone=not self._ledgers)
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
@@ -270,9 +258,6 @@ class Session:
                 # The connection may be older than a restart of the server.
                 return question(self._store)
 
-    def _ask_ahead(self) -> None:
-        self._listener.ask()
-
     # -- news ----------------------------------------------------------------------------------
 
     def _deliver(self, event: Event) -> bool:
@@ -331,7 +316,7 @@ class Session:
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
-        self._sent.clear()
+        self._functions.forget_sent()
         for ledger in self.open_ledgers():
             ledger.fail(range(len(ledger)), error)
             self._retire(ledger)

@@ -137,7 +137,8 @@ class Life(RuleBasedStateMachine):
         chosen = sorted([i for i, s in states.items() if s is State.FAILED] + cancelled)
         if not chosen:
             return
-        tasks = [self.store.encode_task(self._task(job, i, range(1))) for i in chosen]
+        number = record.n_reruns + 1
+        tasks = [self.store.encode_task(self._task(job, i, range(1), number)) for i in chosen]
         again = functools.partial(
             self.store.rerun,
             record,
@@ -165,8 +166,8 @@ class Life(RuleBasedStateMachine):
             self.items = Counter({key: n for key, n in self.items.items() if key[0] != job})
 
     @staticmethod
-    def _task(job: str, first: int, span: range) -> Task:
-        opts = Options(retries=RETRIES).encode()
+    def _task(job: str, first: int, span: range, rerun: int = 0) -> Task:
+        opts = Options(retries=RETRIES, rerun=rerun).encode()
         return Task(
             job=job, n=first, span=(span,), fn="f", name="f", call="map", args=b"", opts=opts
         )

@@ -112,6 +112,7 @@ def test_a_session_that_is_done_is_forgotten(store, submit, take, finish, client
 
 
 def test_who_asks_whether_it_is_remembered_is_kept(store, submit, client):
+    store.check_secret()
     submit(0)
     client.expire(store.keys.session("s"), 60)
     assert store.remembers("s", 0)
