@@ -59,6 +59,7 @@ class Ledger:
     #: The name that people gave the job; empty: none.
     title = ""
     options = Options()
+    function: object = None  #: as it was pickled: held for what it captures
     #: The last entry of a named job's events that was read.
     position = b"0"
     #: Whether more items may come.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -68,6 +67,9 @@ class TaskQueue(Executor):
         signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
     insecure
         Whether that key file will do for a server that other machines can reach.
+    store
+        fsspec URL where large values lie (``s3://...``), as ``$NBSTREAMQ_STORE`` for all workers.
+        None: files in memory with the embedded server, the server with a url or a client.
 
     Raises
     ------
@@ -92,8 +94,9 @@ class TaskQueue(Executor):
         workers: int | Literal["auto"] = "auto",
         secret: str | None = None,
         insecure: bool = False,
+        store: str | None = None,
     ) -> None:
-        opened = open_session(name, url, client, workers, secret, insecure=insecure)
+        opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self._url, self._embedded = opened
         self._options = Options()
         self.name = name
@@ -120,7 +123,7 @@ class TaskQueue(Executor):
         session = self._session
         function = session.pickle_function(fn)
         with collecting() as needed:
-            data = dump((args, kwargs), f"an argument of {function.name}()")
+            data = dump((args, kwargs), f"an argument of {function.name}()", session.large.keeper)
         payload = Payload(0, 1, "apply", data)
         ledger = None
         try:
@@ -184,7 +187,7 @@ class TaskQueue(Executor):
         check_map(iterables, chunksize, buffersize, name)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
-        function = session.pickle_function(fn)
+        function = session.pickle_function(fn, lasting=name is not None)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
         if name is not None:
             from .named import Definition, map_named  # needs cloudpickle: slow to import
@@ -266,12 +269,11 @@ class TaskQueue(Executor):
     def put(self, obj: Any) -> Ref:
         """Store a value once; the `Ref` stands for it in the arguments of calls.
 
-        Workers keep it, so that a call that gets it again does not fetch it again.
+        Workers keep it, so that a call that gets it again does not fetch it again. It is freed with
+        the last of the `Ref` and the calls that have it among their arguments.
         """
-        data = dump(obj, "the value")
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        self._session.put_value(digest, data)
-        return Ref(digest, len(data), type(obj).__name__)
+        self._session.check_open()
+        return self._session.large.put(obj)
 
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
         """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
@@ -280,7 +282,7 @@ class TaskQueue(Executor):
         results of the workers there are now; it is empty if there is none.
         """
         session = self._session
-        function = session.pickle_function(fn)
+        function = session.pickle_function(fn, lasting=True)
         data = dump((args, kwargs), f"an argument of {function.name}()")
         ledger = session.open_ledger(fn, function.name, self._lane())
         session.everywhere(ledger, function, data)

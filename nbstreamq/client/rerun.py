@@ -148,7 +148,7 @@ def _with_function(
         return record, FunctionPickle(about["fn"], b"", about["function"])
     from ..objects.identity import identity  # needs cloudpickle, which is slow to import
 
-    function = session.pickle_function(fn)
+    function = session.pickle_function(fn, lasting=True)
     # Now: the tasks do not wait for what the sender still has before them.
     session.ask(lambda store: store.put_function(function.digest, function.data))
     identities = {*about["identities"], identity(fn)}

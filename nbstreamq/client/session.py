@@ -17,7 +17,9 @@ from typing import Any
 from ..current import host
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
+from ..objects.blobs import Place
 from ..objects.functions import FunctionPickle, FunctionPickler
+from ..objects.places import Tell
 from ..protocol.keys import is_named
 from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING
@@ -26,6 +28,7 @@ from . import lifetime
 from .delay import Warner, reason_for_delay
 from .echo import echo
 from .everywhere import everywhere_order
+from .large import LargeValues
 from .ledger import Ledger
 from .listener import Listener
 from .memory import Memory
@@ -57,6 +60,8 @@ class Session:
         How many are started at the first submit; None: none.
     revive
         Brings the server back; None if that is not in our hands.
+    place
+        Opens the place of large values; None: they go to the server.
     """
 
     def __init__(
@@ -65,7 +70,9 @@ class Session:
         workers: LocalWorkers,
         n_workers: int | None,
         revive: Callable[[], object] | None,
+        *,
         session: str,
+        place: Callable[[Tell], Place] | None,
     ) -> None:
         self.id = session
         self.workers = workers
@@ -81,7 +88,6 @@ class Session:
         self.condition = threading.Condition(self._ledgers_lock)
         self._numbers = itertools.count(1)
         self._ledgers: dict[str, Ledger] = {}
-        self._pickler = FunctionPickler()
         self._sent: dict[str, float] = {}
         self.warn = Warner().say
         self._state, self._has_ended = "open", threading.Event()
@@ -91,6 +97,8 @@ class Session:
         self._listener = Listener(
             store.clone(), self.id, self._deliver, self._on_delivered, self._on_trouble
         )
+        self.large = LargeValues(self, self._sender, place)
+        self._pickler = FunctionPickler(self.large.keeper)
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -117,21 +125,15 @@ class Session:
         """Return the ledger of a job that is not over."""
         return self._ledgers.get(job)
 
-    def pickle_function(self, fn: Callable[..., Any]) -> FunctionPickle:
-        """Return `fn` pickled, once it is on its way to the server."""
+    def pickle_function(self, fn: Callable[..., Any], *, lasting: bool = False) -> FunctionPickle:
+        """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
         self.check_open()
         self.start_workers()
-        pickled = self._pickler.dump(fn)
+        pickled = self._pickler.dump(fn, lasting=lasting)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
-            self._sender.put(
-                Order(
-                    lambda store: store.put_function(pickled.digest, pickled.data),
-                    self._on_refusal,
-                    len(pickled.data),
-                ),
-                alone=not self._ledgers,
-            )
+            put = functools.partial(Store.put_function, digest=pickled.digest, data=pickled.data)
+            self.tell(put, len(pickled.data), alone=not self._ledgers)
             self._sent[pickled.digest] = now
         return pickled
 
@@ -144,12 +146,9 @@ class Session:
         ledger.stop_growing()
         self._retire(ledger)
 
-    def put_value(self, digest: str, data: bytes) -> None:
-        """Store a pickled value."""
-        self.check_open()
-        self._sender.put(
-            Order(lambda store: store.put_blob(digest, data), self._on_refusal, len(data))
-        )
+    def tell(self, do: Callable[[Store], object], size: int, *, alone: bool = False) -> None:
+        """Have something done at the server, in its turn, that sends `size` bytes."""
+        self._sender.put(Order(do, self._on_refusal, size), alone=alone)
 
     def everywhere(self, ledger: Ledger, function: FunctionPickle, args: bytes) -> None:
         """Send a call to every worker, and to those that join later."""
@@ -362,6 +361,7 @@ class Session:
             if self._state in ("closed", "foreign"):
                 return
             self._state = "closed"
+        self.large.keeper.close()
         try:
             last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
             self._sender.put(Order(lambda store: store.publish([last]), lambda _: None))
@@ -395,5 +395,6 @@ class Session:
         # In its place: futures refer to it.
         self.condition.__init__(self._ledgers_lock)  # type: ignore[misc]
         self.workers.forget()
+        self.large.forget()
         for ledger in self._ledgers.values():
             ledger.orphan(lifetime.forked(self._store.keys.queue), self._ledgers_lock)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
+from ..objects.blobs import size_of
 from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
 from ..objects.references import Dependent
@@ -39,6 +40,7 @@ def task_of(
     ledger: Ledger, function: FunctionPickle, payload: Payload, options: Options, span: Span = ()
 ) -> Task:
     """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
+    ledger.function = function
     return Task(
         job=ledger.job,
         n=payload.n,
@@ -110,12 +112,12 @@ def send_chunks(
     try:
         for piece in chunks(source, pace):
             session.check_open()
-            data = dump(piece, f"an item of {function.name}()")
+            data = dump(piece, f"an item of {function.name}()", session.large.keeper)
             payload = Payload(len(ledger), len(piece), call, data)
             with uninterrupted():
                 ledger.add(payload)
             submit(session, ledger, task_of(ledger, function, payload, options), options.delay)
-            pace.sent(len(piece), len(data))
+            pace.sent(len(piece), size_of(data))
             yield len(piece)
     except BaseException:
         session.cancel(ledger, range(len(ledger)))
@@ -169,8 +171,10 @@ def submit_when_done(
         try:
             error = future.exception()
             if error is None and not missing:
-                results = [dump(f.result(), f"the result of {f.id}") for f in needed]
-                payload = Payload(0, 1, "apply", dump(Dependent(data, results), "arguments"))
+                keeper = session.large.keeper
+                results = [dump(f.result(), f"the result of {f.id}", keeper) for f in needed]
+                args = dump(Dependent(data, results), "arguments", keeper)
+                payload = Payload(0, 1, "apply", args)
                 task = task_of(ledger, function, payload, options)
                 submit(session, ledger, task, options.delay)
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails

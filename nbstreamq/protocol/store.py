@@ -127,6 +127,10 @@ class Store(NamedJobs, Supervision):
         """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
         return self._get(self.keys.blob(digest), b"blob", digest)
 
+    def drop_blobs(self, digests: Iterable[str]) -> None:
+        """Forget pickled values."""
+        self._wire.call(("DEL", *map(self.keys.blob, digests)))
+
     def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
         sealed = self._signer.seal(kind, digest.encode(), data)
         self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
