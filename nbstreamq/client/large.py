@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..objects.blobs import Blobs, Keeper, Place, register
+from ..objects.blobs import Blobs, Keeper, Place, digest_of, handles_of, register
 from ..objects.payloads import dump, load
 from ..objects.places import Everywhere, ServerPlace, Tell, UrlPlace
 from ..objects.references import Ref
@@ -49,8 +49,9 @@ class LargeValues:
 
     def put(self, value: Any) -> Ref:
         """Return a `Ref` to a value that is stored now."""
-        data = dump(value, "the value", self.keeper, large=0)
-        return Ref(data, type(value).__name__, self._last)
+        data = dump(value, "the value of a Ref", self.keeper, large=0)
+        size = sum(size for _, size in handles_of(data))
+        return Ref(digest_of(data), size, type(value).__name__, data, self._last)
 
     def _last(self, data: bytes) -> bytes:
         """Return a message that gives the same value for a week, whoever lives."""

@@ -270,7 +270,7 @@ class TaskQueue(Executor):
         """Store a value once; the `Ref` stands for it in the arguments of calls.
 
         Workers keep it, so that a call that gets it again does not fetch it again. It is freed with
-        the last of the `Ref` and the calls that have it among their arguments.
+        the `Ref` and the last call that has it among its arguments, or when the queue is shut down.
         """
         self._session.check_open()
         return self._session.large.put(obj)

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary, finalize
 
 import xxhash
 
-from ..errors import ValueMissing
+from ..errors import SignatureError, ValueMissing
 from . import segments
 
 __all__ = [
@@ -31,7 +31,9 @@ __all__ = [
     "Keeper",
     "Parcel",
     "Place",
+    "digest_of",
     "handles_of",
+    "refused",
     "register",
     "size_of",
 ]
@@ -101,10 +103,19 @@ class Parcel(bytes):
         return bytes, (bytes(self),)
 
 
+def _blobs_of(data: bytes) -> list[Blob]:
+    held = data.held if isinstance(data, Parcel) else ()
+    return [one for one in held if isinstance(one, Blob)]
+
+
 def handles_of(data: bytes) -> tuple[Handle, ...]:
     """Return where those values lie that a message refers to by itself."""
-    held = data.held if isinstance(data, Parcel) else ()
-    return tuple(one.handle for one in held if isinstance(one, Blob))
+    return tuple(blob.handle for blob in _blobs_of(data))
+
+
+def digest_of(data: bytes) -> str:
+    """Return a digest of those values, in hex."""
+    return xxhash.xxh3_128_hexdigest(b"".join(blob.digest for blob in _blobs_of(data)))
 
 
 def size_of(data: bytes) -> int:
@@ -231,12 +242,25 @@ def _read(session: str, handle: Handle, once: bool, what: str) -> Any:
         place: Any = segments
     else:
         place = _readers.get(session) or next(iter(_readers.values()), None)
-    found = None if place is None else place.read(handle)
+    try:
+        found = None if place is None else place.read(handle)
+    except SignatureError as error:
+        raise refused(what) from error
     if found is None:
         raise ValueMissing(
-            f"{size / 2**20:,.1f} MB of {what} are gone from {address}: the queue that sent them"
-            " was shut down, its kernel has ended, or the server lost them. Submit the call again."
+            f"{what} can't be had: {size:,} bytes of it are not at {address} any more. The queue"
+            " that sent it was shut down, its kernel has ended, or the server lost it; or it is a"
+            " Ref of another queue. Submit the call again."
         )
     if once:
         place.free(handle)
     return found
+
+
+def refused(what: str) -> SignatureError:
+    """Return what is said when something that was fetched carries a wrong signature."""
+    return SignatureError(
+        f"Refused, and not unpickled: {what}. What lies in its place does not carry this queue's"
+        " signature. Somebody changed it there, see q.dead(). Make another TaskQueue, which sends"
+        " it anew, and look who else can write there."
+    )

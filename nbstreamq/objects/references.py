@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ..errors import NbstreamqError
-from .blobs import Blob, Handle, Parcel, handles_of
+from .blobs import Handle, handles_of
 
 __all__ = ["Dependent", "Ref", "collecting", "dependency", "fetch_by", "place_of", "resolving"]
 
@@ -35,12 +35,25 @@ class Ref:
         Size of the pickled value.
     type_name
         What kind of value it is, for people.
+
+    Parameters
+    ----------
+    data
+        The message that gives the value.
+    last
+        Turns that into one that does so for a week, whoever lives.
     """
 
-    def __init__(self, data: bytes, type_name: str, last: Callable[[bytes], bytes]) -> None:
-        held = data.held if isinstance(data, Parcel) else ()
-        self.digest = "".join(blob.digest.hex() for blob in held if isinstance(blob, Blob))
-        self.size_bytes = sum(size for _, size in handles_of(data))
+    def __init__(
+        self,
+        digest: str,
+        size_bytes: int,
+        type_name: str,
+        data: bytes,
+        last: Callable[[bytes], bytes],
+    ) -> None:
+        self.digest = digest
+        self.size_bytes = size_bytes
         self.type_name = type_name
         self._data = data
         self._last = last

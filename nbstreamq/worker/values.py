@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ..errors import FunctionMissing, ServerUnreachable, SignatureError
-from ..objects.blobs import Blobs, Handle, Place, register
+from ..objects.blobs import Blobs, Handle, Place, refused, register
 from ..objects.functions import load_function
 from ..objects.payloads import load
 from ..objects.places import Ask, Everywhere, ServerPlace, UrlPlace
@@ -143,8 +143,11 @@ class Values:
         known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
         if known is not None:
             return known
-        what = f"function {task.name} of job {task.job}"
-        data = self._ask(lambda store: store.get_function(task.fn), what)
+        what = f"function {task.name}() of job {task.job}"
+        try:
+            data = self._ask(lambda store: store.get_function(task.fn))
+        except SignatureError as error:
+            raise refused(what) from error
         if data is None:
             raise FunctionMissing(
                 f"The server no longer holds the function {task.name} of job {task.job}: it expired"
@@ -161,16 +164,9 @@ class Values:
             return known
         return self._values.put((digest, self._job), len(data), load(data), handles)
 
-    def _ask(self, question: Callable[[Store], Any], what: str = "large value") -> Any:
+    def _ask(self, question: Callable[[Store], Any]) -> Any:
         while True:
             try:
                 return question(self._store)
             except ServerUnreachable:
                 time.sleep(RECONNECT)
-            except SignatureError as error:
-                raise SignatureError(
-                    f"The {what} was refused, and not unpickled: what the server holds in its place"
-                    " does not carry this queue's signature. Somebody changed it there, see"
-                    " q.dead(). Make another TaskQueue, which sends it anew, and look who else can"
-                    " write to the server."
-                ) from error
