@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..objects.blobs import Blobs, Keeper, Place, digest_of, handles_of, register
+from ..objects.blobs import Blobs, Keeper, Place, digest_of, handles_of, refers, register
+from ..objects.functions import FunctionPickler
+from ..objects.outcomes import load_outcomes
 from ..objects.payloads import dump, load
 from ..objects.places import Everywhere, ServerPlace, Tell, UrlPlace
 from ..objects.references import Ref
 from ..objects.segments import SessionFolder
+from ..protocol.messages import Event
 from ..protocol.store import Store
 from .sender import Order, Sender
 
@@ -32,6 +35,8 @@ class LargeValues:
     ----------
     keeper
         Writes them, each once, and frees them with the last message that refers to them.
+    pickler
+        Of functions that capture some.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class LargeValues:
         on_server = ServerPlace(session.ask, session.tell, soon)
         chosen = place(soon) if place else on_server
         self.keeper = Keeper(session.id, chosen)
+        self.pickler = FunctionPickler(self.keeper)
         self._lasting = Blobs(session.id, on_server)
         self._reader = Everywhere(on_server, chosen if isinstance(chosen, UrlPlace) else None)
         register(session.id, self._reader)
@@ -56,6 +62,11 @@ class LargeValues:
     def _last(self, data: bytes) -> bytes:
         """Return a message that gives the same value for a week, whoever lives."""
         return dump(load(data), "the value of a Ref", self._lasting)
+
+    def discard(self, event: Event) -> None:
+        """Free the large results of calls that nobody waits for any more."""
+        if event.kind == "finished" and refers(event.body):
+            load_outcomes(event.body)
 
     def forget(self) -> None:
         """Leave the files alone, in a forked process."""

@@ -59,7 +59,7 @@ class Ledger:
     #: The name that people gave the job; empty: none.
     title = ""
     options = Options()
-    function: object = None  #: as it was pickled: held for what it captures
+    held: object = None  #: for the large values in it: the function as it was pickled
     #: The last entry of a named job's events that was read.
     position = b"0"
     #: Whether more items may come.

@@ -18,7 +18,7 @@ from ..current import host
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..objects.blobs import Place
-from ..objects.functions import FunctionPickle, FunctionPickler
+from ..objects.functions import FunctionPickle
 from ..objects.places import Tell
 from ..protocol.keys import is_named
 from ..protocol.messages import Event
@@ -98,7 +98,6 @@ class Session:
             store.clone(), self.id, self._deliver, self._on_delivered, self._on_trouble
         )
         self.large = LargeValues(self, self._sender, place)
-        self._pickler = FunctionPickler(self.large.keeper)
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -129,7 +128,7 @@ class Session:
         """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
         self.check_open()
         self.start_workers()
-        pickled = self._pickler.dump(fn, lasting=lasting)
+        pickled = self.large.pickler.dump(fn, lasting=lasting)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -FUNCTION_LIFETIME) <= now - FUNCTION_LIFETIME:
             put = functools.partial(Store.put_function, digest=pickled.digest, data=pickled.data)
@@ -252,6 +251,7 @@ class Session:
             return False
         ledger = self._ledgers.get(event.job)
         if ledger is None or not ledger.expects(event):
+            self.large.discard(event)
             if event.kind == "output":
                 echo("everywhere", event)  # of a late joiner's set-up
             return True

@@ -40,7 +40,7 @@ def task_of(
     ledger: Ledger, function: FunctionPickle, payload: Payload, options: Options, span: Span = ()
 ) -> Task:
     """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
-    ledger.function = function
+    ledger.held = function
     return Task(
         job=ledger.job,
         n=payload.n,
@@ -176,6 +176,7 @@ def submit_when_done(
                 args = dump(Dependent(data, results), "arguments", keeper)
                 payload = Payload(0, 1, "apply", args)
                 task = task_of(ledger, function, payload, options)
+                ledger.held = function, args
                 submit(session, ledger, task, options.delay)
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
             error = failure

@@ -33,6 +33,7 @@ __all__ = [
     "Place",
     "digest_of",
     "handles_of",
+    "refers",
     "refused",
     "register",
     "size_of",
@@ -116,6 +117,11 @@ def handles_of(data: bytes) -> tuple[Handle, ...]:
 def digest_of(data: bytes) -> str:
     """Return a digest of those values, in hex."""
     return xxhash.xxh3_128_hexdigest(b"".join(blob.digest for blob in _blobs_of(data)))
+
+
+def refers(data: bytes) -> bool:
+    """Tell whether a message, or one inside of it, may refer to values elsewhere."""
+    return _assemble.__name__.encode() in data
 
 
 def size_of(data: bytes) -> int:

@@ -6,6 +6,7 @@ Both carry the queue's signature, which is checked before anything is unpickled.
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -135,13 +136,16 @@ class UrlPlace:
         path = self._fs._strip_protocol(handle[0])  # noqa: SLF001
         self._free(lambda _: self._remove(path), 0)
 
-    def _remove(self, path: str) -> None:
-        if self._fs.exists(path):
-            self._fs.rm_file(path)
-
     def close(self) -> None:
         """Delete the session's folder."""
-        self._free(lambda _: self._fs.exists(self._folder) and self._fs.rm(self._folder, True), 0)
+        self._free(lambda _: self._remove(self._folder), 0)
+
+    def _remove(self, path: str) -> None:
+        try:
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
+        except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
+            warnings.warn(f"{path} can't be deleted: {error!r}", stacklevel=2)
 
 
 class Everywhere:

@@ -18,11 +18,12 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import DeathCertificate, SecretMismatch, ServerRefused, ServerUnreachable
+from ..objects.segments import sweep
 from ..protocol.keys import LANES
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
-from ..settings import n_cores
+from ..settings import Settings, n_cores
 from .child import DUMP, LEAVE, STOP, Child, start
 from .death import Death, cause_of, tail
 from .door import Door
@@ -85,8 +86,7 @@ class Supervisor:
         self._number = 0
         self._stopping = False
         self._failure: SecretMismatch | None = None
-        self._heartbeat_due = self._promote_due = self._start_due = 0.0
-        self._work_due = 0.0
+        self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = 0.0
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -197,6 +197,7 @@ class Supervisor:
         while self._children:
             self._wait_for_children()
             time.sleep(0.001)
+        sweep(Settings.from_environment())
         try:
             self._bury()
             self._store.forget_node(self.node)
@@ -343,6 +344,7 @@ class Supervisor:
         }
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
         self._heartbeat_due = now + self._timing.heartbeat
+        sweep(Settings.from_environment())
         now = time.monotonic()
         if now - self._heard > self._timing.silence / 2:
             # The server was away, or we were: then the others had no chance, either.
@@ -372,10 +374,8 @@ class Supervisor:
             return False
         try:
             os.kill(description.get("supervisor", 0), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
     def _obey(self) -> None:

@@ -97,12 +97,8 @@ class Values:
         self._functions: _Cache[tuple[str, str], Callable[..., Any]] = _Cache()
         self._values: _Cache[tuple[str, str], Any] = _Cache()
         self._on_server = _KeptOnServer(self._ask)
-        self._at_url: UrlPlace | None = None
-        if self._settings.store:
-            self._at_url = UrlPlace(
-                self._settings.store, worker, signer, lambda do, _: self._ask(do)
-            )
-        self._reader = Everywhere(self._on_server, self._at_url)
+        self._signer = signer
+        self._reader = Everywhere(self._on_server, self._at_url(worker))
         register(worker, self._reader)
         #: Whose values are asked for.
         self._job = ""
@@ -122,7 +118,11 @@ class Values:
     def _place_of(self, session: str) -> Place:
         """Return where a client finds its results."""
         files = Segments(session, self._settings)
-        return self._at_url or (files if files.exist() else self._on_server)
+        return self._at_url(session) or (files if files.exist() else self._on_server)
+
+    def _at_url(self, session: str) -> UrlPlace | None:
+        url = self._settings.store
+        return UrlPlace(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
 
     def function(self, task: Task) -> Callable[..., Any]:
         """Return the function of `task`.
