@@ -11,6 +11,8 @@
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
     ├── NotPicklable                a function or an argument can't travel; TypeError
+    ├── NoRoom                      memory and disk are full; MemoryError
+    ├── ValueMissing                a large value is gone from where it lay; LookupError
     ├── JobNotFound                 no named job of that name; LookupError
     ├── JobChanged                  a named job is another than this call says; ValueError
     ├── SignatureError              a message that this queue's secret did not sign; ValueError
@@ -39,6 +41,7 @@ __all__ = [
     "JobNotFound",
     "MemoryLimitExceeded",
     "NbstreamqError",
+    "NoRoom",
     "NotPicklable",
     "PythonMismatch",
     "QueueClosed",
@@ -54,6 +57,7 @@ __all__ = [
     "SignatureError",
     "TaskError",
     "TimeLimitExceeded",
+    "ValueMissing",
     "WorkerLost",
 ]
 
@@ -92,6 +96,14 @@ class QueueClosed(NbstreamqError, RuntimeError):
 
 class NotPicklable(NbstreamqError, TypeError):
     """A function, argument or captured value can't be sent to a worker."""
+
+
+class NoRoom(NbstreamqError, MemoryError):
+    """There is no room for a large argument, captured value or result."""
+
+
+class ValueMissing(NbstreamqError, LookupError):
+    """A large argument, captured value or result is not there any more."""
 
 
 class JobNotFound(NbstreamqError, LookupError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Settings", "n_cores"]
+from .errors import ServerStartFailed
+
+__all__ = ["Settings", "make_private", "n_cores"]
 
 
 def _runtime_dir() -> Path:
@@ -20,6 +23,11 @@ def _runtime_dir() -> Path:
 def _data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "nbstreamq"
+
+
+def _memory_dir() -> Path | None:
+    base = Path("/dev/shm")  # noqa: S108 - a folder of our own in it, which is checked
+    return base / f"nbstreamq-{os.getuid()}" if os.access(base, os.W_OK) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,11 @@ class Settings:
         ``NBSTREAMQ_RUNTIME_DIR``: folder of the embedded server's socket and lock.
     data_dir
         ``NBSTREAMQ_DATA_DIR``: folder of the embedded server's data and of the key file.
+    memory_dir
+        ``NBSTREAMQ_MEMORY_DIR``: folder of local queues' large values; it should be in memory.
+    store
+        ``NBSTREAMQ_STORE``: fsspec URL where large values lie, instead; clients and workers need
+        the same.
     server_idle
         ``NBSTREAMQ_SERVER_IDLE``: seconds that the embedded server outlives its last user.
     start_method
@@ -54,6 +67,8 @@ class Settings:
     server_binary: str | None
     runtime_dir: Path
     data_dir: Path
+    memory_dir: Path
+    store: str | None
     server_idle: float
     start_method: str | None
     silence: float
@@ -68,16 +83,33 @@ class Settings:
             ``NBSTREAMQ_SERVER_IDLE`` or ``NBSTREAMQ_SILENCE`` is not a number of seconds.
         """
         env = os.environ.get
+        runtime_dir = Path(env("NBSTREAMQ_RUNTIME_DIR") or _runtime_dir())
+        memory_dir = env("NBSTREAMQ_MEMORY_DIR") or _memory_dir() or runtime_dir / "values"
         return cls(
             url=env("NBSTREAMQ_URL") or None,
             secret=env("NBSTREAMQ_SECRET") or None,
             server_binary=env("NBSTREAMQ_SERVER") or None,
-            runtime_dir=Path(env("NBSTREAMQ_RUNTIME_DIR") or _runtime_dir()),
+            runtime_dir=runtime_dir,
             data_dir=Path(env("NBSTREAMQ_DATA_DIR") or _data_dir()),
+            memory_dir=Path(memory_dir).absolute(),
+            store=env("NBSTREAMQ_STORE") or None,
             server_idle=float(env("NBSTREAMQ_SERVER_IDLE") or 300),
             start_method=env("NBSTREAMQ_START_METHOD") or None,
             silence=float(env("NBSTREAMQ_SILENCE") or 4),
         )
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only this user can enter; refuse one that others could have planted."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    link, target = folder.lstat(), folder.stat()
+    if {link.st_uid, target.st_uid} != {os.getuid()}:
+        raise ServerStartFailed(
+            f"{folder} belongs to another user: set NBSTREAMQ_RUNTIME_DIR or NBSTREAMQ_DATA_DIR."
+        )
+    if stat.S_IMODE(target.st_mode) & 0o077:
+        raise ServerStartFailed(f"{folder} is open to other users: run `chmod 700 {folder}`.")
 
 
 def n_cores() -> int:

@@ -217,6 +217,8 @@ def isolated_environment(short_folder: Callable[[], Path]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBSTREAMQ_RUNTIME_DIR", str(short_folder()))
         patch.setenv("NBSTREAMQ_DATA_DIR", str(short_folder()))
+        patch.setenv("NBSTREAMQ_MEMORY_DIR", str(short_folder()))
+        patch.delenv("NBSTREAMQ_STORE", raising=False)
         patch.setenv("NBSTREAMQ_SERVER_IDLE", "2")
         patch.setenv("NBSTREAMQ_SECRET", "secret")
         patch.delenv("NBSTREAMQ_URL", raising=False)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import RemoteError, TaskError, WorkerLost
+from ..objects.blobs import size_of
 from ..objects.references import resolving
 from .payload import Payload
 from .report import Report
@@ -93,7 +94,7 @@ def _add_note(error: BaseException, item: int, job: str, call: str, report: Repo
 def _call(item: int, name: str, payload: Payload | None) -> str:
     """Return the call in one line, abbreviated; without what can't be shown."""
     unknown = f"{name}(…)"
-    if payload is None or len(payload.args) > MAX_ARGS_BYTES:
+    if payload is None or size_of(payload.args) > MAX_ARGS_BYTES:
         return unknown
     text = " ".join(_describe(item, name, payload).split())
     if text.startswith("(can't be shown:"):
@@ -108,5 +109,5 @@ def _describe(item: int, name: str, payload: Payload) -> str:
         return payload.describe(item, name)
 
 
-def _stored(_digest: str) -> Any:
+def _stored(*_: Any) -> Any:
     return _Absent("<value of a Ref>")

@@ -116,6 +116,11 @@ class Call(NamedTuple):
     delay: float
 
     @property
+    def is_only(self) -> bool:
+        """Whether no other call of its ledger is open."""
+        return len(self.ledger) - self.ledger.n_over == 1
+
+    @property
     def size_bytes(self) -> int:
         return len(self.args) + 300
 

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-__all__ = ["Warner", "reason_for_delay"]
+from ..errors import NbstreamqError
+from ..launch.local import LocalWorkers
+from ..protocol.store import Store
+from .ledger import Ledger
+
+__all__ = ["Warner", "explain", "survey"]
 
 
-def reason_for_delay(workers: dict[str, dict[str, Any]], queue: str, lane: str) -> str:
+class _Session(Protocol):
+    workers: LocalWorkers
+
+    def warn(self, text: str) -> None: ...
+    def ask(self, question: Callable[[Store], Any]) -> Any: ...
+    def check_memory(self) -> None: ...
+
+
+def explain(session: _Session, ledger: Ledger) -> None:
+    """Warn, once for each reason, if there is a reason why nothing happens."""
+    # Workers that are started again have not joined yet.
+    if not session.workers.revive() and (reason := survey(session, ledger)[1]):
+        session.warn(f"waiting for {ledger.name}: {reason}")
+
+
+def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the workers there are, and why none may run the calls; empty if one may."""
+    try:
+        session.check_memory()
+        workers, queue = session.ask(lambda store: (store.workers(), store.keys.queue))
+    except NbstreamqError as error:
+        return {}, str(error)
+    return workers, _reason(workers, queue, ledger.lane) or ledger.delay()
+
+
+def _reason(workers: dict[str, dict[str, Any]], queue: str, lane: str) -> str:
     """Return why nobody runs what waits in `lane`, and what to do; empty if somebody may.
 
     Parameters

@@ -39,7 +39,7 @@ def everywhere(
         Gets what they print, see `Ledger.show`: as long as the session lives, also of those that
         join later.
     """
-    function = session.pickle_function(fn)
+    function = session.pickle_function(fn, lasting=True)
     data = dump((args, kwargs or {}), f"an argument of {function.name}()")
     ledger = session.open_ledger(fn, function.name, lane, Ledger)
     ledger.growing = True

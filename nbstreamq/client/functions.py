@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ..objects.functions import FunctionPickle, FunctionPickler
-from .sender import Order
+from ..protocol.store import Store
 
 __all__ = ["Functions"]
 
@@ -16,24 +17,31 @@ LIFETIME = 86_400.0
 
 
 class Functions:
-    """Pickles functions; `send` sends an order, `on_refusal` is told if the server takes none."""
+    """Pickles functions, and sends each that is called.
+
+    Parameters
+    ----------
+    pickler
+        What pickles them.
+    tell
+        Has something done at the server, that sends so many bytes.
+    """
 
     def __init__(
-        self, send: Callable[[Order], object], on_refusal: Callable[[BaseException], None]
+        self, pickler: FunctionPickler, tell: Callable[[Callable[[Store], object], int], object]
     ) -> None:
-        self._send = send
-        self._on_refusal = on_refusal
-        self._pickler = FunctionPickler()
+        self._pickler = pickler
+        self._tell = tell
         self._sent: dict[str, float] = {}
 
-    def pickle(self, fn: Callable[..., Any]) -> FunctionPickle:
-        """Return `fn` pickled, once it is on its way to the server."""
-        pickled = self._pickler.dump(fn)
+    def pickle(self, fn: Callable[..., Any], *, lasting: bool) -> FunctionPickle:
+        """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
+        pickled = self._pickler.dump(fn, lasting=lasting)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -LIFETIME) <= now - LIFETIME:
             self._sent[pickled.digest] = now  # before: if it is refused, it is sent again
-            put = lambda store: store.put_function(pickled.digest, pickled.data)  # noqa: E731
-            self._send(Order(put, self._on_refusal, len(pickled.data)))
+            put = functools.partial(Store.put_function, digest=pickled.digest, data=pickled.data)
+            self._tell(put, len(pickled.data))
         return pickled
 
     def forget_sent(self) -> None:

@@ -113,7 +113,7 @@ class TaskFuture(Future[T], Generic[T]):
         NbstreamqError
             Its arguments were not kept: it is an item of a map() that is done.
         """
-        return replay(self._session, self._ledger, self._index)  # type: ignore[no-any-return]
+        return replay(self._ledger, self._index)  # type: ignore[no-any-return]
 
     # -- what is known of it -------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 from ..protocol.states import State
+from .delay import survey
 from .frame import frame_of
 from .future import TaskFuture
 from .keeping import delete, keep
@@ -209,7 +210,7 @@ class Job(Generic[T]):
 
     def survey(self) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers there are, and why none may run the calls; empty if one may."""
-        return self._session.survey(self._ledger)
+        return survey(self._session, self._ledger)
 
     @property
     def errors(self) -> dict[int, BaseException]:

@@ -55,15 +55,14 @@ class Ledger:
 
     # A single call has one, too: what most of those never need, is made when it is needed.
     n_over = 0
-    #: How often items that had ended were run again.
-    n_reruns = 0
+    n_reruns = 0  #: how often items that had ended were run again
     #: The name that people gave the job; empty: none.
     title = ""
     options = Options()
+    held: object = None  #: for the large values in it: the function as it was pickled
     #: The last entry of a named job's events that was read.
     position = b"0"
-    #: Whether more items may come.
-    growing = False
+    growing = False  #: whether more items may come
     #: Gets the name and the event when items print; who shows that elsewhere takes its place.
     show: Callable[[str, Event], object] = staticmethod(echo)
     outer: object = None  # in a worker: the task in which the job was made
@@ -105,11 +104,6 @@ class Ledger:
     @property
     def is_over(self) -> bool:
         return not self.growing and self.n_over == len(self._states)
-
-    @property
-    def n_open(self) -> int:
-        """How many items are not over."""
-        return len(self._states) - self.n_over
 
     def check_over(self) -> bool:
         """Return `is_over`; a method, to wait for."""

@@ -156,7 +156,7 @@ def _missing(
     """Yield the chunks of what is left of `source`, with their items pickled."""
     first = record.n_items
     for piece in chunks(source, pace):
-        data = dump(piece, f"an item of {function.name}()", first)
+        data = dump(piece, f"an item of {function.name}()", first=first)
         yield Chunk(first, len(piece), inputs_digest(piece)), data
         pace.sent(len(piece), len(data))
         first += len(piece)

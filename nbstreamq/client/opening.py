@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from ..launch.local import LocalWorkers
-from ..launch.server import ensure_server
+from ..launch.server import embedded_url, ensure_server
+from ..objects.blobs import Place
+from ..objects.places import Tell, UrlPlace
+from ..objects.segments import SessionFolder
 from ..protocol.clients import Client, open_client, url_of
 from ..protocol.signing import Signer
 from ..protocol.store import Store
@@ -35,26 +40,41 @@ def open_session(
     secret: str | None,
     *,
     insecure: bool,
+    store: str | None,
 ) -> Opened:
     """Return a new session of a queue; the arguments are those of `TaskQueue`."""
     if client is not None and url is not None:
         raise ValueError("Give TaskQueue a url or a client, not both.")
     settings = Settings.from_environment()
+    settings = replace(settings, store=store or settings.store)
     address = url_of(client) if client is not None else (url or settings.url)
     embedded = address is None
     secret = choose_secret(settings, address, secret=secret, insecure=insecure)
     found = address or ensure_server(settings)
-    store = Store(client or open_client(found), name, Signer(secret, name))
-    store.check_secret()
+    signer = Signer(secret, name)
+    queue = Store(client or open_client(found), name, signer)
+    queue.check_secret()
     default = n_cores() if embedded else None
     session = uuid.uuid4().hex[:12]
     opened = Session(
-        store,
+        queue,
         LocalWorkers(found, name, secret, session, settings),
         default if workers == "auto" else workers,
         revive=functools.partial(ensure_server, settings) if embedded else None,
         session=session,
+        place=_place(settings, found, session, signer),
     )
     if not embedded:
         warn_of_risks(opened)
     return Opened(opened, found, embedded)
+
+
+def _place(
+    settings: Settings, url: str, session: str, signer: Signer
+) -> Callable[[Tell], Place] | None:
+    """Return what opens the place of a session's large values; None: they go to the server."""
+    if settings.store is not None:
+        return lambda soon: UrlPlace(str(settings.store), session, signer, soon)
+    if url == embedded_url(settings):  # then all workers are on this machine
+        return lambda _: SessionFolder(session, settings)
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -69,6 +68,9 @@ class TaskQueue(Executor):
         signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
     insecure
         Whether that key file will do for a server that other machines can reach.
+    store
+        fsspec URL where large values lie (``s3://...``), as ``$NBSTREAMQ_STORE`` for all workers.
+        None: files in memory with the embedded server, the server with a url or a client.
 
     Raises
     ------
@@ -93,8 +95,9 @@ class TaskQueue(Executor):
         workers: int | Literal["auto"] = "auto",
         secret: str | None = None,
         insecure: bool = False,
+        store: str | None = None,
     ) -> None:
-        opened = open_session(name, url, client, workers, secret, insecure=insecure)
+        opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self._url, self._embedded = opened
         self._options = Options()
         self.name = name
@@ -121,27 +124,25 @@ class TaskQueue(Executor):
         session = self._session
         function = session.pickle_function(fn)
         with collecting() as needed:
-            data = dump((args, kwargs), f"an argument of {function.name}()")
-        options, place = self._options, None
+            data = dump((args, kwargs), f"an argument of {function.name}()", session.large.keeper)
+        options, call = self._options, None
+        alone = bool(needed or options.cache or options.delay)
         kind = Kind(fn, function, self._lane(), options, outer_task())
         try:
             with uninterrupted() as shield:
-                alone = bool(needed or options.cache or options.delay)
-                place = ledger, item = open_call(session, kind, data, alone=alone)
+                ledger, item = open_call(session, kind, data, alone=alone)
+                call = Call(ledger, item, data, options.delay)
                 future: TaskFuture[T] = TaskFuture(session, ledger, item)
                 ledger.attach(item, future)
-                call = Call(ledger, item, data, options.delay)
                 if not needed and not options.cache:
                     session.send(call, shield)
             if needed:
-                submit_when_done(
-                    session, ledger, function, data=data, needed=needed, options=options
-                )
+                submit_when_done(session, call, needed)
             elif options.cache and not recall(session, ledger, fn, (args, kwargs), future):
                 session.send(call)
         except BaseException:
-            if place:
-                give_up(session, place[0], [place[1]])
+            if call:
+                give_up(session, ledger, [item])
             raise
         return future
 
@@ -188,7 +189,7 @@ class TaskQueue(Executor):
         check_map(iterables, chunksize, buffersize, name)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
-        function = session.pickle_function(fn)
+        function = session.pickle_function(fn, lasting=name is not None)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
         if name is not None:
             from .named import Definition, map_named  # needs cloudpickle: slow to import
@@ -270,12 +271,11 @@ class TaskQueue(Executor):
     def put(self, obj: Any) -> Ref:
         """Store a value once; the `Ref` stands for it in the arguments of calls.
 
-        Workers keep it, so that a call that gets it again does not fetch it again.
+        Workers keep it, so that a call that gets it again does not fetch it again. It is freed with
+        the `Ref` and the last call that has it among its arguments, or when the queue is shut down.
         """
-        data = dump(obj, "the value")
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        self._session.put_value(digest, data)
-        return Ref(digest, len(data), type(obj).__name__)
+        self._session.check_open()
+        return self._session.large.put(obj)
 
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
         """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
@@ -373,10 +373,8 @@ class TaskQueue(Executor):
         return queue_in_task, (self.name, address, self._options)
 
     def _lane(self) -> str:
-        if self._options.lane is not None:
-            return self._options.lane
         worker = host()
-        return nested_lane(worker.depth()) if worker else "default"
+        return self._options.lane or (nested_lane(worker.depth()) if worker else "default")
 
 
 _in_task: dict[tuple[str, str | None], TaskQueue] = {}

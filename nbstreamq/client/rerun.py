@@ -194,7 +194,7 @@ def _with_function(
         return record, FunctionPickle(about["fn"], b"", about["function"])
     from ..objects.identity import identities  # needs cloudpickle, which is slow to import
 
-    function = session.pickle_function(fn)
+    function = session.pickle_function(fn, lasting=True)
     # Now: the tasks do not wait for what the sender still has before them.
     session.ask(lambda store: store.put_function(function.digest, function.data))
     now, known = identities(fn), about["identities"]

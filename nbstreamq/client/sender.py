@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 class Order(NamedTuple):
     """Something else to be done at the server, in its turn."""
 
-    carry_out: Callable[[Store], None]
+    carry_out: Callable[[Store], object]
     fail: Callable[[BaseException], None]
     size_bytes: int = 0
 
@@ -147,6 +147,13 @@ class Sender:
         while not self._put_last(item):
             shield.lower(True)
             shield.lower(False)
+
+    def put_soon(self, order: Order) -> None:
+        """Add a small order, and never wait: the garbage collector calls this, in any thread."""
+        with self._changed:  # reentrant, and nothing else is locked by who holds it
+            self._queue.append(order)
+            if self._idle:
+                self._changed.notify_all()
 
     def _put_last(self, item: Entry | Call | Order) -> bool:
         """Add `item` to the queue; False if there is no room for it yet."""

@@ -17,17 +17,20 @@ from typing import Any, TypeVar
 from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
+from ..objects.blobs import Place
 from ..objects.functions import FunctionPickle
+from ..objects.places import Tell
 from ..protocol.keys import is_named
 from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from . import lifetime
 from .calls import Call, CallLedger
-from .delay import Warner, reason_for_delay
+from .delay import Warner, explain
 from .functions import Functions
 from .helping import help_until
 from .interrupts import Waited, interrupted, interruptible, uninterrupted
+from .large import LargeValues
 from .ledger import Ledger
 from .listener import Listener
 from .memory import Memory
@@ -58,6 +61,8 @@ class Session:
         How many are started at the first submit; None: none.
     revive
         Brings the server back; None if that is not in our hands.
+    place
+        Opens the place of large values; None: they go to the server.
     """
 
     def __init__(
@@ -66,7 +71,9 @@ class Session:
         workers: LocalWorkers,
         n_workers: int | None,
         revive: Callable[[], object] | None,
+        *,
         session: str,
+        place: Callable[[Tell], Place] | None,
     ) -> None:
         self.id = session
         self.workers = workers
@@ -88,13 +95,13 @@ class Session:
         self.warn = Warner().say
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
-        self._functions = Functions(self._send_first, self._on_refusal)
+        on_trouble = self._on_trouble
+        self._sender = Sender(store.clone(), self.id, on_trouble, self._memory, self._ask_ahead)
+        self.large = LargeValues(self, self._sender, place)
+        self._functions = Functions(self.large.pickler, self.tell)
         self._put_off: list[Ledger] = []
-        self._listener = Listener(
-            store.clone(), self.id, self._deliver, self._on_delivered, self._on_trouble
-        )
-        ahead = self._listener.ask
-        self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory, ahead)
+        receive = self._deliver, self._on_delivered
+        self._listener = Listener(store.clone(), self.id, *receive, on_trouble)
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -128,31 +135,28 @@ class Session:
         """Return the ledger of a job that is not over."""
         return self._ledgers.get(job)
 
-    def pickle_function(self, fn: Callable[..., Any]) -> FunctionPickle:
-        """Return `fn` pickled, once it is on its way to the server."""
+    def pickle_function(self, fn: Callable[..., Any], *, lasting: bool = False) -> FunctionPickle:
+        """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
         self.check_open()
         self.start_workers()
-        return self._functions.pickle(fn)
+        return self._functions.pickle(fn, lasting=lasting)
 
     def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
         """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
-        alone = len(self._ledgers) == 1 and (type(item) is not Call or item.ledger.n_open == 1)
+        alone = len(self._ledgers) == 1 and (type(item) is not Call or item.is_only)
         self._sender.put(item, shield, alone=alone)
 
-    def _send_first(self, order: Order) -> None:
-        self._sender.put(order, alone=not self._ledgers)
+    def _ask_ahead(self) -> None:
+        self._listener.ask()
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
         ledger.stop_growing()
         self._retire(ledger)
 
-    def put_value(self, digest: str, data: bytes) -> None:
-        """Store a pickled value."""
-        self.check_open()
-        self._sender.put(
-            Order(lambda store: store.put_blob(digest, data), self._on_refusal, len(data))
-        )
+    def tell(self, do: Callable[[Store], object], size: int) -> None:
+        """Have something done at the server, in its turn, that sends `size` bytes."""
+        self._sender.put(Order(do, self._on_refusal, size), alone=not self._ledgers)
 
     def set_up(self, ledger: Ledger, order: Order) -> None:
         """Send the order of a set-up, and go on to show what those that join later print of it."""
@@ -219,34 +223,18 @@ class Session:
         try:
             while True:
                 left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-                soon = ledger.n_open == len(self._ledgers) == 1
+                soon = len(ledger) - ledger.n_over == len(self._ledgers) == 1
                 if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
                     ledger.wait(is_reached, min(left, PATIENCE))
                 if is_reached():
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                self._explain_delay(ledger)
+                explain(self, ledger)
         except KeyboardInterrupt as interrupt:
             waited = [Waited(one) for one in beside] or [Waited(ledger, item)]
             interrupted(interrupt, self, waited)
             raise
-
-    def _explain_delay(self, ledger: Ledger) -> None:
-        """Warn, once for each reason, if there is a reason why nothing happens."""
-        # Workers that are started again have not joined yet.
-        if not self.workers.revive() and (reason := self.survey(ledger)[1]):
-            self.warn(f"waiting for {ledger.name}: {reason}")
-
-    def survey(self, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
-        """Return the workers there are, and why none may run the calls; empty if one may."""
-        try:
-            self._check_memory()
-            workers = self.ask(Store.workers)
-        except NbstreamqError as error:
-            return {}, str(error)
-        queue = self._store.keys.queue
-        return workers, reason_for_delay(workers, queue, ledger.lane) or ledger.delay()
 
     def ask(self, question: Callable[[Store], Any]) -> Any:
         """Return the answer of the server to `question`, which changes nothing there."""
@@ -266,6 +254,7 @@ class Session:
             return False
         ledger = self._ledgers.get(event.job)
         if ledger is None or not ledger.expects(event):
+            self.large.discard(event)
             ledger = self._set_ups.get(event.job)
             if ledger is not None and event.kind == "output":  # of a late joiner
                 ledger.show(ledger.name, event)
@@ -301,7 +290,7 @@ class Session:
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
         if error is None and self._state != "closed":
-            self._check_memory()
+            self.check_memory()
         self.trouble = error
         if error is not None and self._revive is not None and self._state != "closed":
             try:
@@ -309,7 +298,7 @@ class Session:
             except (NbstreamqError, OSError) as failure:
                 self.warn(f"the server was lost, and can't be started again: {failure}")
 
-    def _check_memory(self) -> None:
+    def check_memory(self) -> None:
         """Fail what is open if the server has forgotten it: nobody else would ever end it."""
         if error := self._memory.check(self.ask):
             self._on_refusal(error)
@@ -351,15 +340,11 @@ class Session:
         open_ledgers = self.open_ledgers()
         for ledger in open_ledgers if cancel else ():
             self.cancel(ledger, ledger.waiting())
-        with self._lock:
-            self._state = "closing"
         for ledger in open_ledgers:
             # Where inputs are taken as the results are, nobody may take any more.
-            ledger.stop_growing()
+            self.stop_growing(ledger)
         with self._lock:
-            for ledger in open_ledgers:
-                if ledger.is_over:
-                    self._ledgers.pop(ledger.job, None)
+            self._state = "closing"
             remaining = list(self._ledgers.values())
         if wait:
             for ledger in remaining:
@@ -375,6 +360,7 @@ class Session:
             if self._state in ("closed", "foreign"):
                 return
             self._state = "closed"
+        self.large.keeper.close()
         try:
             last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
             self._sender.put(Order(lambda store: store.publish([last]), lambda _: None))
@@ -408,5 +394,6 @@ class Session:
         # In its place: futures refer to it.
         self.condition.__init__(self._ledgers_lock)  # type: ignore[misc]
         self.workers.forget()
+        self.large.forget()
         for ledger in self._ledgers.values():
             ledger.orphan(lifetime.forked(self._store.keys.queue), self._ledgers_lock)

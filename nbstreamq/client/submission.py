@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
+from ..objects.blobs import size_of
 from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
 from ..objects.references import Dependent
 from ..protocol.messages import Options, Task
 from ..protocol.spans import ONE, Span
-from .calls import MAX_CALLS, SMALL_BYTES, CallLedger, CallPace, Kind
+from .calls import MAX_CALLS, SMALL_BYTES, Call, CallLedger, CallPace, Kind
 from .chunks import Pace, chunks
 from .future import TaskFuture
 from .interrupts import uninterrupted
@@ -41,6 +42,7 @@ def task_of(
     ledger: Ledger, function: FunctionPickle, payload: Payload, options: Options, span: Span = ()
 ) -> Task:
     """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
+    ledger.held = function
     return Task(
         job=ledger.job,
         n=payload.n,
@@ -63,7 +65,8 @@ def open_call(session: Session, kind: Kind, data: bytes, *, alone: bool) -> tupl
     alone
         It shall not share its ledger.
     """
-    alone = alone or len(data) > SMALL_BYTES
+    # What a parcel refers to must not live as long as other calls.
+    alone = alone or len(data) > SMALL_BYTES or type(data) is not bytes
     last = session.calls
     is_alike = last is not None and last.kind.is_like(kind)
     if last is not None and is_alike and not alone and len(last) < MAX_CALLS:
@@ -137,12 +140,13 @@ def send_chunks(
     try:
         for piece in chunks(source, pace):
             session.check_open()
-            data = dump(piece, f"an item of {function.name}()", len(ledger))
+            what = f"an item of {function.name}()"
+            data = dump(piece, what, session.large.keeper, first=len(ledger))
             payload = Payload(len(ledger), len(piece), call, data)
             with uninterrupted():
                 ledger.add(payload)
             submit(session, ledger, task_of(ledger, function, payload, options), options.delay)
-            pace.sent(len(piece), len(data))
+            pace.sent(len(piece), size_of(data))
             yield len(piece)
     except BaseException:
         session.cancel(ledger, range(len(ledger)))
@@ -177,33 +181,26 @@ class Feed:
             self._exhausted = next(self._sends, None) is None
 
 
-def submit_when_done(
-    session: Session,
-    ledger: Ledger,
-    function: FunctionPickle,
-    *,
-    data: bytes,
-    needed: list[TaskFuture[Any]],
-    options: Options,
-) -> None:
+def submit_when_done(session: Session, call: Call, needed: list[TaskFuture[Any]]) -> None:
     """Submit a call once the results that it needs are there; fail it if one of them fails."""
     missing = set(range(len(needed)))
 
     def one_is_done(index: int, future: TaskFuture[Any]) -> None:
         missing.discard(index)
-        if ledger.has_ended(0):
+        if call.ledger.has_ended(call.item):
             return
         try:
             error = future.exception()
             if error is None and not missing:
-                results = [dump(f.result(), f"the result of {f.id}") for f in needed]
-                payload = Payload(0, 1, "apply", dump(Dependent(data, results), "arguments"))
-                task = task_of(ledger, function, payload, options)
-                submit(session, ledger, task, options.delay)
+                keeper = session.large.keeper
+                results = [dump(f.result(), f"the result of {f.id}", keeper) for f in needed]
+                args = dump(Dependent(call.args, results), "arguments", keeper)
+                call.ledger.held = args
+                session.send(call._replace(args=args))
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
             error = failure
         if error is not None:
-            ledger.fail([0], error)
+            call.fail(error)
 
     for index, future in enumerate(needed):
         future.add_done_callback(functools.partial(one_is_done, index))

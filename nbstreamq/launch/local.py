@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ServerError
-from ..settings import Settings
-from .server import make_private
+from ..settings import Settings, make_private
 
 __all__ = ["LocalWorkers"]
 
@@ -57,7 +56,8 @@ class LocalWorkers:
         self._secret = secret
         self._session = session
         make_private(settings.runtime_dir)
-        key = json.dumps([url, queue, secret, sys.prefix, sys.version]).encode()
+        self._store = settings.store
+        key = json.dumps([url, queue, secret, sys.prefix, sys.version, self._store]).encode()
         self._stem = settings.runtime_dir / f"workers-{hashlib.sha256(key).hexdigest()[:16]}"
         self._connection: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -160,6 +160,8 @@ class LocalWorkers:
         command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
         # By the environment, which only this user can read: a command line anybody can.
         env = os.environ | {"NBSTREAMQ_URL": self._url, "NBSTREAMQ_SECRET": self._secret}
+        if self._store:
+            env["NBSTREAMQ_STORE"] = self._store
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 command,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -22,10 +21,10 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import ServerError, ServerStartFailed
-from ..settings import Settings
+from ..settings import Settings, make_private
 from .binary import find_binary
 
-__all__ = ["ensure_server", "make_private", "stop_server"]
+__all__ = ["embedded_url", "ensure_server", "stop_server"]
 
 #: Seconds for a server to answer. Longer tolerates a slower disk; shorter reports failure sooner.
 START_TIMEOUT = 10.0
@@ -35,6 +34,7 @@ DATA_TIMEOUT = 60.0
 POLL = 0.002
 #: Seconds for one reply, after which the server counts as silent.
 _REPLY_TIMEOUT = 1.0
+_SOCKET = "server.sock"
 #: Bytes of a socket's path that both Linux (107) and macOS (103) take.
 _PATH_LIMIT_BYTES = 103
 #: What keeper and server see of the environment: no kernel's secrets.
@@ -71,7 +71,12 @@ def ensure_server(settings: Settings) -> str:
             f"The embedded server can't be started: {error}. NBSTREAMQ_RUNTIME_DIR and"
             " NBSTREAMQ_DATA_DIR say where it may write."
         ) from error
-    return f"unix://{quote(str(path))}"
+    return embedded_url(settings)
+
+
+def embedded_url(settings: Settings) -> str:
+    """Return the URL that the embedded server has, if it runs."""
+    return f"unix://{quote(str(settings.runtime_dir.absolute() / _SOCKET))}"
 
 
 def stop_server(settings: Settings) -> bool:
@@ -186,26 +191,13 @@ def _failure(what: str, data: Path | None) -> ServerStartFailed:
 
 
 def _socket_path(settings: Settings) -> Path:
-    path = settings.runtime_dir.absolute() / "server.sock"
+    path = settings.runtime_dir.absolute() / _SOCKET
     if len(os.fsencode(path)) > _PATH_LIMIT_BYTES:
         raise ServerStartFailed(
             f"{path} is too long for a socket, which takes {_PATH_LIMIT_BYTES} bytes."
             " Set NBSTREAMQ_RUNTIME_DIR to a folder with a shorter path."
         )
     return path
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter; refuse one that others could have planted."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    link, target = folder.lstat(), folder.stat()
-    if {link.st_uid, target.st_uid} != {os.getuid()}:
-        raise ServerStartFailed(
-            f"{folder} belongs to another user: set NBSTREAMQ_RUNTIME_DIR or NBSTREAMQ_DATA_DIR."
-        )
-    if stat.S_IMODE(target.st_mode) & 0o077:
-        raise ServerStartFailed(f"{folder} is open to other users: run `chmod 700 {folder}`.")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..errors import NotPicklable, PythonMismatch
+from .blobs import Blobs, Handle, Parcel, handles_of
 from .captures import Snapshot, take
 
 __all__ = ["FunctionPickle", "FunctionPickler", "LoadedFunction", "load_function", "name_of"]
@@ -38,7 +39,7 @@ class FunctionPickle:
     digest
         Of `data`, in hex: the key that the function is stored by.
     data
-        What `load_function` reads.
+        What `load_function` reads; a parcel if it refers to large values.
     name
         For people.
     """
@@ -59,24 +60,33 @@ class LoadedFunction:
     pure
         Whether it captures only what can't change: it may be called for other jobs, too. Else it
         has to be loaded anew for each job.
+    handles
+        Where its large parts lie.
     """
 
     fn: Callable[..., Any]
     pure: bool
+    handles: tuple[Handle, ...]
 
 
 class FunctionPickler:
     """Pickles functions, each again only when something that it captures may have changed.
 
     Safe to use from several threads.
+
+    Parameters
+    ----------
+    blobs
+        Where large captured values go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blobs: Blobs | None = None) -> None:
+        self._blobs = blobs
         self._lock = threading.Lock()
         self._known: WeakKeyDictionary[Any, tuple[Snapshot, FunctionPickle]] = WeakKeyDictionary()
 
-    def dump(self, fn: Callable[..., Any]) -> FunctionPickle:
-        """Return `fn` as bytes, as it is now.
+    def dump(self, fn: Callable[..., Any], *, lasting: bool = False) -> FunctionPickle:
+        """Return `fn` as bytes, as it is now; `lasting`: all in one, to outlive this process.
 
         Raises
         ------
@@ -85,13 +95,14 @@ class FunctionPickler:
         """
         if type(fn) in _CACHEABLE:
             known = self._known.get(fn)
-            if known is not None and known[0].holds(fn):
+            fits = known is not None and not (lasting and isinstance(known[1].data, Parcel))
+            if known is not None and fits and known[0].holds(fn):
                 return known[1]
-        return self._dump_anew(fn)
+        return self._dump_anew(fn, None if lasting else self._blobs)
 
-    def _dump_anew(self, fn: Callable[..., Any]) -> FunctionPickle:
+    def _dump_anew(self, fn: Callable[..., Any], blobs: Blobs | None) -> FunctionPickle:
         snapshot = take(fn)
-        pickled = _pickle_function(fn, pure=snapshot is not None)
+        pickled = _pickle_function(fn, blobs, pure=snapshot is not None)
         # Something may have been rebound by another thread while it was being pickled.
         if snapshot is not None and type(fn) in _CACHEABLE and snapshot.holds(fn):
             with self._lock:
@@ -101,19 +112,23 @@ class FunctionPickler:
         return pickled
 
 
-def _pickle_function(fn: Callable[..., Any], *, pure: bool) -> FunctionPickle:
-    from .pickler import to_bytes
+def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool) -> FunctionPickle:
+    from .pickler import pickled
 
     name = name_of(fn)
     try:
-        body, filenames = to_bytes(fn)
+        pickler = pickled(fn, apart=blobs is not None)
     except MemoryError:
         raise
     except Exception as error:
         from .diagnosis import explain
 
         raise NotPicklable(explain(fn, error, f"{name}()")) from error
-    data = pickle.dumps((_PYTHON, name, pure, _sources(filenames), body), 5)
+    body = pickler.message(blobs, f"what {name}() captures")
+    handles = handles_of(body)
+    data = pickle.dumps((_PYTHON, name, pure, _sources(pickler.filenames), bytes(body), handles), 5)
+    if isinstance(body, Parcel):
+        data = Parcel.around(data, body.held)
     digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
     return FunctionPickle(digest, data, name)
 
@@ -126,7 +141,7 @@ def load_function(data: bytes) -> LoadedFunction:
     PythonMismatch
         It was written by another minor version of Python, and was not unpickled.
     """
-    python, name, pure, sources, body = pickle.loads(data)
+    python, name, pure, sources, body, handles = pickle.loads(data)
     if python != _PYTHON:
         raise PythonMismatch(
             f"{name}() was sent by Python {python}, and this worker runs Python {_PYTHON}: their"
@@ -136,7 +151,7 @@ def load_function(data: bytes) -> LoadedFunction:
     for filename, source in sources.items():
         lines = source.splitlines(keepends=True)
         linecache.cache.setdefault(filename, (len(source), None, lines, filename))
-    return LoadedFunction(pickle.loads(body), pure)
+    return LoadedFunction(pickle.loads(body), pure, handles)
 
 
 def _sources(filenames: set[str]) -> dict[str, str]:

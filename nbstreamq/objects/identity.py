@@ -21,6 +21,7 @@ from .code import names_of
 from .modules import is_local
 from .payloads import SIMPLE
 from .pickler import Pickler, by_reference
+from .references import Ref
 
 __all__ = ["identities", "identity", "inputs_digest"]
 
@@ -137,8 +138,8 @@ class _IdentityPickler(Pickler):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
             return _Stands, (), _module_state(obj)
-        if isinstance(obj, typing.TypeVar):
-            return _Stands, (), obj.__name__
+        if isinstance(obj, typing.TypeVar | Ref):
+            return _Stands, (), obj.digest if isinstance(obj, Ref) else obj.__name__
         return super().reducer_override(obj)
 
 

@@ -6,7 +6,8 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import NotPicklable, ResultNotPicklable
+from ..errors import NbstreamqError, ResultNotPicklable
+from .blobs import LARGE, Blobs
 from .payloads import SIMPLE, dump, load
 from .remote_errors import dump_error, load_error
 
@@ -17,7 +18,10 @@ MAX_BODY_BYTES = 500 * 2**20
 
 
 def dump_outcomes(
-    values: Sequence[Any], errors: dict[int, bytes], id_of: Callable[[int], str]
+    values: Sequence[Any],
+    errors: dict[int, bytes],
+    id_of: Callable[[int], str],
+    blobs: Blobs | None = None,
 ) -> bytes:
     """Return `values`, and the errors that stand in for some of them, as bytes.
 
@@ -29,25 +33,34 @@ def dump_outcomes(
         Position in `values` -> what `dump_error` returned. Those made here are added.
     id_of
         Position in `values` -> the task's id, for errors made here.
+    blobs
+        Where large parts go; None: all in one.
     """
     if set(map(type, values)) <= SIMPLE:
         body = pickle.dumps((True, list(values), errors), 5)
-        if len(body) <= MAX_BODY_BYTES:
+        if len(body) < LARGE or (blobs is None and len(body) <= MAX_BODY_BYTES):
             return body
-    pickles = [b"" if k in errors else _dump(v, k, errors, id_of) for k, v in enumerate(values)]
+    pickles = [
+        b"" if k in errors else _dump(v, k, errors, id_of, blobs) for k, v in enumerate(values)
+    ]
     if sum(map(len, pickles)) > MAX_BODY_BYTES:
         _refuse_large(pickles, errors, id_of)
-    return pickle.dumps((False, pickles, errors), 5)
+    body = pickle.dumps((False, pickles, errors), 5)
+    return body if blobs is None else blobs.pack(body, (), "some results")
 
 
 def _dump(
-    value: Any, position: int, errors: dict[int, bytes], id_of: Callable[[int], str]
+    value: Any,
+    position: int,
+    errors: dict[int, bytes],
+    id_of: Callable[[int], str],
+    blobs: Blobs | None,
 ) -> bytes:
     task = id_of(position)
     try:
-        return dump(value, f"the result of task {task}")
+        return dump(value, f"the result of task {task}", blobs)
     except BaseException as error:  # noqa: BLE001 - a __reduce__ that exits must not end the worker
-        known = isinstance(error, NotPicklable)
+        known = isinstance(error, NbstreamqError)
         text = str(error) if known else f"The result of task {task} can't be pickled: {error!r}"
         wrapped = ResultNotPicklable(text, task=task)
         errors[position] = dump_error(wrapped, task=task)

@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 from ..errors import NotPicklable
+from .blobs import LARGE, Blobs
 
 __all__ = ["SIMPLE", "dump", "load"]
 
@@ -15,8 +16,15 @@ SIMPLE = frozenset({int, float, str, bytes, bool, type(None), complex})
 _plain_dumps = pickle.dumps
 
 
-def dump(value: object, what: str, first: int = 0) -> bytes:
-    """Return `value` as bytes.
+def dump(
+    value: object,
+    what: str,
+    blobs: Blobs | None = None,
+    *,
+    large: int = LARGE,
+    first: int = 0,
+) -> bytes:
+    """Return `value` as bytes; with `blobs`, as a parcel if something large was laid there.
 
     Parameters
     ----------
@@ -24,27 +32,37 @@ def dump(value: object, what: str, first: int = 0) -> bytes:
         Anything; functions and classes that a worker can't import go by value.
     what
         What `value` is, for the message of an error: ``an argument of fib()``.
+    blobs
+        Where large parts are to lie; None: all in one, to be kept longer than anybody here lives.
+    large
+        From how many bytes on the pickle itself lies there.
     first
-        The number, for that message, of the first element of a list.
+        The number, for the message of an error, of the first element of a list.
 
     Raises
     ------
     NotPicklable
         It can't travel; the message says which part of it, and why.
+    NoRoom
+        There is no room for its large parts.
     """
     kind = type(value)
     if kind in SIMPLE or ((kind is tuple or kind is list) and _is_plain(value)):
-        return _plain_dumps(value, 5)
-    from .pickler import to_bytes
+        data = _plain_dumps(value, 5)
+        return (
+            data if len(data) < large or blobs is None else blobs.pack(data, (), what, large=large)
+        )
+    from .pickler import pickled
 
     try:
-        return to_bytes(value)[0]
+        pickler = pickled(value, apart=blobs is not None)
     except MemoryError:
         raise
     except Exception as error:
         from .diagnosis import explain
 
         raise NotPicklable(explain(value, error, what, first)) from error
+    return pickler.message(blobs, what, large)
 
 
 def _is_plain(items: Any) -> bool:

@@ -18,10 +18,12 @@ from typing import Any, cast
 
 import cloudpickle.cloudpickle as cp
 
+from .blobs import LARGE, Blobs, Parcel
 from .code import names_of, needed_modules
 from .modules import is_local
+from .references import Ref
 
-__all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "to_bytes"]
+__all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "pickled"]
 
 #: The type of what `functools.lru_cache` makes.
 lru_cache_wrapper = type(functools.lru_cache(int))
@@ -35,10 +37,9 @@ _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 
-def to_bytes(value: object) -> tuple[bytes, set[str]]:
-    """Return the pickle of `value`, and the source files of the functions that went by value."""
-    file = io.BytesIO()
-    pickler = Pickler(file)
+def pickled(value: object, *, apart: bool = False) -> Pickler:
+    """Return a pickler that has pickled `value`; with `apart`, but for its large buffers."""
+    pickler = Pickler(io.BytesIO(), apart=apart)
     try:
         pickler.dump(value)
     except MemoryError:
@@ -47,10 +48,9 @@ def to_bytes(value: object) -> tuple[bytes, set[str]]:
         if not pickler.sent_modules:
             raise
         # What a local module holds and the function doesn't need (a lock, a connection) may stay.
-        file = io.BytesIO()
-        pickler = Pickler(file, lenient=True)
+        pickler = Pickler(io.BytesIO(), lenient=True, apart=apart)
         pickler.dump(value)
-    return file.getvalue(), pickler.filenames
+    return pickler
 
 
 def by_reference(thing: Any) -> bool:
@@ -73,6 +73,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         Leave out of local modules what can't be pickled, instead of failing.
     entered
         Names of the modules whose contents are being tried; their contents aren't pickled.
+    apart
+        Leave large buffers out of the pickle.
 
     Attributes
     ----------
@@ -80,16 +82,38 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         Source files of the functions pickled by value.
     sent_modules
         Whether a whole module was pickled by value.
+    buffers
+        What was left out.
+    held
+        The parcels and Refs that were met: what they refer to must live as long as the pickle.
     """
 
     def __init__(
-        self, file: Any, *, lenient: bool = False, entered: frozenset[str] = frozenset()
+        self,
+        file: Any,
+        *,
+        lenient: bool = False,
+        entered: frozenset[str] = frozenset(),
+        apart: bool = False,
     ) -> None:
-        super().__init__(file, protocol=5)
+        self.buffers: list[memoryview] = []
+        # Not a method: that would be a cycle, and keep what was pickled until it is collected.
+        leave_in = functools.partial(_leave_in, self.buffers) if apart else None
+        super().__init__(file, protocol=5, buffer_callback=leave_in)
+        self.held: list[Any] = []
+        self._apart = apart
+        self._file = file
         self.filenames: set[str] = set()
         self.sent_modules = False
         self._lenient = lenient
         self._entered = entered
+
+    def message(self, blobs: Blobs | None, what: str, large: int = LARGE) -> bytes:
+        """Return what was pickled, as a message; large parts of it go to `blobs`."""
+        body: bytes = self._file.getvalue()
+        if blobs is None:
+            return body
+        return blobs.pack(body, self.buffers, what, others=self.held, large=large)
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to make `obj` again; NotImplemented leaves it to pickle."""
@@ -103,7 +127,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_typevar(obj)
         if isinstance(obj, lru_cache_wrapper):
             return self._reduce_lru_cache(obj)
-        return NotImplemented
+        return self._reduce_holder(obj) if isinstance(obj, Parcel | Ref) else NotImplemented
+
+    def _reduce_holder(self, obj: Any) -> Any:
+        self.held.append(obj)
+        # One in a pickle that may outlive us refers to what does so, too.
+        lasts = isinstance(obj, Ref) and not self._apart
+        return obj.reduce_lasting() if lasts else NotImplemented
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
         self.filenames.add(func.__code__.co_filename)
@@ -162,6 +192,15 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         asked = wrapper.cache_parameters()
         args = asked["maxsize"], asked["typed"]
         return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
+
+
+def _leave_in(apart: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Return whether a buffer is small enough to stay in the pickle; add it to `apart` if not."""
+    raw = buffer.raw()
+    if raw.nbytes < LARGE:
+        return True
+    apart.append(raw)
+    return False
 
 
 class Sink:

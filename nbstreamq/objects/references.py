@@ -12,10 +12,14 @@ from contextvars import ContextVar
 from typing import Any
 
 from ..errors import NbstreamqError
+from .blobs import Handle, handles_of
 
 __all__ = ["Dependent", "Ref", "collecting", "dependency", "fetch_by", "place_of", "resolving"]
 
-_fetch: ContextVar[Callable[[str], Any]] = ContextVar("nbstreamq_fetch")
+#: Takes what the value is known by, the message that gives it, and where its parts lie.
+Fetch = Callable[[str, bytes, tuple[Handle, ...]], Any]
+
+_fetch: ContextVar[Fetch] = ContextVar("nbstreamq_fetch")
 _dependencies: ContextVar[Sequence[Any]] = ContextVar("nbstreamq_dependencies", default=())
 _collected: ContextVar[list[Any] | None] = ContextVar("nbstreamq_collected", default=None)
 
@@ -26,33 +30,59 @@ class Ref:
     Attributes
     ----------
     digest
-        Name of the value in the queue's store.
+        Of the value's content.
     size_bytes
         Size of the pickled value.
     type_name
         What kind of value it is, for people.
+
+    Parameters
+    ----------
+    data
+        The message that gives the value.
+    last
+        Turns that into one that does so for a week, whoever lives.
     """
 
-    def __init__(self, digest: str, size_bytes: int, type_name: str) -> None:
+    def __init__(
+        self,
+        digest: str,
+        size_bytes: int,
+        type_name: str,
+        data: bytes,
+        last: Callable[[bytes], bytes],
+    ) -> None:
         self.digest = digest
         self.size_bytes = size_bytes
         self.type_name = type_name
+        self._data = data
+        self._last = last
+        self._lasting: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Ref to {self.type_name}, {self.size_bytes:,} bytes>"
 
-    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
-        return _resolve, (self.digest,)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._reduce(self._data)
+
+    def reduce_lasting(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Return how to have the value again, also when this Ref is no more: for a week."""
+        if self._lasting is None:
+            self._lasting = self._last(self._data)
+        return self._reduce(self._lasting)
+
+    def _reduce(self, data: bytes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _resolve, (self.digest, bytes(data), handles_of(data))
 
 
-def _resolve(digest: str) -> Any:
+def _resolve(digest: str, data: bytes, handles: tuple[Handle, ...]) -> Any:
     try:
         fetch = _fetch.get()
     except LookupError:
         raise NbstreamqError(
             "A Ref was unpickled outside a task; pass it as an argument of submit() or map()."
         ) from None
-    return fetch(digest)
+    return fetch(digest, data, handles)
 
 
 def dependency(index: int) -> Any:
@@ -81,8 +111,8 @@ def place_of(future: Any) -> int:
     return len(found) - 1
 
 
-def fetch_by(fetch: Callable[[str], Any]) -> None:
-    """Look up references by `fetch` (digest -> value) in this thread from now on."""
+def fetch_by(fetch: Fetch) -> None:
+    """Look up references by `fetch` in this thread from now on."""
     _fetch.set(fetch)
 
 
@@ -101,8 +131,8 @@ class collecting:  # noqa: N801 - used like a function; a generator would take t
 
 
 @contextmanager
-def resolving(fetch: Callable[[str], Any], dependencies: Sequence[Any] = ()) -> Iterator[None]:
-    """Look up references by `fetch` (digest -> value) and results in `dependencies`, meanwhile."""
+def resolving(fetch: Fetch, dependencies: Sequence[Any] = ()) -> Iterator[None]:
+    """Look up references by `fetch` and results in `dependencies`, meanwhile."""
     tokens = _fetch.set(fetch), _dependencies.set(dependencies)
     try:
         yield

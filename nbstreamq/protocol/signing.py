@@ -42,12 +42,14 @@ class Signer:
     def __repr__(self) -> str:
         return "<Signer>"
 
-    def sign(self, kind: bytes, *parts: bytes) -> bytes:
+    def sign(self, kind: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
         """Return the signature of `parts` as a message of `kind`."""
         return self._sign(self._keyed, kind, parts)
 
     @staticmethod
-    def _sign(keyed: hashlib.blake2b, kind: bytes, parts: tuple[bytes, ...]) -> bytes:
+    def _sign(
+        keyed: hashlib.blake2b, kind: bytes, parts: tuple[bytes | bytearray | memoryview, ...]
+    ) -> bytes:
         mac = keyed.copy()
         # The lengths make the framing unambiguous: no two lists of parts join to the same bytes.
         sizes = [len(kind), *map(len, parts)]
@@ -59,7 +61,7 @@ class Signer:
                 mac.update(part)
         return mac.digest()
 
-    def check(self, signature: bytes, kind: bytes, *parts: bytes) -> None:
+    def check(self, signature: bytes, kind: bytes, *parts: bytes | bytearray | memoryview) -> None:
         """Raise `SignatureError` unless `signature` is that of `parts` as a message of `kind`."""
         if not compare_digest(signature, self._sign(self._keyed, kind, parts)):
             for older in self._older:

@@ -20,16 +20,15 @@ from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, read_span
 from .supervision import Supervision
+from .values import Values
 
 __all__ = ["Store"]
 
-#: Seconds that a large value may take on its way.
-LARGE_TIMEOUT = 60.0
 #: Entries that an event stream may hold though they were read; fewer cost more commands.
 TRIM_EVERY = 100
 
 
-class Store(NamedJobs, Supervision):
+class Store(NamedJobs, Supervision, Values):
     """A queue on a server, through one connection. Not for two threads at once: see `clone`.
 
     Every method raises `ServerUnreachable` when the connection fails and `ServerRefused` when
@@ -107,45 +106,6 @@ class Store(NamedJobs, Supervision):
         except ServerRefused as error:
             if "NOGROUP" in str(error):
                 return []
-            raise
-
-    # -- functions and values ------------------------------------------------------------------
-
-    def put_function(self, digest: str, data: bytes) -> None:
-        """Keep a pickled function for a week from now."""
-        self._put(self.keys.function(digest), b"function", digest, data)
-
-    def get_function(self, digest: str) -> bytes | None:
-        """Return a pickled function; None if the server does not hold it.
-
-        Raises
-        ------
-        SignatureError
-            It is not signed with this queue's secret.
-        SecretMismatch
-            The queue has got another secret since.
-        """
-        return self._get(self.keys.function(digest), b"function", digest)
-
-    def put_blob(self, digest: str, data: bytes) -> None:
-        """Keep a pickled value for a week from now."""
-        self._put(self.keys.blob(digest), b"blob", digest, data)
-
-    def get_blob(self, digest: str) -> bytes | None:
-        """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
-        return self._get(self.keys.blob(digest), b"blob", digest)
-
-    def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
-        sealed = self._signer.seal(kind, digest.encode(), data)
-        self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
-
-    def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
-        sealed = self._wire.call(("GET", key), timeout=LARGE_TIMEOUT)[0]
-        try:
-            return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
-        except SignatureError as error:
-            self.check_secret(write=False)
-            self._set_aside(kind.decode(), key, [b"value", sealed], str(error))
             raise
 
     # -- client --------------------------------------------------------------------------------

@@ -179,7 +179,12 @@ class Execution:
         if run.errors and task.attempt <= options.retries:
             self._retry(settlement, run, options)
         if run.done:
-            body = dump_outcomes(run.values, run.errors, lambda k: task.id_of(run.done[k]))
+            body = dump_outcomes(
+                run.values,
+                run.errors,
+                lambda k: task.id_of(run.done[k]),
+                self._values.results(task.job),
+            )
             span = span_of(run.done)
             settlement.count(done=len(run.done) - len(run.errors), failed=len(run.errors))
             settlement.events.append(

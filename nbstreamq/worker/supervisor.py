@@ -18,11 +18,12 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import DeathCertificate, SecretMismatch, ServerRefused, ServerUnreachable
+from ..objects.segments import sweep
 from ..protocol.keys import LANES
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
-from ..settings import n_cores
+from ..settings import Settings, n_cores
 from .child import DUMP, LEAVE, STOP, Child, ended_file, start
 from .death import Death, cause_of, tail
 from .door import Door
@@ -74,8 +75,7 @@ class Supervisor:
         self._store = store
         self._url = url
         self._secret = secret
-        self._lanes = tuple(lanes)
-        self._method = method
+        self._lanes, self._method = tuple(lanes), method
         self.door = door
         self._timing = timing or Timing()
         self._orders = Orders(store.clone(), self._timing)
@@ -196,6 +196,7 @@ class Supervisor:
         while self._children:
             self._wait_for_children()
             time.sleep(0.001)
+        sweep(Settings.from_environment())
         try:
             self._bury()
             self._store.forget_node(self.node)
@@ -344,6 +345,7 @@ class Supervisor:
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
         self._store.owners.tidy()
         self._heartbeat_due = now + self._timing.heartbeat
+        sweep(Settings.from_environment())
         now = time.monotonic()
         if now - self._heard > self._timing.silence / 2:
             # The server was away, or we were: then the others had no chance, either.
@@ -373,10 +375,8 @@ class Supervisor:
             return False
         try:
             os.kill(description.get("supervisor", 0), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
     def _obey(self) -> None:

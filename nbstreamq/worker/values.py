@@ -1,52 +1,81 @@
-"""Functions and values that a worker fetched, kept for the next task that needs them."""
+"""Functions and values that a worker fetched, kept for the next task; and where its results go."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..errors import FunctionMissing, NbstreamqError, ServerUnreachable, SignatureError
+from ..errors import FunctionMissing, ServerUnreachable, SignatureError
+from ..objects.blobs import Blobs, Handle, Place, refused, register
 from ..objects.functions import load_function
 from ..objects.payloads import load
+from ..objects.places import Ask, Everywhere, ServerPlace, UrlPlace
+from ..objects.segments import Segments, is_file
 from ..protocol.connection import RECONNECT
+from ..protocol.keys import is_named, session_of
 from ..protocol.messages import Task
+from ..protocol.signing import Signer
 from ..protocol.store import Store
+from ..settings import Settings
 
 __all__ = ["Values"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-#: Functions kept at once.
-MAX_FUNCTIONS = 256
-#: Pickled size of the values kept at once.
-MAX_VALUES_BYTES = 2**30
+#: Bytes of the functions, and of the values, kept at once.
+MAX_BYTES = 2**30
+#: What a function counts for besides: it may have made objects.
+FUNCTION_BYTES = 2**22
 
 
 class _Cache(Generic[K, V]):
-    """Keeps what was used last, within a budget."""
+    """Keeps what was used last, within a budget, as long as its files are there."""
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._kept: OrderedDict[K, tuple[int, V]] = OrderedDict()
+    def __init__(self) -> None:
+        self._budget = MAX_BYTES
+        self._kept: OrderedDict[K, tuple[int, Sequence[Handle], V]] = OrderedDict()
 
     def get(self, key: K) -> V | None:
         found = self._kept.get(key)
         if found is None:
+            self._drop_stale()
             return None
         self._kept.move_to_end(key)
-        return found[1]
+        return found[2]
 
-    def put(self, key: K, cost: int, value: V) -> V:
-        if key not in self._kept:
-            self._budget -= cost
-        self._kept[key] = (cost, value)
+    def put(self, key: K, cost: int, value: V, handles: Sequence[Handle] = ()) -> V:
+        cost += sum(size for _, size in handles)
+        self._drop(key)
+        self._budget -= cost
+        self._kept[key] = (cost, handles, value)
         while self._budget < 0 and len(self._kept) > 1:
-            _, (freed, _) = self._kept.popitem(last=False)
-            self._budget += freed
+            self._drop(next(iter(self._kept)))
         return value
+
+    def _drop(self, key: K) -> None:
+        self._budget += self._kept.pop(key, (0,))[0]
+
+    def _drop_stale(self) -> None:
+        """Drop what the client has freed: else its memory would not be."""
+        for key, (_, handles, _) in list(self._kept.items()):
+            if not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
+                self._drop(key)
+
+
+class _KeptOnServer(ServerPlace):
+    """Remembers what it has read: many tasks may need it."""
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__(ask, lambda do, _: ask(do), lambda do, _: ask(do))
+        self._parts: _Cache[str, bytes] = _Cache()
+
+    def _get(self, name: str) -> bytes | None:
+        data = self._parts.get(name) or super()._get(name)
+        return None if data is None else self._parts.put(name, len(data), data)
 
 
 class Values:
@@ -56,15 +85,44 @@ class Values:
     ----------
     store
         The queue that holds them.
+    signer
+        Of the queue.
+    worker
+        Id of this worker.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, signer: Signer, worker: str) -> None:
         self._store = store
-        self._functions: _Cache[tuple[str, str], Callable[..., Any]] = _Cache(MAX_FUNCTIONS)
-        self._pickles: _Cache[str, bytes] = _Cache(MAX_VALUES_BYTES)
-        self._values: _Cache[tuple[str, str], Any] = _Cache(MAX_VALUES_BYTES)
+        self._settings = Settings.from_environment()
+        self._functions: _Cache[tuple[str, str], Callable[..., Any]] = _Cache()
+        self._values: _Cache[tuple[str, str], Any] = _Cache()
+        self._on_server = _KeptOnServer(self._ask)
+        self._signer = signer
+        self._reader = Everywhere(self._on_server, self._at_url(worker))
+        register(worker, self._reader)
         #: Whose values are asked for.
         self._job = ""
+        self._results: tuple[str, Blobs | None] = ("", None)
+
+    def results(self, job: str) -> Blobs | None:
+        """Return where large results of a job go; None: a named one's, which are to last."""
+        known, blobs = self._results
+        if known != job:
+            blobs = None
+            if not is_named(job):
+                session = session_of(job)
+                blobs = Blobs(session, self._place_of(session), once=True)
+            self._results = (job, blobs)
+        return blobs
+
+    def _place_of(self, session: str) -> Place:
+        """Return where a client finds its results."""
+        files = Segments(session, self._settings)
+        return self._at_url(session) or (files if files.exist() else self._on_server)
+
+    def _at_url(self, session: str) -> UrlPlace | None:
+        url = self._settings.store
+        return UrlPlace(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
 
     def function(self, task: Task) -> Callable[..., Any]:
         """Return the function of `task`.
@@ -85,43 +143,30 @@ class Values:
         known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
         if known is not None:
             return known
-        what = f"function {task.name} of job {task.job}"
-        data = self._fetch(self._store.get_function, task.fn, what)
+        what = f"function {task.name}() of job {task.job}"
+        try:
+            data = self._ask(lambda store: store.get_function(task.fn))
+        except SignatureError as error:
+            raise refused(what) from error
         if data is None:
             raise FunctionMissing(
                 f"The server no longer holds the function {task.name} of job {task.job}: it expired"
                 " after a week, was evicted, or the server lost its data. Submit the call again."
             )
         loaded = load_function(data)
-        return self._functions.put((task.fn, "" if loaded.pure else task.job), 1, loaded.fn)
+        key = (task.fn, "" if loaded.pure else task.job)
+        return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded.fn, loaded.handles)
 
-    def value(self, digest: str) -> Any:
+    def value(self, digest: str, data: bytes, handles: Sequence[Handle]) -> Any:
         """Return the value behind a `Ref`: as with functions, an object of this job's own."""
         known = self._values.get((digest, self._job))
         if known is not None:
             return known
-        data = self._pickles.get(digest)
-        if data is None:
-            data = self._fetch(self._store.get_blob, digest, "value of a Ref")
-        if data is None:
-            raise NbstreamqError(
-                f"The server no longer holds the value {digest} that q.put() stored: it expired"
-                " after a week, was evicted, or the server lost its data. Put it again."
-            )
-        self._pickles.put(digest, len(data), data)
-        return self._values.put((digest, self._job), len(data), load(data))
+        return self._values.put((digest, self._job), len(data), load(data), handles)
 
-    @staticmethod
-    def _fetch(get: Callable[[str], bytes | None], digest: str, what: str) -> bytes | None:
+    def _ask(self, question: Callable[[Store], Any]) -> Any:
         while True:
             try:
-                return get(digest)
+                return question(self._store)
             except ServerUnreachable:
                 time.sleep(RECONNECT)
-            except SignatureError as error:
-                raise SignatureError(
-                    f"The {what} was refused, and not unpickled: what the server holds as {digest}"
-                    " does not carry this queue's signature. Somebody changed it there, see"
-                    " q.dead(). Make another TaskQueue, which sends it anew, and look who else can"
-                    " write to the server."
-                ) from error

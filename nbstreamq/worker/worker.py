@@ -22,6 +22,7 @@ from ..objects.references import fetch_by
 from ..protocol.connection import RECONNECT
 from ..protocol.keys import deeper_lanes
 from ..protocol.settlement import Delivery, Settlement, Successor
+from ..protocol.signing import Signer
 from ..protocol.store import Store
 from .ended import Ended
 from .execution import Execution
@@ -84,7 +85,7 @@ class TaskWorker:
     ) -> None:
         self.id = worker
         self.runner = Runner(slot, output)
-        values = Values(store.clone())
+        values = Values(store.clone(), Signer(secret, store.keys.queue), worker)
         self.execution = Execution(worker, self.runner, output, values)
         self._store = store
         self._slot = slot

@@ -103,11 +103,11 @@ def test_calls_survive_a_killed_server(embedded, gate, wait_until):
 
 
 def test_the_queue_outlives_its_client(embedded):
-    with TaskQueue("later", workers=0) as first:
-        ref = first.put([1, 2, 3])
+    with TaskQueue("later", workers=1) as first:
+        assert first.map(abs, [-1, -2, -3], name="later").result(20) == [1, 2, 3]
     stop_server(Settings.from_environment())
-    with TaskQueue("later", workers=1) as second:
-        assert second.submit(sum, ref).result(20) == 6
+    with TaskQueue("later", workers=0) as second:
+        assert second.attach("later").result(20) == [1, 2, 3]
 
 
 def test_interpreter_that_is_killed_leaves_nothing(embedded, tmp_path, wait_until):

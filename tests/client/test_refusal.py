@@ -78,11 +78,11 @@ def test_a_forged_value_fails_its_tasks_and_says_why(make_queue, forge):
     queue = make_queue(workers=0)
     ref = queue.put([1, 2, 3])
     future = queue.submit(len, ref)
-    forge(queue._session._store.keys.blob(ref.digest))
+    forge(queue._session._store.keys.blob("*"))
     queue.run(1)
     error = future.exception(20)
     assert isinstance(error, SignatureError)
-    assert ref.digest in str(error)
+    assert "value of a Ref" in str(error)
     assert queue.status().refused == {"blob": 1}
 
 

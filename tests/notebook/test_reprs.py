@@ -180,7 +180,7 @@ class TestFuture:
     ],
 )
 def test_ref(size, words):
-    seen = Reader(ref_html(Ref("abc123", size, NASTY)))
+    seen = Reader(ref_html(Ref("abc123", size, NASTY, b"", bytes)))
     assert seen.headers == ["type", "size", "digest"]
     assert words in seen.texts
     assert NASTY in seen.text

@@ -322,8 +322,8 @@ def test_several_threads_may_dump(notebook, pickler):
 
 def test_another_python_is_refused_before_unpickling(notebook, pickler):
     # Given a function written by Python 2.7, with a body that must not be touched
-    _, name, pure, sources, _ = pickle.loads(pickler.dump(lambda: 1).data)
-    data = pickle.dumps(("2.7", name, pure, sources, b"not a pickle"))
+    _, name, pure, sources, *_ = pickle.loads(pickler.dump(lambda: 1).data)
+    data = pickle.dumps(("2.7", name, pure, sources, b"not a pickle", ()))
     # When it is loaded, I expect to be told both versions and what to do
     with pytest.raises(PythonMismatch, match=r"Python 2\.7.*Python 3\.\d+.*Start the workers"):
         load_function(data)

@@ -1,0 +1,272 @@
+"""Large values: they lie outside the message that refers to them, each once, until it is gone.
+
+::
+
+    value ──pickle 5──> body, buffers ──Keeper──> a place: files, the server, or an fsspec URL
+                          │                          │
+                          └──> message: addresses ───┴──> body, buffers ──> value
+
+A `Parcel` is such a message: bytes, as others are. What it refers to is freed when nobody holds it
+any more. So a large value lives as long as what may still be sent, run again, or asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from weakref import WeakValueDictionary, finalize
+
+import xxhash
+
+from ..errors import SignatureError, ValueMissing
+from . import segments
+
+__all__ = [
+    "LARGE",
+    "Blob",
+    "Blobs",
+    "Handle",
+    "Keeper",
+    "Parcel",
+    "Place",
+    "digest_of",
+    "handles_of",
+    "refers",
+    "refused",
+    "register",
+    "size_of",
+]
+
+#: Bytes from which a buffer, or a whole pickle, lies outside its message. A file takes as long as
+#: some 50 kB in a message; the limit is above that, so that many medium ones are not many files.
+LARGE = 2**18
+
+#: Where a value lies, and how many bytes it has.
+Handle = tuple[str, int]
+
+
+class Place(Protocol):
+    """Where large values lie."""
+
+    def write(self, data: memoryview) -> str:
+        """Keep a copy of `data`; return its address, which is never used again."""
+
+    def read(self, handle: Handle) -> Any:
+        """Return a private, writable buffer of what lies there; None if that is gone."""
+
+    def free(self, handle: Handle) -> None:
+        """Forget it soon. Called by the garbage collector: in any thread, at any time."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class Reader(Protocol):
+    """Reads what others have laid somewhere: see `Place`."""
+
+    def read(self, handle: Handle) -> Any: ...
+    def free(self, handle: Handle) -> None: ...
+
+
+class Blob:
+    """A large value at its place."""
+
+    __slots__ = ("__weakref__", "digest", "handle")
+
+    def __init__(self, handle: Handle, digest: bytes) -> None:
+        self.handle = handle
+        self.digest = digest
+
+
+class Parcel(bytes):
+    """A message that keeps alive what it refers to.
+
+    Attributes
+    ----------
+    held
+        `Blob`s, and whatever else holds some.
+    """
+
+    held: Sequence[Any]
+
+    @classmethod
+    def around(cls, data: bytes, held: Sequence[Any]) -> bytes:
+        """Return `data`, as a parcel if there is something to hold."""
+        if not held:
+            return data
+        parcel = cls(data)
+        parcel.held = held
+        return parcel
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (bytes(self),)
+
+
+def _blobs_of(data: bytes) -> list[Blob]:
+    held = data.held if isinstance(data, Parcel) else ()
+    return [one for one in held if isinstance(one, Blob)]
+
+
+def handles_of(data: bytes) -> tuple[Handle, ...]:
+    """Return where those values lie that a message refers to by itself."""
+    return tuple(blob.handle for blob in _blobs_of(data))
+
+
+def digest_of(data: bytes) -> str:
+    """Return a digest of those values, in hex."""
+    return xxhash.xxh3_128_hexdigest(b"".join(blob.digest for blob in _blobs_of(data)))
+
+
+def refers(data: bytes) -> bool:
+    """Tell whether a message, or one inside of it, may refer to values elsewhere."""
+    return _assemble.__name__.encode() in data
+
+
+def size_of(data: bytes) -> int:
+    """Return the bytes of a message and of what it refers to by itself."""
+    return len(data) + sum(size for _, size in handles_of(data))
+
+
+class Blobs:
+    """Writes large values, and leaves them to others.
+
+    Parameters
+    ----------
+    session
+        Of the client that they come from, or go to.
+    place
+        Where they are to lie.
+    once
+        Whether they are free when they have been read.
+    """
+
+    def __init__(self, session: str, place: Place, *, once: bool = False) -> None:
+        self.session = session
+        self.place = place
+        self._once = once
+
+    def keep(self, data: memoryview) -> Blob:
+        """Write a value."""
+        return Blob((self.place.write(data), data.nbytes), b"")
+
+    def pack(
+        self,
+        body: bytes,
+        buffers: Sequence[memoryview],
+        what: str,
+        *,
+        others: Sequence[Any] = (),
+        large: int = LARGE,
+    ) -> bytes:
+        """Return a message that stands for a pickle: when unpickled, it gives the value itself.
+
+        Parameters
+        ----------
+        body, buffers
+            The pickle, and what was left out of it.
+        what
+            The value in words, for the error when a part of it is gone.
+        others
+            What the message holds besides.
+        large
+            From how many bytes on the pickle itself lies outside.
+        """
+        if not buffers and len(body) < large:
+            return Parcel.around(body, others)
+        blobs = [self.keep(buffer) for buffer in buffers]
+        inside: bytes | None = body
+        if len(body) >= large:
+            blobs.append(self.keep(memoryview(body)))
+            inside = None
+        handles = [blob.handle for blob in blobs]
+        call = _Call(_assemble, (self.session, self._once, what, inside, handles))
+        return Parcel.around(pickle.dumps(call, 5), (*blobs, *others))
+
+
+class Keeper(Blobs):
+    """Writes a client's large values, each content once, and frees them with the last parcel."""
+
+    def __init__(self, session: str, place: Place) -> None:
+        super().__init__(session, place)
+        self._known: WeakValueDictionary[bytes, Blob] = WeakValueDictionary()
+
+    def keep(self, data: memoryview) -> Blob:
+        """Write a value, unless it is there."""
+        digest = xxhash.xxh3_128_digest(data)
+        blob = self._known.get(digest)
+        if blob is None:
+            blob = Blob((self.place.write(data), data.nbytes), digest)
+            finalize(blob, _free_at_home, self.place, blob.handle, os.getpid()).atexit = False
+            blob = self._known.setdefault(digest, blob)
+        return blob
+
+    def close(self) -> None:
+        """Free all that is left."""
+        for blob in list(self._known.values()):
+            self.place.free(blob.handle)
+        self.place.close()
+
+
+def _free_at_home(place: Place, handle: Handle, process: int) -> None:
+    if os.getpid() == process:  # a forked one has copies of all its parent holds
+        place.free(handle)
+
+
+class _Call:
+    """Pickles as a call."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._reduced = fn, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._reduced
+
+
+#: Session -> where this process reads its values from, unless they are files.
+_readers: WeakValueDictionary[str, Reader] = WeakValueDictionary()
+
+
+def register(session: str, reader: Reader) -> None:
+    """Have the values of a session read by `reader`, while that lives; the first reads the rest."""
+    _readers[session] = reader
+
+
+def _assemble(
+    session: str, once: bool, what: str, body: bytes | None, handles: list[Handle]
+) -> Any:
+    """Return the value that `Blobs.pack` wrote: this is what its messages call."""
+    parts = [_read(session, handle, once, what) for handle in handles]
+    whole = parts.pop() if body is None else body
+    return pickle.loads(whole, buffers=parts)
+
+
+def _read(session: str, handle: Handle, once: bool, what: str) -> Any:
+    address, size = handle
+    if segments.is_file(address):
+        place: Any = segments
+    else:
+        place = _readers.get(session) or next(iter(_readers.values()), None)
+    try:
+        found = None if place is None else place.read(handle)
+    except SignatureError as error:
+        raise refused(what) from error
+    if found is None:
+        raise ValueMissing(
+            f"{what} can't be had: {size:,} bytes of it are not at {address} any more. The queue"
+            " that sent it was shut down, its kernel has ended, or the server lost it; or it is a"
+            " Ref of another queue. Submit the call again."
+        )
+    if once:
+        place.free(handle)
+    return found
+
+
+def refused(what: str) -> SignatureError:
+    """Return what is said when something that was fetched carries a wrong signature."""
+    return SignatureError(
+        f"Refused, and not unpickled: {what}. What lies in its place does not carry this queue's"
+        " signature. Somebody changed it there, see q.dead(). Make another TaskQueue, which sends"
+        " it anew, and look who else can write there."
+    )

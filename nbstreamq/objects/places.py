@@ -1,0 +1,180 @@
+"""Large values that others than this machine's processes read: on the server, or at an fsspec URL.
+
+Both carry the queue's signature, which is checked before anything is unpickled.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import NbstreamqError
+from ..protocol.signing import SIGNATURE_BYTES, Signer
+from ..protocol.store import Store
+
+__all__ = ["Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace"]
+
+#: Bytes of a value in one key: a server takes 512 MiB, and serves nobody else meanwhile.
+PART_BYTES = 64 * 2**20
+
+#: Asks the server something, and returns its answer.
+Ask = Callable[[Callable[[Store], Any]], Any]
+#: Carries something out at the server; the number is about how many bytes that sends.
+Tell = Callable[[Callable[[Store], object], int], object]
+
+
+class ServerPlace:
+    """On the server, for a week at most.
+
+    Parameters
+    ----------
+    ask
+        Returns the server's answer.
+    tell
+        Has something done there before whatever is told, or submitted, next.
+    free
+        Has something done there soon, and never waits.
+    """
+
+    def __init__(self, ask: Ask, tell: Tell, free: Tell) -> None:
+        self._ask = ask
+        self._tell = tell
+        self._free = free
+
+    def write(self, data: memoryview) -> str:
+        name = uuid.uuid4().hex
+        for k, part in enumerate(_parts(data.nbytes)):
+            self._put(f"{name}.{k}", bytes(data[part]))
+        return f"server:{name}"
+
+    def _put(self, name: str, data: bytes) -> None:
+        self._tell(lambda store: store.put_blob(name, data), len(data))
+
+    def read(self, handle: tuple[str, int]) -> bytearray | None:
+        found = bytearray(handle[1])
+        for name, part in zip(_names(handle), _parts(len(found)), strict=True):
+            data = self._get(name)
+            if data is None:
+                return None
+            found[part] = data
+        return found
+
+    def _get(self, name: str) -> bytes | None:
+        data: bytes | None = self._ask(lambda store: store.get_blob(name))
+        return data
+
+    def free(self, handle: tuple[str, int]) -> None:
+        self._free(lambda store: store.drop_blobs(_names(handle)), 0)
+
+    def close(self) -> None:
+        """Do nothing: what is left expires."""
+
+
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(begin, begin + PART_BYTES) for begin in range(0, size, PART_BYTES))
+
+
+def _names(handle: tuple[str, int]) -> list[str]:
+    name = handle[0].partition(":")[2]
+    return [f"{name}.{k}" for k, _ in enumerate(_parts(handle[1]))]
+
+
+class UrlPlace:
+    """Under an fsspec URL, such as ``s3://bucket/folder`` or ``file:///mnt/shared``.
+
+    Parameters
+    ----------
+    url
+        Of a folder.
+    session
+        Of the client.
+    signer
+        Signs what is written and checks what is read.
+    """
+
+    def __init__(self, url: str, session: str, signer: Signer, free: Tell) -> None:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise NbstreamqError(
+                f"Large values go to {url} by fsspec: pip install 'nbstreamq[fsspec]', and whatever"
+                " fsspec wants for that kind of URL; here, and where the workers are."
+            ) from error
+        self._fs, folder = url_to_fs(url)
+        self._folder = f"{folder}/{session}"
+        self._url = f"{url.rstrip('/')}/{session}"
+        self._signer = signer
+        self._free = free
+
+    def write(self, data: memoryview) -> str:
+        name = uuid.uuid4().hex
+        self._fs.makedirs(self._folder, exist_ok=True)
+        with self._fs.open(f"{self._folder}/{name}", "wb") as file:
+            file.write(self._signer.sign(b"blob", name.encode(), data))
+            file.write(data)
+        return f"{self._url}/{name}"
+
+    def read(self, handle: tuple[str, int]) -> bytearray | None:
+        address, size = handle
+        path = self._fs._strip_protocol(address)  # noqa: SLF001 - that is how fsspec's own tools do it
+        name = address.rpartition("/")[2]
+        found = bytearray(size)
+        try:
+            with self._fs.open(path, "rb") as file:
+                signature = file.read(SIGNATURE_BYTES)
+                n_read = 0
+                while n := file.readinto(memoryview(found)[n_read:]):
+                    n_read += n
+        except FileNotFoundError:
+            return None
+        self._signer.check(signature, b"blob", name.encode(), found)
+        return found
+
+    def free(self, handle: tuple[str, int]) -> None:
+        path = self._fs._strip_protocol(handle[0])  # noqa: SLF001
+        self._free(lambda _: self._remove(path), 0)
+
+    def close(self) -> None:
+        """Delete the session's folder."""
+        self._free(lambda _: self._remove(self._folder), 0)
+
+    def _remove(self, path: str) -> None:
+        try:
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
+        except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
+            warnings.warn(f"{path} can't be deleted: {error!r}", stacklevel=2)
+
+
+class Everywhere:
+    """Reads values from wherever they lie.
+
+    Parameters
+    ----------
+    server
+        For what is on the server.
+    url
+        For the rest; None if this process was given no such URL.
+    """
+
+    def __init__(self, server: ServerPlace, url: UrlPlace | None) -> None:
+        self._server = server
+        self._url = url
+
+    def _place(self, handle: tuple[str, int]) -> ServerPlace | UrlPlace:
+        if handle[0].startswith("server:"):
+            return self._server
+        if self._url is None:
+            raise NbstreamqError(
+                f"A value lies at {handle[0]}, and this process was not told of such a place. Set"
+                " NBSTREAMQ_STORE for all clients and workers alike."
+            )
+        return self._url
+
+    def read(self, handle: tuple[str, int]) -> bytearray | None:
+        return self._place(handle).read(handle)
+
+    def free(self, handle: tuple[str, int]) -> None:
+        self._place(handle).free(handle)

@@ -1,0 +1,59 @@
+"""Functions and large values: each under a key of its own, signed, for a week."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import SignatureError
+from .keys import WEEK
+from .refusal import Refusal
+
+__all__ = ["Values"]
+
+#: Seconds that a large value may take on its way.
+LARGE_TIMEOUT = 60.0
+
+
+class Values(Refusal):
+    """The part of `Store` that keeps functions and values by digest."""
+
+    def put_function(self, digest: str, data: bytes) -> None:
+        """Keep a pickled function for a week from now."""
+        self._put(self.keys.function(digest), b"function", digest, data)
+
+    def get_function(self, digest: str) -> bytes | None:
+        """Return a pickled function; None if the server does not hold it.
+
+        Raises
+        ------
+        SignatureError
+            It is not signed with this queue's secret.
+        SecretMismatch
+            The queue has got another secret since.
+        """
+        return self._get(self.keys.function(digest), b"function", digest)
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Keep a pickled value for a week from now."""
+        self._put(self.keys.blob(digest), b"blob", digest, data)
+
+    def get_blob(self, digest: str) -> bytes | None:
+        """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
+        return self._get(self.keys.blob(digest), b"blob", digest)
+
+    def drop_blobs(self, digests: Iterable[str]) -> None:
+        """Forget pickled values."""
+        self._wire.call(("DEL", *map(self.keys.blob, digests)))
+
+    def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
+        sealed = self._signer.seal(kind, digest.encode(), data)
+        self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
+
+    def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
+        sealed = self._wire.call(("GET", key), timeout=LARGE_TIMEOUT)[0]
+        try:
+            return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
+        except SignatureError as error:
+            self.check_secret(write=False)
+            self._set_aside(kind.decode(), key, [b"value", sealed], str(error))
+            raise

@@ -1,0 +1,170 @@
+"""Files that hold large values: how they are read, freed, written again, and swept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbstreamq.errors import NbstreamqError, NoRoom
+from nbstreamq.objects import segments
+from nbstreamq.objects.segments import Segments, SessionFolder, free, read, sweep
+from nbstreamq.settings import Settings
+
+SIZE = 300_000
+
+
+@pytest.fixture
+def settings(tmp_path):
+    folders = {"memory_dir": tmp_path / "memory", "data_dir": tmp_path / "data"}
+    return replace(Settings.from_environment(), **folders)
+
+
+@pytest.fixture
+def folder(settings):
+    folder = SessionFolder("s1", settings)
+    yield folder
+    folder.close()
+
+
+def write(folder, byte, size=SIZE):
+    return folder.write(memoryview(bytes([byte]) * size)), size
+
+
+def inode(handle):
+    return Path(handle[0]).stat().st_ino
+
+
+def test_what_was_written_is_read_and_can_be_written_to(folder):
+    handle = write(folder, 1)
+    view = read(handle)
+    view[0] = 9
+    assert (view[0], view[1], len(view)) == (9, 1, SIZE)
+    assert read(handle)[0] == 1, "it is the reader's own"
+
+
+def test_a_freed_file_is_written_again(folder):
+    handle = write(folder, 1)
+    before = inode(handle)
+    free(handle)
+    assert read(handle) is None
+    again = write(folder, 2, SIZE - 1000)
+    assert inode(again) == before
+    assert Path(again[0]).stat().st_size == SIZE - 1000
+    assert bytes(read(again)) == b"\2" * (SIZE - 1000)
+
+
+def test_a_view_stays_as_it_is_when_its_file_is_freed(folder):
+    handle = write(folder, 1)
+    view = read(handle)
+    before = inode(handle)
+    free(handle)
+    assert inode(write(folder, 2)) != before
+    assert bytes(view) == b"\1" * SIZE
+    del view
+    assert inode(write(folder, 3)) == before
+
+
+def test_much_smaller_ones_leave_a_large_file_alone(folder):
+    handle = write(folder, 1, 10 * SIZE)
+    before = inode(handle)
+    free(handle)
+    assert inode(write(folder, 2)) != before
+
+
+def test_free_files_are_few_and_small(folder, monkeypatch):
+    monkeypatch.setattr(segments, "MAX_FREE", 3 * SIZE)
+    handles = [write(folder, k) for k in range(5)]
+    for handle in handles:
+        free(handle)
+    assert len(list(Path(folder.folders[0], "free").iterdir())) == 3
+    free(write(folder, 9, 4 * SIZE))
+    assert all(size == SIZE for _, size in segments._free_files(f"{folder.folders[0]}/free"))
+
+
+def test_one_that_is_being_written_is_not_deleted(folder):
+    file, path = segments._claim(f"{folder.folders[0]}/free", SIZE)
+    segments._delete(path)
+    assert Path(path).exists()
+    os.close(file)
+    segments._delete(path)
+    assert not Path(path).exists()
+
+
+def test_what_needs_too_many_descriptors_is_copied(folder, monkeypatch):
+    monkeypatch.setattr(segments, "_MAX_MAPPED", 0)
+    view = read(write(folder, 1))
+    assert type(view) is bytearray
+    assert view == b"\1" * SIZE
+
+
+def test_a_closed_session_has_no_files_and_takes_none(settings):
+    folder = SessionFolder("s2", settings)
+    handle = write(folder, 1)
+    view = read(handle)
+    folder.close()
+    assert view[0] == 1
+    assert read(handle) is None
+    free(handle)
+    with pytest.raises(NbstreamqError, match="shut down"):
+        write(Segments("s2", settings), 1)
+
+
+def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
+    handle = write(folder, 1)
+    script = (
+        "import os\n"
+        "from nbstreamq.objects.segments import SessionFolder\n"
+        "from nbstreamq.settings import Settings\n"
+        "folder = SessionFolder('dead', Settings.from_environment())\n"
+        "folder.write(memoryview(bytes(10)))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    folders = {"MEMORY_DIR": settings.memory_dir, "DATA_DIR": settings.data_dir}
+    env = os.environ | {f"NBSTREAMQ_{name}": str(path) for name, path in folders.items()}
+    root = Path(segments.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", script], cwd=root, env=env, check=False)
+    assert (settings.memory_dir / "dead").exists()
+    (settings.data_dir / "values" / "dead").mkdir(parents=True)
+    sweep(settings)
+    assert not (settings.memory_dir / "dead").exists()
+    assert not (settings.data_dir / "values" / "dead").exists()
+    assert read(handle)[0] == 1
+
+
+@pytest.fixture
+def small_memory(settings):
+    """A folder in memory with room for 2 MiB."""
+    settings.memory_dir.mkdir(mode=0o700)
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", settings.memory_dir]
+    if os.getuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root may mount")
+    yield settings
+    subprocess.run(["umount", "-l", settings.memory_dir], check=True)
+
+
+def test_a_full_memory_gives_way_to_the_disk_and_says_so(small_memory):
+    folder = SessionFolder("s3", small_memory)
+    first = write(folder, 1, 2**20)
+    with pytest.warns(UserWarning, match="is full"):
+        second = write(folder, 2, 2**21)
+    assert second[0].startswith(str(small_memory.data_dir))
+    assert read(second)[2**20] == 2
+    write(folder, 2, 2**21)  # it was said
+    free(first)
+    third = write(folder, 3, 2**21 - 2**17)
+    assert third[0].startswith(str(small_memory.memory_dir)), "what is free makes room"
+    folder.close()
+
+
+def test_no_room_at_all_is_an_error(small_memory):
+    full = replace(small_memory, data_dir=small_memory.memory_dir / "data")
+    folder = SessionFolder("s4", full)
+    with pytest.raises(NoRoom, match="4 MB have no room"):
+        write(folder, 1, 2**22)
+    assert list(segments._free_files(f"{folder.folders[0]}/free")) == []
+    folder.close()
