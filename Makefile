@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-redis crash fuzz soak bench clean lock
+.PHONY: help setup demo lint test test-redis crash fuzz soak bench bench-setup bench-scale clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -50,8 +50,17 @@ SEED ?=
 soak: setup  ## Draw faults at random under load, and count: make soak MINUTES=60
 	$(BIN)/python -m tests.soak $(MINUTES) $(SEED)
 
-bench: setup  ## Compare with the standard library's process pool
-	$(BIN)/python benchmarks/compare.py
+bench-setup: setup  ## Install what `make bench` compares with
+	$(BIN)/python -m pip install --quiet -r requirements-bench.lock
+
+PEERS ?=
+ROUNDS ?= 5
+bench: setup  ## Compare with other tools (see bench-setup): make bench PEERS="ray rq" ROUNDS=5
+	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --peers $(PEERS)
+
+bench-scale: setup  ## Measure how nbstreamq itself scales, and what one server carries
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.capacity
 
 lock:  ## Write requirements-dev.lock anew, from pyproject.toml; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --extra notebooks --group dev \
