@@ -24,7 +24,7 @@ from .server import url
 AT_A_TIME = 50
 #: Seconds between two looks, for those that must look for results or tasks again and again. Their
 #: defaults (0.2 to 0.5) spare the server.
-LOOK = 0.005
+LOOK = 0.002
 
 Coroutine = Callable[..., Awaitable[Any]]
 

@@ -40,13 +40,14 @@ def figure(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Any,
 
     mpl.use("svg")
     mpl.rcParams.update(
-        {name: GREY for name in ("text.color", "axes.labelcolor", "axes.edgecolor")}
+        dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), GREY)
         | {"xtick.color": GREY, "ytick.color": GREY, "font.size": 8, "svg.fonttype": "none"}
         | {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "nbstreamq"}
     )
     from matplotlib import pyplot as plt
 
-    return plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    drawn, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    return drawn, axes
 
 
 def save(drawn: Any, target: Path) -> None:

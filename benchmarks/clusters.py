@@ -78,7 +78,10 @@ class Dask(Peer):
 
 
 class Ray(Peer):
-    """Tasks for calls, its pool with chunks for many short ones, a put for what all calls use."""
+    """Tasks; a batch in each for many short calls, and a put for what all calls use.
+
+    Both are patterns of its documents.
+    """
 
     packages = ("ray",)
     sends_each = False
@@ -106,10 +109,9 @@ class Ray(Peer):
         return list(self.ray.get(handles))
 
     def map(self, fn: Call, xs: Sequence[Any]) -> list[Any]:
-        from ray.util.multiprocessing import Pool
-
-        with Pool(N_WORKERS) as pool:
-            return list(pool.map(fn, xs, chunksize=CHUNK))
+        call = self.remote(_batch).remote
+        batches = [call(fn, xs[i : i + CHUNK]) for i in range(0, len(xs), CHUNK)]
+        return [result for batch in self.gather(batches) for result in batch]
 
     def share(self, array: Any, n: int) -> list[Any]:
         shared, call = self.ray.put(array), self.remote(_pick_pushed).remote
@@ -117,6 +119,10 @@ class Ray(Peer):
 
     def stop(self) -> None:
         self.ray.shutdown()
+
+
+def _batch(fn: Call, xs: Sequence[Any]) -> list[Any]:
+    return [fn(x) for x in xs]
 
 
 def _pick_pushed(array: Any, i: int) -> float:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .calls import identity, increment, spin
 from .peer import N_WORKERS, Peer
@@ -155,13 +156,13 @@ def _there_and_back(peer: Peer, n: int) -> float:
 def shared(peer: Peer, pace: float) -> Value:
     """Return milliseconds for 64 calls that use the same 100 MB.
 
-    Where each call brings them along, 4 calls are measured with 10 MB, and multiplied.
+    Where each call brings them along, two calls are measured with 10 MB, and multiplied.
     """
     import numpy as np
 
-    scale = 160 if peer.sends_each else 1
-    n = 4 if peer.sends_each else N_SHARING
-    numbers = np.arange(N_NUMBERS // (10 if peer.sends_each else 1), dtype="float64")
+    n, part = (2, 10) if peer.sends_each else (N_SHARING, 1)
+    scale = part * N_SHARING // n
+    numbers = np.arange(N_NUMBERS // part, dtype="float64")
     begun = time.perf_counter()
     results = peer.share(numbers, n)
     seconds = time.perf_counter() - begun
@@ -177,12 +178,16 @@ def memory(peer: Peer, pace: float) -> Value | None:
         return None
     time.sleep(0.2)  # what was being taken is taken
     before = _used_bytes()
-    handles = []
+    handles: list[Any] = []
     end = time.perf_counter() + SUBMITTING
     while len(handles) < N_WAITING and time.perf_counter() < end:
         handles += peer.submit(identity, range(len(handles), len(handles) + 100))
     time.sleep(0.5)  # what is sent by another thread is sent
-    return Value((_used_bytes() - before) / len(handles) * N_WAITING / 1e6, len(handles), scaled=len(handles) < N_WAITING)
+    return Value(
+        (_used_bytes() - before) / len(handles) * N_WAITING / 1e6,
+        len(handles),
+        scaled=len(handles) < N_WAITING,
+    )
 
 
 def _used_bytes() -> int:
@@ -201,7 +206,7 @@ def _fewer(pace: float, n: int) -> int:
 
 
 def _share_of_ideal(peer: Peer, durations: list[float]) -> Value:
-    ideal = max(max(durations), sum(durations) / N_AT_ONCE)
+    ideal = max(*durations, sum(durations) / N_AT_ONCE)
     begun = time.perf_counter()
     results = peer.spread(spin, durations)
     seconds = time.perf_counter() - begun
@@ -216,16 +221,12 @@ def _check(results: list[float], expected: Sequence[float]) -> None:
 
 #: The heaviest last: what it leaves behind does not weigh on the others.
 MEASURES = {
-    "latency": Measure(
-        title="latency of one call", unit="µs", more_is_better=False, take=latency
-    ),
+    "latency": Measure(title="latency of one call", unit="µs", more_is_better=False, take=latency),
     "submits": Measure(title="single submits", unit="calls/s", more_is_better=True, take=submits),
     "map": Measure(
         title="map of 200,000 trivial items", unit="items/s", more_is_better=True, take=mapped
     ),
-    "short": Measure(
-        title="1,000 calls of 1 ms", unit="of ideal", more_is_better=True, take=short
-    ),
+    "short": Measure(title="1,000 calls of 1 ms", unit="of ideal", more_is_better=True, take=short),
     "one_long": Measure(
         title="1 call of 1 s among 500 of 2 ms", unit="of ideal", more_is_better=True, take=one_long
     ),

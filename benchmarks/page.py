@@ -22,7 +22,7 @@ TABLES = {
 }
 NOTE = """\
 In parentheses: how many times better nbstreamq is; below 1 it loses. ≈: measured with less work and
-multiplied. –: there is no such thing, or it failed (see below)."""
+multiplied. Empty: there is no such thing, or it failed (see below)."""
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def _medians(results: dict[str, Any]) -> dict[str, dict[str, tuple[float, bool]]
 
 def _cell(medians: dict[str, dict[str, tuple[float, bool]]], name: str, key: str) -> str:
     if key not in medians[name]:
-        return "–"
+        return ""
     value, scaled = medians[name][key]
     text = f"{'≈' if scaled else ''}{_number(value)}"
     ours = medians["nbstreamq"].get(key)

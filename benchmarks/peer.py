@@ -81,7 +81,7 @@ class Peer(ABC):
         """Keep the workers from taking anything from now on."""
         self.submit(sleep, [60] * N_WORKERS)
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027 - most leave nothing
         """Put away what would be left when the processes are killed, which comes next."""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import psutil
 
@@ -12,7 +13,7 @@ __all__ = ["MARK", "end", "ours"]
 #: Environment variable that all processes of a session inherit.
 MARK = "NBSTREAMQ_BENCHMARK"
 #: Seconds to clean up after SIGTERM, before SIGKILL.
-GRACE = 1.0
+GRACE = 0.5
 
 
 def ours(mark: str | None = None) -> Iterator[psutil.Process]:
@@ -38,9 +39,6 @@ def end(mark: str) -> None:
         psutil.wait_procs(processes, GRACE)
 
 
-def _send(signal: object) -> None:
-    assert callable(signal)
-    try:
+def _send(signal: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):
         signal()
-    except psutil.NoSuchProcess:
-        pass

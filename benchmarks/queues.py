@@ -27,11 +27,11 @@ class QueuePeer(Peer):
     def start(self) -> None:
         self.server = Server()
         n = 1 if self.has_master else N_WORKERS
-        log = Path(tempfile.gettempdir(), "workers.log").open("ab")
-        self.workers = [
-            subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            for _ in range(n)
-        ]
+        with Path(tempfile.gettempdir(), "workers.log").open("ab") as log:
+            self.workers = [
+                subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                for _ in range(n)
+            ]
 
     def command(self) -> list[str]:
         """Return what starts a worker; `work` runs in it unless the tool has a command."""
@@ -46,7 +46,8 @@ class QueuePeer(Peer):
         import psutil
 
         for worker in self.workers:
-            for process in (*psutil.Process(worker.pid).children(recursive=True), worker):
+            master = psutil.Process(worker.pid)
+            for process in (*master.children(recursive=True), master):
                 process.kill()
 
 
@@ -95,9 +96,7 @@ class Huey(QueuePeer):
         import logging
 
         logging.getLogger("huey").setLevel(logging.ERROR)
-        self.app.create_consumer(
-            workers=N_WORKERS, worker_type="process", periodic=False
-        ).run()
+        self.app.create_consumer(workers=N_WORKERS, worker_type="process", periodic=False).run()
 
     def submit(self, fn: Call, xs: Sequence[Any]) -> list[Any]:
         assert self.app
