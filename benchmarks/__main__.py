@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -94,5 +93,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)  # workers import this package from here
     main()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import sys
@@ -58,6 +57,7 @@ def _text(
         "a lone call, µs",
         "a call among many, µs",
         "a mapped item, ns",
+        "a chunk of them, µs",
         "at rest, µs a second",
         "calls/s on these cores",
     )
@@ -95,11 +95,11 @@ def _real(queue: TaskQueue, use: ServerUse, n: int) -> tuple[float, ...]:
     many = use.seconds() / N_CALLS * 1e6
     use.start()
     list(queue.map(identity, range(N_ITEMS)))
-    mapped = use.seconds() / N_ITEMS * 1e9
+    mapped, chunk = use.seconds() / N_ITEMS * 1e9, use.seconds() / use.n_settled() * 1e6
     time.sleep(1.0)  # what is left of it
     rest = _at_rest(use, REST)
     _tell(f"{n} workers: {lone:.0f} {many:.0f} µs, {mapped:.0f} ns, {rest:.0f} µs/s, {rate:.0f}/s")
-    return n, lone, many, mapped, rest, rate
+    return n, lone, many, mapped, chunk, rest, rate
 
 
 def _at_rest(use: ServerUse, seconds: float) -> float:
@@ -205,5 +205,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     main()

@@ -37,7 +37,12 @@ class ServerUse:
 
     def start(self) -> None:
         """Count from now on."""
+        self.client.config_resetstat()
         self._before = self._seconds()
+
+    def n_settled(self) -> int:
+        """Return how many messages were acknowledged since `start`."""
+        return int(self.client.info("commandstats")["cmdstat_xack"]["calls"])
 
     def seconds(self) -> float:
         """Return the processor seconds since `start`."""

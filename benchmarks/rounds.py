@@ -18,6 +18,7 @@ from .processes import MARK, end
 
 __all__ = ["run_session"]
 
+ROOT = Path(__file__).parents[1]
 #: Seconds for one measure, and for the start.
 LIMIT = 60.0
 
@@ -37,7 +38,12 @@ def run_session(name: str, measures: list[str]) -> dict[str, Any]:
         begun = time.perf_counter()
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
+                command,
+                cwd=ROOT,  # workers import this package from there
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
             )
         try:
             assert process.stdout is not None

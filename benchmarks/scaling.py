@@ -5,7 +5,6 @@ Writes its part of docs/performance.md and a chart.
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -165,5 +164,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     main()
