@@ -9,7 +9,7 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,9 @@ N_SIMULATED = (0, 10, 100, 300, 1000)
 N_CALLS = 10_000
 N_LONE = 300
 N_ITEMS = 2_000_000
+#: Seconds of a worker's wait, as in worker/worker.py.
+IDLE_BLOCK = 30.0
+Rows = Sequence[tuple[float, ...]]
 #: Messages that simulated workers pass on.
 N_PASSED = 500
 #: Seconds of watching a server at rest.
@@ -37,21 +40,20 @@ REST = 5.0
 def main() -> None:
     with own_server(), TaskQueue(QUEUE, workers=2) as queue:
         use = ServerUse(queue)
-        workers_ready(queue, 2)
         real = [_real(queue, use, n) for n in N_WORKERS]
         queue.run(0)
         simulated = [_simulated(use, n) for n in N_SIMULATED]
-        text = _text(real, simulated, _renewal(use), use.version())
+        time.sleep(2.0)  # while it closes their connections
+        rest = _at_rest(use, REST)
+        renewal = _renewal(use, rest)
+        text = (
+            f"{_tables(real, simulated, use.version())}\n\n{_model(real, simulated, rest, renewal)}"
+        )
     print(text)
     put_between(ROOT / "docs" / "performance.md", "capacity", text)
 
 
-def _text(
-    real: list[tuple[float, ...]],
-    simulated: list[tuple[float, ...]],
-    renewal: float,
-    version: str,
-) -> str:
+def _tables(real: Rows, simulated: Rows, version: str) -> str:
     found = machine(ROOT)
     heads = (
         "a lone call, µs",
@@ -73,10 +75,26 @@ def _text(
             "| simulated workers, waiting | a message to one of them, µs | their memory, MB |",
             "|---|---|---|",
             *(f"| {n:,} | {cost:,.0f} | {memory:,.1f} |" for n, cost, memory in simulated),
-            "",
-            f"To renew the wait of one worker, every 30 s, costs {renewal:,.0f} µs.",
         ]
     )
+
+
+def _model(real: Rows, simulated: Rows, rest: float, renewal: float) -> str:
+    """Return what follows from the figures for a server with many workers."""
+    _, _, many, mapped, *_ = real[0]
+    n, cost, memory = simulated[-1]
+    each = (cost - simulated[0][1]) / n
+    waits = renewal * n / IDLE_BLOCK
+    busy = f"{1e6 / many:,.0f} single calls a second, or {1e3 / mapped:,.0f} million mapped items"
+    shares = f"{waits / 1e4:.1f} % of the core, beside {rest / 1e4:.1f} % of the server at rest"
+    return f"""\
+What follows from that, for one core of a server:
+
+- **Busy workers** cost it only their calls: {busy}.
+- **{n:,.0f} waiting workers** renew their waits every {IDLE_BLOCK:.0f} s, at {renewal:,.0f} µs: that
+  is {shares}. They take {memory:,.0f} MB.
+- **A message while they wait** costs {each:,.1f} µs more for each of them, so with {n:,.0f} the server
+  passes on {1e6 / cost:,.0f} lone calls a second. A worker that is busy is not among them."""
 
 
 def _real(queue: TaskQueue, use: ServerUse, n: int) -> tuple[float, ...]:
@@ -109,11 +127,10 @@ def _at_rest(use: ServerUse, seconds: float) -> float:
     return use.seconds() / seconds * 1e6
 
 
-def _renewal(use: ServerUse) -> float:
+def _renewal(use: ServerUse, rest: float) -> float:
     """Return the microseconds of a wait that ends without a task, and the question after it."""
     n, wait, seconds = 200, 1.0, 5.0
     keys = Keys(QUEUE)
-    rest = _at_rest(use, seconds)
     question = _command("HGET", keys.cancelled, "#")
     n_renewed = 0
     with _waiting(use, keys, n, wait) as selector:
@@ -125,7 +142,7 @@ def _renewal(use: ServerUse) -> float:
                     n_renewed += 1
                     _socket(key).sendall(question + key.data)
         used = use.seconds()
-    return (used * 1e6 - rest * seconds) / n_renewed
+    return max(0.0, used * 1e6 - rest * seconds) / n_renewed
 
 
 def _simulated(use: ServerUse, n: int) -> tuple[float, ...]:

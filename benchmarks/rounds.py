@@ -21,6 +21,7 @@ __all__ = ["run_session"]
 ROOT = Path(__file__).parents[1]
 #: Seconds for one measure, and for the start.
 LIMIT = 60.0
+Lines = queue.Queue[tuple[float, bytes]]
 
 
 def run_session(name: str, measures: list[str]) -> dict[str, Any]:
@@ -45,23 +46,26 @@ def run_session(name: str, measures: list[str]) -> dict[str, Any]:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )
+        lines: Lines = queue.Queue()
+        reader = threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True)
+        reader.start()
         try:
-            assert process.stdout is not None
-            return _read(process.stdout, measures, errors, begun)
+            return _read(lines, measures, errors, begun)
         finally:
             end(mark)
             process.wait()
+            reader.join()
 
 
-def _read(out: IO[bytes], measures: list[str], errors: Path, begun: float) -> dict[str, Any]:
-    lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
-
-    def forward() -> None:
+def _forward(out: IO[bytes], lines: Lines) -> None:
+    """Pass on each line, and when it came; at the end an empty one."""
+    with out:
         for line in out:
             lines.put((time.perf_counter(), line))
-        lines.put((time.perf_counter(), b""))
+    lines.put((time.perf_counter(), b""))
 
-    threading.Thread(target=forward, name="benchmark-reader", daemon=True).start()
+
+def _read(lines: Lines, measures: list[str], errors: Path, begun: float) -> dict[str, Any]:
     session: dict[str, Any] = {"found": {}, "errors": {}, "versions": {}}
     left = ["first", *measures]
     while True:
