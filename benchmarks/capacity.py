@@ -42,10 +42,10 @@ def main() -> None:
         use = ServerUse(queue)
         real = [_real(queue, use, n) for n in N_WORKERS]
         queue.run(0)
-        simulated = [_simulated(use, n) for n in N_SIMULATED]
-        time.sleep(2.0)  # while it closes their connections
+        time.sleep(1.0)  # while it closes their connections
         rest = _at_rest(use, REST)
         renewal = _renewal(use, rest)
+        simulated = [_simulated(use, n) for n in N_SIMULATED]
         text = (
             f"{_tables(real, simulated, use.version())}\n\n{_model(real, simulated, rest, renewal)}"
         )
@@ -91,10 +91,10 @@ def _model(real: Rows, simulated: Rows, rest: float, renewal: float) -> str:
 What follows from that, for one core of a server:
 
 - **Busy workers** cost it only their calls: {busy}.
-- **{n:,.0f} waiting workers** renew their waits every {IDLE_BLOCK:.0f} s, at {renewal:,.0f} µs: that
-  is {shares}. They take {memory:,.0f} MB.
-- **A message while they wait** costs {each:,.1f} µs more for each of them, so with {n:,.0f} the server
-  passes on {1e6 / cost:,.0f} lone calls a second. A worker that is busy is not among them."""
+- **{n:,.0f} waiting workers** renew their waits every {IDLE_BLOCK:.0f} s, at {renewal:,.0f} µs:
+  that is {shares}. They take {memory:,.0f} MB.
+- **A message while they wait** costs {each:,.1f} µs more for each of them: with {n:,.0f} of them
+  {1e6 / cost:,.0f} lone calls a second keep the server busy. Workers that are busy do not count."""
 
 
 def _real(queue: TaskQueue, use: ServerUse, n: int) -> tuple[float, ...]:
