@@ -31,6 +31,7 @@ def draw(medians: dict[str, dict[str, tuple[float, bool]]], target: Path) -> Non
         ax.set_title(title, fontsize=9)
         if key != "short":
             ax.set_xscale("log")
+        ax.minorticks_off()
     save(drawn, target)
 
 
