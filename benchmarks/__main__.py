@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.peers) - set(PEERS):
         parser.error(f"no peer of this name: {', '.join(sorted(unknown))}")
+    # Whoever ends it thus, too, leaves no process behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted: the same again goes on here"))
     names = [name for name in PEERS if not arguments.peers or name in arguments.peers]
     names = list(dict.fromkeys(["nbstreamq", *names]))
     results = _results_so_far({"rounds": arguments.rounds, "names": names, **machine(ROOT)})
