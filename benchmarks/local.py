@@ -13,6 +13,7 @@ import redis
 from nbstreamq import TaskQueue
 
 from .calls import sleep
+from .processes import MARK, end
 
 __all__ = ["ServerUse", "own_server", "workers_ready"]
 
@@ -23,8 +24,12 @@ def own_server() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="nbq-", ignore_cleanup_errors=True) as folder:
         os.environ["NBSTREAMQ_RUNTIME_DIR"] = os.environ["NBSTREAMQ_DATA_DIR"] = folder
         os.environ["NBSTREAMQ_SERVER_IDLE"] = "1"
+        os.environ[MARK] = folder
         os.environ.pop("NBSTREAMQ_URL", None)
-        yield
+        try:
+            yield
+        finally:
+            end(folder)
 
 
 class ServerUse:

@@ -1,4 +1,7 @@
-"""All processes of a session carry a mark in their environment: so none is forgotten."""
+"""All processes of a session know its folder: so none is forgotten.
+
+It stands in their environment. A server writes its title over that, but works in the folder.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,30 @@ import psutil
 
 __all__ = ["MARK", "end", "ours"]
 
-#: Environment variable that all processes of a session inherit.
+#: Environment variable with the session's folder, which all its processes inherit.
 MARK = "NBSTREAMQ_BENCHMARK"
 #: Seconds to clean up after SIGTERM, before SIGKILL.
 GRACE = 0.5
 
 
-def ours(mark: str | None = None) -> Iterator[psutil.Process]:
-    """Yield all living processes with `mark`; None: this process's own."""
-    mark = mark or os.environ[MARK]
+def ours(folder: str | None = None) -> Iterator[psutil.Process]:
+    """Yield all living processes of a session; None: of the one this process belongs to."""
+    folder = folder or os.environ[MARK]
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark:
+            if process.environ().get(MARK) == folder or process.cwd().startswith(folder):
                 yield process
         except (psutil.Error, OSError):
             continue  # it is gone, or another user's
 
 
-def end(mark: str) -> None:
+def end(folder: str) -> None:
     """End all processes of a session, however they were started."""
-    processes = list(ours(mark))
+    processes = list(ours(folder))
     for process in processes:
         _send(process.terminate)
     psutil.wait_procs(processes, GRACE)
-    while processes := list(ours(mark)):  # again: one may have started another meanwhile
+    while processes := list(ours(folder)):  # again: one may have started another meanwhile
         for process in processes:
             _send(process.kill)
         psutil.wait_procs(processes, GRACE)

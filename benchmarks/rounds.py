@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,13 +25,12 @@ Lines = queue.Queue[tuple[float, bytes]]
 
 def run_session(name: str, measures: list[str]) -> dict[str, Any]:
     """Return what a peer found, by measure: ``found``, ``errors``, ``versions`` or ``skipped``."""
-    mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="nbq-", ignore_cleanup_errors=True) as folder:
         places = dict.fromkeys(
             ("TMPDIR", "NBSTREAMQ_RUNTIME_DIR", "NBSTREAMQ_DATA_DIR", "IPYTHONDIR"), folder
         )
         # A server of its own: what else runs on this machine is left alone.
-        env = os.environ | places | {MARK: mark, "NBSTREAMQ_SERVER_IDLE": "1"}
+        env = os.environ | places | {MARK: folder, "NBSTREAMQ_SERVER_IDLE": "1"}
         env.pop("NBSTREAMQ_URL", None)
         errors = Path(folder, "errors")
         command = [sys.executable, "-m", "benchmarks.session", name, *measures]
@@ -52,7 +50,7 @@ def run_session(name: str, measures: list[str]) -> dict[str, Any]:
         try:
             return _read(lines, measures, errors, begun)
         finally:
-            end(mark)
+            end(folder)
             process.wait()
             reader.join()
 
