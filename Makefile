@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-redis crash fuzz soak bench clean lock
+.PHONY: help setup demo lint test test-redis crash fuzz soak bench bench-scale clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -50,14 +50,29 @@ SEED ?=
 soak: setup  ## Draw faults at random under load, and count: make soak MINUTES=60
 	$(BIN)/python -m tests.soak $(MINUTES) $(SEED)
 
-bench: setup  ## Compare with the standard library's process pool
-	$(BIN)/python benchmarks/compare.py
+# In an environment of its own, with what it compares: some of that holds back other packages.
+BENCH := .venv-bench
+$(BENCH)/.ready: requirements-bench.lock pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet -r requirements-bench.lock
+	$(BENCH)/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
 
-lock:  ## Write requirements-dev.lock anew, from pyproject.toml; needs uv
-	uv pip compile --quiet --universal --python-version 3.11 --extra notebooks --group dev \
-		--no-header --no-emit-index-url --no-emit-find-links --no-annotate \
-		--upgrade -o requirements-dev.lock pyproject.toml
+PEERS ?=
+ROUNDS ?= 5
+bench: $(BENCH)/.ready  ## Compare with what people would use instead: make bench PEERS="ray rq" ROUNDS=5
+	$(BENCH)/bin/python -m benchmarks --rounds $(ROUNDS) --peers $(PEERS)
 
-clean:  ## Remove .venv and all that was built or cached
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+bench-scale: $(BENCH)/.ready  ## Measure how nbstreamq itself scales, and what one server carries
+	$(BENCH)/bin/python -m benchmarks.scaling
+	$(BENCH)/bin/python -m benchmarks.capacity
+
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --extra notebooks --group dev \
+	--no-header --no-emit-index-url --no-emit-find-links --no-annotate --upgrade
+lock:  ## Write the lock files anew, from pyproject.toml; needs uv
+	$(LOCK) -o requirements-dev.lock pyproject.toml
+	$(LOCK) --group bench -o requirements-bench.lock pyproject.toml
+
+clean:  ## Remove the environments and all that was built or cached
+	rm -rf $(VENV) $(BENCH) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What nbstreamq costs, beside what people would use instead; see docs/performance.md."""

@@ -1,0 +1,99 @@
+"""nbstreamq beside what people would use instead: ``python -m benchmarks [--peers A B ...]``.
+
+Each round runs every peer once, one after the other, in a fresh interpreter with two workers; what
+counts are medians over the rounds. A run that was interrupted goes on where it was when it is
+started again. A complete run, with all peers, is written into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .machine import machine
+from .measures import MEASURES
+from .page import tables, write_page
+from .peer import PEERS
+from .rounds import run_session
+
+ROOT = Path(__file__).parents[1]
+#: What an interrupted run leaves.
+PARTIAL = ROOT / "build" / "benchmark.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", default=[], help=", ".join(PEERS))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.peers) - set(PEERS):
+        parser.error(f"no peer of this name: {', '.join(sorted(unknown))}")
+    # Whoever ends it thus, too, leaves no process behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted: the same again goes on here"))
+    names = [name for name in PEERS if not arguments.peers or name in arguments.peers]
+    names = list(dict.fromkeys(["nbstreamq", *names]))
+    results = _results_so_far({"rounds": arguments.rounds, "names": names, **machine(ROOT)})
+    for number in range(arguments.rounds):
+        for name in names:
+            if number == len(results["sessions"].setdefault(name, [])):
+                _run(results, name, number)
+    print(tables(results))
+    if names == list(PEERS):
+        write_page(results, ROOT)
+    PARTIAL.unlink()
+
+
+def _results_so_far(head: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run of the same kind left, or the beginning of another."""
+    if PARTIAL.exists():
+        found: dict[str, Any] = json.loads(PARTIAL.read_text(encoding="utf-8"))
+        if found["head"] == head:
+            _tell(f"goes on with {PARTIAL}")
+            return found
+    return {"head": head, "date": datetime.now(UTC).date().isoformat(), "sessions": {}}
+
+
+def _run(results: dict[str, Any], name: str, number: int) -> None:
+    """Run one peer once, and keep what it found."""
+    sessions = results["sessions"][name]
+    broken = next((s["skipped"] for s in sessions if "skipped" in s), None)
+    # What failed once would only take time again; what does not vary is measured once.
+    done = {m for session in sessions for m in session.get("errors", ())}
+    measures = [key for key, m in MEASURES.items() if key not in done and not m.once]
+    if broken is None:
+        begun = time.monotonic()
+        session = run_session(name, measures)
+        for key in [key for key, m in MEASURES.items() if m.once and number == 0]:
+            _add(session, run_session(name, [key]), key)
+        seconds = time.monotonic() - begun
+        _tell(f"round {number + 1} of {results['head']['rounds']}: {name}, {seconds:.0f} s")
+        for what, problem in session.get("errors", {}).items():
+            _tell(f"    {name}: no {what}: {problem}")
+    else:
+        session = {"skipped": broken}
+    if "skipped" in session:
+        _tell(f"    SKIPPED: {name}: {session['skipped']}")
+    sessions.append(session)
+    PARTIAL.parent.mkdir(exist_ok=True)
+    PARTIAL.write_text(json.dumps(results), encoding="utf-8")
+
+
+def _add(session: dict[str, Any], other: dict[str, Any], key: str) -> None:
+    """Add what another session of the same peer found."""
+    for part in ("found", "errors"):
+        if key in other.get(part, {}):
+            session.setdefault(part, {})[key] = other[part][key]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
