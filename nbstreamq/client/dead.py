@@ -19,7 +19,6 @@ from ..protocol.states import State
 from ..protocol.store import Store
 from .future import TaskFuture
 from .ledger import Ledger
-from .named import attach
 from .payload import Payload
 from .replay import stored_function
 from .rerun import rerun
@@ -165,6 +164,8 @@ def _obstacle(entry: DeadEntry) -> str:
 
 def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFuture[Any]]:
     """Put items of a named job into their lane again, as part of it."""
+    from .named import attach  # needs cloudpickle: slow to import
+
     job, chosen = attach(session, task.job.rpartition(":")[0]), entry.items
     if job.id != task.job:
         raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")

@@ -23,7 +23,7 @@ def message_of(value, what="an argument of fib()") -> str:
 
 def test_an_item_is_named_by_its_number_in_the_whole_map(conn):
     with pytest.raises(NotPicklable, match=r"^item \[1002\]\[1\] of fib\(\) can't be sent"):
-        dump([(1, 2), (3, 4), (5, conn)], "an item of fib()", 1000)
+        dump([(1, 2), (3, 4), (5, conn)], "an item of fib()", first=1000)
 
 
 def function_message(fn) -> str:
