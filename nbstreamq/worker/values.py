@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import OrderedDict
@@ -42,7 +43,6 @@ class _Cache(Generic[K, V]):
     def get(self, key: K) -> V | None:
         found = self._kept.get(key)
         if found is None:
-            self._drop_stale()
             return None
         self._kept.move_to_end(key)
         return found[2]
@@ -50,6 +50,7 @@ class _Cache(Generic[K, V]):
     def put(self, key: K, cost: int, value: V, handles: Sequence[Handle] = ()) -> V:
         cost += sum(size for _, size in handles)
         self._drop(key)
+        self._drop_stale()
         self._budget -= cost
         self._kept[key] = (cost, handles, value)
         while self._budget < 0 and len(self._kept) > 1:
@@ -62,7 +63,7 @@ class _Cache(Generic[K, V]):
     def _drop_stale(self) -> None:
         """Drop what the client has freed: else its memory would not be."""
         for key, (_, handles, _) in list(self._kept.items()):
-            if not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
+            if handles and not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
                 self._drop(key)
 
 
@@ -76,6 +77,19 @@ class _KeptOnServer(ServerPlace):
     def _get(self, name: str) -> bytes | None:
         data = self._parts.get(name) or super()._get(name)
         return None if data is None else self._parts.put(name, len(data), data)
+
+
+class _Results(Blobs):
+    """Writes results; where, is asked when there is a large one."""
+
+    def __init__(self, session: str, place_of: Callable[[str], Place]) -> None:
+        self.session = session
+        self._place_of = place_of
+        self._once = True
+
+    @functools.cached_property
+    def place(self) -> Place:  # type: ignore[override]
+        return self._place_of(self.session)
 
 
 class Values:
@@ -102,18 +116,16 @@ class Values:
         register(worker, self._reader)
         #: Whose values are asked for.
         self._job = ""
-        self._results: tuple[str, Blobs | None] = ("", None)
+        self._results = _Results("", self._place_of)
 
     def results(self, job: str) -> Blobs | None:
         """Return where large results of a job go; None: a named one's, which are to last."""
-        known, blobs = self._results
-        if known != job:
-            blobs = None
-            if not is_named(job):
-                session = session_of(job)
-                blobs = Blobs(session, self._place_of(session), once=True)
-            self._results = (job, blobs)
-        return blobs
+        if is_named(job):
+            return None
+        session = session_of(job)
+        if session != self._results.session:
+            self._results = _Results(session, self._place_of)
+        return self._results
 
     def _place_of(self, session: str) -> Place:
         """Return where a client finds its results."""

@@ -13,6 +13,8 @@ def bare(monkeypatch):
     """An environment that says nothing of nbstreamq."""
     for name in ("URL", "SECRET", "SERVER", "RUNTIME_DIR", "DATA_DIR", "SERVER_IDLE", "SILENCE"):
         monkeypatch.delenv(f"NBSTREAMQ_{name}", raising=False)
+    for name in ("MEMORY_DIR", "STORE"):
+        monkeypatch.delenv(f"NBSTREAMQ_{name}", raising=False)
     monkeypatch.delenv("NBSTREAMQ_START_METHOD", raising=False)
     return monkeypatch
 
@@ -31,6 +33,8 @@ def test_without_variables_there_are_the_defaults(bare):
         ("SERVER", "/opt/valkey-server", "server_binary", "/opt/valkey-server"),
         ("RUNTIME_DIR", "/run/x", "runtime_dir", Path("/run/x")),
         ("DATA_DIR", "/srv/x", "data_dir", Path("/srv/x")),
+        ("MEMORY_DIR", "/run/y", "memory_dir", Path("/run/y")),
+        ("STORE", "s3://b/x", "store", "s3://b/x"),
         ("SERVER_IDLE", "2.5", "server_idle", 2.5),
         ("START_METHOD", "spawn", "start_method", "spawn"),
         ("SILENCE", "20", "silence", 20.0),

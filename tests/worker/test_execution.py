@@ -12,6 +12,7 @@ from nbstreamq.objects.outcomes import load_outcomes
 from nbstreamq.objects.payloads import dump
 from nbstreamq.protocol.messages import Options, Task
 from nbstreamq.protocol.settlement import Delivery
+from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.spans import format_span
 from nbstreamq.worker.execution import Execution
 from nbstreamq.worker.output import Output
@@ -25,7 +26,7 @@ def execution(store):
     with tempfile.TemporaryFile() as file:
         os.ftruncate(file.fileno(), SLOT_BYTES)
         output = Output()
-        values = Values(store)
+        values = Values(store, Signer("secret", store.keys.queue), "w1")
         yield Execution("w1", Runner(Slot(file.fileno()), output), output, values)
 
 
