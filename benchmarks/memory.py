@@ -53,7 +53,7 @@ def main(n_rounds: int) -> None:
                 future.result()
             time.sleep(PAUSE)
             more = (used() - before) / 2**20
-            n_bytes = server.memory_usage(lane, samples=0) / 1024
+            n_bytes = (server.memory_usage(lane, samples=0) or 0) / 1024
             text = f"{more:+.1f} MB; its lane has {n_bytes:.1f} kB"
             print(f"{number * N_CALLS:,} calls done: {text}", flush=True)
             if number < n_rounds:

@@ -33,9 +33,9 @@ def usual_handler(monkeypatch):
     """Give tests time for the second interrupt, and leave SIGINT as it was."""
     monkeypatch.setattr(interrupts, "SPAN", LONG)
     monkeypatch.setattr(interrupts.First, "last", None)
-    usual = signal.getsignal(signal.SIGINT)
-    yield usual
-    signal.signal(signal.SIGINT, usual)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt(wait):
