@@ -80,7 +80,11 @@ def captured(queue: TaskQueue, array: np.ndarray) -> None:
         time.sleep(0.02)
         return float(array[:: 2**9].sum() + array[k]), os.getpid()
 
-    workers = {pid for _, pid in queue.map(lambda _: (time.sleep(0.02), os.getpid()), range(40))}
+    def process(_: int) -> int:
+        time.sleep(0.02)
+        return os.getpid()
+
+    workers = set(queue.map(process, range(40)))
     before = shared_bytes() + sum(map(private_bytes, workers))
     begun = time.perf_counter()
     job = queue.map(pick, range(N_ITEMS))

@@ -74,7 +74,9 @@ class Kind(NamedTuple):
         return (
             self.fn is other.fn
             and self.outer is other.outer
-            and self.function.digest == other.function.digest
+            # The same object: one that captures something mutable is pickled anew, and each of its
+            # calls finds that as it was, being a job of its own.
+            and self.function is other.function
             and self.lane == other.lane
             and (self.options is other.options or self.options == other.options)
         )

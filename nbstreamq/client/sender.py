@@ -80,8 +80,8 @@ class Sender:
         anything again; raises `ServerUnreachable` if it is still away.
     memory
         Is told what the server took.
-    ahead
-        Asks for results before a lone call is sent: one wake of the server serves both.
+    meanwhile
+        Called when a lone call is on its way: it asks for the result while the server is awake.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Sender:
         session: str,
         on_trouble: Callable[[ServerUnreachable | None], None],
         memory: Memory,
-        ahead: Callable[[], object],
+        meanwhile: Callable[[], object],
     ) -> None:
         self._store = store
         self._session = session
         self._memory = memory
-        self._ahead = ahead
+        self._meanwhile = meanwhile
         self._on_trouble = on_trouble
         self._queue: deque[Entry | Call | Order] = deque()
         self._changed = threading.Condition()
@@ -139,8 +139,7 @@ class Sender:
         if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
             try:
                 if self._put_first(item):
-                    self._ahead()
-                    self._send_once()
+                    self._send_once(self._meanwhile)
                     return
             finally:
                 self._sending.release()
@@ -178,9 +177,9 @@ class Sender:
             self._pack()
             return True
 
-    def _send_once(self) -> None:
+    def _send_once(self, meanwhile: Callable[[], object]) -> None:
         try:
-            self._send_parcel()
+            self._send_parcel(meanwhile)
         except ServerUnreachable:
             self._lost = True
         finally:
@@ -255,7 +254,7 @@ class Sender:
         n_bytes = sum(call.size_bytes for call in calls)
         return Entry(ledger.lane, delay, fields, n_bytes, ledger, range(item, item + len(calls)))
 
-    def _send_parcel(self) -> None:
+    def _send_parcel(self, meanwhile: Callable[[], object] | None = None) -> None:
         parcel = self._parcel
         if not parcel:
             return
@@ -269,7 +268,9 @@ class Sender:
                     entries = [e for e in entries if not all(map(e.ledger.has_ended, e.items))]
                 tasks = [(e.lane, e.delay, e.fields) for e in entries]
                 if tasks:
-                    self._store.submit(self._session, self._batch, tasks, again=again)
+                    self._store.submit(
+                        self._session, self._batch, tasks, again=again, meanwhile=meanwhile
+                    )
                     self._memory.took(self._batch)
         except ServerUnreachable:
             raise

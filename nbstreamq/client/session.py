@@ -96,7 +96,7 @@ class Session:
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
         on_trouble = self._on_trouble
-        self._sender = Sender(store.clone(), self.id, on_trouble, self._memory, self._ask_ahead)
+        self._sender = Sender(store.clone(), self.id, on_trouble, self._memory, self._ask)
         self.large = LargeValues(self, self._sender, place)
         self._functions = Functions(self.large.pickler, self.tell)
         self._put_off: list[Ledger] = []
@@ -146,7 +146,7 @@ class Session:
         alone = len(self._ledgers) == 1 and (type(item) is not Call or item.is_only)
         self._sender.put(item, shield, alone=alone)
 
-    def _ask_ahead(self) -> None:
+    def _ask(self) -> None:
         self._listener.ask()
 
     def stop_growing(self, ledger: Ledger) -> None:

@@ -64,6 +64,7 @@ class Wire:
         *commands: Command,
         timeout: float = REPLY_TIMEOUT,
         soon: bool = False,
+        meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[], None] | None = None,
     ) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
@@ -74,6 +75,8 @@ class Wire:
             Seconds to wait for the replies. Must exceed the time a command may block.
         soon
             Whether they are worth looking for without sleeping.
+        meanwhile
+            Called when they are sent.
         on_first
             Called when the first command was carried out, for others may block for long.
 
@@ -85,7 +88,9 @@ class Wire:
             The connection failed. Whether the commands were carried out is not known.
         """
         try:
-            replies = self._exchange(commands, timeout, soon=soon, on_first=on_first)
+            replies = self._exchange(
+                commands, timeout, soon=soon, meanwhile=meanwhile, on_first=on_first
+            )
             errors = [r for r in replies if type(r) is ReplyError]
             if errors and any(e.is_about_scripts for e in errors):
                 replies = self._load_and_repeat(commands, replies, timeout)
@@ -183,9 +188,12 @@ class Wire:
         timeout: float,
         *,
         soon: bool = False,
+        meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[], None] | None = None,
     ) -> list[Any]:
         self._send(commands, timeout)
+        if meanwhile:
+            meanwhile()
         if soon:
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)

@@ -121,6 +121,7 @@ class Store(NamedJobs, Supervision, Values):
         tasks: Sequence[tuple[str, float, Fields]],
         *,
         again: bool = True,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         """Put tasks into their lanes; sending the same batch again does nothing.
 
@@ -134,12 +135,14 @@ class Store(NamedJobs, Supervision, Values):
             For each: lane, delay in seconds, and what `encode_task` returned.
         again
             Whether this batch may have been sent before.
+        meanwhile
+            Called, if it is a single task, while the server is at it.
         """
         key = self.keys.session(session)
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
             write = (("XADD", self.keys.lane(lane), "*", *fields), ("SET", key, batch, "EX", WEEK))
-            self._wire.call(("MULTI",), *write, ("EXEC",), soon=True)
+            self._wire.call(("MULTI",), *write, ("EXEC",), soon=True, meanwhile=meanwhile)
             return
         index: dict[str, int] = {}
         args: list[Any] = []
