@@ -212,7 +212,7 @@ class Session:
         timeout
             Seconds to wait in all; None waits for ever.
         item
-            The one that is waited for, if not for all.
+            The one that is waited for, which of calls that share a ledger is the only one.
         beside
             Other jobs that the caller waits for, too.
         """
@@ -232,7 +232,8 @@ class Session:
                     return False
                 explain(self, ledger)
         except KeyboardInterrupt as interrupt:
-            waited = [Waited(one) for one in beside] or [Waited(ledger, item)]
+            mine = Waited(ledger, item if isinstance(ledger, CallLedger) else None)
+            waited = [Waited(one) for one in beside] or [mine]
             interrupted(interrupt, self, waited)
             raise
 

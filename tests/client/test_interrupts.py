@@ -80,6 +80,17 @@ def test_a_future_s_wait_counts_as_its_job_s(queue, gate, wait_until, capsys):
     assert future.cancelled()
 
 
+def test_of_many_calls_only_the_awaited_one_is_cancelled(queue, gate, wait_until, capsys):
+    futures = [queue.submit(gate.hold, number) for number in range(6)]
+    wait_until(lambda: gate.n_reached == 2, describe="the workers")
+    interrupt(futures[4].result)
+    interrupt(futures[4].result)
+    assert capsys.readouterr().err.endswith(CANCELLED.format("hold", 0, 1))
+    gate.open()
+    assert futures[4].cancelled()
+    assert [futures[i].result(20) for i in (0, 1, 2, 3, 5)] == [0, 1, 2, 3, 5]
+
+
 WAITS = {
     "wait": lambda job: job.wait(),
     "result": lambda job: job.result(),

@@ -1,0 +1,75 @@
+"""How many calls share a message."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+
+from nbstreamq.client.calls import MOST, Call, CallLedger, CallPace, gather
+from nbstreamq.client.sender import Order
+
+
+@pytest.fixture
+def ledger():
+    made = CallLedger("s.1", "f", abs, "default")
+    made.pace = CallPace()
+    made.pace.took(0.00001, 1)
+    return made
+
+
+def calls_of(ledger, numbers) -> list[Call]:
+    return [Call(ledger, number, b"", 0.0) for number in numbers]
+
+
+class TestPace:
+    def test_one_until_it_is_known_how_long_they_take(self):
+        assert CallPace().most == 1
+
+    def test_many_short_ones(self):
+        pace = CallPace()
+        pace.took(0.001, 100)
+        assert pace.most == MOST
+
+    def test_long_ones_are_alone(self):
+        pace = CallPace()
+        pace.took(1.0, 1)
+        assert pace.most == 1
+
+    def test_one_long_call_counts_for_a_while(self):
+        pace = CallPace()
+        for seconds in (0.00001, 0.1, *[0.00001] * 10):
+            pace.took(seconds, 1)
+        assert pace.most == 1
+        for _ in range(1000):
+            pace.took(0.00001, 1)
+        assert pace.most > 10
+
+
+class TestGather:
+    def test_each_message_leaves_some_for_others(self, ledger):
+        queue = deque(calls_of(ledger, range(41)))
+        assert [call.item for call in gather(queue)] == list(range(10))
+        assert len(queue) == 31
+
+    def test_a_last_one(self, ledger):
+        queue = deque(calls_of(ledger, [7]))
+        assert [call.item for call in gather(queue)] == [7]
+        assert not queue
+
+    def test_only_successive_calls(self, ledger):
+        queue = deque(calls_of(ledger, [0, 1, 3, *range(4, 40)]))
+        assert [call.item for call in gather(queue)] == [0, 1]
+
+    @pytest.mark.parametrize("others", ["order", "ledger"])
+    def test_only_calls_of_one_ledger(self, ledger, others):
+        between = {
+            "order": Order(lambda _: None, lambda _: None),
+            "ledger": Call(CallLedger("s.2", "f", abs, "default"), 2, b"", 0.0),
+        }
+        queue = deque([*calls_of(ledger, [0, 1]), between[others], *calls_of(ledger, range(2, 40))])
+        assert [call.item for call in gather(queue)] == [0, 1]
+
+    def test_one_at_a_time_while_nothing_is_known(self, ledger):
+        ledger.pace = CallPace()
+        assert len(gather(deque(calls_of(ledger, range(100))))) == 1
