@@ -73,11 +73,9 @@ class Supervisor:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.n_workers = n_workers
         self._store = store
-        self._url = url
-        self._secret = secret
+        self._url, self._secret = url, secret
         self._lanes, self._method = tuple(lanes), method
-        self.door = door
-        self._timing = timing or Timing()
+        self.door, self._timing = door, timing or Timing()
         self._orders = Orders(store.clone(), self._timing)
         self._children: dict[int, Child] = {}
         self._dead: list[tuple[Child, Death]] = []
@@ -106,8 +104,10 @@ class Supervisor:
             signal.signal(number, lambda *_: self.stop())
         born = time.monotonic()
         with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
-            # Before there are workers: whose supervisor nobody knows, nobody would miss.
+            # Before there are workers: whose supervisor nobody knows, nobody would miss; and it
+            # shall hear what is cancelled from then on.
             self._beat()
+            self._obey()
         try:
             while not self._stopping:
                 self._tick()
