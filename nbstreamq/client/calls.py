@@ -39,6 +39,8 @@ SMALL_BYTES = 4096
 AIM = 0.002
 #: Most calls in a message; more save little.
 MOST = 100
+#: Bytes of arguments in a message: a dead letter that is larger can't be tried again.
+MOST_BYTES = 2**15
 #: A message takes at most one of so many waiting calls, so that each worker gets some.
 SHARE = 4
 
@@ -134,9 +136,11 @@ def gather(queue: deque[Any]) -> list[Call]:
     """Take the calls for the next message off `queue`, which begins with one."""
     calls: list[Call] = [queue.popleft()]
     ledger = calls[0].ledger
-    most = min(ledger.pace.most, len(queue) // SHARE)
+    most, n_bytes = min(ledger.pace.most, len(queue) // SHARE), len(calls[0].args)
     while len(calls) < most and type(call := queue[0]) is Call and call.ledger is ledger:
-        if call.item != calls[-1].item + 1:  # another thread was in between
+        n_bytes += len(call.args)
+        # Not the next one: another thread was in between.
+        if call.item != calls[-1].item + 1 or n_bytes > MOST_BYTES:
             break
         calls.append(queue.popleft())
     return calls

@@ -182,7 +182,7 @@ def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     session.start_workers()
 
     fn = stored_function(session, task.fn, task.name)
-    ledger = session.open_ledger(fn, task.name, lane, Ledger)
+    ledger = session.new_ledger(fn, task.name, lane, Ledger)
     # The arguments stay as they are, so items keep their place; those before it are not part of it.
     ledger.add(Payload(0, task.span[-1].stop, task.call, task.args))
     chosen = list(items(task.span))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
-from ..protocol.messages import Event, Task
+from ..protocol.messages import Event, Options, Task
 from ..protocol.store import Store
 from .job import Job
 from .ledger import Ledger
@@ -41,8 +42,9 @@ def everywhere(
     """
     function = session.pickle_function(fn, lasting=True)
     data = dump((args, kwargs or {}), f"an argument of {function.name}()")
-    ledger = session.open_ledger(fn, function.name, lane, Ledger)
+    ledger = session.new_ledger(fn, function.name, lane, Ledger)
     ledger.growing = True
+    session.register(ledger)
     if show is not None:
         ledger.show = show
     session.set_up(ledger, _order(session, ledger, function, data))
@@ -53,16 +55,23 @@ def everywhere(
 def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: bytes) -> Order:
     """Return the order that sends the call; the ledger gets an item for each worker there is."""
 
+    sent: list[list[str]] = []  # to whom: again, if a reply is lost
+
     def carry_out(store: Store) -> None:
         patient_until = time.monotonic() + START_PATIENCE
         while True:
             names = sorted(store.workers())
-            # Before they are sent: a worker may be done before we hear that they were.
-            ledger.begin(Payload(0, len(names), "apply", args))
             # Local ones that are starting are waited for.
             if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
-            elif store.everywhere(names, _tasks(ledger.job, function, args, len(names))):
+                continue
+            if names not in sent[-1:]:
+                # Before they are sent: a worker may be done before we hear that they were.
+                ledger.begin(Payload(0, len(names), "apply", args))
+                sent.append(names)
+            # Others get other messages: the same ones could be taken for copies.
+            options = Options(rerun=len(sent) - 1)
+            if store.everywhere(names, _tasks(ledger.job, function, args, options, len(names))):
                 break
         session.stop_growing(ledger)
 
@@ -74,7 +83,10 @@ def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: byt
     return Order(carry_out, fail, len(args))
 
 
-def _tasks(job: str, function: FunctionPickle, args: bytes, n: int) -> list[Task]:
+def _tasks(job: str, function: FunctionPickle, args: bytes, options: Options, n: int) -> list[Task]:
     """Return a task for each of `n` workers, and one for who joins later: nobody waits for that."""
-    fn, name = function.digest, function.name
-    return [Task(job=job, n=i, fn=fn, name=name, call="apply", args=args) for i in range(n + 1)]
+    opts = options.encode()
+    what = Task(
+        job=job, n=0, fn=function.digest, name=function.name, call="apply", args=args, opts=opts
+    )
+    return [replace(what, n=i) for i in range(n + 1)]

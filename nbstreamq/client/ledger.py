@@ -212,7 +212,7 @@ class Ledger:
     def begin(self, payload: Payload) -> None:
         """Have just the items of `payload`; those there were have not been sent."""
         with self._lock:
-            self._payloads, self._states, self._values = [], bytearray(), []
+            self._payloads, self._states, self._values, self.n_over = [], bytearray(), [], 0
             self.add(payload)
 
     def add(self, payload: Payload) -> None:

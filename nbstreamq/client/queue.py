@@ -197,7 +197,7 @@ class TaskQueue(Executor):
             what = Definition(name, self._lane(), self._options, deadline)
             return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
         with opening(session, fn, function.name, self._lane()) as ledger:
-            ledger.growing, ledger.options = True, self._options
+            ledger.options = self._options
             sends = send_chunks(session, ledger, function, iterables, pace)
             feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
             feed()

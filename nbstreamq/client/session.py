@@ -25,7 +25,7 @@ from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from . import lifetime
-from .calls import Call, CallLedger
+from .calls import Call, CallLedger, CallPace
 from .delay import Warner, explain
 from .functions import Functions
 from .helping import help_until
@@ -88,8 +88,8 @@ class Session:
         #: Of all futures: held for moments only.
         self.condition = threading.Condition(self._ledgers_lock)
         self._numbers = itertools.count(1)
-        #: What the next call may join.
-        self.calls: CallLedger | None = None
+        self.calls: CallLedger | None = None  #: what the next call may join
+        self.pace = "", CallPace()  #: of the last function that was called, by its digest
         self._ledgers: dict[str, Ledger] = {}
         self._set_ups: dict[str, Ledger] = {}
         self.warn = Warner().say
@@ -106,11 +106,10 @@ class Session:
 
     # -- submitting ----------------------------------------------------------------------------
 
-    def open_ledger(self, fn: Callable[..., Any], name: str, lane: str, kind: type[L]) -> L:
-        """Return the ledger of a new job."""
+    def new_ledger(self, fn: Callable[..., Any], name: str, lane: str, kind: type[L]) -> L:
+        """Return the ledger of a new job, to `register` when it is growing or has an item."""
         ledger = kind(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
         ledger.outer = outer_task()
-        self.register(ledger)
         return ledger
 
     def join(self, ledger: CallLedger, data: bytes) -> int | None:
@@ -269,10 +268,10 @@ class Session:
     def _retire(self, ledger: Ledger) -> None:
         """Forget a job that is over; end a session that waited for the last."""
         with self._lock:
-            if not ledger.is_over:  # asked here: calls are added to one that is not
+            # Asked here: calls are added to one that is not over.
+            if not ledger.is_over or self._ledgers.get(ledger.job) is not ledger:
                 return
-            if self._ledgers.get(ledger.job) is not ledger:
-                return
+            self.calls = None if self.calls is ledger else self.calls
             if is_named(ledger.job):
                 # What comes behind its end may reopen it: it must know how far it has heard.
                 if (position := self._listener.unfollow(ledger.job)) is None:

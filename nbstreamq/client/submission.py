@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -66,19 +67,21 @@ def open_call(session: Session, kind: Kind, data: bytes, *, alone: bool) -> tupl
         It shall not share its ledger.
     """
     # What a parcel refers to must not live as long as other calls.
-    alone = alone or len(data) > SMALL_BYTES or type(data) is not bytes
+    alone |= len(data) > SMALL_BYTES or {type(data), type(kind.function.data)} != {bytes}
     last = session.calls
-    is_alike = last is not None and last.kind.is_like(kind)
-    if last is not None and is_alike and not alone and len(last) < MAX_CALLS:
+    if last is not None and not alone and len(last) < MAX_CALLS and last.kind.is_like(kind):
         item = session.join(last, data)
         if item is not None:
             return last, item
-    ledger = session.open_ledger(kind.fn, kind.function.name, kind.lane, CallLedger)
-    ledger.kind = kind
-    ledger.pace = last.pace if last is not None and is_alike else CallPace()
-    if not alone:
-        session.calls = ledger
-    return ledger, ledger.add_call(data)
+    digest, pace = session.pace
+    if digest != kind.function.digest:
+        session.pace = kind.function.digest, (pace := CallPace())
+    ledger = session.new_ledger(kind.fn, kind.function.name, kind.lane, CallLedger)
+    ledger.kind, ledger.pace = kind, pace
+    item = ledger.add_call(data)
+    session.register(ledger)  # not before: one without an item counts as over
+    session.calls = None if alone else ledger
+    return ledger, item
 
 
 def submit(session: Session, ledger: Ledger, task: Task, delay: float) -> None:
@@ -112,7 +115,9 @@ def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> I
     ledger = None
     try:
         with uninterrupted():
-            ledger = session.open_ledger(fn, name, lane, Ledger)
+            ledger = session.new_ledger(fn, name, lane, Ledger)
+            ledger.growing = True
+            session.register(ledger)
         yield ledger
     except BaseException:
         if ledger is not None:
@@ -183,15 +188,17 @@ class Feed:
 
 def submit_when_done(session: Session, call: Call, needed: list[TaskFuture[Any]]) -> None:
     """Submit a call once the results that it needs are there; fail it if one of them fails."""
-    missing = set(range(len(needed)))
+    missing, lock = set(range(len(needed))), threading.Lock()
 
     def one_is_done(index: int, future: TaskFuture[Any]) -> None:
-        missing.discard(index)
+        with lock:  # two may be done at once, in two threads
+            missing.remove(index)
+            is_last = not missing
         if call.ledger.has_ended(call.item):
             return
         try:
             error = future.exception()
-            if error is None and not missing:
+            if error is None and is_last:
                 keeper = session.large.keeper
                 results = [dump(f.result(), f"the result of {f.id}", keeper) for f in needed]
                 args = dump(Dependent(call.args, results), "arguments", keeper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from socket import socket
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = ["Store"]
 
 #: Entries that an event stream may hold though they were read; fewer cost more commands.
 TRIM_EVERY = 100
+#: Seconds after which a session says again that it is there; its week begins anew.
+RENEW_EVERY = 3600.0
 
 
 class Store(NamedJobs, Supervision, Values):
@@ -53,7 +56,7 @@ class Store(NamedJobs, Supervision, Values):
         self._client = client
         self._signer = signer
         self._seen = seen or Seen()
-        self._n_read = 0
+        self._n_read, self._renewal = 0, time.monotonic() + RENEW_EVERY
         self._asked: dict[bytes, str] = {}
         self._ask_version: Command = ("HGET", self.keys.cancelled, "#")
         #: Number of the last change that was read, and job -> cancelled items.
@@ -166,6 +169,10 @@ class Store(NamedJobs, Supervision, Values):
             # MINID keeps entries >= its argument: what lies before the last one that was read.
             self._n_read = 0
             self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
+        if time.monotonic() > self._renewal:
+            # What waits for long is wanted still.
+            self._renewal = time.monotonic() + RENEW_EVERY
+            self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
         keys = [self.keys.events(name) for name in after]
         self._asked = dict(zip(map(str.encode, keys), after, strict=True))
         read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")
@@ -236,7 +243,9 @@ class Store(NamedJobs, Supervision, Values):
         messages[-1] = tasks[-1].encode(self._signer, b"setup")
         keys = self.keys
         command = scripts.everywhere(keys.workers, keys.setup, lanes, names, messages)
-        return bool(self._wire.call(command)[0])
+        # Else a session that does nothing else would look as if it were gone.
+        there = ("SET", keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
+        return bool(self._wire.call(command, there)[0])
 
     # -- worker --------------------------------------------------------------------------------
 

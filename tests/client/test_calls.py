@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -113,3 +114,25 @@ def test_options_and_functions_are_not_mixed(quick):
     ]
     futures = [(queue.submit(fn, x), result) for _ in range(50) for queue, fn, x, result in calls]
     assert all(future.result(20) == result for future, result in futures)
+
+
+def test_calls_of_several_threads(quick):
+    def submit_some(first):
+        return [quick.submit(invert, x) for x in range(first, first + 500)]
+
+    with ThreadPoolExecutor(8) as threads:
+        parts = list(threads.map(submit_some, range(1, 4001, 500)))
+    results = [future.result(30) for part in parts for future in part]
+    assert results == [1 / x for x in range(1, 4001)]
+
+
+def test_what_a_function_captures_is_let_go_when_its_calls_are_over(quick):
+    def capture():
+        captured = frozenset([1])
+        return (lambda: len(captured)), weakref.ref(captured)
+
+    fn, captured = capture()
+    assert quick.submit(fn).result(20) == 1
+    del fn
+    gc.collect()
+    assert captured() is None

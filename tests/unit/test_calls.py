@@ -73,3 +73,7 @@ class TestGather:
     def test_one_at_a_time_while_nothing_is_known(self, ledger):
         ledger.pace = CallPace()
         assert len(gather(deque(calls_of(ledger, range(100))))) == 1
+
+    def test_a_message_stays_small(self, ledger):
+        queue = deque(Call(ledger, number, bytes(4000), 0.0) for number in range(400))
+        assert len(gather(queue)) == 8
