@@ -1,6 +1,6 @@
 """What the clients of the soak ask for, and how they know that it was right.
 
-Run as a program it is a client that makes a named job, and may be killed meanwhile.
+`make` is the program of a client that makes a named job, and may be killed meanwhile.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -157,7 +156,9 @@ class NamedJobs(Load):
         plan = self.plans[name] = Plan(n, pause, f"{self.folder}-{number}")
         n_workers = self.luck.choice([0, 0, 1])
         words = (self.url, name, *map(str, plan), str(n_workers))
-        maker = Process("-m", "tests.soak_load", *words)
+        # Imported, as here: of a function of `__main__`, what it calls would go by value.
+        program = "import sys; from tests.soak_load import make; make(*sys.argv[1:])"
+        maker = Process("-c", program, *words)
         try:
             self._watch(name, self.luck.uniform(0.5, 3.0))
         finally:
@@ -304,7 +305,3 @@ def make(url: str, name: str, n: str, pause: str, tries: str, n_workers: str) ->
     first, *others = plan.inputs()
     queue.map(work, *plan.inputs(), chunksize=7)
     queue.map(work, slowly(first), *others, name=name, chunksize=7).wait(HANGS)
-
-
-if __name__ == "__main__":
-    make(*sys.argv[1:])
