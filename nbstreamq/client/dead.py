@@ -185,6 +185,7 @@ def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     ledger = session.new_ledger(fn, task.name, lane, Ledger)
     # The arguments stay as they are, so items keep their place; those before it are not part of it.
     ledger.add(Payload(0, task.span[-1].stop, task.call, task.args))
+    session.register(ledger)
     chosen = list(items(task.span))
     ledger.cancel(sorted(set(range(len(ledger))) - set(chosen)))
     futures: list[TaskFuture[Any]] = []
