@@ -149,14 +149,8 @@ def gather(queue: deque[Any]) -> list[Call]:
 def task_of_calls(calls: list[Call]) -> Task:
     """Return the message for successive calls."""
     ledger, item, args, _ = calls[0]
-    several = len(calls) > 1
-    return Task(
-        job=ledger.job,
-        n=item,
-        span=(range(len(calls)),),
-        fn=ledger.kind.function.digest,
-        name=ledger.name,
-        call="calls" if several else "apply",
-        args=pickle.dumps([call.args for call in calls], 5) if several else args,
-        opts=ledger.kind.options.encode(),
-    )
+    payload = Payload(item, 1, "apply", args)
+    if len(calls) > 1:
+        together = pickle.dumps([call.args for call in calls], 5)
+        payload = Payload(item, len(calls), "calls", together)
+    return payload.task(ledger.job, ledger.kind.function, ledger.kind.options)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import reprlib
 from typing import Any, NamedTuple
 
+from ..objects.functions import FunctionPickle
 from ..objects.payloads import load
+from ..protocol.messages import Options, Task
+from ..protocol.spans import ONE, Span
 
 __all__ = ["Payload"]
 
@@ -27,6 +30,19 @@ class Payload(NamedTuple):
     n_items: int
     call: str
     args: bytes
+
+    def task(self, job: str, function: FunctionPickle, options: Options, span: Span = ()) -> Task:
+        """Return the message that calls `function` on the items; or on `span` of them."""
+        return Task(
+            job=job,
+            n=self.n,
+            span=span or (ONE if self.n_items == 1 else (range(self.n_items),)),
+            fn=function.digest,
+            name=function.name,
+            call=self.call,
+            args=self.args,
+            opts=options.encode(),
+        )
 
     def arguments(self, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of an item of the job."""

@@ -13,7 +13,7 @@ from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
 from ..objects.references import Dependent
 from ..protocol.messages import Options, Task
-from ..protocol.spans import ONE, Span
+from ..protocol.spans import Span
 from .calls import MAX_CALLS, SMALL_BYTES, Call, CallLedger, CallPace, Kind
 from .chunks import Pace, chunks
 from .future import TaskFuture
@@ -44,16 +44,7 @@ def task_of(
 ) -> Task:
     """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
     ledger.held = function
-    return Task(
-        job=ledger.job,
-        n=payload.n,
-        span=span or (ONE if payload.n_items == 1 else (range(payload.n_items),)),
-        fn=function.digest,
-        name=function.name,
-        call=payload.call,
-        args=payload.args,
-        opts=options.encode(),
-    )
+    return payload.task(ledger.job, function, options, span)
 
 
 def open_call(session: Session, kind: Kind, data: bytes, *, alone: bool) -> tuple[CallLedger, int]:

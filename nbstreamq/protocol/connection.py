@@ -279,5 +279,5 @@ def _spin(poll: select.poll) -> list[tuple[int, int]]:
     """Return what `poll` finds, looking for it without sleeping; empty if it takes too long."""
     until = time.monotonic() + SPIN
     while not (found := poll.poll(0)) and time.monotonic() < until:
-        os.sched_yield()
+        os.sched_yield()  # who is to answer may need this core
     return found
