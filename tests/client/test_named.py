@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,14 @@ from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.keys import WEEK, Keys
 from nbstreamq.protocol.states import State
+from tests.counting import Runs
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 
 
-class Runs:
-    """Counts in files how often each input was run."""
-
-    def __init__(self, folder):
-        self.folder = str(folder)
-
-    def note(self, x):
-        import tempfile
-
-        tempfile.mkstemp(prefix=f"{x}-", dir=self.folder)
-
-    @property
-    def counts(self):
-        return Counter(int(name.split("-")[0]) for name in os.listdir(self.folder))  # noqa: PTH208
-
-
 @pytest.fixture
 def runs(tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return Runs(folder)
+    return Runs(tmp_path / "runs")
 
 
 @pytest.fixture

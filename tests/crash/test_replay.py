@@ -2,39 +2,33 @@
 
 import os
 import signal
-import tempfile
 import warnings
-from collections import Counter
 
 import pytest
 
 from nbstreamq import NbstreamqError
 from nbstreamq.protocol.states import State
+from tests.counting import Runs
 
 
-class Runs:
-    """Counts in files how often each input was run; what it is told to, fails the first time."""
+class Flaky(Runs):
+    """A function whose runs are counted; what it is told to, fails the first time."""
 
-    def __init__(self, folder, failing=()):
-        self.folder, self.failing = str(folder), failing
+    def __init__(self, folder, failing):
+        super().__init__(folder)
+        self.failing = failing
 
     def __call__(self, x):
         first = x not in self.counts
-        tempfile.mkstemp(prefix=f"{x}-", dir=self.folder)
+        self.note(x)
         if first and x in self.failing:
             raise ValueError(x)
         return x * 10
 
-    @property
-    def counts(self):
-        return Counter(int(name.split("-")[0]) for name in os.listdir(self.folder))  # noqa: PTH208
-
 
 @pytest.fixture
 def runs(tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    return lambda *failing: Runs(folder, failing)
+    return lambda *failing: Flaky(tmp_path / "runs", failing)
 
 
 @pytest.fixture
