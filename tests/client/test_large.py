@@ -267,7 +267,11 @@ class TestUrl:
         queue = make_queue(workers=1, store=f"file://{tmp_path}/store")
         future = queue.submit(double, array)
         assert (future.result(20) == 2 * array).all()
-        assert len(list(tmp_path.rglob("store/*/*"))) == 1, "the argument's, and no result's"
+        # The sender's thread deletes the result's, right behind its reading.
+        wait_until(
+            lambda: len(list(tmp_path.rglob("store/*/*"))) == 1,
+            describe="the argument's file, and no result's",
+        )
         queue.shutdown()
         wait_until(lambda: not list(tmp_path.rglob("store/*")), describe="an empty folder")
 
