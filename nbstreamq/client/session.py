@@ -95,13 +95,12 @@ class Session:
         self.warn = Warner().say
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
-        on_trouble = self._on_trouble
-        self._sender = Sender(store.clone(), self.id, on_trouble, self._memory, self._ask)
+        self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory, self._ask)
         self.large = LargeValues(self, self._sender, place)
         self._functions = Functions(self.large.pickler, self.tell)
         self._put_off: list[Ledger] = []
         receive = self._deliver, self._on_delivered
-        self._listener = Listener(store.clone(), self.id, *receive, on_trouble)
+        self._listener = Listener(store.clone(), self.id, *receive, self._on_trouble)
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -242,9 +241,11 @@ class Session:
         with self._store_lock:
             try:
                 return question(self._store)
-            except ServerUnreachable:
-                # The connection may be older than a restart of the server.
+            except ServerUnreachable:  # the connection may be older than a restart of the server
                 return question(self._store)
+            finally:
+                if self._state == "closed":  # after a shutdown, too, can be asked
+                    self._store.close()
 
     # -- news ----------------------------------------------------------------------------------
 

@@ -51,33 +51,43 @@ class Strip:
         self._busy: dict[str, list[float]] = {}
         self._trouble: dict[str, list[float]] = {}
         self._items: dict[str, int] = {}
+        #: Since when a worker has been at an item that takes a while.
+        self._running: dict[str, float] = {}
 
     def add(self, report: Report, now: float) -> None:
         """Take in what a worker did."""
-        while now > self._begun + self.seconds * N_COLUMNS:
-            self._halve()
+        self._fit(now)
         busy = self._busy.setdefault(report.worker, [0.0] * N_COLUMNS)
         trouble = self._trouble.setdefault(report.worker, [0.0] * N_COLUMNS)
-        if report.kind in ("retried", "lost"):
+        if report.kind == "started":
+            self._running[report.worker] = report.started
+        elif report.kind in ("retried", "lost"):
+            self._running.pop(report.worker, None)
             trouble[self._column(now)] += 1
         elif report.kind == "finished":
+            if report.started + report.seconds >= self._running.get(report.worker, now):
+                self._running.pop(report.worker, None)
             self._items[report.worker] = self._items.get(report.worker, 0) + size(report.span)
             self._fill(busy, report.started, report.started + report.seconds)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, now: float) -> list[dict[str, Any]]:
         """Return what is known of each worker; of the busiest, if there are many.
 
         ``busy`` and ``trouble`` are the share of time and the number of troubles in each column,
         ``seconds``, ``n_items`` and ``n_trouble`` the sums.
         """
-        names = sorted(self._busy, key=lambda name: -sum(self._busy[name]))[:N_WORKERS]
+        self._fit(now)
+        table = {name: row.copy() for name, row in self._busy.items()}
+        for name, started in self._running.items():
+            self._fill(table[name], started, now)
+        names = sorted(table, key=lambda name: -sum(table[name]))[:N_WORKERS]
         labels = worker_labels(names)
         return [
             {
                 "worker": labels[name],
-                "busy": [round(min(1.0, s / self.seconds), 2) for s in self._busy[name]],
+                "busy": [round(min(1.0, s / self.seconds), 2) for s in table[name]],
                 "trouble": self._trouble[name],
-                "seconds": round(sum(self._busy[name]), 2),
+                "seconds": round(sum(table[name]), 2),
                 "n_items": self._items.get(name, 0),
                 "n_trouble": int(sum(self._trouble[name])),
             }
@@ -96,14 +106,14 @@ class Strip:
             first = self._begun + k * self.seconds
             busy[k] += max(0.0, min(end, first + self.seconds) - max(start, first))
 
-    def _halve(self) -> None:
-        self.seconds *= 2
-        pad = N_COLUMNS // 2
-        for table in (self._busy, self._trouble):
-            for name, row in table.items():
-                table[name] = [a + b for a, b in zip(row[::2], row[1::2], strict=True)] + [
-                    0.0
-                ] * pad
+    def _fit(self, now: float) -> None:
+        """Widen the columns until `now` is in one of them."""
+        pad = [0.0] * (N_COLUMNS // 2)
+        while now > self._begun + self.seconds * N_COLUMNS:
+            self.seconds *= 2
+            for table in (self._busy, self._trouble):
+                for name, row in table.items():
+                    table[name] = [a + b for a, b in zip(row[::2], row[1::2], strict=True)] + pad
 
 
 class JobView:
@@ -134,7 +144,7 @@ class JobView:
         job, now = self._job, self._clock()
         is_over = job.done()
         if is_over and self._ended is None:
-            self._ended = now
+            self._ended = now if self._samples else self._last_end(now)
             self._workers = {}
         until = self._ended or now
         self._take_reports(until)
@@ -157,7 +167,7 @@ class JobView:
             "n_busy": sum(d.get("state") == "busy" for d in self._workers.values()),
             "n_workers": len(self._workers),
             "obstacle": "" if is_over or counts["running"] else self._obstacle,
-            "strip": self._strip.rows(),
+            "strip": self._strip.rows(until),
             "column_seconds": self._strip.seconds,
             "n_columns": self._strip.n_used(until),
             "errors": _errors(job.ledger.errors(N_ERRORS)),
@@ -165,6 +175,11 @@ class JobView:
             "output": _output(job),
             "progress": _progress(job),
         }
+
+    def _last_end(self, now: float) -> float:
+        """Return when a job ended that was over before anybody looked, such as one attached to."""
+        ends = (r.started + r.seconds for r in self._job.ledger.reports(0) if r.kind == "finished")
+        return min(now, max(ends, default=now))
 
     def _take_reports(self, now: float) -> None:
         for report in self._job.ledger.reports(self._n_reports):

@@ -322,3 +322,14 @@ def test_nothing_stays_on_the_server(make_queue, server_url, queue_name):
         assert not any(key.startswith(("events:", "session:", "delayed:")) for key in left), left
         for key in client.scan_iter(f"*{queue_name}*:lane:*"):
             assert client.xlen(key) == 0
+
+
+def test_a_queue_that_was_shut_down_can_be_asked_and_keeps_no_connection(
+    make_queue, client, wait_until
+):
+    queue = make_queue(workers=0)
+    queue.shutdown()
+    n_before = len(client.client_list())
+    assert queue.status().lanes is not None
+    assert len(queue.dead()) == 0
+    wait_until(lambda: len(client.client_list()) <= n_before, describe="the connections closed")

@@ -46,6 +46,14 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_a_job_that_was_over_before_it_was_shown_took_as_long_as_it_ran(shared_queue):
+    job = shared_queue.map(time.sleep, [0.05])
+    job.wait(30)
+    snapshot = JobView(job, lambda: time.time() + 3600).snapshot()
+    assert 0.05 <= snapshot["elapsed"] < 30
+    assert snapshot["rate"] > 1 / 30
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_job_that_is_over(shared_queue):
     job = shared_queue.map(risky, range(10), chunksize=1)
@@ -121,7 +129,7 @@ class TestStrip:
     def test_a_column_holds_the_share_of_time_that_was_busy(self):
         strip = Strip(100.0)
         strip.add(report(100.0, strip.seconds * 1.5), 100.0 + strip.seconds * 2)
-        (row,) = strip.rows()
+        (row,) = strip.rows(101.0)
         assert row["busy"][:3] == [1.0, 0.5, 0.0]
         assert strip.n_used(100.0 + strip.seconds * 2.5) == 3
 
@@ -129,7 +137,7 @@ class TestStrip:
         strip = Strip(0.0)
         strip.add(report(0.0, 4.0), 4.0)
         strip.add(report(500.0, 100.0), 600.0)
-        (row,) = strip.rows()
+        (row,) = strip.rows(600.0)
         assert strip.seconds * N_COLUMNS >= 600
         assert sum(row["busy"]) * strip.seconds == pytest.approx(104, rel=0.05)
 
@@ -137,7 +145,26 @@ class TestStrip:
         strip = Strip(0.0)
         strip.add(report(0.0, 0.0, kind="retried"), 1.0)
         strip.add(report(0.0, 0.0, kind="lost", worker="w2"), 2.0)
-        assert [sum(row["trouble"]) for row in strip.rows()] == [1, 1]
+        assert [sum(row["trouble"]) for row in strip.rows(2.0)] == [1, 1]
+
+    def test_an_item_that_still_runs_counts_as_busy_until_now(self):
+        strip = Strip(0.0)
+        strip.add(report(0.0, 1.0), 1.0)
+        strip.add(report(1.2, 0.0, kind="started"), 1.2)
+        strip.add(report(0.5, 0.5), 1.3)  # of items before it, told a moment later
+        (row,) = strip.rows(300.0)
+        assert (row["seconds"], row["n_items"]) == (pytest.approx(300.3, rel=0.01), 2)
+        assert row["busy"][strip.n_used(300.0) - 1] > 0
+        strip.add(report(1.0, 300.0), 301.0)
+        (row,) = strip.rows(900.0)
+        assert row["seconds"] == pytest.approx(301.5, rel=0.01)
+
+    def test_an_item_that_was_lost_runs_no_more(self):
+        strip = Strip(0.0)
+        strip.add(report(1.0, 0.0, kind="started"), 1.0)
+        strip.add(report(0.0, 0.0, kind="lost"), 2.0)
+        (row,) = strip.rows(9.0)
+        assert row["seconds"] == 0
 
 
 @pytest.mark.parametrize(
