@@ -5,8 +5,9 @@
     events ──> Ledger ──(looked at 10 times a second)──> JobView ──> JobWidget ──> browser
                                                             └──(at the end)──> HTML in the notebook
 
-A saved notebook holds that HTML and nothing else. If something failed, the widget goes on without
-a view of its own: in the page of a live kernel it puts a button into the HTML; see `static/job.js`.
+A saved notebook holds that HTML and nothing else. The widget goes on, without a view of its own,
+until a page has the HTML, be it one that is opened tomorrow; and if something failed, as long as
+the job: in the page of a live kernel it puts a button into the HTML. See `static/job.js`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class JobWidget(anywidget.AnyWidget):
     place = traitlets.Unicode().tag(sync=True)
     #: Whether a page may have put the button there already.
     offered = traitlets.Bool().tag(sync=True)
+    #: What is left of the view: the data of its last picture, and the id by which pages know it.
+    final = traitlets.Dict().tag(sync=True)
     #: Why a button could not do what it says.
     trouble = traitlets.Unicode().tag(sync=True)
 
@@ -73,11 +76,12 @@ class _Live:
         self._handle = handle
         self._lock = threading.Lock()
         self._follows = False
+        self._is_kept = True  # whether a page has HTML in place of the view, if there was one
         self.place = f"nbstreamq-retry-{job.id.replace('.', '-')}-{next(_numbers)}"
         self._widget = JobWidget(snapshot=_in_words(snapshot), place=self.place)
         self._widget.on_msg(lambda _, message, __: self._obey(message))
         _answer_anywhere(self._widget)
-        weakref.finalize(job, self._widget.close).atexit = False
+        weakref.finalize(job, self._let_go).atexit = False
 
     def bundle(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return data and metadata of the live view.
@@ -85,6 +89,7 @@ class _Live:
         Who shows no widgets, such as GitHub, shows the HTML that stands beside it. Google Colab
         wants metadata, which anywidget provides there.
         """
+        self._is_kept = False
         data, metadata = self._widget._repr_mimebundle_() or ({}, {})
         return {**data, **_picture(snapshot)}, metadata
 
@@ -105,11 +110,10 @@ class _Live:
                 self._follows = not job.done()  # it may have been run again at that moment
         last = view.snapshot()
         self._widget.snapshot = _in_words(last)
-        self._widget.send("over")
         # In its place comes what needs no kernel: a saved notebook shows it for ever.
-        self._handle.update(_picture(last, self.place), raw=True)
-        if not last["n_errors"]:
-            self._widget.close()
+        picture = _picture(last, self.place)
+        self._handle.update(picture, raw=True)
+        self._widget.final = {"id": self._widget.model_id, "data": picture}
 
     def _watch(self, job: Job[Any], view: JobView) -> None:
         """Show what goes on, until the job is over."""
@@ -121,8 +125,17 @@ class _Live:
                 self._widget.snapshot = snapshot
                 _answer_anywhere(self._widget)
 
+    def _let_go(self) -> None:
+        """Close the widget, unless a page still has to get the HTML, or a button needs it."""
+        job = self._job()
+        if self._is_kept and (job is None or not job.ledger.errors(1)):
+            self._widget.close()
+
     def _obey(self, message: Any) -> None:
         """Do what a button says, or say why not."""
+        if message == "kept" and self._widget.final:  # not that of before a retry
+            self._is_kept = True
+            self._let_go()
         job = self._job()
         if job is None:
             return
@@ -141,6 +154,7 @@ class _Live:
     def _retry(self, job: Job[Any]) -> None:
         job.retry_failed()
         if not self._follows:
+            self._widget.final = {}
             view = JobView(job)
             data, metadata = self.bundle(view.snapshot())
             self._handle.update(data, metadata=metadata, raw=True)

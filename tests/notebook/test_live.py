@@ -91,13 +91,68 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     expect(outputs_of(page, "endless.wait").last).to_contain_text("over", timeout=30_000)
 
     # When the notebook is saved, I expect its file to hold the picture and no widget
-    page.keyboard.press("Control+s")
+    save(page)
     saved = lab.folder / notebook
-    page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')", timeout=20_000)
     outputs = nbformat.read(saved, as_version=4).cells[1].outputs
     assert [set(output.data) for output in outputs if "data" in output] == [
         {"text/html", "text/plain"}
     ]
+
+
+AWAY = """\
+import os, time
+from nbstreamq import TaskQueue
+def until(path):
+    while not os.path.exists(path):
+        time.sleep(0.05)
+q = TaskQueue("away", workers=1)
+"""
+
+
+def save(page):
+    page.keyboard.press("Control+s")
+    page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')", timeout=20_000)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_a_page_that_is_loaded_anew_gets_the_html_too(lab, page):
+    sources = [AWAY, *(f"job = q.map(until, [{name!r}])\njob" for name in ("one", "two"))]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, lab.folder / "away.ipynb")
+    open_notebook(page, lab, "away.ipynb")
+    run_cell(page, 0)
+    expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
+    view = page.locator(VIEW)
+
+    # When I reload the page while a job runs, I expect the view to go on, and its HTML at the end
+    run_cell(page, 1)
+    expect(view).to_contain_text("1 running", timeout=20_000)
+    save(page)
+    page.reload()
+    expect(view).to_contain_text("0 of 1 done", timeout=60_000)
+    (lab.folder / "one").touch()
+    expect(outputs_of(page, "'one'")).to_contain_text("1 of 1 done", timeout=20_000)
+    expect(view).to_have_count(0)
+
+    # When nobody looks as it ends, I expect whoever looks next to see the HTML
+    run_cell(page, 2)
+    expect(view).to_contain_text("1 running", timeout=20_000)
+    save(page)
+    page.goto("about:blank")
+    (lab.folder / "two").touch()
+    open_notebook(page, lab, "away.ipynb")
+    expect(outputs_of(page, "'two'")).to_contain_text("1 of 1 done", timeout=20_000)
+    expect(view).to_have_count(0)
+
+    # When I save it, I expect its file to hold pictures and no widgets
+    save(page)
+    cells = nbformat.read(lab.folder / "away.ipynb", as_version=4).cells
+    assert [set(output.data) for cell in cells for output in cell.outputs] == [
+        {"text/html", "text/plain"}
+    ] * 2
 
 
 MAKE = """\

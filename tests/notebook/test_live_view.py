@@ -46,6 +46,18 @@ def test_a_view_that_waits_for_a_retry_keeps_no_job(shared_queue):
     live._obey("retry")  # says nothing, and does nothing
 
 
+def test_the_widget_stays_until_a_page_has_the_html(shared_queue, wait_until):
+    job = shared_queue.map(abs, [-1])
+    live, view = live_of(job), JobView(job)
+    live.bundle(view.snapshot())
+    live.follow(job, view)
+    wait_until(lambda: live._widget.final, describe="the end of the view")
+    assert "1 of 1 done" in live._widget.final["data"]["text/html"]
+    assert live._widget.comm is not None
+    live._obey("kept")
+    assert live._widget.comm is None
+
+
 def test_why_a_button_could_do_nothing_is_said(new_queue):
     queue = new_queue(workers=1)
     job = queue.map(fail, [1])

@@ -103,11 +103,24 @@ function notify(model) {
     new Notification(`${s.name}: ${s.state}`, { body: s.summary });
 }
 
+// When the job is over, its HTML stays in the notebook. A page that was loaded anew does not know which
+// output the kernel's update is for, nor does one that was opened later: there the HTML is put in here.
+function keep(model) {
+  const final = model.get("final");
+  if (!final.data) return;
+  const shown = "application/vnd.jupyter.widget-view+json";
+  for (const cell of model.widget_manager?.context?.model?.cells ?? [])
+    for (let i = 0; i < (cell.outputs?.length ?? 0); i++)
+      if (cell.outputs.get(i).data[shown]?.model_id === final.id)
+        cell.outputs.set(i, { output_type: "display_data", metadata: {}, data: final.data });
+  model.send("kept");
+}
+
 // When the job is over, its HTML has an empty place where this offers to run again what failed. In a
 // saved notebook that place stays empty: no kernel would hear of a click. So it does in a page that was
 // loaded anew: Jupyter no longer knows there which output is to be updated.
-function initialize({ model }) {
-  if (model.get("offered")) return;
+function offerRetry(model) {
+  if (model.get("offered")) return () => {};
   model.set("offered", true);
   model.save_changes();
   const places = document.getElementsByClassName(model.get("place"));
@@ -133,6 +146,20 @@ function initialize({ model }) {
     observer.disconnect();
     model.off("change:trouble", explain);
     clear();
+  };
+}
+
+function initialize({ model }) {
+  const withdraw = offerRetry(model);
+  const end = () => {
+    if (model.get("final").data) notify(model);
+    keep(model);
+  };
+  model.on("change:final", end);
+  keep(model);
+  return () => {
+    model.off("change:final", end);
+    withdraw();
   };
 }
 
@@ -187,17 +214,14 @@ function render({ model, el }) {
     trouble.hidden = !model.get("trouble");
     trouble.textContent = model.get("trouble");
   };
-  const over = (message) => message === "over" && notify(model);
   model.on("change:snapshot", draw);
   model.on("change:trouble", explain);
-  model.on("msg:custom", over);
   draw();
   explain();
   el.append(root);
   return () => {
     model.off("change:snapshot", draw);
     model.off("change:trouble", explain);
-    model.off("msg:custom", over);
   };
 }
 
