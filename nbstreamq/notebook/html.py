@@ -5,10 +5,13 @@ Only elements and inline styles that survive there; colours are the theme's, whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["describe", "describe_worker", "duration", "job_html"]
+from .view import outermost
+
+__all__ = ["describe", "describe_items", "describe_worker", "duration", "job_html"]
 
 _SHADES = {
     "done": "var(--jp-success-color1, #388e3c)",
@@ -75,6 +78,14 @@ def describe_worker(row: dict[str, Any], elapsed: float) -> str:
     return " · ".join(words)
 
 
+def describe_items(ends: Sequence[int]) -> str:
+    """Return which items they are, by the first and the last one: ``item 3``, ``items 3 to 17``."""
+    if not ends:
+        return ""
+    first, last = ends
+    return f"item {first}" if first == last else f"items {first} to {last}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as people say them: ``0.42 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 10:
@@ -134,9 +145,10 @@ def _row(row: dict[str, Any], n: int) -> str:
     for k in range(1, n + 1):
         if k == n or busy[k] != busy[start]:
             if busy[start]:
+                ran = describe_items(outermost(*row["ran"][start:k]))
                 drawn.append(
                     f'<rect x="{start}" y="2" width="{k - start}" height="{_ROW - 4}"'
-                    f' fill="{_BUSY}" fill-opacity="{busy[start]:g}"/>'
+                    f' fill="{_BUSY}" fill-opacity="{busy[start]:g}"><title>{ran}</title></rect>'
                 )
             start = k
     drawn += [

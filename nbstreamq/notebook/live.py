@@ -24,7 +24,7 @@ from IPython.display import DisplayHandle
 
 from ..client.job import Job
 from ..errors import NbstreamqError
-from .html import describe, describe_worker, duration, job_html
+from .html import describe, describe_items, describe_worker, duration, job_html
 from .view import JobView
 
 __all__ = ["JobWidget", "show"]
@@ -173,7 +173,11 @@ def _answer_anywhere(widget: JobWidget) -> None:
 def _in_words(snapshot: dict[str, Any]) -> dict[str, Any]:
     """Return a snapshot with its numbers in the words that the final HTML has, too."""
     elapsed = snapshot["elapsed"]
-    strip = [row | {"words": describe_worker(row, elapsed)} for row in snapshot["strip"]]
+    strip = [
+        row
+        | {"words": describe_worker(row, elapsed), "ran": [describe_items(e) for e in row["ran"]]}
+        for row in snapshot["strip"]
+    ]
     words = {"summary": describe(snapshot), "duration": duration(elapsed)}
     return snapshot | words | {"strip": strip}
 

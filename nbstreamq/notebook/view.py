@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import starmap
+from typing import Any, TypeVar
 
 from ..client.job import Job
 from ..client.report import Report
 from ..protocol.spans import size
 
-__all__ = ["JobView", "worker_labels"]
+__all__ = ["JobView", "outermost", "worker_labels"]
 
 #: Columns of the strip that shows who was busy when. More are finer, and slower to draw.
 N_COLUMNS = 100
@@ -38,11 +39,26 @@ def worker_labels(workers: Iterable[str]) -> dict[str, str]:
     return {w: w if several else f"worker {number}" for w, (_, _, number) in parts.items()}
 
 
+#: The first and the last of some items; empty if there are none.
+Ends = tuple[int, ...]
+T = TypeVar("T")
+
+
+def outermost(*parts: Ends) -> Ends:
+    """Return the first and the last of all items that lie in some parts."""
+    known = [part for part in parts if part]
+    return (min(a for a, _ in known), max(b for _, b in known)) if known else ()
+
+
+def _pairs(row: list[T]) -> Iterator[tuple[T, T]]:
+    return zip(row[::2], row[1::2], strict=True)
+
+
 class Strip:
     """Who was busy when: a row for each worker, a column for each stretch of time.
 
-    A column holds the seconds that the worker was busy in it, and how many items it lost, or had to
-    leave for another try.
+    A column holds the seconds that the worker was busy in it, the first and the last of the items
+    it was busy with, and how many it lost, or had to leave for another try.
     """
 
     def __init__(self, begun: float) -> None:
@@ -51,43 +67,48 @@ class Strip:
         self._busy: dict[str, list[float]] = {}
         self._trouble: dict[str, list[float]] = {}
         self._items: dict[str, int] = {}
-        #: Since when a worker has been at an item that takes a while.
-        self._running: dict[str, float] = {}
+        self._ran: dict[str, list[Ends]] = {}
+        #: What a worker said last when it was at an item that takes a while.
+        self._running: dict[str, Report] = {}
 
     def add(self, report: Report, now: float) -> None:
         """Take in what a worker did."""
         self._fit(now)
         busy = self._busy.setdefault(report.worker, [0.0] * N_COLUMNS)
         trouble = self._trouble.setdefault(report.worker, [0.0] * N_COLUMNS)
+        ran = self._ran.setdefault(report.worker, [()] * N_COLUMNS)
         if report.kind == "started":
-            self._running[report.worker] = report.started
+            self._running[report.worker] = report
         elif report.kind in ("retried", "lost"):
             self._running.pop(report.worker, None)
             trouble[self._column(now)] += 1
         elif report.kind == "finished":
-            if report.started + report.seconds >= self._running.get(report.worker, now):
-                self._running.pop(report.worker, None)
+            end, running = report.started + report.seconds, self._running.get(report.worker)
+            if running and end >= running.started:
+                del self._running[report.worker]
             self._items[report.worker] = self._items.get(report.worker, 0) + size(report.span)
-            self._fill(busy, report.started, report.started + report.seconds)
+            self._fill(busy, ran, report, end)
 
     def rows(self, now: float) -> list[dict[str, Any]]:
         """Return what is known of each worker; of the busiest, if there are many.
 
-        ``busy`` and ``trouble`` are the share of time and the number of troubles in each column,
-        ``seconds``, ``n_items`` and ``n_trouble`` the sums.
+        ``busy``, ``ran`` and ``trouble`` are the share of time, the first and the last item, and
+        the number of troubles in each column, ``seconds``, ``n_items`` and ``n_trouble`` the sums.
         """
         self._fit(now)
-        table = {name: row.copy() for name, row in self._busy.items()}
-        for name, started in self._running.items():
-            self._fill(table[name], started, now)
-        names = sorted(table, key=lambda name: -sum(table[name]))[:N_WORKERS]
+        busy = {name: row.copy() for name, row in self._busy.items()}
+        ran = {name: row.copy() for name, row in self._ran.items()}
+        for name, report in self._running.items():
+            self._fill(busy[name], ran[name], report, now)
+        names = sorted(busy, key=lambda name: -sum(busy[name]))[:N_WORKERS]
         labels = worker_labels(names)
         return [
             {
                 "worker": labels[name],
-                "busy": [round(min(1.0, s / self.seconds), 2) for s in table[name]],
+                "busy": [round(min(1.0, s / self.seconds), 2) for s in busy[name]],
+                "ran": [list(ends) for ends in ran[name]],
                 "trouble": self._trouble[name],
-                "seconds": round(sum(table[name]), 2),
+                "seconds": round(sum(busy[name]), 2),
                 "n_items": self._items.get(name, 0),
                 "n_trouble": int(sum(self._trouble[name])),
             }
@@ -101,10 +122,12 @@ class Strip:
     def _column(self, at: float) -> int:
         return min(N_COLUMNS - 1, max(0, int((at - self._begun) / self.seconds)))
 
-    def _fill(self, busy: list[float], start: float, end: float) -> None:
-        for k in range(self._column(start), self._column(end) + 1):
+    def _fill(self, busy: list[float], ran: list[Ends], report: Report, end: float) -> None:
+        items = report.n + report.span[0].start, report.n + report.span[-1].stop - 1
+        for k in range(self._column(report.started), self._column(end) + 1):
             first = self._begun + k * self.seconds
-            busy[k] += max(0.0, min(end, first + self.seconds) - max(start, first))
+            busy[k] += max(0.0, min(end, first + self.seconds) - max(report.started, first))
+            ran[k] = outermost(ran[k], items)
 
     def _fit(self, now: float) -> None:
         """Widen the columns until `now` is in one of them."""
@@ -113,7 +136,9 @@ class Strip:
             self.seconds *= 2
             for table in (self._busy, self._trouble):
                 for name, row in table.items():
-                    table[name] = [a + b for a, b in zip(row[::2], row[1::2], strict=True)] + pad
+                    table[name] = [*map(sum, _pairs(row)), *pad]
+            for name, ran in self._ran.items():
+                self._ran[name] = [*starmap(outermost, _pairs(ran)), *[()] * len(pad)]
 
 
 class JobView:

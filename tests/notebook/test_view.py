@@ -10,9 +10,9 @@ import pytest
 
 from nbstreamq import track
 from nbstreamq.client.report import Report
-from nbstreamq.notebook.html import describe, describe_worker, duration, job_html
+from nbstreamq.notebook.html import describe, describe_items, describe_worker, duration, job_html
 from nbstreamq.notebook.text import job_text
-from nbstreamq.notebook.view import N_COLUMNS, JobView, Strip
+from nbstreamq.notebook.view import FIRST_COLUMN, N_COLUMNS, JobView, Strip
 from nbstreamq.protocol.spans import ONE
 from tests.real_workers import gate, new_queue, queue, shared_queue
 
@@ -121,8 +121,8 @@ def test_a_large_job_is_looked_at_in_no_time(new_queue):
     assert time.process_time() - began < 0.5
 
 
-def report(started, seconds, *, kind="finished", worker="w1", attempt=1):
-    return Report(kind, 0, ONE, worker, attempt, started, seconds)
+def report(started, seconds, *, kind="finished", worker="w1", attempt=1, n=0):
+    return Report(kind, n, ONE, worker, attempt, started, seconds)
 
 
 class TestStrip:
@@ -159,6 +159,17 @@ class TestStrip:
         (row,) = strip.rows(900.0)
         assert row["seconds"] == pytest.approx(301.5, rel=0.01)
 
+    def test_a_column_tells_what_ran_in_it(self):
+        strip = Strip(0.0)
+        strip.add(report(0.0, 0.02, n=3), 0.1)
+        strip.add(report(0.02, 0.06, n=8), 0.1)
+        strip.add(report(0.2, 0.0, n=9, kind="started"), 0.2)
+        (row,) = strip.rows(0.24)
+        assert row["ran"][:5] == [[3, 8], [8, 8], [], [], [9, 9]]
+        (row,) = strip.rows(9.0)
+        assert strip.seconds == FIRST_COLUMN * 2
+        assert row["ran"][:3] == [[3, 8], [], [9, 9]]
+
     def test_an_item_that_was_lost_runs_no_more(self):
         strip = Strip(0.0)
         strip.add(report(1.0, 0.0, kind="started"), 1.0)
@@ -173,6 +184,10 @@ class TestStrip:
 )
 def test_durations_are_said_as_people_do(seconds, text):
     assert duration(seconds) == text
+
+
+def test_items_in_words():
+    assert [describe_items(e) for e in ((), (3, 3), (3, 17))] == ["", "item 3", "items 3 to 17"]
 
 
 def test_numbers_in_words():

@@ -30,22 +30,35 @@ function drawBar(bar, s) {
   );
 }
 
-// A row for each worker: its name, when it was busy, and the same in words.
+// A row for each worker: its name, when it was busy (with what, says the part one points at), and the same
+// in words. Rows stay, and change: a part that was made anew each time could not be pointed at.
 function drawStrip(table, s) {
-  table.replaceChildren(
-    ...s.strip.map((row) => {
-      const size = { viewBox: `0 0 ${s.n_columns} ${ROW}`, preserveAspectRatio: "none" };
-      const svg = drawing("svg", { ...size, height: ROW, "aria-hidden": "true" });
-      for (let i = 0; i < s.n_columns; i++) {
-        const busy = { x: i, y: 2, width: 1, height: ROW - 4, class: "busy" };
-        if (row.busy[i]) svg.append(drawing("rect", { ...busy, "fill-opacity": row.busy[i] }));
-        const trouble = { x: i, y: 0, width: 1, height: ROW, class: "trouble" };
-        if (row.trouble[i]) svg.append(drawing("rect", trouble));
-      }
-      const name = element("th", { scope: "row" }, row.worker);
-      return element("tr", {}, name, element("td", {}, svg), element("td", {}, row.words));
-    }),
-  );
+  while (table.children.length > s.strip.length) table.lastChild.remove();
+  s.strip.forEach((row, i) => drawWorker(table.children[i] ?? table.appendChild(emptyRow(row)), row, s));
+}
+
+function emptyRow(row) {
+  const svg = drawing("svg", { preserveAspectRatio: "none", height: ROW, "aria-hidden": "true" });
+  row.busy.forEach((_, i) => {
+    const busy = drawing("rect", { x: i, y: 2, width: 1, height: ROW - 4, class: "busy" });
+    busy.append(drawing("title", {}));
+    svg.append(busy, drawing("rect", { x: i, y: 0, width: 1, height: ROW, class: "trouble" }));
+  });
+  return element("tr", {}, element("th", { scope: "row" }), element("td", {}, svg), element("td"));
+}
+
+function drawWorker(shown, row, s) {
+  const [name, drawn, words] = shown.children;
+  const svg = drawn.firstChild;
+  name.textContent = row.worker;
+  words.textContent = row.words;
+  svg.setAttribute("viewBox", `0 0 ${s.n_columns} ${ROW}`);
+  row.busy.forEach((share, i) => {
+    const [busy, trouble] = [svg.children[2 * i], svg.children[2 * i + 1]];
+    busy.setAttribute("fill-opacity", share);
+    busy.firstChild.textContent = row.ran[i];
+    trouble.setAttribute("display", row.trouble[i] ? "inline" : "none");
+  });
 }
 
 // Keeps what the reader has unfolded: only new errors are added, and those run again removed.
