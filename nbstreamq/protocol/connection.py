@@ -17,7 +17,7 @@ from ..errors import ServerRefused, ServerUnreachable
 from ..settings import n_cores
 from .clients import REPLY_TIMEOUT, Client, ReplyError, translate, url_of
 
-__all__ = ["RECONNECT", "Command", "Wire"]
+__all__ = ["RECONNECT", "SPIN", "Command", "Wire"]
 
 Command = tuple[Any, ...]
 
@@ -63,7 +63,7 @@ class Wire:
         self,
         *commands: Command,
         timeout: float = REPLY_TIMEOUT,
-        soon: bool = False,
+        soon: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[], None] | None = None,
     ) -> list[Any]:
@@ -74,7 +74,7 @@ class Wire:
         timeout
             Seconds to wait for the replies. Must exceed the time a command may block.
         soon
-            Whether they are worth looking for without sleeping.
+            Seconds for which the first, and then the others, are looked for without sleeping.
         meanwhile
             Called when they are sent.
         on_first
@@ -142,7 +142,7 @@ class Wire:
         poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
         for one in (self._socket, *others):
             poll.register(one, select.POLLIN)
-        found = _spin(poll) if soon else []
+        found = _spin(poll, SPIN) if soon else []
         found = found or poll.poll(None if seconds is None else seconds * 1000)
         ready = {number for number, _ in found}
         for other in others:
@@ -187,22 +187,27 @@ class Wire:
         commands: Sequence[Command],
         timeout: float,
         *,
-        soon: bool = False,
+        soon: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[], None] | None = None,
     ) -> list[Any]:
         self._send(commands, timeout)
         if meanwhile:
             meanwhile()
-        if soon:
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            _spin(poll)
+        self._look(soon)
         replies = [self._read() for _ in commands[:1]]
         if on_first and type(replies[0]) is not ReplyError:
             on_first()
+        self._look(soon)
         replies += [self._read() for _ in commands[1:]]
         return replies
+
+    def _look(self, seconds: float) -> None:
+        """Wait for a reply, for so long, without sleeping."""
+        if seconds and not self._reader.has_data():
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            _spin(poll, seconds)
 
     def _send(self, commands: Sequence[Command], timeout: float) -> None:
         if self._connection is None:
@@ -275,9 +280,9 @@ class Wire:
             return f"Sentinel's {self._client.connection_pool.service_name}"
 
 
-def _spin(poll: select.poll) -> list[tuple[int, int]]:
-    """Return what `poll` finds, looking for it without sleeping; empty if it takes too long."""
-    until = time.monotonic() + SPIN
+def _spin(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
+    """Return what `poll` finds, looking for it without sleeping; empty if it takes longer."""
+    until = time.monotonic() + seconds
     while not (found := poll.poll(0)) and time.monotonic() < until:
         os.sched_yield()  # who is to answer may need this core
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
-from .connection import Command, Wire
+from .connection import SPIN, Command, Wire
 from .jobs import NamedJobs
 from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
@@ -145,7 +145,7 @@ class Store(NamedJobs, Supervision, Values):
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
             write = (("XADD", self.keys.lane(lane), "*", *fields), ("SET", key, batch, "EX", WEEK))
-            self._wire.call(("MULTI",), *write, ("EXEC",), soon=True, meanwhile=meanwhile)
+            self._wire.call(("MULTI",), *write, ("EXEC",), soon=SPIN, meanwhile=meanwhile)
             return
         index: dict[str, int] = {}
         args: list[Any] = []
@@ -257,6 +257,7 @@ class Store(NamedJobs, Supervision, Values):
         count: int,
         *,
         block: float | None = None,
+        soon: float = 0.0,
         on_settled: Callable[[], None] | None = None,
     ) -> list[Delivery]:
         """Settle what is over and return waiting tasks, in one round trip.
@@ -273,6 +274,8 @@ class Store(NamedJobs, Supervision, Values):
             Most entries from each lane.
         block
             Seconds to wait for a task, if there is none; None: do not wait.
+        soon
+            The first of them, in which sleep would cost too much.
         on_settled
             Called when what is over was settled, before anything is waited for.
 
@@ -291,7 +294,7 @@ class Store(NamedJobs, Supervision, Values):
         # What is cancelled is asked after the wait, in the same breath.
         timeout, first = (block or 0) + REPLY_TIMEOUT, on_settled if settlements else None
         *settled, reply, version = self._wire.call(
-            *settle, read, self._ask_version, timeout=timeout, on_first=first
+            *settle, read, self._ask_version, timeout=timeout, soon=soon, on_first=first
         )
         if settled and 2 in settled[0]:  # not before: the read was under way
             self._note_copies(settlements, settled[0])

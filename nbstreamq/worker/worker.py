@@ -19,7 +19,7 @@ from typing import Any
 from ..current import Host, set_host
 from ..errors import SecretMismatch, ServerUnreachable
 from ..objects.references import fetch_by
-from ..protocol.connection import RECONNECT
+from ..protocol.connection import RECONNECT, SPIN
 from ..protocol.keys import deeper_lanes
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.signing import Signer
@@ -42,6 +42,9 @@ FLUSH = 0.01
 #: Seconds after a connection was lost at which it is looked again for what was given to that one:
 #: until its last read is over, the server may go on serving it, not knowing that nobody listens.
 LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
+#: Seconds after a lone short call in which an idle worker looks for the next one without sleeping:
+#: the time that its client needs to take the result and to call again. And what is short.
+LINGER, SHORT = 2 * SPIN, 0.001
 #: Most entries in a batch. More save round trips; all of them wait behind the first.
 MAX_BATCH = 512
 #: Seconds that a waiting task pauses between looks for others to run, at first and at most.
@@ -98,7 +101,7 @@ class TaskWorker:
         self._batch: deque[Delivery] = deque()
         self._running: list[Delivery] = []
         self._settled: list[Settlement] = []
-        self._flushed = 0.0
+        self._flushed = self._linger = 0.0
         self._count = 1
         self._leaving = self._waiting = False
         self._pulse = Pulse(self.execution, output, self._free, store.clone())
@@ -205,6 +208,7 @@ class TaskWorker:
 
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as much at a time while a batch is short work."""
+        self._linger = LINGER if n == 1 and seconds < SHORT else 0.0
         if seconds > FLUSH:
             self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
         elif n >= self._count:
@@ -233,7 +237,9 @@ class TaskWorker:
 
     # -- give and take -------------------------------------------------------------------------
 
-    def _take(self, lanes: Sequence[str], count: int, block: float | None) -> None:
+    def _take(
+        self, lanes: Sequence[str], count: int, block: float | None, soon: float = 0.0
+    ) -> None:
         """Settle what is over and take the next tasks, in one round trip."""
 
         def send(settled: list[Settlement]) -> None:
@@ -243,6 +249,7 @@ class TaskWorker:
                 self.id,
                 count,
                 block=block,
+                soon=soon,
                 on_settled=lambda: self._ended.settled(settled),
             )
             with self._lock:
@@ -299,7 +306,8 @@ class TaskWorker:
             if self._leaving:
                 raise _Leave
             look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
-            self._take(self._lanes, self._count, max(0.01, min(look, IDLE_BLOCK)))
+            block, soon = max(0.01, min(look, IDLE_BLOCK)), self._linger
+            self._take(self._lanes, self._count, block, soon)
         finally:
             self._waiting = False
             self._slot.set_state(State.BUSY)
