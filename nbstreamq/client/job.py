@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from itertools import chain
 from socket import gethostname
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
@@ -79,12 +80,16 @@ class Job(Generic[T]):
             self._ledger.release(self._next - 1)
         return result
 
-    def _results(self) -> Generator[T, None, None]:
+    def _results(self) -> Iterator[T]:
+        return chain.from_iterable(self._parts())
+
+    def _parts(self) -> Iterator[list[T]]:
+        """Yield the results in order, as many at a time as are there."""
         __tracebackhide__ = True
         index = 0
         while index < len(self._ledger):
             ready = self._ledger.values_from(index) or [self._result(index)]
-            yield from ready
+            yield ready
             index += len(ready)
 
     def _result(self, index: int) -> T:

@@ -51,6 +51,11 @@ class Entry(NamedTuple):
     ledger: Ledger
     items: range
 
+    @property
+    def is_only(self) -> bool:
+        """Whether nothing else of its job was sent."""
+        return self.items.start == 0
+
     def fail(self, error: BaseException) -> None:
         self.ledger.fail(self.items, error)
 

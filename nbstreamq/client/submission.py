@@ -13,7 +13,7 @@ from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
 from ..objects.references import Dependent
 from ..protocol.messages import Options, Task
-from ..protocol.spans import Span
+from ..protocol.spans import Span, size
 from .calls import MAX_CALLS, SMALL_BYTES, Call, CallLedger, CallPace, Kind
 from .chunks import Pace, chunks
 from .future import TaskFuture
@@ -142,6 +142,9 @@ def send_chunks(
             with uninterrupted():
                 ledger.add(payload)
             submit(session, ledger, task_of(ledger, function, payload, options), options.delay)
+            for news in ledger.reports(-1):
+                if news.kind == "finished":
+                    pace.took(news.seconds, size(news.span))
             pace.sent(len(piece), size_of(data))
             yield len(piece)
     except BaseException:

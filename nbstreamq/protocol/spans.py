@@ -78,12 +78,12 @@ def span_of(indices: Iterable[int]) -> Span:
     return tuple(runs)
 
 
-def items(span: Span) -> Iterator[int]:
+def items(span: Iterable[range]) -> Iterator[int]:
     """Return the items of `span`, in order."""
     return chain.from_iterable(span)
 
 
-def size(span: Span) -> int:
+def size(span: Iterable[range]) -> int:
     return sum(map(len, span))
 
 

@@ -90,6 +90,10 @@ class Execution:
         self._runner.release()
         return settlement, run.stopped
 
+    def watch(self) -> None:
+        """Take note that the running delivery takes long."""
+        self._runner.watch()
+
     def set_up(self, task: Task, lane: str) -> list[Event]:
         """Run a task of `everywhere` for which nobody waits; return what it printed, or raised."""
         settlement, _ = self.execute(Delivery(lane=lane, entry_id=b"0-0", task=task))
@@ -182,18 +186,17 @@ class Execution:
             body = dump_outcomes(
                 run.values,
                 run.errors,
-                lambda k: task.id_of(run.done[k]),
+                lambda k: task.id_of(run.item(k)),
                 self._values.results(task.job),
             )
-            span = span_of(run.done)
-            settlement.count(done=len(run.done) - len(run.errors), failed=len(run.errors))
-            settlement.events.append(
-                self._event("finished", task, span, body, started=run.started, seconds=run.seconds)
-            )
+            n_failed = len(run.errors)
+            settlement.count(done=len(run.values) - n_failed, failed=n_failed)
+            times: dict[str, Any] = {"started": run.started, "seconds": run.seconds}
+            settlement.events.append(self._event("finished", task, tuple(run.done), body, **times))
         if run.errors:
             failed = sorted(run.errors)
             reason = _reason([run.errors[k] for k in failed])
-            lost = task.again(span_of(run.done[k] for k in failed))
+            lost = task.again(span_of(map(run.item, failed)))
             settlement.given_up.append(GivenUp(task=lost, reason=reason))
         if run.rest:
             settlement.continue_with(task.again(run.rest))
@@ -201,14 +204,14 @@ class Execution:
     def _retry(self, settlement: Settlement, run: Run, options: Options) -> None:
         """Move the failed items from `run` to a successor."""
         task = settlement.delivery.task
-        failed = span_of(run.done[k] for k in run.errors)
+        failed = span_of(map(run.item, run.errors))
         error = load_error(next(iter(run.errors.values())))
         delay = options.pause_after(task.attempt)
         body = json.dumps({"error": repr(error)[:500], "delay": delay}).encode()
         settlement.events.append(self._event("retried", task, failed, body))
         settlement.successors.append(Successor(task=task.again(failed, attempt=1), delay=delay))
-        kept = [k for k in range(len(run.done)) if k not in run.errors]
-        run.done, run.values = [run.done[k] for k in kept], [run.values[k] for k in kept]
+        kept = [k for k in range(len(run.values)) if k not in run.errors]
+        run.done, run.values = [*span_of(map(run.item, kept))], [run.values[k] for k in kept]
         run.errors = {}
 
     def _output_event(self, task: Task, pieces: Sequence[Piece]) -> Event:

@@ -74,6 +74,7 @@ class Pulse:
         running = self._execution.running[-1:]
         if not running or time.monotonic() - running[0][1] < PULSE:
             return
+        self._execution.watch()
         self._free(self._store)
         with self._output.reporting():
             self._unsent += self._announcement(running[0][0])

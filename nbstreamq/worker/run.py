@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from ..objects.payloads import load
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
-from ..protocol.spans import Span, items, size, span_of
+from ..protocol.spans import Span, items, size
 from .output import Output
 from .slots import Slot, Stop
 
@@ -23,17 +24,18 @@ __all__ = ["Run", "Runner", "Stopped"]
 #: Seconds after which the rest of a chunk goes back to its lane. Longer costs fewer messages;
 #: shorter balances sooner and shows progress sooner.
 SLICE = 0.1
-#: Seconds that an item takes before what others than Python code printed in it is looked for at
-#: once. Shorter costs very short items more; what they print is taken for their successor's.
+#: Seconds of very short items that share a look at the clock, and at what others than Python code
+#: printed: that is taken for the last one's. Shorter costs more.
 LOOK = 1e-4
 
 
 class Stopped(BaseException):
     """Raised inside a task that is cancelled or over its time limit."""
 
-    def __init__(self, serial: int, why: Stop) -> None:
+    def __init__(self, serial: int, item: int, why: Stop) -> None:
         super().__init__(why.name.lower())
         self.serial = serial
+        self.item = item
         self.why = why
 
 
@@ -46,7 +48,8 @@ class Run:
     started, seconds
         When it began, by the wall clock, and how long it took.
     done, values, errors
-        The items that are over, in order; what each returned; position in `done` -> dumped error.
+        The items that are over, in order, as ranges; what each returned; position in `values` ->
+        dumped error.
     cancelled
         Items that were stopped because somebody cancelled them.
     rest
@@ -57,31 +60,64 @@ class Run:
 
     started: float
     seconds: float = 0.0
-    done: list[int] = field(default_factory=list)
+    done: list[range] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
     errors: dict[int, bytes] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
     rest: Span = ()
     stopped: Stopped | None = None
+    _items: list[int] = field(default_factory=list)
+
+    def item(self, position: int) -> int:
+        """Return the item of the value at `position`."""
+        if len(self._items) != len(self.values):
+            self._items = list(items(self.done))
+        return self._items[position]
+
+    def add(self, some: range) -> None:
+        """Say that `some`, which come next, are over."""
+        if self.done and self.done[-1].stop == some.start:
+            some = range(self.done.pop().start, some.stop)
+        self.done.append(some)
 
     def fail(self, item: int, error: bytes) -> None:
         """Add an item that failed."""
-        self.errors[len(self.done)] = error
-        self.done.append(item)
+        self.errors[len(self.values)] = error
+        self.add(range(item, item + 1))
         self.values.append(None)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """A delivery in the runner's hands: what is to be called with what, and what came of it."""
+    """A delivery in the runner's hands: what is to be called with what, and what came of it.
+
+    An item is over once `run` has its value: only then, in `commit`, it is no longer `left`.
+    """
 
     task: Task
     one: Callable[[Any], Any]
     args: Sequence[Any]
-    left: Iterator[int]
+    left: deque[range]
     at: int
     time_limit: float
     run: Run
+
+    def commit(self) -> None:
+        """Take note of which items are over; they are all of the first range that is left."""
+        if n := len(self.run.values) - size(self.run.done):
+            first = self.left.popleft()
+            self.run.add(first[:n])
+            if n < len(first):
+                self.left.appendleft(first[n:])
+
+    def skip(self, item: int) -> bool:
+        """Leave out the next item, if it is `item`."""
+        if not self.left or self.left[0].start != item:
+            return False
+        first = self.left.popleft()
+        if len(first) > 1:
+            self.left.appendleft(first[1:])
+        return True
 
 
 def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -118,6 +154,8 @@ class Runner:
         self._serials = [0]
         #: Where each of them stands in the slot.
         self._places = [0]
+        #: Not empty if the delivery takes long.
+        self._long: list[bool] = []
 
     def on_stop_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Stop the running item, if it is still the one that shall be stopped."""
@@ -130,7 +168,11 @@ class Runner:
         serial, item, why = self._slot.stop_request()
         for at, running in zip(self._places, self._serials, strict=True):
             if running == serial != 0 and self._slot.words[at] == item:
-                raise Stopped(serial, why)
+                raise Stopped(serial, item, why)
+
+    def watch(self) -> None:
+        """Run one by one, from now on, what is left of the delivery: it takes long."""
+        self._long.append(True)
 
     def hold(self, delivery: Delivery) -> None:
         """Say that a delivery is unpickled, run and packed: each of these may kill the process.
@@ -175,11 +217,12 @@ class Runner:
         """
         begun = time.monotonic()
         at = self._places[-1]
+        self._long.clear()
         work = _Work(
             task=task,
             one=_caller(task.call, fn),
             args=args,
-            left=items(todo),
+            left=deque(todo),
             at=at,
             time_limit=Options.decode(task.opts).time_limit or 0.0,
             run=Run(started=time.time()),
@@ -189,13 +232,9 @@ class Runner:
                 pass
         finally:
             self._slot.rest(at)
-        run = work.run
-        if run.stopped:
-            run.rest = span_of([self._output.item, *work.left])
-        elif len(run.done) + len(run.cancelled) < size(todo):
-            run.rest = span_of(work.left)
-        run.seconds = time.monotonic() - begun
-        return run
+        work.run.rest = tuple(work.left)
+        work.run.seconds = time.monotonic() - begun
+        return work.run
 
     def _run_until_stopped(self, work: _Work) -> bool:
         """Run items; return whether it ended because one of them was stopped."""
@@ -203,50 +242,60 @@ class Runner:
             self._run_items(work)
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
-            item = self._output.item
+            work.commit()
             if stop.serial != mine:
                 work.run.stopped = stop
                 return False
-            if stop.why is Stop.CANCELLED:
-                work.run.cancelled.append(item)
-            else:
-                work.run.fail(item, _over_time(work, item, stop))
+            # Else it was over when it was stopped.
+            if work.skip(stop.item):
+                if stop.why is Stop.CANCELLED:
+                    work.run.cancelled.append(stop.item)
+                else:
+                    work.run.fail(stop.item, _over_time(work, stop.item, stop))
             return True
         return False
 
     def _run_items(self, work: _Work) -> None:
-        """The hot loop: a microsecond here is a microsecond for every item."""
-        slot, output, serials, words = self._slot, self._output, self._serials, self._slot.words
-        at, one, args, time_limit = work.at, work.one, work.args, work.time_limit
-        done, values, clock = work.run.done, work.run.values, time.monotonic
-        now = clock()
-        end = now + SLICE
+        """The hot loop: a microsecond here is a microsecond for every item.
+
+        Short items share a look at the clock. While they run, `Stopped` may be raised anywhere.
+        """
+        output, serials, words, at = self._output, self._serials, self._slot.words, work.at
+        one, args, run, clock, long = work.one, work.args, work.run, time.monotonic, self._long
+        append = run.values.append
         self._serial = serial = self._serial + 1
-        slot.begin(at, serial, now, time_limit)
-        for item in work.left:
-            if time_limit:
-                # Before the item: else its predecessor's deadline would be taken for its own.
-                slot.begin(at, serial, now, time_limit)
-            words[at] = output.item = item
+        now = clock()
+        end, n = now + SLICE, 1
+        while work.left:
+            # Before the item: else its predecessor's deadline would be taken for its own.
+            self._slot.begin(at, serial, now, work.time_limit)
             serials[-1] = serial
-            try:
-                value = one(args[item])
-                if type(value) is GeneratorType:
-                    value = list(value)
-            except Stopped:
-                raise
-            except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
-                serials[-1] = 0
-                work.run.fail(item, dump_error(error, task=work.task.id_of(item)))
-            else:
-                serials[-1] = 0
-                done.append(item)
-                values.append(value)
+            for item in work.left[0][:n]:
+                words[at] = output.item = item
+                try:
+                    value = one(args[item])
+                    if type(value) is GeneratorType:
+                        value = list(value)
+                except Stopped:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+                    serials[-1] = 0
+                    run.errors[len(run.values)] = dump_error(error, task=work.task.id_of(item))
+                    append(None)
+                    serials[-1] = serial
+                else:
+                    append(value)
+                if long:
+                    break
+            serials[-1] = 0
+            work.commit()
             before, now = now, clock()
             if now - before > LOOK:
                 output.look()
             if now > end:
                 return
+            grows = now - before < LOOK / 2 and not long and not work.time_limit
+            n = 2 * n if grows else max(1, n // 2)
 
 
 def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:

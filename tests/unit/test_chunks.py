@@ -51,6 +51,47 @@ def test_chunks_of_unknown_number_grow():
     assert sum(found) == 10_000
 
 
+def cut(pace, n):
+    found = []
+    for chunk in chunks(range(n), pace):
+        found.append(len(chunk))
+        pace.sent(len(chunk), len(chunk))
+    return found
+
+
+@given(st.integers(1, 10**5), st.integers(1, 64), st.floats(1e-8, 10))
+def test_what_is_known_of_durations_loses_no_item(n, n_workers, seconds):
+    pace = Pace(n, n_workers)
+    pace.took(seconds, 1)
+    assert sum(cut(pace, n)) == n
+
+
+def test_the_last_chunks_are_small():
+    found = cut(Pace(1000, 2), 1000)
+    assert found[0] == 32
+    assert found[-2:] <= [4, 4]
+    assert sorted(found, reverse=True) == found
+    assert len(found) < 60
+
+
+def test_what_is_found_to_be_short_comes_in_large_chunks():
+    pace = Pace(100_000, 2)
+    assert pace.size == 3125
+    pace.took(0.001, 5000)
+    pace.sent(3125, 3125)
+    assert pace.size == 10_000
+    rest = cut(pace, 100_000 - 3125)
+    assert rest[0] == 10_000
+    assert rest[-2] >= 2500  # a quarter of what is worth a message
+    assert len(rest) < 20
+
+
+def test_what_is_found_to_be_long_comes_as_if_nothing_were_known():
+    pace = Pace(1000, 2)
+    pace.took(10.0, 1)
+    assert cut(pace, 1000) == cut(Pace(1000, 2), 1000)
+
+
 def test_large_items_make_small_chunks():
     pace = Pace(1_000_000, 1)
     assert pace.size == MAX_ITEMS

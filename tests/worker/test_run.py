@@ -65,14 +65,14 @@ def burn(seconds):
 def test_items_are_run_in_order(run):
     result = run(lambda x: x * x, [1, 2, 3])
 
-    assert (result.done, result.values, result.errors) == ([0, 1, 2], [1, 4, 9], {})
+    assert ([*items(result.done)], result.values, result.errors) == ([0, 1, 2], [1, 4, 9], {})
     assert (result.rest, result.cancelled, result.stopped) == ((), [], None)
 
 
 def test_only_what_is_to_be_done_is_run(run):
     result = run(lambda x: x, list("abcde"), todo=(range(1, 2), range(3, 5)))
 
-    assert result.done == [1, 3, 4]
+    assert [*items(result.done)] == [1, 3, 4]
     assert result.values == ["b", "d", "e"]
 
 
@@ -104,7 +104,7 @@ def test_one_that_raises_leaves_the_others_unharmed(run, error):
 
     result = run(fail_at_1, [0, 1, 2])
 
-    assert result.done == [0, 1, 2]
+    assert [*items(result.done)] == [0, 1, 2]
     assert result.values == [0, None, 2]
     assert type(load_error(result.errors[1])) is type(error)
 
@@ -112,8 +112,8 @@ def test_one_that_raises_leaves_the_others_unharmed(run, error):
 def test_a_slice_ends_in_time_and_returns_the_rest(run):
     result = run(lambda x: burn(SLICE * 0.6), list(range(10)))
 
-    assert 1 <= len(result.done) <= 3
-    assert [*result.done, *items(result.rest)] == list(range(10))
+    assert 1 <= len(result.values) <= 3
+    assert [*items(result.done), *items(result.rest)] == list(range(10))
 
 
 def test_the_slot_says_what_runs(run, slot):
@@ -134,7 +134,7 @@ def test_a_cancelled_item_ends_and_the_others_are_run(run, stop_here):
 
     result = run(maybe_stop, [0, 1, 2])
 
-    assert (result.done, result.values, result.cancelled) == ([0, 2], [0, 2], [1])
+    assert ([*items(result.done)], result.values, result.cancelled) == ([0, 2], [0, 2], [1])
 
 
 def test_an_item_over_its_time_fails_and_the_others_are_run(run, stop_here):
@@ -145,7 +145,7 @@ def test_an_item_over_its_time_fails_and_the_others_are_run(run, stop_here):
 
     result = run(maybe_stop, [0, 1, 2], time_limit=0.5)
 
-    assert result.done == [0, 1, 2]
+    assert [*items(result.done)] == [0, 1, 2]
     error = load_error(result.errors[1])
     assert isinstance(error, TimeLimitExceeded)
     assert error.task == "s.1-1"
@@ -179,10 +179,75 @@ def test_the_stop_of_a_waiting_task_passes_through_the_one_that_helps(run, runne
     def outer(x):
         with runner.helping():
             inner = run(lambda y: stop_here(Stop.CANCELLED, level=0) if y else y, [0, 1, 2])
-            assert inner.done == [0]
+            assert inner.done == [range(1)]
             assert list(items(inner.rest)) == [1, 2]
             raise inner.stopped
 
     result = run(outer, [0])
 
-    assert (result.done, result.cancelled, result.stopped) == ([], [0], None)
+    assert ([*items(result.done)], result.cancelled, result.stopped) == ([], [0], None)
+
+
+def test_a_stop_in_the_midst_of_short_items_is_for_one_of_them_only(run, stop_here):
+    def maybe_stop(x):
+        if x in (700, 702, 703, 999):
+            stop_here()
+        if x == 701:
+            raise ValueError(x)
+        return x
+
+    result = run(maybe_stop, list(range(1000)))
+
+    assert result.cancelled == [700, 702, 703, 999]
+    assert [*items(result.done)] == [x for x in range(999) if x not in (700, 702, 703)]
+    assert [result.item(k) for k in result.errors] == [701]
+    assert [v for v in result.values if v is not None] == [
+        x for x in range(999) if x not in (700, 701, 702, 703)
+    ]
+    assert result.rest == ()
+
+
+def test_a_stop_that_comes_when_the_item_is_over_harms_nobody(run, slot, runner):
+    """Between an item's end and the next one's begin, in the midst of a block."""
+    levels = []
+
+    class Hook:
+        """Called by the loop itself, right behind an item."""
+
+        def __bool__(self):
+            if slot.levels() and slot.levels()[0].item == 500 and not levels:
+                levels.extend(slot.levels())
+                slot.ask_to_stop(levels[0], Stop.CANCELLED)
+                runner.on_stop_signal(0, None)
+            return False
+
+        def clear(self):
+            pass
+
+    runner._long = Hook()
+    result = run(lambda x: x, list(range(1000)))
+
+    assert levels
+    assert (result.values, result.cancelled, result.rest) == (list(range(1000)), [], ())
+
+
+def test_short_items_that_become_long_are_given_back_once_the_pulse_sees_it(run, runner):
+    def work(x):
+        if x == 3000:
+            burn(2 * SLICE)
+            runner.watch()
+        return x
+
+    result = run(work, list(range(10_000)))
+
+    assert result.values == list(range(3001))
+    assert result.rest == (range(3001, 10_000),)
+
+
+def test_a_watched_delivery_goes_on_while_its_slice_is_not_over(run, runner):
+    def work(x):
+        if x == 3:
+            runner.watch()
+        return x
+
+    assert run(work, list(range(100))).values == list(range(100))
