@@ -127,7 +127,7 @@ class Session:
             self._listener.follow(ledger.job, after)
             # The request that is under way knows nothing of it: an event ends that.
             look = Event(kind=_KIND_LOOK, job=self.id, n=0, worker="")
-            self.send(Order(lambda store: store.publish([look]), lambda _: None))
+            self.send(Order(lambda store: store.publish([look], own=True), lambda _: None))
 
     def ledger(self, job: str) -> Ledger | None:
         """Return the ledger of a job that is not over."""
@@ -141,7 +141,7 @@ class Session:
 
     def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
         """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
-        alone = len(self._ledgers) == 1 and (type(item) is not Call or item.is_only)
+        alone = len(self._ledgers) == 1 and (isinstance(item, Order) or item.is_only)
         self._sender.put(item, shield, alone=alone)
 
     def _ask(self) -> None:
@@ -364,7 +364,7 @@ class Session:
         self.large.keeper.close()
         try:
             last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
-            self._sender.put(Order(lambda store: store.publish([last]), lambda _: None))
+            self._sender.put(Order(lambda store: store.publish([last], own=True), lambda _: None))
             self._sender.close(farewell)
             self._listener.close(farewell or FAREWELL)
             self.workers.close(wait=farewell is None)

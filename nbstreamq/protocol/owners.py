@@ -41,7 +41,7 @@ class Owners:
         owners = {session_of(job) for job in jobs}
         since = time.monotonic() - TRUST
         doubtful = [owner for owner in owners if self._seen.get(owner, since) <= since]
-        return self._missing(doubtful) if doubtful else set()
+        return self.missing(doubtful) if doubtful else set()
 
     def tidy(self) -> None:
         """Forget, now and then, what was cancelled of owners that are gone for long enough."""
@@ -49,13 +49,14 @@ class Owners:
             return
         names = self._wire.call(("HKEYS", self._keys.cancelled))[0]
         jobs = {name.decode(errors="replace"): name for name in names if name != b"#"}
-        missing = self._missing([*{session_of(job) for job in jobs}])
+        missing = self.missing([*{session_of(job) for job in jobs}])
         old = [name for job, name in jobs.items() if session_of(job) in missing & self._gone]
         if old:
             self._wire.call(("HDEL", self._keys.cancelled, *old))
         self._gone, self._tidied = missing, time.monotonic()
 
-    def _missing(self, owners: list[str]) -> set[str]:
+    def missing(self, owners: list[str]) -> set[str]:
+        """Return those of `owners` that are there no more; asks the server."""
         if not owners:
             return set()
         keys = self._keys

@@ -179,7 +179,10 @@ def encode_settlements(
         else:
             args.append("")
         for event in s.events:
-            args += (table.index(keys.events(session_of(event.job))), event.seal(signer))
+            owner = session_of(event.job)
+            args += (table.index(keys.events(owner)), event.seal(signer))
+            if not is_named(owner):
+                table.index(keys.session(owner))  # used for nothing else: it stands behind
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)

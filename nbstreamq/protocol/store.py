@@ -370,13 +370,24 @@ class Store(NamedJobs, Supervision, Values):
             self._cancellations = (version, spans)
         return spans
 
-    def publish(self, events: Sequence[Event]) -> None:
-        """Send events that settle nothing: started, output, progress."""
-        commands: list[Command] = []
+    def publish(self, events: Sequence[Event], *, own: bool = False) -> None:
+        """Send events that settle nothing: started, output, progress; not to those who are gone.
+
+        Parameters
+        ----------
+        own
+            Whether it is their session that sends them.
+        """
+        option = () if own else ("NOMKSTREAM",)
+        add, live_on = [], []
         for event in events:
-            key, fields = self.keys.events(session_of(event.job)), event.encode(self._signer)
-            if is_named(event.job):  # not again, if it was deleted
-                commands.append(("XADD", key, "NOMKSTREAM", "*", *fields))
-            else:
-                commands += [("XADD", key, "*", *fields), ("EXPIRE", key, DAY)]
-        self._wire.call(*commands)
+            stream = self.keys.events(session_of(event.job))
+            add.append(("XADD", stream, *option, "*", *event.encode(self._signer)))
+            if not is_named(event.job):
+                live_on.append(("EXPIRE", stream, DAY))
+        replies = self._wire.call(*add, *live_on)
+        unheard = [e for e, reply in zip(events, replies, strict=False) if reply is None]
+        gone = self.owners.missing([*{session_of(e.job) for e in unheard}])
+        # What is not there may also be a stream that this is the first event of.
+        if first := [e for e in unheard if session_of(e.job) not in gone]:
+            self.publish(first, own=True)

@@ -134,13 +134,13 @@ class TestEvents:
 
     def test_are_refused_once_however_often_they_are_read(self, store, write):
         write(store.keys.events("s"), [b"event", b"evil pickle"])
-        store.publish([event()])
+        store.publish([event()], own=True)
         read_events(store)
         assert read_events(store)[1] == [event()]
         assert store.refused() == {"event": 1}
 
     def test_of_another_session_are_refused(self, store, client, write):
-        store.publish([event("other.1")])
+        store.publish([event("other.1")], own=True)
         ((_, fields),) = client.xrange(store.keys.events("other"))
         write(store.keys.events("s"), [b"event", fields[b"event"]])
         (error,) = read_events(store)[1]
@@ -193,7 +193,7 @@ class TestOrders:
 
 class TestCopies:
     def test_of_events_are_refused_once_and_dropped(self, store, write, client):
-        store.publish([event()])
+        store.publish([event()], own=True)
         key = store.keys.events("s")
         ((_, fields),) = client.xrange(key)
         after, found = read_events(store)
@@ -212,15 +212,15 @@ class TestCopies:
         assert (first, type(second)) == (event(), SignatureError)
 
     def test_are_none_where_a_reply_was_lost_or_another_reads(self, store, dead):
-        store.publish([event()])
+        store.publish([event()], own=True)
         other = store.clone()
         assert read_events(store)[1] == read_events(store)[1] == read_events(other)[1] == [event()]
         other.close()
         assert dead() == []
 
     def test_of_what_was_said_twice_are_none(self, store, dead):
-        store.publish([event(), event()])
-        store.publish([event()])
+        store.publish([event(), event()], own=True)
+        store.publish([event()], own=True)
         assert read_events(store)[1] == [event()] * 3
         assert dead() == []
 

@@ -141,12 +141,26 @@ def test_a_lane_that_the_server_lost_is_just_too_late(store, chunk, client, bodi
     store.ensure_lanes(["default"])
 
 
-def test_events_go_to_the_session_of_their_job(store, submit, take, finish, make_task):
-    submit(make_task(0, job="one.1"), make_task(0, job="two.1"))
+def test_events_go_to_the_session_of_their_job(store, take, finish, make_task):
+    for session in ("one", "two"):
+        task = store.encode_task(make_task(0, job=f"{session}.1"))
+        store.submit(session, 1, [("default", 0.0, task)])
     store.settle([finish(d, d.task.job.encode()) for d in take()])
     for session in ("one", "two"):
         (event,) = read_events(store, session, b"0", 0)[1]
         assert event.body == session.encode() + b".1"
+
+
+def test_events_for_a_session_that_has_ended_leave_nothing(
+    store, submit, take, finish, make_task, client
+):
+    submit(make_task(0), make_task(1))
+    first, second = take()
+    assert store.settle([finish(first)]) == [True]
+    store.forget_session("s")
+    assert store.settle([finish(second)]) == [True]
+    store.publish([Event(kind="output", job="s.1", n=0, worker="w")])
+    assert not client.exists(store.keys.events("s"))
 
 
 def test_2000_entries_in_one_batch(store, submit, take, finish, make_task):
