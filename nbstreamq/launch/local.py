@@ -132,6 +132,7 @@ class LocalWorkers:
         with self._locked():
             connection = self._connect()
             if connection is None:
+                self._tidy()
                 self._spawn()
                 connection = self._await_door()
         if self._connection is not None:  # to one that has died
@@ -140,10 +141,16 @@ class LocalWorkers:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other kernels from starting the same supervisor."""
-        with self._stem.with_suffix(".lock").open("w") as file:
+        """Keep other kernels from starting a supervisor."""
+        with (self._stem.parent / "workers.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def _tidy(self) -> None:
+        """Remove the logs of supervisors that had nothing to say, and are gone."""
+        for log in self._stem.parent.glob("workers-*.log"):
+            if not log.stat().st_size and not log.with_suffix(".sock").exists():
+                log.unlink()
 
     def _connect(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX)

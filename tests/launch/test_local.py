@@ -236,3 +236,17 @@ def test_two_processes_share_the_workers(new_local, wait_for_workers, server_url
 
     assert {int(pid) for pid in done.stdout.split()} == set(ours.values())
     assert wait_for_workers(2) == ours
+
+
+def test_what_those_that_are_gone_had_nothing_to_write_in_is_removed(
+    new_local, wait_for_workers, server_url, queue_name, settings
+):
+    other = LocalWorkers(server_url, f"{queue_name}-other", "secret", "s", settings)
+    other.scale(1)
+    other.close(wait=True)
+    assert other.log.exists()
+    local = new_local()
+    local.scale(1)
+    wait_for_workers(1)
+    assert not other.log.exists()
+    assert local.log.exists()
