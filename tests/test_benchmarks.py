@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -63,3 +65,12 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="has no"):
         put_between(page, "y", "new")
+
+
+@pytest.mark.parametrize("lock", ["requirements-dev.lock", "requirements-bench.lock"])
+def test_a_lock_file_has_all_that_the_package_needs(lock):
+    """Nothing but `make bench` installs the second: it would be noticed late."""
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[\[>=<;]", line)[0] for line in project["dependencies"]}
+    assert wanted <= {line.partition("==")[0] for line in (root / lock).read_text().splitlines()}
