@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import time
+from collections import Counter
 
 import pytest
 
@@ -333,3 +335,14 @@ def test_a_queue_that_was_shut_down_can_be_asked_and_keeps_no_connection(
     assert queue.status().lanes is not None
     assert len(queue.dead()) == 0
     wait_until(lambda: len(client.client_list()) <= n_before, describe="the connections closed")
+
+
+def test_a_worker_that_took_more_than_it_can_do_soon_gives_it_back(make_queue):
+    queue = make_queue(workers=2)
+    queue.run(2)
+    queue.map(abs, range(3000), chunksize=1).result(30)  # very short: it takes many at a time
+    job = queue.map(time.sleep, [0.03] * 12, chunksize=1)
+    job.wait(30)
+    shares = Counter(r.worker for r in job.ledger.reports(0) if r.kind == "finished")
+    assert len(shares) == 2
+    assert min(shares.values()) >= 3, shares
