@@ -37,9 +37,8 @@ __all__ = ["TaskWorker"]
 #: Seconds that an idle worker waits for a task before it asks again. Longer costs nothing; it must
 #: stay below what firewalls allow a silent connection.
 IDLE_BLOCK = 30.0
-#: Seconds of work that a batch should hold, and after which its results are sent; when it takes
-#: twice as long, the rest is given back. Longer saves round trips; shorter leaves less to one worker
-#: that others could do.
+#: Seconds of work that a batch should hold, and after which its results are sent; if it takes twice
+#: as long, the rest is given back. Longer saves round trips; shorter leaves more to other workers.
 FLUSH = 0.005
 #: Seconds after a connection was lost at which it is looked again for what was given to that one:
 #: until its last read is over, the server may go on serving it, not knowing that nobody listens.
