@@ -24,8 +24,8 @@ def main(name: str, *measures: str) -> None:
 
     peer = load(name)
     peer.start()
-    if peer.gather(peer.submit(identity, [1])) != [1]:
-        sys.exit("wrong result")
+    if (first := peer.gather(peer.submit(identity, [1]))) != [1]:
+        sys.exit(f"wrong result: {first!r}")
     say(measure="first")  # before any import that the first result does not need
 
     from .measures import MEASURES, pace_of
