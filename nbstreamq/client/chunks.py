@@ -69,8 +69,7 @@ class Pace:
         """Learn from a chunk that was sent."""
         if self._fixed:
             return
-        if n_bytes > MAX_BYTES:
-            self._most = max(1, n_items * MAX_BYTES // n_bytes)
+        self._most = min(MAX_ITEMS, max(1, n_items * MAX_BYTES // max(1, n_bytes)))
         self._n_sent += 1
         if self._left is None:
             if self._n_sent % self._step == 0:

@@ -129,12 +129,14 @@ class LocalWorkers:
 
     def _open(self) -> None:
         """Connect to the supervisor; start it if there is none."""
-        with self._locked():
-            connection = self._connect()
-            if connection is None:
-                self._tidy()
-                self._spawn()
-                connection = self._await_door()
+        connection = self._connect()
+        if connection is None:
+            with self._locked():
+                connection = self._connect()  # somebody else may have started it
+                if connection is None:
+                    self._tidy()
+                    self._spawn()
+                    connection = self._await_door()
         if self._connection is not None:  # to one that has died
             self._connection.close()
         self._connection = connection

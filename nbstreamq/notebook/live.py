@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ __all__ = ["JobWidget", "show"]
 
 #: Seconds between two pictures. Shorter costs browser and kernel more than eyes can see.
 FRAME = 0.1
+#: Most jobs that are over whose HTML is kept for pages that may come for it.
+MOST_ENDED = 100
 _STATIC = Path(__file__).parent / "static"
 _numbers = itertools.count(1)
+_ended: deque[_Live] = deque()
 
 
 class JobWidget(anywidget.AnyWidget):
@@ -74,7 +78,7 @@ class _Live:
     def __init__(self, job: Job[Any], handle: DisplayHandle, snapshot: dict[str, Any]) -> None:
         self._job = weakref.ref(job)
         self._handle = handle
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._follows = False
         self._is_kept = True  # whether a page has HTML in place of the view, if there was one
         self.place = f"nbstreamq-retry-{job.id.replace('.', '-')}-{next(_numbers)}"
@@ -108,12 +112,18 @@ class _Live:
             self._watch(job, view)
             with self._lock:
                 self._follows = not job.done()  # it may have been run again at that moment
-        last = view.snapshot()
+                if not self._follows:
+                    self._end(view.snapshot())
+
+    def _end(self, last: dict[str, Any]) -> None:
+        """Put in its place what needs no kernel: a saved notebook shows it for ever."""
         self._widget.snapshot = _in_words(last)
-        # In its place comes what needs no kernel: a saved notebook shows it for ever.
         picture = _picture(last, self.place)
         self._handle.update(picture, raw=True)
         self._widget.final = {"id": self._widget.model_id, "data": picture}
+        _ended.append(self)
+        if len(_ended) > MOST_ENDED:
+            _ended.popleft().kept()
 
     def _watch(self, job: Job[Any], view: JobView) -> None:
         """Show what goes on, until the job is over."""
@@ -125,6 +135,12 @@ class _Live:
                 self._widget.snapshot = snapshot
                 _answer_anywhere(self._widget)
 
+    def kept(self) -> None:
+        """Take note that a page has the HTML, or that none is waited for any more."""
+        if self._widget.final:  # else it was that of before a retry
+            self._is_kept = True
+            self._let_go()
+
     def _let_go(self) -> None:
         """Close the widget, unless a page still has to get the HTML, or a button needs it."""
         job = self._job()
@@ -133,9 +149,8 @@ class _Live:
 
     def _obey(self, message: Any) -> None:
         """Do what a button says, or say why not."""
-        if message == "kept" and self._widget.final:  # not that of before a retry
-            self._is_kept = True
-            self._let_go()
+        if message == "kept":
+            self.kept()
         job = self._job()
         if job is None:
             return
@@ -153,12 +168,13 @@ class _Live:
 
     def _retry(self, job: Job[Any]) -> None:
         job.retry_failed()
-        if not self._follows:
-            self._widget.final = {}
-            view = JobView(job)
-            data, metadata = self.bundle(view.snapshot())
-            self._handle.update(data, metadata=metadata, raw=True)
-            self.follow(job, view)
+        with self._lock:
+            if not self._follows:
+                self._widget.final = {}
+                view = JobView(job)
+                data, metadata = self.bundle(view.snapshot())
+                self._handle.update(data, metadata=metadata, raw=True)
+                self.follow(job, view)
 
 
 def _answer_anywhere(widget: JobWidget) -> None:

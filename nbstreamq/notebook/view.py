@@ -89,6 +89,11 @@ class Strip:
             self._items[report.worker] = self._items.get(report.worker, 0) + size(report.span)
             self._fill(busy, ran, report, end)
 
+    def forget(self, is_over: Callable[[int], bool]) -> None:
+        """Of items that were stopped there is no report: they run no more."""
+        found = self._running.items()
+        self._running = {w: r for w, r in found if not is_over(r.n + r.span[0].start)}
+
     def rows(self, now: float) -> list[dict[str, Any]]:
         """Return what is known of each worker; of the busiest, if there are many.
 
@@ -173,6 +178,7 @@ class JobView:
             self._workers = {}
         until = self._ended or now
         self._take_reports(until)
+        self._strip.forget(job.ledger.has_ended)
         if not is_over and now - self._surveyed >= SURVEY:
             self._surveyed = now
             self._workers, self._obstacle = job.survey()

@@ -179,10 +179,11 @@ def encode_settlements(
         else:
             args.append("")
         for event in s.events:
+            # Not always of the same job: what a thread of an earlier task prints is sent, too.
             owner = session_of(event.job)
-            args += (table.index(keys.events(owner)), event.seal(signer))
-            if not is_named(owner):
-                table.index(keys.session(owner))  # used for nothing else: it stands behind
+            whose = keys.job(owner) if is_named(owner) else keys.session(owner)
+            args += (table.index(keys.events(owner)), table.index(whose))
+            args += ("named" if is_named(owner) else "", event.seal(signer))
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)

@@ -15,7 +15,7 @@ from ..objects.payloads import load
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
-from ..protocol.spans import Span, items, size
+from ..protocol.spans import Span, items
 from .output import Output
 from .slots import Slot, Stop
 
@@ -24,8 +24,9 @@ __all__ = ["Run", "Runner", "Stopped"]
 #: Seconds after which the rest of a chunk goes back to its lane. Longer costs fewer messages;
 #: shorter balances sooner and shows progress sooner.
 SLICE = 0.1
-#: Seconds of very short items that share a look at the clock, and at what others than Python code
-#: printed: that is taken for the last one's. Shorter costs more.
+#: Seconds of short items that share a look at the clock, and at what others than Python code
+#: printed: that is taken for the last one's, also where one of them is longer than those before.
+#: Shorter costs more.
 LOOK = 1e-4
 
 
@@ -101,14 +102,22 @@ class _Work:
     at: int
     time_limit: float
     run: Run
+    n_over: int = 0
 
     def commit(self) -> None:
         """Take note of which items are over; they are all of the first range that is left."""
-        if n := len(self.run.values) - size(self.run.done):
+        n, self.n_over = len(self.run.values) - self.n_over, len(self.run.values)
+        if n:
             first = self.left.popleft()
             self.run.add(first[:n])
             if n < len(first):
                 self.left.appendleft(first[n:])
+
+    def next_size(self, n: int, n_run: int, seconds: float, *, is_long: bool) -> int:
+        """Return how many items are to share a look at the clock, when `n_run` of `n` did."""
+        if is_long or self.time_limit or seconds > LOOK / 2:
+            return max(1, n // 2)
+        return 2 * n if n_run == n else n
 
     def skip(self, item: int) -> bool:
         """Leave out the next item, if it is `item`."""
@@ -172,7 +181,8 @@ class Runner:
 
     def watch(self) -> None:
         """Run one by one, from now on, what is left of the delivery: it takes long."""
-        self._long.append(True)
+        if not self._long:
+            self._long.append(True)
 
     def hold(self, delivery: Delivery) -> None:
         """Say that a delivery is unpickled, run and packed: each of these may kill the process.
@@ -201,9 +211,9 @@ class Runner:
         try:
             yield
         finally:
-            self._serials.pop()
-            self._places.pop()
             self._output.item = item
+            self._places.pop()
+            self._serials.pop()  # at last: from here on a stop may come
 
     def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: Span) -> Run:
         """Run items of the task that is held until a slice of time is over; at least one is tried.
@@ -252,8 +262,18 @@ class Runner:
                     work.run.cancelled.append(stop.item)
                 else:
                     work.run.fail(stop.item, _over_time(work, stop.item, stop))
+                    work.n_over += 1
             return True
         return False
+
+    def _is_stop(self, error: BaseException, item: int) -> bool:
+        """Tell whether the running `item` was stopped, or one that waits for it.
+
+        An exception may be kept by what an earlier item left behind, and raised again.
+        """
+        if not isinstance(error, Stopped) or error.serial not in self._serials:
+            return False
+        return error.serial != self._serials[-1] or error.item == item
 
     def _run_items(self, work: _Work) -> None:
         """The hot loop: a microsecond here is a microsecond for every item.
@@ -270,15 +290,16 @@ class Runner:
             # Before the item: else its predecessor's deadline would be taken for its own.
             self._slot.begin(at, serial, now, work.time_limit)
             serials[-1] = serial
-            for item in work.left[0][:n]:
+            block = work.left[0][:n]
+            for item in block:
                 words[at] = output.item = item
                 try:
                     value = one(args[item])
                     if type(value) is GeneratorType:
                         value = list(value)
-                except Stopped:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+                except BaseException as error:  # whatever a task raises is its outcome
+                    if self._is_stop(error, item):
+                        raise
                     serials[-1] = 0
                     run.errors[len(run.values)] = dump_error(error, task=work.task.id_of(item))
                     append(None)
@@ -294,8 +315,7 @@ class Runner:
                 output.look()
             if now > end:
                 return
-            grows = now - before < LOOK / 2 and not long and not work.time_limit
-            n = 2 * n if grows else max(1, n // 2)
+            n = work.next_size(n, len(block), now - before, is_long=bool(long))
 
 
 def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:

@@ -197,7 +197,9 @@ class TaskWorker:
                 if time.monotonic() - began > 2 * FLUSH:
                     n -= len(self._batch)
                     self.release_batch()
+                flushing = time.monotonic()
                 self.flush(self._store)
+                began += time.monotonic() - flushing  # the way to the server is no work
         self._adapt(n, time.monotonic() - began)
 
     def _look_for_more_urgent(self, lane: str) -> None:
@@ -277,9 +279,9 @@ class TaskWorker:
             if settled:
                 # Before the results: who has the result shall have what was printed, too.
                 settled[-1].events[:0] = self.execution.strays()
-            self._flushed = time.monotonic()
             try:
                 send(settled)
+                self._flushed = time.monotonic()
             except BaseException:
                 # Whether they were settled is not known; doing it twice does it once.
                 with self._lock:

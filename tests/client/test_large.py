@@ -166,6 +166,25 @@ class TestFrames:
         table = pa.table({"x": np.arange(N)})
         assert local.submit(lambda t: t.slice(1), table).result(20).equals(table.slice(1))
 
+    def test_of_torch(self, local):
+        torch = pytest.importorskip("torch")
+        tensor = torch.arange(N, dtype=torch.float64)
+
+        def change(tensor):
+            tensor[0] = 5
+            return tensor
+
+        result = local.submit(change, tensor).result(20)
+        assert (tensor[0], result[0]) == (0, 5)
+        result[1] = 7
+        assert torch.equal(result[2:], tensor[2:])
+        assert files_of(local)
+        # What NumPy can't hold goes PyTorch's own way.
+        for other in (tensor.bfloat16(), tensor.clone().requires_grad_(), tensor.to_sparse()):
+            same = local.submit(lambda t: t, other).result(20)
+            assert (same.dtype, same.requires_grad) == (other.dtype, other.requires_grad)
+            assert torch.equal(same.to_dense(), other.to_dense())
+
 
 class TestFiles:
     def test_one_for_each_content_as_long_as_somebody_may_need_it(self, local, array, wait_until):

@@ -58,6 +58,19 @@ def test_the_widget_stays_until_a_page_has_the_html(shared_queue, wait_until):
     assert live._widget.comm is None
 
 
+def test_without_a_browser_the_oldest_widgets_go(shared_queue, wait_until, monkeypatch):
+    monkeypatch.setattr("nbstreamq.notebook.live.MOST_ENDED", 1)
+    lives = []
+    for _ in range(2):
+        job = shared_queue.map(abs, [-1])
+        lives.append(live_of(job))
+        lives[-1].bundle(JobView(job).snapshot())
+        lives[-1].follow(job, JobView(job))
+        wait_until(lambda: lives[-1]._widget.final, describe="the end of the view")
+    wait_until(lambda: lives[0]._widget.comm is None, describe="the first one's end")
+    assert lives[1]._widget.comm is not None
+
+
 def test_why_a_button_could_do_nothing_is_said(new_queue):
     queue = new_queue(workers=1)
     job = queue.map(fail, [1])

@@ -170,6 +170,14 @@ class TestStrip:
         assert strip.seconds == FIRST_COLUMN * 2
         assert row["ran"][:3] == [[3, 8], [], [9, 9]]
 
+    def test_an_item_that_was_cancelled_runs_no_more(self):
+        strip = Strip(0.0)
+        strip.add(report(1.0, 0.0, n=7, kind="started"), 1.0)
+        strip.forget(lambda item: item == 8)
+        assert strip.rows(9.0)[0]["seconds"] == pytest.approx(8)
+        strip.forget(lambda item: item == 7)
+        assert strip.rows(9.0)[0]["seconds"] == 0
+
     def test_an_item_that_was_lost_runs_no_more(self):
         strip = Strip(0.0)
         strip.add(report(1.0, 0.0, kind="started"), 1.0)

@@ -151,6 +151,20 @@ def test_events_go_to_the_session_of_their_job(store, take, finish, make_task):
         assert event.body == session.encode() + b".1"
 
 
+def test_what_a_deleted_job_still_prints_harms_no_call_of_others(
+    store, submit, take, finish, make_task, client
+):
+    """A thread of an earlier task may print while another's result is sent."""
+    submit(make_task(0))
+    settlement = finish(*take())
+    stray = Event(kind="output", job="sweep:1", n=0, worker="w", body=b"[]")
+    settlement.events.insert(0, stray)
+    assert store.settle([settlement]) == [True]
+    (event,) = read_events(store, "s", b"0", 0)[1]
+    assert event.kind == "finished"
+    assert not client.exists(store.keys.events("sweep:1"))
+
+
 def test_events_for_a_session_that_has_ended_leave_nothing(
     store, submit, take, finish, make_task, client
 ):

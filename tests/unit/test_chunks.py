@@ -101,6 +101,13 @@ def test_large_items_make_small_chunks():
     assert pace.size == 1
 
 
+def test_short_work_on_large_items_makes_no_large_chunk():
+    pace = Pace(None, 2)
+    pace.took(5e-6, 1)
+    pace.sent(1, MAX_BYTES // 2)
+    assert pace.size == 2
+
+
 def test_large_items_of_unknown_number_stop_the_growth():
     pace = Pace(None, 1)
     for _ in range(1000):

@@ -251,3 +251,28 @@ def test_a_watched_delivery_goes_on_while_its_slice_is_not_over(run, runner):
         return x
 
     assert run(work, list(range(100))).values == list(range(100))
+
+
+def test_a_stop_that_is_raised_again_by_a_later_item_is_that_item_s_error(run, stop_here):
+    kept = []
+
+    def work(x):
+        if x == 1:
+            try:
+                stop_here()
+            except BaseException as stop:
+                kept.append(stop)
+        if x == 3:
+            raise kept[0]
+        return x
+
+    result = run(work, list(range(6)))
+
+    assert result.values == [0, 1, 2, None, 4, 5]
+    assert (list(result.errors), result.cancelled, result.stopped) == ([3], [], None)
+
+
+def test_many_ranges_are_run_as_one_is(run):
+    ranges = (*(range(k, k + 1) for k in range(0, 400, 2)), range(400, 500))
+    result = run(lambda x: x, list(range(500)), todo=ranges)
+    assert [*items(result.done)] == result.values == [*range(0, 400, 2), *range(400, 500)]

@@ -6,13 +6,13 @@
 -- ARGV[2..] for each entry: lane, id, numbers of events, of successors, of dead letters;
 --   '', or of a named job: job, inputs, settled, the task's digest ('' if it goes back as it is),
 --   how many items are done, failed, cancelled by this;
---   for each event: event stream (the key behind it is that of its session), the sealed event;
+--   for each event: event stream, whose it is (session or job), '' if that is a session, sealed event;
 --   for each successor: lane or delayed set, delay (ms), when ('' always, 'busy' or 'idle': only if
 --   others wait in the lane, or none), number of fields and values that replace the entry's, those;
 --   for each letter: dead stream, its sender's letters, function, why, where from, and as above
 -- Returns for each entry 1 if it was settled by this call, 2 if it was but is a copy of what a named
 --   job has settled (nothing follows), else 0
-local settled, events, sessions, named, i, due = {}, {}, {}, {}, 2, false
+local settled, events, owners, named, i, due = {}, {}, {}, {}, 2, false
 
 local function next_arg()
   i = i + 1
@@ -72,10 +72,9 @@ while i <= #ARGV do
   if mine > 0 then redis.call('XDEL', lane, id) end
   settled[#settled + 1] = mine
   for _ = 1, n_events do
-    local at, event = next_arg(), next_arg()
-    local stream = KEYS[2 + at]
+    local stream, owner, is_named, event = next_key(), next_key(), next_arg() ~= '', next_arg()
     if wanted then
-      sessions[stream], named[stream], events[stream] = KEYS[3 + at], job, events[stream] or {}
+      owners[stream], named[stream], events[stream] = owner, is_named, events[stream] or {}
       local list = events[stream]
       list[#list + 1], list[#list + 2] = 'event', event
     end
@@ -102,15 +101,15 @@ while i <= #ARGV do
     if wanted and entry then keep(dead, letters, fn, fields) end
   end
 end
-for stream, list in pairs(events) do  -- of a session that is gone, nobody would read them
+for stream, list in pairs(events) do  -- where the owner is gone, nobody would read them
   for first = 1, #list, 2000 do
     local last = math.min(first + 1999, #list)
     if not redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(list, first, last))
-        and (named[stream] or redis.call('EXISTS', sessions[stream]) == 1) then
+        and redis.call('EXISTS', owners[stream]) == 1 then
       redis.call('XADD', stream, '*', unpack(list, first, last))
     end
   end
-  if named[stream] then live_on(stream, named[stream])
+  if named[stream] then live_on(stream, owners[stream])
   else redis.call('PEXPIRE', stream, ARGV[1]) end
 end
 if due then
