@@ -386,8 +386,9 @@ class Store(NamedJobs, Supervision, Values):
             if not is_named(event.job):
                 live_on.append(("EXPIRE", stream, DAY))
         replies = self._wire.call(*add, *live_on)
-        unheard = [e for e, reply in zip(events, replies, strict=False) if reply is None]
+        # What is not there may also be a stream that this is the first event of; a job's is there.
+        pairs = zip(events, replies, strict=False)
+        unheard = [e for e, reply in pairs if reply is None and not is_named(e.job)]
         gone = self.owners.missing([*{session_of(e.job) for e in unheard}])
-        # What is not there may also be a stream that this is the first event of.
         if first := [e for e in unheard if session_of(e.job) not in gone]:
             self.publish(first, own=True)
