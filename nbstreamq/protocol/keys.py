@@ -44,6 +44,7 @@ __all__ = [
     "deeper_lanes",
     "is_named",
     "nested_lane",
+    "owner_key",
     "session_of",
     "tail_of",
 ]
@@ -138,6 +139,11 @@ def session_of(job: str) -> str:
 def is_named(job: str) -> bool:
     """Tell whether `job` is the id of a named job."""
     return ":" in job
+
+
+def owner_key(keys: Keys, owner: str) -> str:
+    """Return the key that is there as long as `owner` is, a session or a named job."""
+    return keys.job(owner) if is_named(owner) else keys.session(owner)
 
 
 def nested_lane(depth: int) -> str:

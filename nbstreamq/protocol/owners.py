@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from .connection import Wire
-from .keys import Keys, is_named, session_of
+from .keys import Keys, owner_key, session_of
 
 __all__ = ["Owners"]
 
@@ -59,9 +59,7 @@ class Owners:
         """Return those of `owners` that are there no more; asks the server."""
         if not owners:
             return set()
-        keys = self._keys
-        asked = [keys.job(o) if is_named(o) else keys.session(o) for o in owners]
-        there = self._wire.call(*(("EXISTS", key) for key in asked))
+        there = self._wire.call(*(("EXISTS", owner_key(self._keys, o)) for o in owners))
         if len(self._seen) > MOST_KNOWN:
             self._seen.clear()
         now = time.monotonic()

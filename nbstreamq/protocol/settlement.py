@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from .keys import Keys, is_named, session_of
+from .keys import Keys, is_named, owner_key, session_of
 from .messages import Event, Fields, Task
 from .seen import DIGEST_BYTES
 from .signing import Signer
@@ -181,8 +181,7 @@ def encode_settlements(
         for event in s.events:
             # Not always of the same job: what a thread of an earlier task prints is sent, too.
             owner = session_of(event.job)
-            whose = keys.job(owner) if is_named(owner) else keys.session(owner)
-            args += (table.index(keys.events(owner)), table.index(whose))
+            args += (table.index(keys.events(owner)), table.index(owner_key(keys, owner)))
             args += ("named" if is_named(owner) else "", event.seal(signer))
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.

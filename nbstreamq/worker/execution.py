@@ -158,10 +158,10 @@ class Execution:
         except SecretMismatch:  # others know the new secret: back to the lane
             return Run(started=time.time(), rest=todo)
         except BaseException as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
-            run = Run(started=time.time())
+            run = Run(started=time.time(), done=[*todo])
             dumped = dump_error(error, task=task.id_of(0))
-            for item in items(todo):
-                run.fail(item, dumped)
+            for _ in items(todo):
+                run.fail(dumped)
             return run
 
     def _load_args(self, task: Task) -> Sequence[Any]:

@@ -81,10 +81,9 @@ class Run:
             some = range(self.done.pop().start, some.stop)
         self.done.append(some)
 
-    def fail(self, item: int, error: bytes) -> None:
-        """Add an item that failed."""
+    def fail(self, error: bytes) -> None:
+        """Put an error in the place of the next value."""
         self.errors[len(self.values)] = error
-        self.add(range(item, item + 1))
         self.values.append(None)
 
 
@@ -108,25 +107,20 @@ class _Work:
         """Take note of which items are over; they are all of the first range that is left."""
         n, self.n_over = len(self.run.values) - self.n_over, len(self.run.values)
         if n:
-            first = self.left.popleft()
-            self.run.add(first[:n])
-            if n < len(first):
-                self.left.appendleft(first[n:])
+            self.run.add(self.cut(n))
+
+    def cut(self, n: int) -> range:
+        """Take the next `n` items, which are of one range, from what is left."""
+        first = self.left.popleft()
+        if n < len(first):
+            self.left.appendleft(first[n:])
+        return first[:n]
 
     def next_size(self, n: int, n_run: int, seconds: float, *, is_long: bool) -> int:
         """Return how many items are to share a look at the clock, when `n_run` of `n` did."""
         if is_long or self.time_limit or seconds > LOOK / 2:
             return max(1, n // 2)
         return 2 * n if n_run == n else n
-
-    def skip(self, item: int) -> bool:
-        """Leave out the next item, if it is `item`."""
-        if not self.left or self.left[0].start != item:
-            return False
-        first = self.left.popleft()
-        if len(first) > 1:
-            self.left.appendleft(first[1:])
-        return True
 
 
 def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -256,13 +250,13 @@ class Runner:
             if stop.serial != mine:
                 work.run.stopped = stop
                 return False
-            # Else it was over when it was stopped.
-            if work.skip(stop.item):
-                if stop.why is Stop.CANCELLED:
-                    work.run.cancelled.append(stop.item)
-                else:
-                    work.run.fail(stop.item, _over_time(work, stop.item, stop))
-                    work.n_over += 1
+            if not work.left or work.left[0].start != stop.item:
+                return True  # it was over when it was stopped
+            if stop.why is Stop.CANCELLED:
+                work.run.cancelled += work.cut(1)
+            else:
+                work.run.fail(_over_time(work, stop.item, stop))
+                work.commit()
             return True
         return False
 
@@ -301,8 +295,7 @@ class Runner:
                     if self._is_stop(error, item):
                         raise
                     serials[-1] = 0
-                    run.errors[len(run.values)] = dump_error(error, task=work.task.id_of(item))
-                    append(None)
+                    run.fail(dump_error(error, task=work.task.id_of(item)))
                     serials[-1] = serial
                 else:
                     append(value)

@@ -31,13 +31,15 @@ BLOCKED = "endless = q.map(time.sleep, [0.5] * 200)\ndisplay(endless)\nendless.w
 VIEW = ".nbstreamq-job"
 
 
+def write_notebook(lab, name, sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), lab.folder / name)
+
+
 @pytest.fixture
 def notebook(lab) -> str:
-    cells = [nbformat.v4.new_code_cell(source) for source in (START, JOB, FREE, BLOCKED)]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=metadata), lab.folder / "live.ipynb"
-    )
+    write_notebook(lab, "live.ipynb", (START, JOB, FREE, BLOCKED))
     return "live.ipynb"
 
 
@@ -118,10 +120,7 @@ def save(page):
 @pytest.mark.timeout(300)
 def test_a_page_that_is_loaded_anew_gets_the_html_too(lab, page):
     sources = [AWAY, *(f"job = q.map(until, [{name!r}])\njob" for name in ("one", "two"))]
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
-    nbformat.write(notebook, lab.folder / "away.ipynb")
+    write_notebook(lab, "away.ipynb", sources)
     open_notebook(page, lab, "away.ipynb")
     run_cell(page, 0)
     expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
@@ -176,13 +175,9 @@ ATTACH = """\
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path):
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
     sources = {"make": [MAKE, "q  # now", "len(q.workers()), job.done()"], "watch": [ATTACH]}
     for name, cells in sources.items():
-        found = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata=metadata
-        )
-        nbformat.write(found, lab.folder / f"{name}.ipynb")
+        write_notebook(lab, f"{name}.ipynb", cells)
     open_notebook(page, lab, "make.ipynb")
     run_cell(page, 0)
     expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
