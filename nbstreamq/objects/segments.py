@@ -269,8 +269,9 @@ class SessionFolder(Segments):
             _sweep(settings)
             os.makedirs(f"{self.folders[0]}/{_FREE}", mode=0o700)  # noqa: PTH103
             owner = f"{self.folders[0]}/{_OWNER}"
-            self._owner = os.open(owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            _lock(self._owner)
+            # An object: it is closed once, and its number may be another's then.
+            self._owner = os.fdopen(os.open(owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _lock(self._owner.fileno())
 
     def close(self) -> None:
         """Delete all files; views of them stay as they are."""
@@ -279,7 +280,7 @@ class SessionFolder(Segments):
 
     def forget(self) -> None:
         """Leave the files alone, in a forked process: they are its parent's."""
-        os.close(self._owner)
+        self._owner.close()
 
 
 def sweep(settings: Settings) -> None:

@@ -136,3 +136,17 @@ sys.stdin.read()
     process.stdin.close()
     process.stdout.close()
     wait_until(lambda: not any(w.is_running() for w in workers), describe="no workers are left")
+
+
+def test_processes_that_are_forked_after_shutdown_work(embedded):
+    program = (
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from nbstreamq import TaskQueue\n"
+        "queue = TaskQueue()\n"
+        "queue.shutdown()\n"
+        "with ProcessPoolExecutor(2, get_context('fork')) as pool:\n"
+        "    print(sum(pool.map(abs, range(100))))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    assert subprocess.check_output(command, cwd=REPOSITORY, text=True, timeout=40) == "4950\n"

@@ -168,3 +168,12 @@ def test_no_room_at_all_is_an_error(small_memory):
         write(folder, 1, 2**22)
     assert list(segments._free_files(f"{folder.folders[0]}/free")) == []
     folder.close()
+
+
+def test_a_closed_folder_closes_no_file_that_got_its_number(settings):
+    folder = SessionFolder("s5", settings)
+    folder.close()
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    folder.forget()  # as each process does that is forked from now on
+    for file in files:
+        os.close(file)
