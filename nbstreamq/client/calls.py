@@ -91,12 +91,20 @@ class CallLedger(Ledger):
     #: How many of them a message shall hold.
     pace: CallPace
 
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self._arguments: list[bytes] = []
+
     def add_call(self, data: bytes) -> int:
         """Add a call, of which `data` are the arguments; return its number."""
         with self._lock:
-            item = len(self)
-            self.add(Payload(item, 1, "apply", data))
-            return item
+            self._arguments.append(data)
+            self._states.append(0)  # it waits
+            self._values.append(None)
+            return len(self) - 1
+
+    def payload(self, item: int) -> Payload:
+        return Payload(item, 1, "apply", self._arguments[item])
 
     def apply(self, event: Event) -> None:
         if event.kind == "finished":

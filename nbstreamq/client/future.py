@@ -20,6 +20,19 @@ __all__ = ["TaskFuture"]
 T = TypeVar("T")
 
 
+class _Listeners:
+    """A list that is made when somebody asks for it: most futures never need one.
+
+    Two empty lists would be a third of what a waiting call needs here.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, future: TaskFuture[Any], owner: type) -> list[Any]:
+        return future._make_list(self._name)  # noqa: SLF001 - a part of it
+
+
 class TaskFuture(Future[T], Generic[T]):
     """A call on a worker; a `concurrent.futures.Future` that can also be called and awaited.
 
@@ -32,6 +45,10 @@ class TaskFuture(Future[T], Generic[T]):
     (1024, <State.DONE: 'done'>)
     """
 
+    _has_listeners = False
+    _waiters = _Listeners()
+    _done_callbacks = _Listeners()
+
     def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
         # As `Future.__init__` does, but with one condition for all: another would take longer than
         # the rest, and nobody waits for it; see `_wait`.
@@ -39,8 +56,6 @@ class TaskFuture(Future[T], Generic[T]):
         self._state = "PENDING"
         self._result: T | None = None
         self._exception: BaseException | None = None
-        self._waiters: list[Any] = [] if host() is None else HelpedWaiters(session, ledger.lane)
-        self._done_callbacks: list[Any] = []
         self._session = session
         self._ledger = ledger
         self._index = index
@@ -82,6 +97,23 @@ class TaskFuture(Future[T], Generic[T]):
         __tracebackhide__ = True
         self._wait(timeout)
         return super().exception(0)
+
+    def _make_list(self, name: str) -> list[Any]:
+        """Make the list of that name, for good."""
+        helped = name == "_waiters" and host() is not None
+        made = HelpedWaiters(self._session, self._ledger.lane) if helped else []
+        self._has_listeners = True
+        setattr(self, name, made)  # found first from now on
+        return made
+
+    def set_result(self, result: T) -> None:
+        """Have this result, as `concurrent.futures.Future.set_result` does; not for users."""
+        with self._condition:  # who asks for the lists holds it, too
+            if self._state == "PENDING" and not self._has_listeners:
+                self._result, self._state = result, "FINISHED"
+                self._condition.notify_all()
+                return
+        super().set_result(result)
 
     def _wait(self, timeout: float | None) -> None:
         __tracebackhide__ = True
