@@ -135,9 +135,7 @@ class Wire:
         soon
             Whether it is worth looking without sleeping.
         """
-        if self._connection is None or self._reader.has_data():
-            return True
-        if getattr(self._socket, "pending", int)():  # what TLS has decrypted already
+        if self._connection is None or self._has_data():
             return True
         poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
         for one in (self._socket, *others):
@@ -202,9 +200,13 @@ class Wire:
         replies += [self._read() for _ in commands[1:]]
         return replies
 
+    def _has_data(self) -> bool:
+        """Return whether something was received that was not read, or decrypted by TLS."""
+        return self._reader.has_data() or getattr(self._socket, "pending", int)() > 0
+
     def _look(self, seconds: float) -> None:
         """Wait for a reply, for so long, without sleeping."""
-        if seconds and not self._reader.has_data():
+        if seconds and not self._has_data():
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)
             _spin(poll, seconds)
