@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ServerRefused, SignatureError
 from . import scripts
+from .lanes import Lanes
 from .messages import Control, Event, Fields
 from .refusal import Refusal
 from .spans import Span, size
@@ -77,7 +78,7 @@ class JobRecord:
         return self.total is not None and ended >= self.total
 
 
-class NamedJobs(Refusal):
+class NamedJobs(Refusal, Lanes):
     """The part of `Store` for named jobs."""
 
     # -- what there is -------------------------------------------------------------------------
@@ -208,7 +209,7 @@ class NamedJobs(Refusal):
             delay=delay,
             task=task,
         )
-        return bool(self._wire.call(command)[0])
+        return bool(self._submit([lane], command)[0])
 
     def close_job(self, job: str, n_items: int) -> bool:
         """Say that the job has all its items; False if it has more or fewer."""
@@ -264,7 +265,7 @@ class NamedJobs(Refusal):
             order=Control(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
         )
-        return int(self._wire.call(command)[0])
+        return int(self._submit([lane], command)[0])
 
     def keep_job(self, job: str) -> None:
         """Never forget a job by itself."""

@@ -8,6 +8,7 @@ key                       type               lifetime  holds
 ``lane:<lane>``           stream, one group  queue     tasks waiting or in flight
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         queue     tasks not due yet, scored by due time (ms)
+``lanes``                 hash               queue     rare lanes that were ever submitted to
 ``meta``                  hash               queue     fingerprints of the secret and earlier ones
 ``setup``                 stream             queue     1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
@@ -20,7 +21,7 @@ key                       type               lifetime  holds
 ``settled:<job>``         hash               7 days    digests of its messages that were settled
 ``session:<session>``     string             7 days    number of the last batch a client submitted
 ``cancelled``             hash               7 days    job -> items that shall not run; # -> changes
-``control``               stream             7 days    cancellations, and wake-ups for due tasks
+``control``               stream             7 days    cancellations, and wake-ups: due tasks, lanes
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
 ``dead``                  stream             7 days    what was refused, or failed for good
@@ -39,6 +40,7 @@ __all__ = [
     "MAX_DEPTH",
     "NESTED",
     "PREFIX",
+    "RARE",
     "WEEK",
     "Keys",
     "deeper_lanes",
@@ -60,6 +62,9 @@ MAX_DEPTH = 8
 NESTED = tuple(f"nested{depth}" for depth in range(MAX_DEPTH, 0, -1))
 #: What a worker serves unless told otherwise, most urgent first.
 LANES = ("high", *NESTED, "default", "low")
+#: Those that workers do not take from until somebody has submitted to them: with each more that an
+#: idle worker waits on, each message costs the server more.
+RARE = ("high", *NESTED, "low")
 #: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
 DAY = 86_400
 WEEK = 7 * DAY
@@ -82,6 +87,7 @@ class Keys:
             )
         self.queue = queue
         self._start = start = f"{PREFIX}:{{{queue}}}:"
+        self.lanes = start + "lanes"
         self.meta = start + "meta"
         self.setup = start + "setup"
         self.cancelled = start + "cancelled"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from socket import socket
 from typing import Any
 
-from ..errors import ServerRefused, SignatureError
+from ..errors import SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import SPIN, Command, Wire
@@ -77,40 +77,6 @@ class Store(NamedJobs, Supervision, Values):
         """Wait until `events` or `controls` returns at once; False if one of `others` woke us."""
         return self._wire.wait(seconds, *others, soon=soon)
 
-    # -- the queue -----------------------------------------------------------------------------
-
-    def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
-        """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
-        found = []
-        for lane in lanes:
-            running = sum(self._pending(self.keys.lane(lane))[:1])
-            key = self.keys.lane(lane)
-            n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
-            # Not counted at the same moment: some may have been done in between.
-            waiting = max(0, n - running)
-            counts = {"waiting": waiting, "running": running, "delayed": delayed}
-            found.append({"lane": lane, **counts, "over": max(0, self._n_added(key) - n)})
-        return found
-
-    def _n_added(self, key: str) -> int:
-        """Return how many entries were ever added to a stream; 0 if it is not there."""
-        try:
-            flat = self._wire.call(("XINFO", "STREAM", key))[0]
-        except ServerRefused as error:
-            if "no such key" in str(error):
-                return 0
-            raise
-        return int(dict(zip(flat[::2], flat[1::2], strict=True))[b"entries-added"])
-
-    def _pending(self, key: str, *which: Any) -> Any:
-        """Return what XPENDING says of a lane; nothing if it is not there."""
-        try:
-            return self._wire.call(("XPENDING", key, GROUP, *which))[0]
-        except ServerRefused as error:
-            if "NOGROUP" in str(error):
-                return []
-            raise
-
     # -- client --------------------------------------------------------------------------------
 
     def encode_task(self, task: Task) -> Fields:
@@ -144,8 +110,9 @@ class Store(NamedJobs, Supervision, Values):
         key = self.keys.session(session)
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
-            write = (("XADD", self.keys.lane(lane), "*", *fields), ("SET", key, batch, "EX", WEEK))
-            self._wire.call(("MULTI",), *write, ("EXEC",), soon=SPIN, meanwhile=meanwhile)
+            add = ("XADD", self.keys.lane(lane), "*", *fields)
+            write = (("MULTI",), add, ("SET", key, batch, "EX", WEEK), ("EXEC",))
+            self._submit([lane], *write, soon=SPIN, meanwhile=meanwhile)
             return
         index: dict[str, int] = {}
         args: list[Any] = []
@@ -153,7 +120,7 @@ class Store(NamedJobs, Supervision, Values):
             at = index.setdefault(lane, len(index))
             args += (at, int(delay * 1000), len(fields), *fields)
         lanes = [name for lane in index for name in (self.keys.lane(lane), self.keys.delayed(lane))]
-        self._wire.call(scripts.submit(key, self.keys.control, lanes, batch, args))
+        self._submit(index, scripts.submit(key, self.keys.control, lanes, batch, args))
 
     def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
         """Ask for the next events, for at most `block` seconds; `events` returns them.

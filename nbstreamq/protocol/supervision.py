@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import ServerRefused, SignatureError
+from ..errors import SignatureError
 from . import scripts
 from .dead import Dead
 from .health import Health
-from .keys import GROUP, LANES, tail_of
+from .keys import LANES, tail_of
 from .messages import Control, Task
 from .replies import block_ms, stream_entries
 
@@ -52,16 +52,6 @@ class Supervision(Dead, Health):
                         "worker", self.keys.workers, [b"value", name + b" " + text], problem
                     )
         return found
-
-    def ensure_lanes(self, lanes: Iterable[str]) -> None:
-        """Create the lanes, and their consumer group, that do not exist."""
-        for lane in lanes:
-            create = ("XGROUP", "CREATE", self.keys.lane(lane), GROUP, "0", "MKSTREAM")
-            try:
-                self._wire.call(create)
-            except ServerRefused as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
 
     def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
         """Register a worker, and return the set-up tasks that it must run first."""

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,11 +26,12 @@ from .slots import SLOT_BYTES, Slot
 from .usage import Meter, memory_of
 from .worker import TaskWorker
 
-__all__ = ["DUMP", "LEAVE", "STOP", "Child", "Spec", "ended_file", "main", "start"]
+__all__ = ["DUMP", "LEAVE", "LOOK", "STOP", "Child", "Spec", "ended_file", "main", "start"]
 
 #: Signals to a worker: exit after the running task; stop the item that the slot names; write the
-#: stack to the crash file.
-LEAVE, STOP, DUMP = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+#: stack to the crash file; look which lanes the slot says are in use. The last is one that a
+#: process which has no handler yet ignores.
+LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG
 #: Libraries that would otherwise start a thread for each core in each worker.
 _THREAD_LIMITS = (
     "BLIS_NUM_THREADS",
@@ -111,6 +113,11 @@ class Child:
             "cpu": round(self.meter.share(), 2),
         }
 
+    def use_lanes(self, lanes: Collection[str]) -> None:
+        """Tell it which of the rare lanes are in use."""
+        self.slot.set_rare_lanes(lanes)
+        self.signal(LOOK)
+
     def close(self) -> None:
         """Give up the files."""
         for descriptor in (self.spec.slot, self.spec.stdout, self.spec.stderr, self.spec.crash):
@@ -163,7 +170,7 @@ def start(method: str, url: str, secret: str, **details: Any) -> Child:
 def _fork(spec: Spec, url: str, secret: str) -> int:
     # A signal between the fork and the worker's own handlers would run the supervisor's.
     gc.freeze()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {LEAVE, STOP, DUMP, signal.SIGINT})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {LEAVE, STOP, DUMP, LOOK, signal.SIGINT})
     pid = os.fork()
     if pid == 0:
         try:
@@ -219,8 +226,9 @@ def _serve(spec: Spec, url: str, secret: str) -> None:
         secret=secret,
     )
     signal.signal(LEAVE, worker.on_leave_signal)
+    signal.signal(LOOK, worker.on_look_signal)
     signal.signal(STOP, worker.runner.on_stop_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE, STOP, DUMP, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE, STOP, DUMP, LOOK, signal.SIGINT})
     worker.run(spec.description | {"pid": os.getpid(), "state": "idle"})
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..errors import MemoryLimitExceeded, NbstreamqError, TimeLimitExceeded, WorkerLost
 from ..objects.outcomes import dump_outcomes
@@ -12,15 +15,34 @@ from ..objects.remote_errors import dump_error, summary
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of, split
+from ..protocol.store import Store
 from .death import Death
 from .slots import NO_ITEM, Level, Stop
 
-__all__ = ["MAX_LOSSES", "settle_death"]
+__all__ = ["MAX_LOSSES", "bury", "has_lost_its_supervisor", "settle_death"]
 
 #: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
 MAX_LOSSES = 3
 #: In the place of an item that may kill whoever unpickles it: the client must not try.
 _NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled or pickled)"
+
+
+def bury(store: Store, worker: str, lanes: Sequence[str], death: Death, *, known: bool) -> None:
+    """Put back, or fail, what a dead worker held, and forget it; `known` as in `settle_death`."""
+    while not store.bury(worker, lanes):
+        held = store.held((f"@{worker}", *lanes), worker)
+        store.settle(settle_death(held, death, known=known))
+
+
+def has_lost_its_supervisor(description: dict[str, Any]) -> bool:
+    """Return whether the supervisor of a worker, as it was described, has died on this machine."""
+    if description.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(description.get("supervisor", 0), 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list[Settlement]:

@@ -1,11 +1,12 @@
 """What a worker is doing, in memory shared with its supervisor: read and written without traffic.
 
 A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
-level each. Only the worker writes, except for `ask_to_stop`.
+level each. Only the worker writes, except for `ask_to_stop` and `set_rare_lanes`.
 
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
+    q[5] which of the rare lanes are in use, one bit each
     level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), memory limit (bytes),
         length of text, text
 """
@@ -13,8 +14,12 @@ level each. Only the worker writes, except for `ask_to_stop`.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
+
+from ..protocol.keys import RARE
 
 __all__ = ["MAX_LEVELS", "NO_ITEM", "SLOT_BYTES", "Level", "Slot", "State", "Stop"]
 
@@ -133,6 +138,10 @@ class Slot:
         """Return serial and number of the item that the supervisor wants stopped, and why."""
         return self.words[2], self.words[4], Stop(self.words[3])
 
+    def unused_lanes(self) -> frozenset[str]:
+        """Return the rare lanes that nobody has submitted to, as far as the supervisor knows."""
+        return _unused(self.words[5])
+
     # -- the supervisor reads ------------------------------------------------------------------
 
     @property
@@ -168,3 +177,12 @@ class Slot:
         """Name the item that shall stop; a signal to the worker must follow."""
         self.words[3], self.words[4] = why, level.item
         self.words[2] = level.serial
+
+    def set_rare_lanes(self, used: Collection[str]) -> None:
+        """Say which rare lanes are in use; a signal to the worker must follow."""
+        self.words[5] = sum(1 << k for k, lane in enumerate(RARE) if lane in used)
+
+
+@cache
+def _unused(bits: int) -> frozenset[str]:
+    return frozenset(lane for k, lane in enumerate(RARE) if not bits >> k & 1)

@@ -29,7 +29,7 @@ from .death import Death, cause_of, tail
 from .door import Door
 from .orders import Orders
 from .output import FILE_LIMIT_BYTES
-from .reaper import settle_death
+from .reaper import bury, has_lost_its_supervisor
 from .slots import NO_ITEM, Level, State, Stop
 from .timing import Timing
 from .usage import memory_of
@@ -84,6 +84,7 @@ class Supervisor:
         self._stopping = False
         self._failure: SecretMismatch | None = None
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
+        self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = 0.0
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -149,6 +150,7 @@ class Supervisor:
             self._beat()
             self._obey()
             self._promote()
+            self._look_for_lanes()
         except SecretMismatch as error:
             # Others changed it: what runs here is finished, and the rest left to them.
             self._failure, self.n_workers = error, 0
@@ -235,6 +237,7 @@ class Supervisor:
             description=self._describe(),
         )
         self._children[child.pid] = child
+        child.use_lanes(self._used_lanes)
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -323,14 +326,8 @@ class Supervisor:
         """Put back, or fail, what dead workers held."""
         while self._dead:
             child, death = self._dead[0]
-            self._bury_worker(child.spec.worker, child.spec.lanes, death, known=True)
+            bury(self._store, child.spec.worker, child.spec.lanes, death, known=True)
             self._dead.pop(0)
-
-    def _bury_worker(self, worker: str, lanes: Sequence[str], death: Death, *, known: bool) -> None:
-        own = (f"@{worker}", *lanes)
-        while not self._store.bury(worker, lanes):
-            held = self._store.held(own, worker)
-            self._store.settle(settle_death(held, death, known=known))
 
     def _beat(self) -> None:
         now = time.monotonic()
@@ -362,27 +359,29 @@ class Supervisor:
         """Deal with the workers of supervisors that fell silent, or died on this very machine."""
         for worker, description in self._store.workers().items():
             node = description.get("node", "")
-            if node in silent or self._is_gone(description):
+            if node in silent or (node != self.node and has_lost_its_supervisor(description)):
                 cause = f"its supervisor {node} gave no sign of life"
                 death = Death(DeathCertificate(worker=worker, cause=cause))
                 lanes = description.get("lanes", self._lanes)
-                self._bury_worker(worker, lanes, death, known=False)
+                bury(self._store, worker, lanes, death, known=False)
         for node in silent:
             self._store.forget_node(node)
-
-    def _is_gone(self, description: dict[str, Any]) -> bool:
-        if description.get("host") != socket.gethostname() or description.get("node") == self.node:
-            return False
-        try:
-            os.kill(description.get("supervisor", 0), 0)
-        except OSError as error:
-            return isinstance(error, ProcessLookupError)
-        return False
 
     def _obey(self) -> None:
         """Carry out the orders that have come, and ask for the next."""
         if self._orders.take():
-            self._promote_due = 0.0
+            self._promote_due = self._lanes_due = 0.0
+
+    def _look_for_lanes(self) -> None:
+        """Tell the workers of lanes that were not in use before."""
+        if time.monotonic() < self._lanes_due:
+            return
+        self._lanes_due = time.monotonic() + self._timing.heartbeat
+        used = self._used_lanes | self._store.used_lanes()
+        if used != self._used_lanes:
+            self._used_lanes = used
+            for child in self._children.values():
+                child.use_lanes(used)
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""

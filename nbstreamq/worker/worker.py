@@ -56,6 +56,10 @@ class _Leave(BaseException):
     """Breaks the wait of an idle worker that shall exit."""
 
 
+class _Look(BaseException):
+    """Breaks the wait of an idle worker that shall take from other lanes."""
+
+
 class TaskWorker:
     """Runs the tasks of some lanes in this process's main thread.
 
@@ -104,7 +108,7 @@ class TaskWorker:
         self._settled: list[Settlement] = []
         self._flushed = self._linger = 0.0
         self._count = 1
-        self._leaving = self._waiting = False
+        self._leaving = self._waiting = self._was_full = False
         self._pulse = Pulse(self.execution, output, self._free, store.clone())
         fetch_by(values.value)
         set_host(
@@ -126,6 +130,11 @@ class TaskWorker:
         self._leaving = True
         if self._waiting:
             raise _Leave
+
+    def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Take from the lanes that the slot says are in use, the next time or now."""
+        if self._waiting:
+            raise _Look
 
     def run(self, description: dict[str, Any]) -> None:
         """Serve until told to leave.
@@ -159,6 +168,8 @@ class TaskWorker:
                     self._looks = [time.monotonic() + pause for pause in LOOKS]
                     lost = False
                 return step()
+            except _Look:  # the connection is closed: what it was given meanwhile is looked for
+                lost = True
             except ServerUnreachable:
                 lost = True
                 time.sleep(RECONNECT)
@@ -187,8 +198,12 @@ class TaskWorker:
 
     def _round(self) -> None:
         self._look_again(self._store)
+        if not self._batch and self._was_full:
+            # More may wait, and most urgently in a lane that we have not heard of yet.
+            self._take(self._lanes, self._count, None)
         if not self._batch:
             self._take_or_wait()
+        self._pulse.wake()
         began, n = time.monotonic(), len(self._batch)
         while delivery := self._next():
             self._work(delivery)
@@ -215,6 +230,7 @@ class TaskWorker:
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as much at a time while a batch is short work."""
         self._linger = LINGER if n == 1 and seconds < SHORT else 0.0
+        self._was_full = n >= self._count
         if seconds > FLUSH:
             self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
         elif n >= self._count:
@@ -308,16 +324,17 @@ class TaskWorker:
         self._slot.set_state(State.IDLE)
         self._waiting = True
         try:
-            # The flag stands before this look: a signal after it finds us waiting.
+            # The flag stands before these looks: a signal after them finds us waiting.
             if self._leaving:
                 raise _Leave
+            unused = self._slot.unused_lanes()
+            lanes = [lane for lane in self._lanes if lane not in unused]
             look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
             block, soon = max(0.01, min(look, IDLE_BLOCK)), self._linger
-            self._take(self._lanes, self._count, block, soon)
+            self._take(lanes, self._count, block, soon)
         finally:
             self._waiting = False
             self._slot.set_state(State.BUSY)
-        self._pulse.wake()
 
     # -- help first ----------------------------------------------------------------------------
 

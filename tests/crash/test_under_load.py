@@ -110,7 +110,7 @@ def test_a_client_killed_in_the_midst_of_its_map(
     queue.shutdown()
     with open_client(server.url) as admin:
         lasting = {k.decode().rpartition("}:")[2] for k in admin.scan_iter() if admin.ttl(k) == -1}
-    assert {key.partition(":")[0] for key in lasting} <= {"meta", "lane"}
+    assert {key.partition(":")[0] for key in lasting} <= {"meta", "lane", "lanes"}
 
 
 def test_two_clients_on_one_queue(start_node, new_queue, store):

@@ -3,6 +3,7 @@ import tempfile
 
 import pytest
 
+from nbstreamq.protocol.keys import RARE
 from nbstreamq.worker.slots import MAX_LEVELS, NO_ITEM, SLOT_BYTES, Slot, State, Stop
 
 ENTRY = ("default", b"1-2", "s.1", 40)
@@ -102,3 +103,11 @@ def test_the_worker_sees_what_shall_stop(pair):
     seen.ask_to_stop(seen.levels()[0], Stop.CANCELLED)
 
     assert worker.stop_request() == (9, 2, Stop.CANCELLED)
+
+
+def test_the_worker_sees_which_lanes_are_unused(pair):
+    worker, seen = pair
+    assert worker.unused_lanes() == {*RARE}
+
+    seen.set_rare_lanes({"high", "nested1"})
+    assert worker.unused_lanes() == {*RARE} - {"high", "nested1"}

@@ -1,0 +1,77 @@
+"""The lanes of a queue: what they hold, and which are in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import ServerRefused
+from .connection import Command, Wire
+from .keys import GROUP, RARE, WEEK, Keys
+
+__all__ = ["Lanes"]
+
+
+class Lanes:
+    """The part of `Store` that knows lanes as such."""
+
+    keys: Keys
+    _wire: Wire
+
+    def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
+        """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
+        found = []
+        for lane in lanes:
+            running = sum(self._pending(self.keys.lane(lane))[:1])
+            key = self.keys.lane(lane)
+            n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
+            # Not counted at the same moment: some may have been done in between.
+            waiting = max(0, n - running)
+            counts = {"waiting": waiting, "running": running, "delayed": delayed}
+            found.append({"lane": lane, **counts, "over": max(0, self._n_added(key) - n)})
+        return found
+
+    def _n_added(self, key: str) -> int:
+        """Return how many entries were ever added to a stream; 0 if it is not there."""
+        try:
+            flat = self._wire.call(("XINFO", "STREAM", key))[0]
+        except ServerRefused as error:
+            if "no such key" in str(error):
+                return 0
+            raise
+        return int(dict(zip(flat[::2], flat[1::2], strict=True))[b"entries-added"])
+
+    def _pending(self, key: str, *which: Any) -> Any:
+        """Return what XPENDING says of a lane; nothing if it is not there."""
+        try:
+            return self._wire.call(("XPENDING", key, GROUP, *which))[0]
+        except ServerRefused as error:
+            if "NOGROUP" in str(error):
+                return []
+            raise
+
+    def ensure_lanes(self, lanes: Iterable[str]) -> None:
+        """Create the lanes, and their consumer group, that do not exist."""
+        for lane in lanes:
+            create = ("XGROUP", "CREATE", self.keys.lane(lane), GROUP, "0", "MKSTREAM")
+            try:
+                self._wire.call(create)
+            except ServerRefused as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def used_lanes(self) -> frozenset[str]:
+        """Return those of `RARE` that somebody has submitted to."""
+        known = self._wire.call(("HGETALL", self.keys.lanes))[0]
+        names = known.keys() if isinstance(known, dict) else known[::2]
+        return frozenset(RARE) & {name.decode(errors="replace") for name in names}
+
+    def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
+        """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
+        rare = [lane for lane in lanes if lane in RARE]
+        use: list[Command] = [("HSET", self.keys.lanes, lane, 1) for lane in rare]
+        replies = self._wire.call(*use, *commands, **options)
+        if any(replies[: len(use)]):
+            wake = ("XADD", self.keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
+            self._wire.call(wake, ("EXPIRE", self.keys.control, WEEK))
+        return replies[len(use) :]

@@ -1,0 +1,108 @@
+"""Workers take from a lane once it is in use, also those that were waiting already."""
+
+import pytest
+
+from nbstreamq.protocol.clients import open_client
+
+
+@pytest.fixture
+def idle(wait_until):
+    """``idle(queue, n)`` waits until all `n` workers of it have nothing to do."""
+
+    def wait(queue, n):
+        queue.run(n)
+        wait_until(
+            lambda: [w.state for w in queue.workers()] == ["idle"] * n, 20, f"{n} idle workers"
+        )
+
+    return wait
+
+
+@pytest.mark.parametrize("lane", ["high", "low"])
+@pytest.mark.parametrize("delay", [0.0, 0.01])
+def test_waiting_workers_hear_of_the_first_task_in_a_lane(queue, idle, lane, delay):
+    idle(queue, 2)
+    assert queue.map(abs, [-1] * 20, chunksize=1).result(10) == [1] * 20
+    assert queue.options(lane=lane, delay=delay).submit(abs, -2).result(10) == 2
+
+
+def test_workers_wait_only_on_lanes_in_use(start_server, new_queue, idle, wait_until):
+    url = start_server().url
+    queue = new_queue(url)
+    idle(queue, 2)
+    with open_client(url) as client:
+
+        def n_waited_on():
+            return client.info("clients")["total_blocking_keys"]
+
+        if "total_blocking_keys" not in client.info("clients"):
+            pytest.skip("this server does not tell on how many keys its clients wait")
+        # The workers' own lanes and the usual one, the kernel's events, the supervisors' orders.
+        wait_until(lambda: n_waited_on() == 5, describe="five keys")
+        assert queue.options(lane="low").submit(abs, -1).result(10) == 1
+        wait_until(lambda: n_waited_on() == 6, describe="six keys")
+
+
+def test_a_named_job_too(queue, idle):
+    idle(queue, 2)
+    job = queue.options(lane="high").map(abs, [-1] * 20, name="urgent")
+    assert job.result(10) == [1] * 20
+    job.delete()
+
+
+def test_all_waiting_workers_help_with_what_nests_twice(new_queue, idle, gate):
+    queue = new_queue(workers=3)
+    idle(queue, 3)
+    gates = [gate(str(k)) for k in range(3)]
+
+    def innermost(k):
+        # Returns when all three are there: each in a worker of its own.
+        gates[k].open()
+        for other in gates:
+            other.wait()
+        return k
+
+    def inner():
+        return queue.map(innermost, range(3), chunksize=1).result(40)
+
+    outer = queue.submit(lambda: queue.submit(inner).result(40))
+    assert outer.result(40) == [0, 1, 2]
+
+
+def test_workers_that_come_later_take_from_the_lanes_in_use(queue, idle, gate, wait_until):
+    idle(queue, 1)
+    urgent = queue.options(lane="high")
+    assert urgent.submit(abs, -1).result(10) == 1
+
+    held, reached = gate("held"), gate("reached")
+    first = queue.submit(lambda: reached.open() or held.wait())
+    wait_until(reached.is_open, describe="the first worker is busy")
+    queue.run(2)
+    assert urgent.submit(abs, -2).result(10) == 2
+    held.open()
+    first.result(10)
+
+
+def test_those_of_a_new_supervisor_too(new_queue, idle):
+    with new_queue() as queue:
+        assert queue.options(lane="high").submit(abs, -1).result(10) == 1
+    again = new_queue()
+    idle(again, 2)
+    assert again.options(lane="high").submit(abs, -2).result(10) == 2
+    assert again.submit(abs, -3).result(10) == 3
+
+
+def test_a_call_that_is_urgent_overtakes_what_waits(one_worker, gate, wait_until):
+    held, reached, order = gate("held"), gate("reached"), []
+    first = one_worker.submit(lambda: reached.open() or held.wait())
+    wait_until(reached.is_open, describe="the worker is busy")
+    futures = {
+        lane: one_worker.options(lane=lane).submit(abs, -1) for lane in ("low", "default", "high")
+    }
+    for lane, future in futures.items():
+        future.add_done_callback(lambda _, lane=lane: order.append(lane))
+    held.open()
+    for future in (first, *futures.values()):
+        future.result(10)
+    wait_until(lambda: len(order) == 3, describe="all callbacks")
+    assert order == ["high", "default", "low"]
