@@ -41,7 +41,7 @@ def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
     """
     held = []
     for future in futures:
-        if not future._has_listeners:  # noqa: SLF001
+        if not getattr(future, "_has_listeners", True):
             continue
         # Who adds one meanwhile adds it to either list, and each is called.
         held.append((future, future._done_callbacks))  # noqa: SLF001

@@ -38,11 +38,14 @@ __all__ = ["TaskWorker"]
 #: stay below what firewalls allow a silent connection.
 IDLE_BLOCK = 30.0
 #: Seconds of work that a batch should hold, and after which its results are sent; if it takes twice
-#: as long, the rest is given back. Longer saves round trips; shorter leaves more to other workers.
+#: as long, the rest but one is given back. Longer saves round trips; shorter leaves more to others.
 FLUSH = 0.005
 #: Seconds after a connection was lost at which it is looked again for what was given to that one:
 #: until its last read is over, the server may go on serving it, not knowing that nobody listens.
 LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
+#: Seconds without a task after which a worker takes one at a time again: what comes then may be
+#: long, and others may wait for some of it. Shorter costs another round trip more often.
+LULL = 0.01
 #: Seconds after a lone short call in which an idle worker looks for the next one without sleeping:
 #: the time that its client needs to take the result and to call again. And what is short.
 LINGER, SHORT = 2 * SPIN, 0.001
@@ -210,8 +213,7 @@ class TaskWorker:
             self._look_for_more_urgent(delivery.lane)
             if self._batch and time.monotonic() - self._flushed > FLUSH:
                 if time.monotonic() - began > 2 * FLUSH:
-                    n -= len(self._batch)
-                    self.release_batch()
+                    n -= self.release_batch(keep=1)  # what comes next can't begin sooner elsewhere
                 flushing = time.monotonic()
                 self.flush(self._store)
                 began += time.monotonic() - flushing  # the way to the server is no work
@@ -305,14 +307,15 @@ class TaskWorker:
                 raise
             self._ended.settled(settled)
 
-    def release_batch(self) -> None:
-        """Give back to the lanes what was not begun."""
+    def release_batch(self, keep: int = 0) -> int:
+        """Give back to the lanes what was not begun, but for the first `keep`; return how many."""
         with self._lock:
-            waiting = list(self._batch)
-            self._batch.clear()
+            held = list(self._batch)
+            waiting, self._batch = held[keep:], deque(held[:keep])
             for delivery in waiting:
                 again = [Successor(task=delivery.task)]
                 self._settled.append(Settlement(delivery=delivery, successors=again))
+        return len(waiting)
 
     def _free(self, store: Store) -> None:
         self._look_again(store)
@@ -330,8 +333,10 @@ class TaskWorker:
             unused = self._slot.unused_lanes()
             lanes = [lane for lane in self._lanes if lane not in unused]
             look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
-            block, soon = max(0.01, min(look, IDLE_BLOCK)), self._linger
-            self._take(lanes, self._count, block, soon)
+            block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
+            self._take(lanes, self._count, block, self._linger)
+            if not self._batch:
+                self._count = 1
         finally:
             self._waiting = False
             self._slot.set_state(State.BUSY)
