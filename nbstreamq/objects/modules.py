@@ -8,6 +8,10 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 __all__ = ["is_local"]
 
@@ -41,9 +45,12 @@ def _is_local(top: str, file: str) -> bool:
     if top in _NEVER_LOCAL or not file.endswith((".py", ".pyc")):
         return False
     path = os.path.realpath(file)
-    if any(path.startswith(folder) for folder in _installed_folders()):
-        return False
-    return not _is_owned(top, _folder_of_top(top, path))
+    return not _is_installed(path) and not _is_owned(top, _folder_of_top(top, path))
+
+
+def _is_installed(path: str) -> bool:
+    real = os.path.join(os.path.realpath(path), "")  # noqa: PTH118
+    return any(real.startswith(folder) for folder in _installed_folders())
 
 
 @lru_cache(1)
@@ -63,21 +70,32 @@ def _folder_of_top(top: str, path: str) -> str:
 
 @lru_cache(1024)
 def _is_owned(top: str, folder: str) -> bool:
-    """Tell whether an installed distribution brings `top`, be it installed as editable."""
+    """Tell whether `top` belongs to a distribution: as editable, or in a folder of `sys.path`.
+
+    What others bring lies in the folders that `_is_local` knows; to look into each takes long.
+    """
     from importlib import metadata
 
-    if top in metadata.packages_distributions():
-        return True
-    parent = os.path.dirname(folder)  # noqa: PTH120
     for distribution in metadata.distributions():
         root = _editable_root(distribution.read_text("direct_url.json"))
-        if not root:
+        if not root and _is_installed(str(distribution.locate_file(""))):
             continue
-        if folder and parent in {os.path.join(root, f).rstrip(os.sep) for f in _SOURCE_FOLDERS}:  # noqa: PTH118
-            return True
-        if (distribution.metadata["Name"] or "").replace("-", "_").lower() == top.lower():
+        if (root and _is_source_of(root, folder)) or top.lower() in _tops(distribution):
             return True
     return False
+
+
+def _is_source_of(root: str, folder: str) -> bool:
+    """Return whether a package in `folder` is one of the project in `root`."""
+    sources = {os.path.join(root, f).rstrip(os.sep) for f in _SOURCE_FOLDERS}  # noqa: PTH118
+    return bool(folder) and os.path.dirname(folder) in sources  # noqa: PTH120
+
+
+def _tops(distribution: Distribution) -> set[str]:
+    """Return what a distribution lets others import, as far as it says; in lower case."""
+    tops = (distribution.read_text("top_level.txt") or "").split()
+    tops = tops or [f.parts[0].removesuffix(".py") for f in distribution.files or ()]
+    return {top.lower() for top in (*tops, (distribution.metadata["Name"] or "").replace("-", "_"))}
 
 
 def _editable_root(direct_url: str | None) -> str:

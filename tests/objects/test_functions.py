@@ -389,6 +389,22 @@ def test_editable_installs_are_not_local(tmp_path, elsewhere):
     assert elsewhere(script, paths) == [False, True]
 
 
+def test_what_is_installed_into_a_folder_of_its_own_is_not_local(tmp_path, elsewhere):
+    folder = tmp_path / "target"
+    info = folder / "Sims-1.dist-info"
+    info.mkdir(parents=True)
+    for name in ("sims.py", "other.py", "helper.py"):
+        (folder / name).touch()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Sims\nVersion: 1\n")
+    (info / "RECORD").write_text("other.py,,\nSims-1.dist-info/METADATA,,\n")
+    script = (
+        "sys.path[:0] = data\nimport sims, other, helper\n"
+        "from nbstreamq.objects.modules import is_local\n"
+        "answer([is_local(sims), is_local(other), is_local(helper)])"
+    )
+    assert elsewhere(script, [str(folder)]) == [False, False, True]
+
+
 HELPERS = {
     "from helper import f": "from helper import f",
     "import helper": "import helper\nf = lambda x: helper.f(x)",
