@@ -41,11 +41,10 @@ def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
     """
     held = []
     for future in futures:
-        if not getattr(future, "_has_listeners", True):
-            continue
-        # Who adds one meanwhile adds it to either list, and each is called.
-        held.append((future, future._done_callbacks))  # noqa: SLF001
-        future._done_callbacks = []  # noqa: SLF001
+        with future._condition:  # noqa: SLF001 - who adds one holds it, too
+            if getattr(future, "_has_listeners", True):
+                held.append((future, future._done_callbacks))  # noqa: SLF001
+                future._done_callbacks = []  # noqa: SLF001
     return held
 
 

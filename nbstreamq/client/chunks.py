@@ -5,7 +5,7 @@ which decide who has to wait for whom, are smaller; what is found to be short is
 ones. Workers hand back what they don't get done in a slice of time.
 
 Source: C. Polychronopoulos and D. Kuck, "Guided Self-Scheduling: A Practical Scheduling Scheme for
-Parallel Supercomputers", 1987; here for the last quarter of the items only.
+Parallel Supercomputers", 1987; here towards the end only.
 """
 
 from __future__ import annotations

@@ -99,12 +99,13 @@ class TaskFuture(Future[T], Generic[T]):
         return super().exception(0)
 
     def _make_list(self, name: str) -> list[Any]:
-        """Make the list of that name, for good."""
-        helped = name == "_waiters" and host() is not None
-        made = HelpedWaiters(self._session, self._ledger.lane) if helped else []
-        self._has_listeners = True
-        setattr(self, name, made)  # found first from now on
-        return made
+        """Make the list of that name, once and for all: from now on it is found first."""
+        with self._condition:
+            self._has_listeners = True
+            helped = name == "_waiters" and host() is not None
+            made = HelpedWaiters(self._session, self._ledger.lane) if helped else []
+            found: list[Any] = self.__dict__.setdefault(name, made)
+            return found
 
     def set_result(self, result: T) -> None:
         """Have this result, as `concurrent.futures.Future.set_result` does; not for users."""

@@ -45,12 +45,16 @@ def _is_local(top: str, file: str) -> bool:
     if top in _NEVER_LOCAL or not file.endswith((".py", ".pyc")):
         return False
     path = os.path.realpath(file)
-    return not _is_installed(path) and not _is_owned(top, _folder_of_top(top, path))
+    return not _is_installed(file) and not _is_owned(top, _folder_of_top(top, path))
 
 
 def _is_installed(path: str) -> bool:
-    real = os.path.join(os.path.realpath(path), "")  # noqa: PTH118
-    return any(real.startswith(folder) for folder in _installed_folders())
+    return any(p.startswith(folder) for p in _spellings(path) for folder in _installed_folders())
+
+
+def _spellings(path: str) -> list[str]:
+    """Return a path as it is, and without links: either may be what was installed."""
+    return [os.path.join(p, "") for p in (os.path.abspath(path), os.path.realpath(path))]  # noqa: PTH100, PTH118
 
 
 @lru_cache(1)
@@ -60,7 +64,7 @@ def _installed_folders() -> tuple[str, ...]:
     paths = [sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths += [sys.prefix, sys.base_prefix, site.getusersitepackages()]
     paths += getattr(site, "getsitepackages", list)()
-    return tuple({os.path.join(os.path.realpath(p), "") for p in paths if p})  # noqa: PTH118
+    return tuple({spelling for p in paths if p for spelling in _spellings(p)})
 
 
 def _folder_of_top(top: str, path: str) -> str:

@@ -62,8 +62,8 @@ MAX_DEPTH = 8
 NESTED = tuple(f"nested{depth}" for depth in range(MAX_DEPTH, 0, -1))
 #: What a worker serves unless told otherwise, most urgent first.
 LANES = ("high", *NESTED, "default", "low")
-#: Those that workers do not take from until somebody has submitted to them: with each more that an
-#: idle worker waits on, each message costs the server more.
+#: Those that idle workers do not wait on until somebody has submitted to them: with each more that
+#: they wait on, each message costs the server more.
 RARE = ("high", *NESTED, "low")
 #: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
 DAY = 86_400

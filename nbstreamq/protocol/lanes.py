@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import ServerRefused
@@ -17,6 +18,8 @@ class Lanes:
 
     keys: Keys
     _wire: Wire
+    #: The rare lanes that were said to be in use, through this connection.
+    _told: set[str]
 
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
         """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
@@ -61,17 +64,27 @@ class Lanes:
                     raise
 
     def used_lanes(self) -> frozenset[str]:
-        """Return those of `RARE` that somebody has submitted to."""
-        known = self._wire.call(("HGETALL", self.keys.lanes))[0]
+        """Return those of `RARE` that somebody has submitted to, or that hold anything.
+
+        Nobody is told of the latter, if the server forgot, or refused to note, the former.
+        """
+        keys = self.keys
+        lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
+        known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
         names = known.keys() if isinstance(known, dict) else known[::2]
-        return frozenset(RARE) & {name.decode(errors="replace") for name in names}
+        used = {name.decode(errors="replace") for name in names}
+        return frozenset(lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)
 
     def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
         """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
-        rare = [lane for lane in lanes if lane in RARE]
-        use: list[Command] = [("HSET", self.keys.lanes, lane, 1) for lane in rare]
-        replies = self._wire.call(*use, *commands, **options)
-        if any(replies[: len(use)]):
+        replies = self._wire.call(*commands, **options)
+        if new := {lane for lane in lanes if lane in RARE} - self._told:
+            with suppress(ServerRefused):  # that harms little: see `used_lanes`
+                self._tell(new)
+        return replies
+
+    def _tell(self, lanes: set[str]) -> None:
+        self._told |= lanes
+        if any(self._wire.call(*(("HSET", self.keys.lanes, lane, 1) for lane in lanes))):
             wake = ("XADD", self.keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
             self._wire.call(wake, ("EXPIRE", self.keys.control, WEEK))
-        return replies[len(use) :]

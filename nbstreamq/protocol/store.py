@@ -61,6 +61,7 @@ class Store(NamedJobs, Supervision, Values):
         self._ask_version: Command = ("HGET", self.keys.cancelled, "#")
         #: Number of the last change that was read, and job -> cancelled items.
         self._cancellations: tuple[bytes, dict[str, Span]] = (b"", {})
+        self._told = set[str]()
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
         self.owners = Owners(self._wire, self.keys)

@@ -127,7 +127,7 @@ class Supervision(Dead, Health):
         entries = stream_entries(self._wire.receive())
         orders = []
         for _, entry_id, fields in entries:
-            # Unsigned entries are mere wake-ups, written by scripts.
+            # Unsigned entries are mere wake-ups.
             if b"sig" not in fields[::2]:
                 continue
             try:

@@ -227,6 +227,7 @@ def _serve(spec: Spec, url: str, secret: str) -> None:
     )
     signal.signal(LEAVE, worker.on_leave_signal)
     signal.signal(LOOK, worker.on_look_signal)
+    signal.siginterrupt(LOOK, False)  # the busy get it, too: system calls of C code go on
     signal.signal(STOP, worker.runner.on_stop_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE, STOP, DUMP, LOOK, signal.SIGINT})
     worker.run(spec.description | {"pid": os.getpid(), "state": "idle"})

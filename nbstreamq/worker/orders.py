@@ -1,4 +1,4 @@
-"""What is asked of all supervisors: to cancel what runs of a job, and that something is due."""
+"""What is asked of all supervisors: to cancel what runs of a job, and to see what is due or new."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class Orders:
     ----------
     store
         A connection of its own.
+
+    Attributes
+    ----------
+    has_news
+        Whether anything came since somebody set this to false.
     """
 
     def __init__(self, store: Store, timing: Timing) -> None:
@@ -31,28 +36,27 @@ class Orders:
         self._timing = timing
         self._last: bytes | None = None
         self._overdue = 0.0
+        self.has_news = False
         self._cancellations: list[tuple[float, Control]] = []
 
-    def take(self) -> bool:
-        """Take note of what has come, and ask for more; return whether anything came."""
+    def take(self) -> None:
+        """Take note of what has come, and ask for more."""
         if self._last is None:
             self._last = self._store.last_control()
         if time.monotonic() > self._overdue:
             # Nobody tells us when a firewall has cut the connection.
             self._store.close()
             self._await(self._last)
-        return self.follow()
+        self.follow()
 
-    def follow(self) -> bool:
-        """Take note of what has come since `take`; return whether anything came."""
-        came = False
+    def follow(self) -> None:
+        """Take note of what has come since `take`."""
         while self._last is not None and self._store.wait(0):
             self._last, orders = self._store.controls(self._last)
-            came = True
+            self.has_news = True
             for order in orders:
                 self.keep(order)
             self._await(self._last)
-        return came
 
     def _await(self, after: bytes) -> None:
         self._store.await_control(after, self._timing.hearing)

@@ -139,7 +139,7 @@ class Slot:
         return self.words[2], self.words[4], Stop(self.words[3])
 
     def unused_lanes(self) -> frozenset[str]:
-        """Return the rare lanes that nobody has submitted to, as far as the supervisor knows."""
+        """Return the rare lanes that are not in use, as far as the supervisor knows."""
         return _unused(self.words[5])
 
     # -- the supervisor reads ------------------------------------------------------------------

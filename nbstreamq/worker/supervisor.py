@@ -369,8 +369,9 @@ class Supervisor:
 
     def _obey(self) -> None:
         """Carry out the orders that have come, and ask for the next."""
-        if self._orders.take():
-            self._promote_due = self._lanes_due = 0.0
+        self._orders.take()
+        if self._orders.has_news:
+            self._orders.has_news, self._promote_due, self._lanes_due = False, 0.0, 0.0
 
     def _look_for_lanes(self) -> None:
         """Tell the workers of lanes that were not in use before."""

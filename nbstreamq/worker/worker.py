@@ -131,13 +131,16 @@ class TaskWorker:
     def on_leave_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit after the task that runs now; at once when idle."""
         self._leaving = True
-        if self._waiting:
-            raise _Leave
+        self._break_wait(_Leave)
 
     def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Take from the lanes that the slot says are in use, the next time or now."""
+        self._break_wait(_Look)
+
+    def _break_wait(self, why: type[BaseException]) -> None:
         if self._waiting:
-            raise _Look
+            self._waiting = False  # once: what unwinds must not be broken again
+            raise why
 
     def run(self, description: dict[str, Any]) -> None:
         """Serve until told to leave.
@@ -171,7 +174,7 @@ class TaskWorker:
                     self._looks = [time.monotonic() + pause for pause in LOOKS]
                     lost = False
                 return step()
-            except _Look:  # the connection is closed: what it was given meanwhile is looked for
+            except _Look:  # the connection may have been given something meanwhile
                 lost = True
             except ServerUnreachable:
                 lost = True
@@ -203,7 +206,7 @@ class TaskWorker:
         self._look_again(self._store)
         if not self._batch and self._was_full:
             # More may wait, and most urgently in a lane that we have not heard of yet.
-            self._take(self._lanes, self._count, None)
+            self._take(self._lanes, self._count)
         if not self._batch:
             self._take_or_wait()
         self._pulse.wake()
@@ -227,7 +230,7 @@ class TaskWorker:
         with self._lock:
             following = self._batch[0].lane if self._batch else lane
         if following != lane:
-            self._take(self._lanes[: self._lanes.index(following)], self._count, None)
+            self._take(self._lanes[: self._lanes.index(following)], self._count)
 
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as much at a time while a batch is short work."""
@@ -261,21 +264,13 @@ class TaskWorker:
 
     # -- give and take -------------------------------------------------------------------------
 
-    def _take(
-        self, lanes: Sequence[str], count: int, block: float | None, soon: float = 0.0
-    ) -> None:
-        """Settle what is over and take the next tasks, in one round trip."""
+    def _take(self, lanes: Sequence[str], count: int) -> None:
+        """Settle what is over and take what waits, in one round trip."""
+        self._take_by(lambda settled: self._read(settled, lanes, count))
 
+    def _take_by(self, read: Callable[[list[Settlement]], list[Delivery]]) -> None:
         def send(settled: list[Settlement]) -> None:
-            taken = self._store.take(
-                settled,
-                lanes,
-                self.id,
-                count,
-                block=block,
-                soon=soon,
-                on_settled=lambda: self._ended.settled(settled),
-            )
+            taken = read(settled)
             with self._lock:
                 mixed = bool(self._batch)
                 self._batch.extend(taken)
@@ -285,6 +280,13 @@ class TaskWorker:
 
         self._settling(send)
 
+    def _read(
+        self, settled: list[Settlement], lanes: Sequence[str], count: int, **wait: float
+    ) -> list[Delivery]:
+        return self._store.take(
+            settled, lanes, self.id, count, on_settled=lambda: self._ended.settled(settled), **wait
+        )
+
     def flush(self, store: Store) -> None:
         """Settle what is over; through `store`, because the pulse has a connection of its own."""
         if self._settled:
@@ -292,12 +294,13 @@ class TaskWorker:
 
     def _settling(self, send: Callable[[list[Settlement]], object]) -> None:
         with self._talking:
-            with self._lock:
-                settled, self._settled = self._settled, []
-            if settled:
-                # Before the results: who has the result shall have what was printed, too.
-                settled[-1].events[:0] = self.execution.strays()
+            settled: list[Settlement] = []
             try:
+                with self._lock:
+                    settled, self._settled = self._settled, []
+                if settled:
+                    # Before the results: who has the result shall have what was printed, too.
+                    settled[-1].events[:0] = self.execution.strays()
                 send(settled)
                 self._flushed = time.monotonic()
             except BaseException:
@@ -325,6 +328,17 @@ class TaskWorker:
     def _take_or_wait(self) -> None:
         """Take the next tasks; wait, idle, while there are none."""
         self._slot.set_state(State.IDLE)
+        try:
+            self._take_by(self._wait)
+        finally:
+            self._slot.set_state(State.BUSY)
+        if not self._batch:
+            self._count = 1
+
+    def _wait(self, settled: list[Settlement]) -> list[Delivery]:
+        """Read from the lanes in use; a signal may break this, and nothing else."""
+        look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
+        block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
         self._waiting = True
         try:
             # The flag stands before these looks: a signal after them finds us waiting.
@@ -332,14 +346,9 @@ class TaskWorker:
                 raise _Leave
             unused = self._slot.unused_lanes()
             lanes = [lane for lane in self._lanes if lane not in unused]
-            look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
-            block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
-            self._take(lanes, self._count, block, self._linger)
-            if not self._batch:
-                self._count = 1
+            return self._read(settled, lanes, self._count, block=block, soon=self._linger)
         finally:
             self._waiting = False
-            self._slot.set_state(State.BUSY)
 
     # -- help first ----------------------------------------------------------------------------
 
@@ -369,7 +378,7 @@ class TaskWorker:
         # What came with the waiting task may be shallower than it: others shall run that.
         self.release_batch()
         try:
-            self._until_reachable(lambda: self._take(lanes, 1, None))
+            self._until_reachable(lambda: self._take(lanes, 1))
         except SecretMismatch:
             self._until_reachable(lambda: self._recover(self._store))
             return False

@@ -390,6 +390,13 @@ class TestWaiting:
         assert called == [future] * 3
         assert "the callback's own fault" in caplog.text
 
+    def test_callbacks_are_kept_in_one_list(self, shared_queue):
+        future = shared_queue.submit(abs, -1)
+        found = {
+            id(future._make_list("_done_callbacks")) for _ in range(3)
+        }  # three threads at once
+        assert found == {id(future._done_callbacks)}
+
     def test_callback_may_submit(self, shared_queue):
         found = []
         both = threading.Event()

@@ -405,6 +405,23 @@ def test_what_is_installed_into_a_folder_of_its_own_is_not_local(tmp_path, elsew
     assert elsewhere(script, [str(folder)]) == [False, False, True]
 
 
+def test_what_is_installed_as_a_link_is_not_local(tmp_path, elsewhere):
+    # A folder of installed packages, in which one is a link to somewhere else
+    site, cache = tmp_path / "site", tmp_path / "cache"
+    site.mkdir()
+    cache.mkdir()
+    for name in ("linked.py", "unlinked.py"):
+        (cache / name).touch()
+    (site / "linked.py").symlink_to(cache / "linked.py")
+    script = (
+        "import site\nsite.getsitepackages = lambda: data[:1]\n"
+        "sys.path[:0] = data\nimport linked, unlinked\n"
+        "from nbstreamq.objects.modules import is_local\n"
+        "answer([is_local(linked), is_local(unlinked)])"
+    )
+    assert elsewhere(script, [str(site), str(cache)]) == [False, True]
+
+
 HELPERS = {
     "from helper import f": "from helper import f",
     "import helper": "import helper\nf = lambda x: helper.f(x)",

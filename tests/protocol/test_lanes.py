@@ -49,3 +49,8 @@ def test_what_is_no_rare_lane_is_left_out(store, submit, client):
     submit(0, lane="high")
     client.hset(store.keys.lanes, mapping={b"\xff": 1, "default": 1, "nested9": 1})
     assert store.used_lanes() == {"high"}
+
+
+def test_what_others_put_into_a_rare_lane_is_seen(store, client):
+    client.xadd(store.keys.lane("nested3"), {"no": "task"})
+    assert store.used_lanes() == {"nested3"}

@@ -7,7 +7,7 @@ from nbstreamq.protocol.clients import open_client
 
 @pytest.fixture
 def idle(wait_until):
-    """``idle(queue, n)`` waits until all `n` workers of it have nothing to do."""
+    """``idle(queue, n)`` waits until it has `n` workers, which have nothing to do."""
 
     def wait(queue, n):
         queue.run(n)
@@ -41,6 +41,18 @@ def test_workers_wait_only_on_lanes_in_use(start_server, new_queue, idle, wait_u
         wait_until(lambda: n_waited_on() == 5, describe="five keys")
         assert queue.options(lane="low").submit(abs, -1).result(10) == 1
         wait_until(lambda: n_waited_on() == 6, describe="six keys")
+
+
+@pytest.mark.parametrize("lane", ["high", "low"])
+def test_the_task_wakes_them_itself(lane, start_server, new_queue, wait_until, monkeypatch):
+    monkeypatch.setenv("NBSTREAMQ_SILENCE", "400")  # a supervisor looks for itself every 100 s
+    url = start_server().url
+    queue = new_queue(url, workers=1)
+    assert queue.submit(abs, -1).result(10) == 1
+    with open_client(url) as client:
+        # The worker, the supervisor, and the kernel.
+        wait_until(lambda: client.info("clients")["blocked_clients"] == 3, describe="all to wait")
+    assert queue.options(lane=lane).submit(abs, -2).result(10) == 2
 
 
 def test_a_named_job_too(queue, idle):

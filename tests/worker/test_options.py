@@ -300,24 +300,6 @@ def test_the_urgent_ones_come_first(one_worker, gate, tmp_path, wait_until):
     assert log.read_text().split() == ["high", "high", "default", "default", "low", "low"]
 
 
-def test_long_calls_after_short_ones_keep_their_order(one_worker, tmp_path):
-    log = tmp_path / "log"
-
-    def write(i):
-        if i < 3:
-            time.sleep(0.03)  # two of these are too much for a batch
-        with log.open("a") as file:
-            file.write(f"{i}\n")
-
-    one_worker.map(abs, [-1] * 100, chunksize=1).wait(20)  # the worker takes many at a time now
-    # Delayed: else the first would be there before the others.
-    one_worker.options(delay=0.2).map(write, range(600), chunksize=1).wait(20)
-
-    order = [int(word) for word in log.read_text().split()]
-    assert order[:2] == [0, 1]
-    assert sorted(order) == list(range(600))
-
-
 def test_a_delayed_task_starts_in_time(one_worker):
     submitted = time.time()
 

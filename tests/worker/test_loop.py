@@ -1,0 +1,166 @@
+"""The loop of a worker, step by step, on a queue that is none: what it asks for and gives back."""
+
+import os
+import tempfile
+import time
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+
+from nbstreamq.protocol.messages import Task
+from nbstreamq.protocol.settlement import Delivery, Settlement
+from nbstreamq.worker import worker as module
+from nbstreamq.worker.ended import ENDED_BYTES, Ended
+from nbstreamq.worker.output import Output
+from nbstreamq.worker.slots import SLOT_BYTES, Slot
+from nbstreamq.worker.worker import FLUSH, LULL, TaskWorker
+
+
+class Lane:
+    """A lane that takes and gives as the server does, and notes what was asked for."""
+
+    keys = SimpleNamespace(queue="q")
+
+    def __init__(self):
+        self.waiting = deque()
+        self.pending = {}
+        self.counts, self.refused = [], []
+        self.n = 0
+
+    def clone(self):
+        return self
+
+    def add(self, task):
+        self.n += 1
+        self.waiting.append(
+            Delivery(lane="default", entry_id=b"%d-0" % self.n, task=task, mark=self.n)
+        )
+
+    def take(self, settled, lanes, worker, count, *, on_settled, block=None, soon=0.0):
+        self.settle(settled)
+        on_settled()
+        if block and not self.waiting:
+            time.sleep(min(block, 2 * LULL))
+        taken = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+        self.pending |= {d.entry_id: d for d in taken}
+        self.counts.append(count)
+        return taken
+
+    def settle(self, settled):
+        for one in settled:
+            del self.pending[one.delivery.entry_id]
+            for successor in one.successors:
+                self.add(successor.task)
+
+    def held(self, lanes, worker):
+        return list(self.pending.values())
+
+    def refuse_copy(self, delivery):
+        self.refused.append(delivery.entry_id)
+
+
+class Calls:
+    """Runs a task by sleeping for as many seconds as its arguments say."""
+
+    depth, task, running = 0, None, ()
+
+    def __init__(self):
+        self.order = []
+        self.strays = list
+
+    def report_progress(self, done, total):
+        """Nobody wants to know."""
+
+    def execute(self, delivery):
+        self.order.append(delivery.task.n)
+        time.sleep(float(delivery.task.args))
+        return Settlement(delivery=delivery), None
+
+
+def call(n, seconds=0.0):
+    return Task(
+        job="s.1", n=n, span=(range(1),), fn="f", name="f", call="apply", args=b"%f" % seconds
+    )
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    monkeypatch.setattr(module, "set_host", lambda _: None)
+    monkeypatch.setattr(module, "fetch_by", lambda _: None)
+    with tempfile.TemporaryFile() as slot, tempfile.TemporaryFile() as ended:
+        os.ftruncate(slot.fileno(), SLOT_BYTES)
+        os.ftruncate(ended.fileno(), ENDED_BYTES)
+        worker = TaskWorker(
+            Lane(),
+            Slot(slot.fileno()),
+            Ended(ended.fileno()),
+            Output(),
+            worker="w",
+            lanes=["default"],
+            url="",
+            secret="s",
+        )
+        worker.execution = Calls()
+        yield worker
+
+
+@pytest.fixture
+def lane(worker):
+    return worker._store
+
+
+def rounds(worker):
+    """Let it work until nothing waits."""
+    while worker._store.waiting or worker._batch:
+        worker._round()
+
+
+def test_batches_grow_while_calls_are_short(worker, lane):
+    for n in range(100):
+        lane.add(call(n))
+    rounds(worker)
+    assert lane.counts[:4] == [1, 2, 4, 8]
+    assert worker.execution.order == list(range(100))
+
+
+def test_after_a_lull_it_takes_one(worker, lane):
+    for n in range(100):
+        lane.add(call(n))
+    rounds(worker)
+    worker._round()
+    worker._round()
+    assert worker._count == 1
+
+
+def test_of_a_batch_that_takes_too_long_it_keeps_the_next(worker, lane):
+    for n in range(100):
+        lane.add(call(n, 3 * FLUSH if n == 20 else 0.0))
+    rounds(worker)
+    order = worker.execution.order
+    assert sorted(order) == list(range(100))
+    assert order[:22] == list(range(22))
+    assert order[22] > 22, "the others are given back"
+
+
+@pytest.mark.parametrize("where", ["strays", "take"])
+def test_a_signal_to_look_loses_nothing(worker, lane, where):
+    target = worker.execution if where == "strays" else lane
+    undisturbed = getattr(target, where)
+
+    def disturbed(*args, **options):
+        setattr(target, where, undisturbed)
+        worker.on_look_signal(0, None)
+        return undisturbed(*args, **options)
+
+    lane.add(call(0))
+    worker._round()
+    worker._was_full = False
+    lane.add(call(1))
+    setattr(target, where, disturbed)
+    worker._until_reachable(worker._round)
+    worker.flush(lane)
+
+    assert worker.execution.order == [0, 1]
+    assert lane.refused == []
+    assert not lane.pending
