@@ -51,3 +51,16 @@ def test_more_than_a_thousand_due_tasks_move_in_several_steps(store, submit, tak
     submit(*range(2500), delay=0.01)
     wait_until(lambda: store.promote(["default"]) is None, describe="all tasks to move")
     assert len(take(count=5000)) == 2500
+
+
+#: Nothing; a number; fields of which one is a number, or is missing.
+JUNK = [b"", b"\x07", b"\x92\xa1a\x07", b"\x94\xa1a\xa1b\xc0\xa1c"]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=repr)
+def test_what_is_no_task_holds_nothing_up(store, client, submit, take, wait_until, junk):
+    client.zadd(store.keys.delayed("default"), {junk: 1})
+    submit(0, delay=0.01)
+    wait_until(lambda: store.promote(["default"]) is None, describe="the task to move")
+    assert [d.task.n for d in take()] == [0]
+    assert store.refused() == {"task": 1}

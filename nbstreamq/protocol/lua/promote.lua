@@ -15,8 +15,8 @@ local function fields_of(entry)
   if not known or type(fields) ~= 'table' or #fields % 2 == 1 or #fields == 0 or #fields > 100 then
     return nil
   end
-  for _, field in ipairs(fields) do
-    if type(field) ~= 'string' then
+  for k = 1, #fields do -- ipairs would end at a hole
+    if type(fields[k]) ~= 'string' then
       return nil
     end
   end
