@@ -17,7 +17,7 @@ from ..errors import ServerRefused, ServerUnreachable
 from ..settings import n_cores
 from .clients import REPLY_TIMEOUT, Client, ReplyError, translate, url_of
 
-__all__ = ["RECONNECT", "SPIN", "Command", "Wire"]
+__all__ = ["RECONNECT", "SPIN", "Command", "Wire", "pack"]
 
 Command = tuple[Any, ...]
 
@@ -217,7 +217,7 @@ class Wire:
         if timeout != self._timeout:
             self._socket.settimeout(timeout)
             self._timeout = timeout
-        self._socket.sendall(b"".join(map(pack_command, commands)))
+        self._socket.sendall(b"".join(map(pack, commands)))
 
     def _read(self) -> Any:
         reader = self._reader
@@ -280,6 +280,17 @@ class Wire:
             return url_of(self._client)
         except ValueError:
             return f"Sentinel's {self._client.connection_pool.service_name}"
+
+
+def pack(command: Command) -> bytes:
+    """Return a command as it is sent.
+
+    hiredis (3.5) crashes the process if the handler of a signal, Ctrl-C for instance, raises while
+    it writes a number out: it gets none.
+    """
+    words: Any = tuple([str(w) if type(w) in (int, float) else w for w in command])
+    packed: bytes = pack_command(words)
+    return packed
 
 
 def _spin(poll: select.poll, seconds: float) -> list[tuple[int, int]]:

@@ -1,0 +1,38 @@
+"""How commands are written out."""
+
+import subprocess
+import sys
+
+from nbstreamq.protocol.connection import pack
+
+INTERRUPTED = """
+import signal
+from nbstreamq.protocol.connection import pack
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+n = 0
+signal.signal(signal.SIGALRM, interrupt)
+command = ("XADD", "key", *range(50))
+while n < 500:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4)
+        while True:
+            pack(command)
+    except KeyboardInterrupt:
+        n += 1
+print("fine")
+"""
+
+
+def test_all_kinds_of_words():
+    words = ("XADD", b"\xff", 12, -1, 0.5, "é")
+    assert pack(words) == (
+        b"*6\r\n$4\r\nXADD\r\n$1\r\n\xff\r\n$2\r\n12\r\n$2\r\n-1\r\n$3\r\n0.5\r\n$2\r\n\xc3\xa9\r\n"
+    )
+
+
+def test_an_interrupt_meanwhile_does_not_crash_the_process():
+    command = [sys.executable, "-c", INTERRUPTED]
+    assert subprocess.check_output(command, text=True, timeout=30) == "fine\n"
