@@ -29,7 +29,9 @@ class _Listeners:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, future: TaskFuture[Any], owner: type) -> list[Any]:
+    def __get__(self, future: TaskFuture[Any] | None, owner: type) -> Any:
+        if future is None:
+            return self
         return future._make_list(self._name)  # noqa: SLF001 - a part of it
 
 

@@ -66,11 +66,15 @@ class Lanes:
     def used_lanes(self) -> frozenset[str]:
         """Return those of `RARE` that somebody has submitted to, or that hold anything.
 
-        Nobody is told of the latter, if the server forgot, or refused to note, the former.
+        Nobody is told of the latter, if the server forgot, or refused to note, the former. All of
+        them, if it refuses to say.
         """
         keys = self.keys
         lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
-        known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
+        try:
+            known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
+        except ServerRefused:
+            return frozenset(RARE)
         names = known.keys() if isinstance(known, dict) else known[::2]
         used = {name.decode(errors="replace") for name in names}
         return frozenset(lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)

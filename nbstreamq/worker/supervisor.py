@@ -145,12 +145,12 @@ class Supervisor:
         self._listen(self._timing.tick)
         self._wait_for_children()
         try:
+            self._look_for_lanes()  # first: it is refused nothing
             self._cancel_dropped()
             self._bury()
             self._beat()
             self._obey()
             self._promote()
-            self._look_for_lanes()
         except SecretMismatch as error:
             # Others changed it: what runs here is finished, and the rest left to them.
             self._failure, self.n_workers = error, 0
@@ -377,8 +377,8 @@ class Supervisor:
         """Tell the workers of lanes that were not in use before."""
         if time.monotonic() < self._lanes_due:
             return
-        self._lanes_due = time.monotonic() + self._timing.heartbeat
         used = self._used_lanes | self._store.used_lanes()
+        self._lanes_due = time.monotonic() + self._timing.heartbeat
         if used != self._used_lanes:
             self._used_lanes = used
             for child in self._children.values():

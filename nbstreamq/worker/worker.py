@@ -192,9 +192,10 @@ class TaskWorker:
 
     def _look_again(self, store: Store) -> None:
         """Recover what the server has given to a connection after that was lost."""
-        if self._looks and time.monotonic() > self._looks[0]:
+        looks = self._looks  # two threads look
+        if looks and time.monotonic() > looks[0]:
             self._recover(store)
-            self._looks = [at for at in self._looks if at > time.monotonic()]
+            self._looks = [at for at in looks if at > time.monotonic()]
 
     def _join(self, description: dict[str, Any]) -> None:
         self._store.ensure_lanes(self._lanes[1:])
@@ -225,7 +226,7 @@ class TaskWorker:
     def _look_for_more_urgent(self, lane: str) -> None:
         """Before the batch goes on to a less urgent lane than `lane`, take what is more urgent.
 
-        A blocking read brings something from every lane that holds anything.
+        A read brings something from every lane of it that holds anything.
         """
         with self._lock:
             following = self._batch[0].lane if self._batch else lane

@@ -51,6 +51,11 @@ def test_what_is_no_rare_lane_is_left_out(store, submit, client):
     assert store.used_lanes() == {"high"}
 
 
+def test_all_are_taken_to_be_in_use_where_that_is_not_told(store, client):
+    client.set(store.keys.lanes, "no hash", ex=60)
+    assert store.used_lanes() == frozenset(RARE)
+
+
 def test_what_others_put_into_a_rare_lane_is_seen(store, client):
     client.xadd(store.keys.lane("nested3"), {"no": "task"})
     assert store.used_lanes() == {"nested3"}
