@@ -178,6 +178,8 @@ class Saq(AsyncPeer):
         while not handle.completed:
             await asyncio.sleep(LOOK)
             await handle.refresh()
+        if handle.error:
+            raise RuntimeError(handle.error)
         return handle.result
 
     def spread(self, fn: Call, xs: Sequence[Any]) -> list[Any]:

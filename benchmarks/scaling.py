@@ -32,6 +32,8 @@ N_SLEEPS, PAUSE = 40, 0.05
 SIZES = (1, 1_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 #: Seconds there and back after which no larger array is tried.
 PATIENCE = 4.0
+#: Most runs of which the median is taken, if they take no longer than 1.5 s together.
+MOST_RUNS = 25
 #: Points on the curve: what was varied, and what came out.
 Curve = dict[int, float]
 
@@ -105,7 +107,7 @@ def _rate(run: Callable[[int], float], n: int) -> float:
     """Return the median of what `run` returns, a second."""
     rates: list[float] = []
     end = time.perf_counter() + 1.5
-    while len(rates) < 5 and (not rates or time.perf_counter() < end):
+    while len(rates) < MOST_RUNS and (not rates or time.perf_counter() < end):
         begun = time.perf_counter()
         rates.append(run(n) / (time.perf_counter() - begun))
     _tell(f"{run.__qualname__.partition('.')[0]}, {n:,}: {statistics.median(rates):,.2f}")
@@ -116,7 +118,7 @@ def _head() -> str:
     found = machine(ROOT)
     return (
         f"{found['processor']}, {found['cores']} cores for client, server and all workers,"
-        f" Python {found['python']}, commit {found['commit']}. Medians of up to 5 runs."
+        f" Python {found['python']}, commit {found['commit']}. Medians of up to {MOST_RUNS} runs."
     )
 
 
