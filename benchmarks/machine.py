@@ -16,7 +16,7 @@ def machine(root: Path) -> dict[str, str | int]:
     """Return what tells one run's surroundings from another's."""
     return {
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release().partition("-")[0]}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
