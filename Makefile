@@ -32,8 +32,8 @@ lint: setup  ## ruff, mypy --strict, import-linter, and whether docs/protocol.md
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest tests
 
-# The folders whose tests talk to a server; the others would just say the same again.
-SERVER_TESTS := $(wildcard tests/protocol tests/client tests/worker tests/crash tests/fundamentals)
+# The folders whose tests depend on what a server does; the others would just say the same again.
+SERVER_TESTS := tests/protocol tests/worker tests/crash tests/fundamentals
 
 test-redis: setup  ## Run the tests that use a server on the redis-server in PATH
 	@command -v redis-server || { echo "no redis-server on PATH: apt-get install redis-server"; exit 1; }
