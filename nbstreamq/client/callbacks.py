@@ -41,8 +41,8 @@ def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
     """
     held = []
     for future in futures:
-        with future._condition:  # noqa: SLF001 - who adds one holds it, too
-            if getattr(future, "_has_listeners", True):
+        if getattr(future, "_has_listeners", True):
+            with future._condition:  # noqa: SLF001 - who adds one holds it, too
                 held.append((future, future._done_callbacks))  # noqa: SLF001
                 future._done_callbacks = []  # noqa: SLF001
     return held

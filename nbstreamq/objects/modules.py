@@ -48,6 +48,7 @@ def _is_local(top: str, file: str) -> bool:
     return not _is_installed(file) and not _is_owned(top, _folder_of_top(top, path))
 
 
+@lru_cache(4096)  # most distributions lie in the same folder
 def _is_installed(path: str) -> bool:
     return any(p.startswith(folder) for p in _spellings(path) for folder in _installed_folders())
 

@@ -64,7 +64,7 @@ NESTED = tuple(f"nested{depth}" for depth in range(MAX_DEPTH, 0, -1))
 LANES = ("high", *NESTED, "default", "low")
 #: Those that idle workers do not wait on until somebody has submitted to them: with each more that
 #: they wait on, each message costs the server more.
-RARE = ("high", *NESTED, "low")
+RARE = tuple(lane for lane in LANES if lane != "default")
 #: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
 DAY = 86_400
 WEEK = 7 * DAY

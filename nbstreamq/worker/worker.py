@@ -239,7 +239,7 @@ class TaskWorker:
         self._was_full = n >= self._count
         if seconds > FLUSH:
             self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
-        elif n >= self._count:
+        elif self._was_full:
             self._count = min(2 * self._count, MAX_BATCH)
 
     def _next(self) -> Delivery | None:

@@ -392,9 +392,8 @@ class TestWaiting:
 
     def test_callbacks_are_kept_in_one_list(self, shared_queue):
         future = shared_queue.submit(abs, -1)
-        found = {
-            id(future._make_list("_done_callbacks")) for _ in range(3)
-        }  # three threads at once
+        # As if several threads asked for it before there is one.
+        found = {id(future._make_list("_done_callbacks")) for _ in range(3)}
         assert found == {id(future._done_callbacks)}
 
     def test_callback_may_submit(self, shared_queue):
