@@ -15,6 +15,7 @@ from . import scripts
 from .lanes import Lanes
 from .messages import Control, Event, Fields
 from .refusal import Refusal
+from .replies import mapping
 from .spans import Span, size
 
 __all__ = ["Chunk", "JobRecord", "NamedJobs"]
@@ -85,10 +86,10 @@ class NamedJobs(Refusal, Lanes):
 
     def job_names(self) -> dict[str, str]:
         """Return name -> id, also of jobs that have expired."""
-        flat = self._wire.call(("HGETALL", self.keys.jobs))[0]
+        known = mapping(self._wire.call(("HGETALL", self.keys.jobs))[0])
         return {
             name.decode(errors="replace"): job.decode(errors="replace")
-            for name, job in zip(flat[::2], flat[1::2], strict=True)
+            for name, job in known.items()
         }
 
     def find_job(self, name: str) -> JobRecord | None:
@@ -99,8 +100,8 @@ class NamedJobs(Refusal, Lanes):
     def job_record(self, job: str) -> JobRecord | None:
         """Return what is kept of the job with that id; None if it was deleted, or has expired."""
         key = self.keys.job(job)
-        flat, ttl = self._wire.call(("HGETALL", key), ("PTTL", key))
-        known = dict(zip(flat[::2], flat[1::2], strict=True))
+        reply, ttl = self._wire.call(("HGETALL", key), ("PTTL", key))
+        known = mapping(reply)
         if b"about" not in known:
             return None
         chunks = sorted((int(k), v.decode()) for k, v in known.items() if k.isdigit())

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ServerRefused
 from .connection import Command, Wire
 from .keys import GROUP, RARE, WEEK, Keys
+from .replies import mapping
 
 __all__ = ["Lanes"]
 
@@ -37,12 +38,12 @@ class Lanes:
     def _n_added(self, key: str) -> int:
         """Return how many entries were ever added to a stream; 0 if it is not there."""
         try:
-            flat = self._wire.call(("XINFO", "STREAM", key))[0]
+            about = mapping(self._wire.call(("XINFO", "STREAM", key))[0])
         except ServerRefused as error:
             if "no such key" in str(error):
                 return 0
             raise
-        return int(dict(zip(flat[::2], flat[1::2], strict=True))[b"entries-added"])
+        return int(about[b"entries-added"])
 
     def _pending(self, key: str, *which: Any) -> Any:
         """Return what XPENDING says of a lane; nothing if it is not there."""
@@ -75,8 +76,7 @@ class Lanes:
             known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
         except ServerRefused:
             return frozenset(RARE)
-        names = known.keys() if isinstance(known, dict) else known[::2]
-        used = {name.decode(errors="replace") for name in names}
+        used = {name.decode(errors="replace") for name in mapping(known)}
         return frozenset(lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)
 
     def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:

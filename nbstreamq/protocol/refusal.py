@@ -11,6 +11,7 @@ from . import scripts
 from .connection import Wire
 from .keys import WEEK, Keys, session_of, tail_of
 from .messages import Event, Fields
+from .replies import mapping
 from .seen import Seen
 from .settlement import KEPT_BYTES, Delivery, Settlement
 from .signing import Signer
@@ -59,9 +60,8 @@ class Refusal:
 
     def refused(self) -> dict[str, int]:
         """Return kind of message -> how many were refused, by all clients and workers."""
-        flat = self._wire.call(("HGETALL", self.keys.refused))[0]
-        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-        return {kind.decode(errors="replace"): int(n) for kind, n in pairs if n.isdigit()}
+        counts = mapping(self._wire.call(("HGETALL", self.keys.refused))[0])
+        return {kind.decode(errors="replace"): int(n) for kind, n in counts.items() if n.isdigit()}
 
     def _refuse(self, kind: str, stream: str, entry_id: bytes, error: Exception) -> bool:
         """Move an entry of `stream` to the dead stream, unless somebody else just did.

@@ -1,4 +1,4 @@
-"""Times and replies of stream commands, in the forms that the server uses."""
+"""Times and replies, in the forms that the server uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from .messages import Fields
 
-__all__ = ["block_ms", "stream_entries"]
+__all__ = ["block_ms", "mapping", "stream_entries"]
 
 
 def block_ms(seconds: float) -> int:
@@ -18,3 +18,8 @@ def stream_entries(reply: Any) -> list[tuple[bytes, bytes, Fields]]:
     """Return (stream, id, fields) for each entry of an XREAD reply, RESP2 or RESP3."""
     streams = reply.items() if isinstance(reply, dict) else reply or ()
     return [(key, entry_id, fields) for key, found in streams for entry_id, fields in found]
+
+
+def mapping(reply: Any) -> dict[bytes, Any]:
+    """Return what an HGETALL or XINFO reply maps to what, RESP2 or RESP3."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))

@@ -15,7 +15,7 @@ from .jobs import NamedJobs
 from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
 from .owners import Owners
-from .replies import block_ms, stream_entries
+from .replies import block_ms, mapping, stream_entries
 from .seen import Seen
 from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
@@ -332,9 +332,8 @@ class Store(NamedJobs, Supervision, Values):
         """Return what is cancelled; asks the server only if that was changed since."""
         known, spans = self._cancellations
         if known != version:
-            flat = self._wire.call(("HGETALL", self.keys.cancelled))[0]
-            names = [name.decode(errors="replace") for name in flat[::2]]
-            spans = dict(zip(names, map(read_span, flat[1::2]), strict=True))
+            written = mapping(self._wire.call(("HGETALL", self.keys.cancelled))[0])
+            spans = {n.decode(errors="replace"): read_span(s) for n, s in written.items()}
             self._cancellations = (version, spans)
         return spans
 

@@ -12,7 +12,7 @@ from .dead import Dead
 from .health import Health
 from .keys import LANES, tail_of
 from .messages import Control, Task
-from .replies import block_ms, stream_entries
+from .replies import block_ms, mapping, stream_entries
 
 __all__ = ["Supervision"]
 
@@ -39,10 +39,9 @@ class Supervision(Dead, Health):
 
         Descriptions carry no signature, since nothing of them is ever run; what is none is dropped.
         """
-        flat = self._wire.call(("HGETALL", self.keys.workers))[0]
-        pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        described = mapping(self._wire.call(("HGETALL", self.keys.workers))[0])
         found = {}
-        for name, text in pairs:
+        for name, text in described.items():
             try:
                 found[name.decode()] = _description(text)
             except (ValueError, RecursionError):

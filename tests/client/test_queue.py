@@ -44,6 +44,19 @@ class TestAddress:
         ):
             assert queue.submit(abs, -1).result(10) == 1
 
+    def test_all_is_told_to_a_client_of_another_protocol(self, server_url, queue_name):
+        import redis
+
+        with (
+            redis.Redis.from_url(server_url, protocol=3) as client,
+            TaskQueue(queue_name, client=client, workers=1) as queue,
+        ):
+            job = queue.map(abs, [-1, -2], name="named")
+            assert job.result(10) == [1, 2]
+            assert len(queue.jobs()) == 1
+            assert "default" in {lane.lane for lane in queue.status().lanes}
+            job.delete()
+
     def test_url_and_client(self, client, server_url):
         with pytest.raises(ValueError, match="not both"):
             TaskQueue("x", server_url, client=client)
