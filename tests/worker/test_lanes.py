@@ -102,19 +102,3 @@ def test_those_of_a_new_supervisor_too(new_queue, idle):
     idle(again, 2)
     assert again.options(lane="high").submit(abs, -2).result(10) == 2
     assert again.submit(abs, -3).result(10) == 3
-
-
-def test_a_call_that_is_urgent_overtakes_what_waits(one_worker, gate, wait_until):
-    held, reached, order = gate("held"), gate("reached"), []
-    first = one_worker.submit(lambda: reached.open() or held.wait())
-    wait_until(reached.is_open, describe="the worker is busy")
-    futures = {
-        lane: one_worker.options(lane=lane).submit(abs, -1) for lane in ("low", "default", "high")
-    }
-    for lane, future in futures.items():
-        future.add_done_callback(lambda _, lane=lane: order.append(lane))
-    held.open()
-    for future in (first, *futures.values()):
-        future.result(10)
-    wait_until(lambda: len(order) == 3, describe="all callbacks")
-    assert order == ["high", "default", "low"]
