@@ -29,6 +29,9 @@ __all__ = ["FILE_LIMIT_BYTES", "ITEM_LIMIT_BYTES", "Output", "Piece"]
 ITEM_LIMIT_BYTES = 2**20
 #: Size at which the supervisor cuts a file that its worker does not read.
 FILE_LIMIT_BYTES = 64 * 2**20
+#: Seconds of items that share a look at what others than Python code printed, after a look that
+#: found nothing: what comes then is taken for the last one's. Shorter costs more.
+PAUSE = 0.002
 _DROPPED = f"\n[more than {ITEM_LIMIT_BYTES // 2**20} MB printed: the rest is dropped]\n"
 
 
@@ -76,8 +79,8 @@ class Output:
     """Catches what is printed in this process, and knows which item of which task printed it.
 
     What Python code prints is caught at once. What other code writes to the descriptors is looked
-    for after each delivery, after each item that was not very short, and every 50 ms: a look costs
-    two system calls.
+    for after each delivery, after its first item, and then after each item as long as that finds
+    something, else every few milliseconds: a look costs two system calls.
 
     Attributes
     ----------
@@ -85,11 +88,13 @@ class Output:
         The item of the current task that runs now.
     looked
         When it was last looked for, by the monotonic clock.
+    pause
+        Seconds until it is worth another look.
     """
 
     def __init__(self) -> None:
         self.item = 0
-        self.looked = 0.0
+        self.looked = self.pause = 0.0
         self._tasks: list[Task] = []
         self._last: tuple[Task | None, int] = (None, 0)
         self._channels: list[_Channel] = []
@@ -114,6 +119,7 @@ class Output:
         if self._tasks:
             self.look()
         self._tasks.append(task)
+        self.pause = 0.0
 
     def leave(self) -> list[Piece]:
         """Say that the current task is over; return what was printed since the last `collect`."""
@@ -143,7 +149,7 @@ class Output:
         with self._lock:
             self.looked = time.monotonic()
             self._flush_c(None)
-            self._read(self._owner())
+            self.pause = 0.0 if self._read(self._owner()) else PAUSE
 
     def write(self, descriptor: int, text: str) -> None:
         """Write `text`, which the running item prints."""
@@ -160,11 +166,10 @@ class Output:
     def _n_seen(self, owner: tuple[Task | None, int]) -> int:
         return self._seen.get((id(owner[0]), owner[1]), 0)
 
-    def _read(self, owner: tuple[Task | None, int]) -> None:
-        """Move what the files hold to the pieces."""
-        for channel in self._channels:
-            if not channel.has_news():
-                continue
+    def _read(self, owner: tuple[Task | None, int]) -> bool:
+        """Move what the files hold to the pieces; return whether that is anything."""
+        changed = [channel for channel in self._channels if channel.has_news()]
+        for channel in changed:
             seen = self._n_seen(owner)
             data, dropped = channel.read(max(0, ITEM_LIMIT_BYTES - seen))
             if data:
@@ -174,6 +179,7 @@ class Output:
                 self._keep(owner, "stderr", _DROPPED)
             if data or dropped:
                 self._seen[id(owner[0]), owner[1]] = seen + len(data) + dropped
+        return bool(changed)
 
     def _keep(self, owner: tuple[Task | None, int], stream: str, text: str) -> None:
         task, item = owner

@@ -24,9 +24,7 @@ __all__ = ["Run", "Runner", "Stopped"]
 #: Seconds after which the rest of a chunk goes back to its lane. Longer costs fewer messages;
 #: shorter balances sooner and shows progress sooner.
 SLICE = 0.1
-#: Seconds of short items that share a look at the clock, and at what others than Python code
-#: printed: that is taken for the last one's, also where one of them is longer than those before.
-#: Shorter costs more.
+#: Seconds of short items that share a look at the clock. Shorter costs more.
 LOOK = 1e-4
 
 
@@ -91,7 +89,8 @@ class Run:
 class _Work:
     """A delivery in the runner's hands: what is to be called with what, and what came of it.
 
-    An item is over once `run` has its value: only then, in `commit`, it is no longer `left`.
+    An item is over once `run` has its value; in `commit`, later, it is taken from what is `left`.
+    `n_together` share a look at the clock.
     """
 
     task: Task
@@ -101,11 +100,20 @@ class _Work:
     at: int
     time_limit: float
     run: Run
-    n_over: int = 0
+    n_committed: int = 0
+    n_together: int = 1
+
+    def next(self) -> range:
+        """Return which items come next, of one range; none if all are over."""
+        n_over = len(self.run.values) - self.n_committed
+        if self.left and n_over == len(self.left[0]):
+            self.commit()
+            n_over = 0
+        return self.left[0][n_over : n_over + self.n_together] if self.left else range(0)
 
     def commit(self) -> None:
         """Take note of which items are over; they are all of the first range that is left."""
-        n, self.n_over = len(self.run.values) - self.n_over, len(self.run.values)
+        n, self.n_committed = len(self.run.values) - self.n_committed, len(self.run.values)
         if n:
             self.run.add(self.cut(n))
 
@@ -115,12 +123,6 @@ class _Work:
         if n < len(first):
             self.left.appendleft(first[n:])
         return first[:n]
-
-    def next_size(self, n: int, n_run: int, seconds: float, *, is_long: bool) -> int:
-        """Return how many items are to share a look at the clock, when `n_run` of `n` did."""
-        if is_long or self.time_limit or seconds > LOOK / 2:
-            return max(1, n // 2)
-        return 2 * n if n_run == n else n
 
 
 def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -258,6 +260,7 @@ class Runner:
                 work.run.fail(_over_time(work, stop.item, stop))
                 work.commit()
             return True
+        work.commit()
         return False
 
     def _is_stop(self, error: BaseException, item: int) -> bool:
@@ -279,12 +282,12 @@ class Runner:
         append = run.values.append
         self._serial = serial = self._serial + 1
         now = clock()
-        end, n = now + SLICE, 1
-        while work.left:
-            # Before the item: else its predecessor's deadline would be taken for its own.
-            self._slot.begin(at, serial, now, work.time_limit)
+        end, block = now + SLICE, work.next()
+        self._slot.begin(at, serial)
+        while block:
+            if work.time_limit:  # before the item: else its predecessor's were taken for its own
+                self._slot.set_deadline(at, now + work.time_limit)
             serials[-1] = serial
-            block = work.left[0][:n]
             for item in block:
                 words[at] = output.item = item
                 try:
@@ -302,13 +305,24 @@ class Runner:
                 if long:
                     break
             serials[-1] = 0
-            work.commit()
             before, now = now, clock()
-            if now - before > LOOK:
-                output.look()
             if now > end:
                 return
-            n = work.next_size(n, len(block), now - before, is_long=bool(long))
+            block = self._next_block(work, len(block), now - before, now)
+
+    def _next_block(self, work: _Work, n_run: int, seconds: float, now: float) -> range:
+        """Return which items come next, when `n_run` took `seconds`; look at what they printed.
+
+        As long as they print by other means than Python's, each comes alone.
+        """
+        if seconds > LOOK / 2:
+            work.n_together = max(1, work.n_together // 2)
+        elif n_run == work.n_together and not work.time_limit:
+            work.n_together *= 2
+        block, output = work.next(), self._output
+        if block and now - output.looked > output.pause:
+            output.look()
+        return block if output.pause else block[:1]
 
 
 def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:

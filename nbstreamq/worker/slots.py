@@ -7,8 +7,8 @@ level each. Only the worker writes, except for `ask_to_stop` and `set_rare_lanes
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
     q[5] which of the rare lanes are in use, one bit each
-    level k, from q[8 + 32 k]: item, serial, started (s), deadline (s), memory limit (bytes),
-        length of text, text
+    level k, from q[8 + 32 k]: item, serial, deadline (s), memory limit (bytes), length of text,
+        text
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_LEVELS = 60
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
 _FIRST, _WORDS = 8, 32
-_ITEM, _SERIAL, _STARTED, _DEADLINE, _MEMORY, _LENGTH, _TEXT = range(7)
+_ITEM, _SERIAL, _DEADLINE, _MEMORY, _LENGTH, _TEXT = range(6)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 
 
@@ -52,7 +52,7 @@ class Stop(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One running item, as the supervisor sees it; times by the monotonic clock.
+    """One running item, as the supervisor sees it.
 
     Attributes
     ----------
@@ -60,8 +60,8 @@ class Level:
         Number of the slice, in this worker, that the item is part of.
     item
         Which item of the delivery; `NO_ITEM` before the first and after the last.
-    started, deadline
-        When the slice began, and when the item must be over; 0: no limit.
+    deadline
+        When the item must be over, by the monotonic clock; 0: no limit.
     memory_limit
         Bytes that the worker may use; 0: no limit.
     lane, entry_id, job, n
@@ -70,7 +70,6 @@ class Level:
 
     serial: int
     item: int
-    started: float
     deadline: float
     memory_limit: int
     lane: str
@@ -119,11 +118,13 @@ class Slot:
         self.words[1] = depth + 1
         return at
 
-    def begin(self, at: int, serial: int, started: float, time_limit: float) -> None:
-        """Say that the item in ``words[at]`` runs from now on; a `time_limit` of 0 is none."""
-        self._times[at + _STARTED] = started
-        self._times[at + _DEADLINE] = started + time_limit if time_limit else 0.0
+    def begin(self, at: int, serial: int) -> None:
+        """Say that the items in ``words[at]`` run from now on."""
         self.words[at + _SERIAL] = serial
+
+    def set_deadline(self, at: int, deadline: float) -> None:
+        """Say when the item in ``words[at]`` must be over, by the monotonic clock."""
+        self._times[at + _DEADLINE] = deadline
 
     def rest(self, at: int) -> None:
         """Say that no item of the delivery runs, though it is not done with."""
@@ -163,7 +164,6 @@ class Slot:
         level = Level(
             serial=serial,
             item=self.words[at + _ITEM],
-            started=self._times[at + _STARTED],
             deadline=self._times[at + _DEADLINE],
             memory_limit=self.words[at + _MEMORY],
             lane=parts[0].decode(),

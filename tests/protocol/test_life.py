@@ -332,7 +332,6 @@ class Life(RuleBasedStateMachine):
             level = Level(
                 serial=1,
                 item=luck.choice([-1, *items(task.span)]),
-                started=0.0,
                 deadline=0.0,
                 memory_limit=0,
                 lane=delivery.lane,

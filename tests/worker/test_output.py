@@ -139,6 +139,13 @@ def test_descriptors_are_attributed_to_the_item_that_wrote_to_them(queue):
     assert job.logs == {i: f"item {i}\nand {i}\n" for i in range(40)}
 
 
+def test_those_of_short_items_too(queue):
+    job = queue.map(lambda i: os.write(1, b"item %d\n" % i), range(300), chunksize=300)
+    job.result(20)
+
+    assert job.logs == {i: f"item {i}\n" for i in range(300)}
+
+
 def test_order_is_kept_among_all_ways(queue, wait_until):
     def say():
         libc = ctypes.CDLL(None)

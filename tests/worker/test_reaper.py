@@ -32,7 +32,6 @@ def level(item=0, *, entry_id=b"1-1", serial=5):
     return Level(
         serial=serial,
         item=item,
-        started=0.0,
         deadline=0.0,
         memory_limit=0,
         lane="default",

@@ -62,6 +62,20 @@ def burn(seconds):
         pass
 
 
+@pytest.mark.parametrize(("pause", "n_looks"), [(0.0, 4), (1e6, 1)])
+def test_output_is_looked_for_as_long_as_there_is_any(runner, run, pause, n_looks):
+    looks, output = [], runner._output
+
+    def look():
+        looks.append(output.item)
+        output.looked, output.pause = time.monotonic(), pause
+
+    output.look = look
+    run(abs, range(5))
+
+    assert looks == list(range(n_looks))  # after the last one it is, too, when the task is left
+
+
 def test_items_are_run_in_order(run):
     result = run(lambda x: x * x, [1, 2, 3])
 

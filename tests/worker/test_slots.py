@@ -30,19 +30,21 @@ def test_the_supervisor_sees_what_the_worker_writes(pair):
 
     worker.set_state(State.BUSY)
     at = worker.push(ENTRY)
-    worker.begin(at, serial=7, started=100.0, time_limit=2.5)
+    worker.begin(at, serial=7)
+    worker.set_deadline(at, 102.5)
     worker.words[at] = 3
 
     assert seen.state is State.BUSY
     (level,) = seen.levels()
     assert (level.lane, level.entry_id, level.job, level.n) == ENTRY
-    assert (level.serial, level.item, level.started, level.deadline) == (7, 3, 100.0, 102.5)
+    assert (level.serial, level.item, level.deadline) == (7, 3, 102.5)
 
 
 def test_a_delivery_is_seen_before_its_first_item(pair):
     worker, seen = pair
     at = worker.push(ENTRY)
-    worker.begin(at, serial=7, started=100.0, time_limit=2.5)
+    worker.begin(at, serial=7)
+    worker.set_deadline(at, 102.5)
     worker.words[at] = 3
     worker.pop()
 
@@ -54,10 +56,12 @@ def test_a_delivery_is_seen_before_its_first_item(pair):
     assert level.deadline == 0
 
 
-def test_no_time_limit_is_no_deadline(pair):
+def test_no_deadline_is_left_of_who_was_there_before(pair):
     worker, seen = pair
+    worker.set_deadline(worker.push(ENTRY), 102.5)
+    worker.pop()
 
-    worker.begin(worker.push(ENTRY), serial=1, started=100.0, time_limit=0.0)
+    worker.begin(worker.push(ENTRY), serial=1)
 
     assert seen.levels()[0].deadline == 0.0
 
@@ -66,7 +70,7 @@ def test_levels_are_the_outermost_first(pair):
     worker, seen = pair
     for depth in range(3):
         at = worker.push(("default", b"1-%d" % depth, "s.1", depth))
-        worker.begin(at, serial=depth + 1, started=0.0, time_limit=0.0)
+        worker.begin(at, serial=depth + 1)
 
     assert [level.n for level in seen.levels()] == [0, 1, 2]
     worker.pop()
@@ -77,7 +81,7 @@ def test_a_stack_that_is_too_high_is_counted_all_the_same(pair):
     worker, seen = pair
     for depth in range(MAX_LEVELS + 5):
         at = worker.push(("default", b"1-1", "s.1", depth))
-        worker.begin(at, serial=depth + 1, started=0.0, time_limit=0.0)
+        worker.begin(at, serial=depth + 1)
 
     assert len(seen.levels()) == MAX_LEVELS
     for _ in range(MAX_LEVELS + 4):
@@ -89,7 +93,7 @@ def test_a_stack_that_is_too_high_is_counted_all_the_same(pair):
 def test_a_text_that_is_too_long_is_no_level(pair):
     worker, seen = pair
 
-    worker.begin(worker.push(("x" * 500, b"1-2", "s.1", 0)), 1, 0.0, 0.0)
+    worker.begin(worker.push(("x" * 500, b"1-2", "s.1", 0)), 1)
 
     assert seen.levels() == []
 
@@ -97,7 +101,7 @@ def test_a_text_that_is_too_long_is_no_level(pair):
 def test_the_worker_sees_what_shall_stop(pair):
     worker, seen = pair
     at = worker.push(ENTRY)
-    worker.begin(at, serial=9, started=0.0, time_limit=0.0)
+    worker.begin(at, serial=9)
     worker.words[at] = 2
 
     seen.ask_to_stop(seen.levels()[0], Stop.CANCELLED)
