@@ -127,9 +127,8 @@ class Execution:
             return []
         return self.reports(self._output.collect())
 
-    def started(self, task: Task) -> Event:
-        """Return the event that says that the current item of `task` runs for a while already."""
-        item = self._output.item
+    def started(self, task: Task, item: int) -> Event:
+        """Return the event that says that `item` of `task` runs for a while already."""
         return self._event("started", task, (range(item, item + 1),), started=time.time())
 
     def _watched(self, delivery: Delivery, todo: Span, settlement: Settlement) -> Run:

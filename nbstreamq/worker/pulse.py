@@ -42,6 +42,8 @@ class Pulse:
         self._store = store
         self._busy = threading.Event()
         self._n_wakes = 0
+        #: The item that ran at the last look; and the last one that was announced.
+        self._seen: tuple[Task, int] | None = None
         self._announced: tuple[Task, int] | None = None
         self._unsent: list[Event] = []
 
@@ -72,21 +74,19 @@ class Pulse:
 
     def _beat(self) -> None:
         running = self._execution.running[-1:]
-        if not running or time.monotonic() - running[0][1] < PULSE:
+        if not running:
+            return
+        (task, began), item = running[0], self._output.item
+        lasts, self._seen = (task, item) == self._seen, (task, item)
+        if time.monotonic() - began < PULSE:
             return
         self._execution.watch()
         self._free(self._store)
         with self._output.reporting():
-            self._unsent += self._announcement(running[0][0])
+            if lasts and (task, item) != self._announced:
+                self._announced = task, item
+                self._unsent.append(self._execution.started(task, item))
             self._unsent += self._execution.reports(self._output.collect())
             if self._unsent:
                 self._store.publish(self._unsent)
                 self._unsent = []
-
-    def _announcement(self, task: Task) -> list[Event]:
-        """Return the news that an item has run for a while, once."""
-        item = self._output.item
-        if self._announced == (task, item):
-            return []
-        self._announced = (task, item)
-        return [self._execution.started(task)]
