@@ -18,10 +18,10 @@ from typing import Any
 __all__ = ["Pace", "chunks"]
 
 #: Chunks for each worker, if all were as large as the first. More balance the first moments better.
-CHUNKS_PER_WORKER = 8
+CHUNKS_PER_WORKER = 6
 #: What part of a worker's share of the rest a chunk is, towards the end; and how much smaller than
 #: the first the last may be. More let workers end closer together, and cost more messages.
-TAIL, SHRINK = 3, 4
+TAIL, SHRINK = 2, 8
 #: Seconds of work that are worth a message: so much is in a chunk, as far as is known, and towards
 #: the end a quarter of it. Longer costs less for each item, and balances later.
 WORTH = 0.002

@@ -68,19 +68,19 @@ def test_what_is_known_of_durations_loses_no_item(n, n_workers, seconds):
 
 def test_the_last_chunks_are_small():
     found = cut(Pace(1000, 2), 1000)
-    assert found[0] == 63
-    assert found[-2:] <= [15, 15]
+    assert found[0] == 84
+    assert found[-2:] <= [10, 10]
     assert sorted(found, reverse=True) == found
     assert len(found) < 30
 
 
 def test_what_is_found_to_be_short_comes_in_large_chunks():
     pace = Pace(100_000, 2)
-    assert pace.size == 6250
+    assert pace.size == 8334
     pace.took(0.001, 5000)
-    pace.sent(6250, 6250)
+    pace.sent(8334, 8334)
     assert pace.size == 10_000
-    rest = cut(pace, 100_000 - 6250)
+    rest = cut(pace, 100_000 - 8334)
     assert rest[0] == 10_000
     assert rest[-2] >= 2500  # a quarter of what is worth a message
     assert len(rest) < 20
