@@ -39,9 +39,9 @@ __all__ = [
     "size_of",
 ]
 
-#: Bytes from which a buffer, or a whole pickle, lies outside its message. A file takes as long as
-#: some 50 kB in a message; the limit is above that, so that many medium ones are not many files.
-LARGE = 2**18
+#: Bytes from which a buffer, or a whole pickle, lies outside its message: a file takes as long as
+#: that many in a message do, which are signed, checked and copied some ten times on their way.
+LARGE = 2**16
 
 #: Where a value lies, and how many bytes it has.
 Handle = tuple[str, int]

@@ -35,6 +35,9 @@ __all__ = ["Segments", "SessionFolder", "free", "is_file", "read", "sweep"]
 MAX_FREE, MAX_FREE_PART = 2**30, 0.25
 #: Free files of a session; each is tried when a file is needed.
 MAX_FREE_FILES = 64
+#: Bytes from which a file is kept to be written again: to look for a smaller one among the others
+#: takes longer than its new pages do.
+MIN_FREE = 2**20
 #: How much larger or smaller than needed a free file may be.
 MISFIT = 2
 _FREE, _OWNER = "free", "owner"
@@ -84,7 +87,8 @@ def free(handle: tuple[str, int]) -> None:
     path = handle[0]
     folder = os.path.dirname(path) + "/" + _FREE  # noqa: PTH120 - quicker than pathlib
     with contextlib.suppress(FileNotFoundError):  # all of the session's files are gone
-        if _make_room(folder, os.stat(path).st_size):  # noqa: PTH116
+        size = os.stat(path).st_size  # noqa: PTH116
+        if size >= MIN_FREE and _make_room(folder, size):
             os.rename(path, f"{folder}/{_new_name()}")  # noqa: PTH104
         else:
             os.unlink(path)  # noqa: PTH108
@@ -218,7 +222,8 @@ def _write_once(folder: str, data: memoryview) -> str:
 
 def _claim(folder: str, size: int) -> tuple[int, str]:
     """Return a locked free file of about that size, or a new one; and its path."""
-    fitting = [(n, path) for path, n in _free_files(folder) if size / MISFIT <= n <= size * MISFIT]
+    free_files = _free_files(folder) if size >= MIN_FREE else ()
+    fitting = [(n, path) for path, n in free_files if size / MISFIT <= n <= size * MISFIT]
     for _, path in sorted(fitting, key=lambda one: abs(one[0] - size)):
         with contextlib.suppress(FileNotFoundError):
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -266,7 +266,7 @@ class TestServer:
         wait_until(lambda: not keys(), describe="no large values on the server")
 
     def test_keeps_parts(self, store, client, array, monkeypatch):
-        monkeypatch.setattr("nbstreamq.objects.places.PART_BYTES", 2**18 - 1)
+        monkeypatch.setattr("nbstreamq.objects.places.PART_BYTES", LARGE - 1)
 
         def tell(do, _):
             return do(store)

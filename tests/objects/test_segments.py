@@ -15,7 +15,7 @@ from nbstreamq.objects import segments
 from nbstreamq.objects.segments import Segments, SessionFolder, free, read, sweep
 from nbstreamq.settings import Settings
 
-SIZE = 300_000
+SIZE = 1_200_000
 
 
 @pytest.fixture
@@ -74,6 +74,11 @@ def test_much_smaller_ones_leave_a_large_file_alone(folder):
     before = inode(handle)
     free(handle)
     assert inode(write(folder, 2)) != before
+
+
+def test_small_files_are_not_kept_for_another(folder):
+    free(write(folder, 1, 300_000))
+    assert list(Path(folder.folders[0], "free").iterdir()) == []
 
 
 def test_free_files_are_few_and_small(folder, monkeypatch):
