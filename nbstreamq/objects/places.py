@@ -16,8 +16,10 @@ from ..protocol.store import Store
 
 __all__ = ["Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace"]
 
-#: Bytes of a value in one key: a server takes 512 MiB, and serves nobody else meanwhile.
-PART_BYTES = 64 * 2**20
+#: Bytes of a value in one key: the server serves nobody else meanwhile. What all on the way copy is
+#: memory that is used again: it is new with larger parts, which take twice as long. Smaller ones
+#: need more round trips.
+PART_BYTES = 4 * 2**20
 
 #: Asks the server something, and returns its answer.
 Ask = Callable[[Callable[[Store], Any]], Any]
