@@ -12,6 +12,7 @@ any more. So a large value lives as long as what may still be sent, run again, o
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -24,7 +25,6 @@ from ..errors import SignatureError, ValueMissing
 from . import segments
 
 __all__ = [
-    "LARGE",
     "Blob",
     "Blobs",
     "Handle",
@@ -39,9 +39,6 @@ __all__ = [
     "size_of",
 ]
 
-#: Bytes from which a buffer, or a whole pickle, lies outside its message: a file takes as long as
-#: that many in a message do, which are signed, checked and copied some ten times on their way.
-LARGE = 2**16
 #: Of so many places, so many bytes tell whether a value may be known already; the rest of it is
 #: compared only then, as that takes a third of the time of writing it.
 SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -51,7 +48,15 @@ Handle = tuple[str, int]
 
 
 class Place(Protocol):
-    """Where large values lie."""
+    """Where large values lie.
+
+    Attributes
+    ----------
+    large
+        Bytes from which a buffer, or a whole pickle, is better there than in a message.
+    """
+
+    large: int
 
     def write(self, data: memoryview) -> str:
         """Keep a copy of `data`; return its address, which is never used again."""
@@ -82,13 +87,18 @@ class Blob:
         Where.
     digest
         Of the content; that of a file is computed when it is wanted.
+    alike
+        Those with the same samples: they are known as long as one of them is there.
     """
 
-    __slots__ = ("__weakref__", "_digest", "handle")
+    __slots__ = ("__weakref__", "_alike", "_digest", "handle")
 
-    def __init__(self, handle: Handle, digest: bytes = b"") -> None:
+    def __init__(
+        self, handle: Handle, digest: bytes = b"", alike: WeakSet[Blob] | None = None
+    ) -> None:
         self.handle = handle
         self._digest = digest
+        self._alike = alike
 
     @property
     def digest(self) -> bytes:
@@ -164,6 +174,11 @@ class Blobs:
         self.place = place
         self._once = once
 
+    @functools.cached_property
+    def large(self) -> int:
+        """Bytes from which a buffer, or a whole pickle, lies outside its message."""
+        return self.place.large
+
     def keep(self, data: memoryview) -> Blob:
         """Write a value."""
         return Blob((self.place.write(data), data.nbytes))
@@ -175,7 +190,7 @@ class Blobs:
         what: str,
         *,
         others: Sequence[Any] = (),
-        large: int = LARGE,
+        large: int | None = None,
     ) -> bytes:
         """Return a message that stands for a pickle: when unpickled, it gives the value itself.
 
@@ -188,8 +203,9 @@ class Blobs:
         others
             What the message holds besides.
         large
-            From how many bytes on the pickle itself lies outside.
+            From how many bytes on the pickle itself lies outside; None: as the place has it.
         """
+        large = self.large if large is None else large
         if not buffers and len(body) < large:
             return Parcel.around(body, others)
         blobs = [self.keep(buffer) for buffer in buffers]
@@ -207,29 +223,28 @@ class Keeper(Blobs):
 
     def __init__(self, session: str, place: Place) -> None:
         super().__init__(session, place)
-        self._blobs: WeakSet[Blob] = WeakSet()
-        #: By their samples; the last one of those that are alike.
-        self._known: WeakValueDictionary[bytes, Blob] = WeakValueDictionary()
+        #: By their samples.
+        self._known: WeakValueDictionary[bytes, WeakSet[Blob]] = WeakValueDictionary()
 
     def keep(self, data: memoryview) -> Blob:
         """Write a value, unless it is there."""
-        sample = _sample(data)
-        known = self._known.get(sample)
-        if known is not None and known.digest == xxhash.xxh3_128_digest(data):
-            return known
-        address = self.place.write(data)
-        # What lies elsewhere is not read again for it.
-        digest = b"" if segments.is_file(address) else xxhash.xxh3_128_digest(data)
-        blob = Blob((address, data.nbytes), digest)
+        alike = self._known.setdefault(_sample(data), WeakSet())
+        digest = b""
+        if alike or not isinstance(self.place, segments.Segments):
+            digest = xxhash.xxh3_128_digest(data)
+            for known in list(alike):
+                if known.digest == digest:
+                    return known
+        blob = Blob((self.place.write(data), data.nbytes), digest, alike)
         finalize(blob, _free_at_home, self.place, blob.handle, os.getpid()).atexit = False
-        self._blobs.add(blob)
-        self._known[sample] = blob
+        alike.add(blob)
         return blob
 
     def close(self) -> None:
         """Free all that is left."""
-        for blob in list(self._blobs):
-            self.place.free(blob.handle)
+        for alike in list(self._known.values()):
+            for blob in list(alike):
+                self.place.free(blob.handle)
         self.place.close()
 
 

@@ -117,7 +117,7 @@ def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool)
 
     name = name_of(fn)
     try:
-        pickler = pickled(fn, apart=blobs is not None)
+        pickler = pickled(fn, apart=None if blobs is None else blobs.large)
     except MemoryError:
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import NbstreamqError, ResultNotPicklable
-from .blobs import LARGE, Blobs
+from .blobs import Blobs
 from .payloads import SIMPLE, dump, load
 from .remote_errors import dump_error, load_error
 
@@ -38,14 +38,17 @@ def dump_outcomes(
     """
     if set(map(type, values)) <= SIMPLE:
         body = pickle.dumps((True, list(values), errors), 5)
-        if len(body) < LARGE or (blobs is None and len(body) <= MAX_BODY_BYTES):
-            return body
+        if len(body) <= MAX_BODY_BYTES:
+            return _pack(body, blobs)
     pickles = [
         b"" if k in errors else _dump(v, k, errors, id_of, blobs) for k, v in enumerate(values)
     ]
     if sum(map(len, pickles)) > MAX_BODY_BYTES:
         _refuse_large(pickles, errors, id_of)
-    body = pickle.dumps((False, pickles, errors), 5)
+    return _pack(pickle.dumps((False, pickles, errors), 5), blobs)
+
+
+def _pack(body: bytes, blobs: Blobs | None) -> bytes:
     return body if blobs is None else blobs.pack(body, (), "some results")
 
 

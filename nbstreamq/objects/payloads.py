@@ -6,7 +6,7 @@ import pickle
 from typing import Any
 
 from ..errors import NotPicklable
-from .blobs import LARGE, Blobs
+from .blobs import Blobs
 
 __all__ = ["SIMPLE", "dump", "load"]
 
@@ -21,7 +21,7 @@ def dump(
     what: str,
     blobs: Blobs | None = None,
     *,
-    large: int = LARGE,
+    large: int | None = None,
     first: int = 0,
 ) -> bytes:
     """Return `value` as bytes; with `blobs`, as a parcel if something large was laid there.
@@ -35,7 +35,7 @@ def dump(
     blobs
         Where large parts are to lie; None: all in one, to be kept longer than anybody here lives.
     large
-        From how many bytes on the pickle itself lies there.
+        From how many bytes on the pickle itself lies there; None: as `blobs` has it.
     first
         The number, for the message of an error, of the first element of a list.
 
@@ -49,13 +49,13 @@ def dump(
     kind = type(value)
     if kind in SIMPLE or ((kind is tuple or kind is list) and _is_plain(value)):
         data = _plain_dumps(value, 5)
-        return (
-            data if len(data) < large or blobs is None else blobs.pack(data, (), what, large=large)
-        )
+        if blobs is None or len(data) < (blobs.large if large is None else large):
+            return data
+        return blobs.pack(data, (), what, large=large)
     from .pickler import pickled
 
     try:
-        pickler = pickled(value, apart=blobs is not None)
+        pickler = pickled(value, apart=None if blobs is None else blobs.large)
     except MemoryError:
         raise
     except Exception as error:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import cloudpickle.cloudpickle as cp
 
-from .blobs import LARGE, Blobs, Parcel
+from .blobs import Blobs, Parcel
 from .code import names_of, needed_modules
 from .modules import is_local
 from .references import Ref
@@ -38,8 +38,8 @@ _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 
-def pickled(value: object, *, apart: bool = False) -> Pickler:
-    """Return a pickler that has pickled `value`; with `apart`, but for its large buffers."""
+def pickled(value: object, *, apart: int | None = None) -> Pickler:
+    """Return a pickler that has pickled `value`, but for buffers of `apart` bytes or more."""
     pickler = Pickler(io.BytesIO(), apart=apart)
     try:
         pickler.dump(value)
@@ -75,7 +75,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     entered
         Names of the modules whose contents are being tried; their contents aren't pickled.
     apart
-        Leave large buffers out of the pickle.
+        Bytes from which buffers are left out of the pickle; None: none is.
 
     Attributes
     ----------
@@ -95,11 +95,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         *,
         lenient: bool = False,
         entered: frozenset[str] = frozenset(),
-        apart: bool = False,
+        apart: int | None = None,
     ) -> None:
         self.buffers: list[memoryview] = []
         # Not a method: that would be a cycle, and keep what was pickled until it is collected.
-        leave_in = functools.partial(_leave_in, self.buffers) if apart else None
+        leave_in = functools.partial(_leave_in, self.buffers, apart) if apart else None
         super().__init__(file, protocol=5, buffer_callback=leave_in)
         self.held: list[Any] = []
         self._apart = apart
@@ -109,7 +109,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         self._lenient = lenient
         self._entered = entered
 
-    def message(self, blobs: Blobs | None, what: str, large: int = LARGE) -> bytes:
+    def message(self, blobs: Blobs | None, what: str, large: int | None = None) -> bytes:
         """Return what was pickled, as a message; large parts of it go to `blobs`."""
         body: bytes = self._file.getvalue()
         if blobs is None:
@@ -128,7 +128,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_typevar(obj)
         if isinstance(obj, lru_cache_wrapper):
             return self._reduce_lru_cache(obj)
-        return self._reduce_holder(obj) if isinstance(obj, Parcel | Ref) else _reduce_tensor(obj)
+        return (
+            self._reduce_holder(obj)
+            if isinstance(obj, Parcel | Ref)
+            else _reduce_tensor(obj, self._apart)
+        )
 
     def _reduce_holder(self, obj: Any) -> Any:
         self.held.append(obj)
@@ -195,16 +199,16 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
 
 
-def _leave_in(apart: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+def _leave_in(apart: list[memoryview], large: int, buffer: pickle.PickleBuffer) -> bool:
     """Return whether a buffer is small enough to stay in the pickle; add it to `apart` if not."""
     raw = buffer.raw()
-    if raw.nbytes < LARGE:
+    if raw.nbytes < large:
         return True
     apart.append(raw)
     return False
 
 
-def _reduce_tensor(obj: Any) -> Any:
+def _reduce_tensor(obj: Any, large: int | None) -> Any:
     """Send a large tensor of PyTorch as an array of NumPy in the same memory.
 
     Its own way to pickle puts a copy into the pickle; NumPy's leaves the buffer out.
@@ -213,7 +217,8 @@ def _reduce_tensor(obj: Any) -> Any:
     if torch is None or type(obj) is not getattr(torch, "Tensor", None) or vars(obj):
         return NotImplemented
     try:
-        return (tensor_of, (obj.numpy(),)) if obj.nbytes >= LARGE else NotImplemented
+        is_large = large is not None and obj.nbytes >= large
+        return (tensor_of, (obj.numpy(),)) if is_large else NotImplemented
     except (TypeError, RuntimeError):  # on another device, sparse, with gradients, of float8, ...
         return NotImplemented
 

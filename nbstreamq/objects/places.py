@@ -14,12 +14,15 @@ from ..errors import NbstreamqError
 from ..protocol.signing import SIGNATURE_BYTES, Signer
 from ..protocol.store import Store
 
-__all__ = ["Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace"]
+__all__ = ["LARGE", "Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace"]
 
 #: Bytes of a value in one key: the server serves nobody else meanwhile. What all on the way copy is
 #: memory that is used again: it is new with larger parts, which take twice as long. Smaller ones
 #: need more round trips.
 PART_BYTES = 4 * 2**20
+
+#: Bytes that are worth a way of their own to the server, or to a URL, each time.
+LARGE = 2**18
 
 #: Asks the server something, and returns its answer.
 Ask = Callable[[Callable[[Store], Any]], Any]
@@ -39,6 +42,8 @@ class ServerPlace:
     free
         Has something done there soon, and never waits.
     """
+
+    large = LARGE
 
     def __init__(self, ask: Ask, tell: Tell, free: Tell) -> None:
         self._ask = ask
@@ -95,6 +100,8 @@ class UrlPlace:
     signer
         Signs what is written and checks what is read.
     """
+
+    large = LARGE
 
     def __init__(self, url: str, session: str, signer: Signer, free: Tell) -> None:
         try:

@@ -1,10 +1,10 @@
 """Large values as files that are mapped into memory: no copy for whoever reads them.
 
 Each session has a folder; in it one file for each value, and in ``free`` those that hold none. To
-free a value is to move its file there. Who reads a file has a shared lock on it as long as any view
-of it lives, and with it the process. So a file in ``free`` that can be locked is nobody's: it is
-written again, which is quicker than new pages are. While it is written it stays there, locked; a
-writer that dies leaves just one free file more.
+free a value is to move its file there, or to delete a small one. Who reads a file has a shared lock
+on it as long as any view of it lives, and with it the process. So a file in ``free`` that can be
+locked is nobody's: it is written again, which is quicker than new pages are. While it is written it
+stays there, locked; a writer that dies leaves just one free file more.
 """
 
 from __future__ import annotations
@@ -138,6 +138,9 @@ class Segments:
     settings
         Where files may lie.
     """
+
+    #: A file takes as long as that many bytes in a message do, which are copied ten times.
+    large = 2**16
 
     def __init__(self, session: str, settings: Settings) -> None:
         self.folders = tuple(os.fspath(root / session) for root in _roots(settings))

@@ -135,7 +135,7 @@ class Execution:
         """Run with all that a task prints and reports attached to it."""
         lane, task = delivery.lane, delivery.task
         self._depths.append(int(lane.removeprefix("nested")) if lane in NESTED else 0)
-        self._output.enter(task)
+        self._output.enter(task, todo[0].start)
         self.running.append((task, time.monotonic()))
         try:
             return self._run(delivery, todo)

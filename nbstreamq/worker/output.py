@@ -102,6 +102,8 @@ class Output:
         self._pieces: list[Piece] = []
         self._lock = threading.RLock()
         self._seen: dict[tuple[int, int], int] = {}
+        #: Whether others than Python code have printed since the running task's thread looked.
+        self._found = False
 
     def install(self, stdout: int, stderr: int) -> None:
         """Send all that this process prints to the files with these descriptors."""
@@ -114,10 +116,11 @@ class Output:
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
         logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
 
-    def enter(self, task: Task) -> None:
-        """Say that what is printed from now on is printed by `task`."""
+    def enter(self, task: Task, item: int) -> None:
+        """Say that what is printed from now on is printed by `item` of `task`."""
         if self._tasks:
             self.look()
+        self.item = item
         self._tasks.append(task)
         self.pause = 0.0
 
@@ -140,16 +143,21 @@ class Output:
     def collect(self) -> list[Piece]:
         """Return what anything printed since the last call."""
         with self._lock:
-            self.look()
+            self._take_in()
             pieces, self._pieces = self._pieces, []
             return pieces
 
     def look(self) -> None:
         """Take in what anybody wrote to the descriptors: the running item, for all we know."""
         with self._lock:
-            self.looked = time.monotonic()
-            self._flush_c(None)
-            self.pause = 0.0 if self._read(self._owner()) else PAUSE
+            self._take_in()
+            self.pause = 0.0 if self._found else PAUSE
+            self._found = False
+
+    def _take_in(self) -> None:
+        self.looked = time.monotonic()
+        self._flush_c(None)
+        self._found |= self._read(self._owner()) > 0
 
     def write(self, descriptor: int, text: str) -> None:
         """Write `text`, which the running item prints."""
@@ -157,8 +165,9 @@ class Output:
         with self._lock:
             owner = self._owner()
             while data and self._n_seen(owner) <= ITEM_LIMIT_BYTES:
-                data = data[os.write(descriptor, data[:ITEM_LIMIT_BYTES]) :]
-                self._read(owner)
+                n = os.write(descriptor, data[:ITEM_LIMIT_BYTES])
+                data = data[n:]
+                self._found |= self._read(owner) > n
 
     def _owner(self) -> tuple[Task | None, int]:
         return (self._tasks[-1], self.item) if self._tasks else self._last
@@ -166,10 +175,12 @@ class Output:
     def _n_seen(self, owner: tuple[Task | None, int]) -> int:
         return self._seen.get((id(owner[0]), owner[1]), 0)
 
-    def _read(self, owner: tuple[Task | None, int]) -> bool:
-        """Move what the files hold to the pieces; return whether that is anything."""
-        changed = [channel for channel in self._channels if channel.has_news()]
-        for channel in changed:
+    def _read(self, owner: tuple[Task | None, int]) -> int:
+        """Move what the files hold to the pieces; return how many bytes."""
+        n_read = 0
+        for channel in self._channels:
+            if not channel.has_news():
+                continue
             seen = self._n_seen(owner)
             data, dropped = channel.read(max(0, ITEM_LIMIT_BYTES - seen))
             if data:
@@ -179,7 +190,8 @@ class Output:
                 self._keep(owner, "stderr", _DROPPED)
             if data or dropped:
                 self._seen[id(owner[0]), owner[1]] = seen + len(data) + dropped
-        return bool(changed)
+            n_read += len(data) + dropped
+        return n_read
 
     def _keep(self, owner: tuple[Task | None, int], stream: str, text: str) -> None:
         task, item = owner

@@ -248,6 +248,8 @@ class Runner:
             self._run_items(work)
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
+            self._slot.rest(work.at)
+            self._output.look()
             work.commit()
             if stop.serial != mine:
                 work.run.stopped = stop
@@ -317,7 +319,7 @@ class Runner:
         """
         if seconds > LOOK / 2:
             work.n_together = max(1, work.n_together // 2)
-        elif n_run == work.n_together and not work.time_limit:
+        elif n_run == work.n_together and not (work.time_limit or self._long):
             work.n_together *= 2
         block, output = work.next(), self._output
         if block and now - output.looked > output.pause:

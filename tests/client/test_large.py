@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
-from nbstreamq.objects.blobs import LARGE
 from nbstreamq.objects.pickler import pickled
-from nbstreamq.objects.places import ServerPlace
+from nbstreamq.objects.places import LARGE, ServerPlace
+from nbstreamq.objects.segments import MIN_FREE
 from nbstreamq.protocol.keys import Keys
 
 N = LARGE // 4  # of doubles: twice what is large
@@ -179,7 +179,7 @@ class TestFrames:
         assert (tensor[0], result[0]) == (0, 5)
         result[1] = 7
         assert torch.equal(result[2:], tensor[2:])
-        assert len(pickled(tensor, apart=True).buffers) == 1  # it is not in the pickle
+        assert len(pickled(tensor, apart=LARGE).buffers) == 1  # it is not in the pickle
         # What NumPy can't hold goes PyTorch's own way.
         for other in (tensor.bfloat16(), tensor.clone().requires_grad_(), tensor.to_sparse()):
             same = local.submit(lambda t: t, other).result(20)
@@ -212,7 +212,8 @@ class TestFiles:
         gc.collect()
         wait_until(lambda: not files_of(local), describe="all files to be freed")
 
-    def test_results_are_free_at_once_and_stay_as_they_are(self, local, array):
+    def test_results_are_free_at_once_and_stay_as_they_are(self, local):
+        array = np.random.default_rng(1).random(2 * MIN_FREE // 8)  # so large, files are used again
         results = [local.submit(double, array + k).result(20) for k in range(8)]
         for k, result in enumerate(results):
             assert (result == 2 * (array + k)).all()

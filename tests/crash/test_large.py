@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nbstreamq import TaskQueue, WorkerLost
-from nbstreamq.objects.blobs import LARGE
+from nbstreamq.objects.segments import MIN_FREE
 
 CLIENT = """
 import sys, time
@@ -67,17 +67,17 @@ def test_a_worker_that_dies_while_it_writes_leaves_one_free_file(local):
     def die(folder):
         from nbstreamq.objects import segments
 
-        file, _ = segments._claim(f"{folder}/free", LARGE)
-        os.pwrite(file, bytes(LARGE), 0)
+        file, _ = segments._claim(f"{folder}/free", MIN_FREE)
+        os.pwrite(file, bytes(MIN_FREE), 0)
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(WorkerLost):
         local.submit(die, str(folder_of(local))).result(30)
     (left,) = (folder_of(local) / "free").iterdir()
     before = left.stat().st_ino
-    ref = local.put(np.ones(LARGE // 8))
+    ref = local.put(np.ones(MIN_FREE // 8))
     assert before in [path.stat().st_ino for path in files_of(local)]
-    assert local.submit(np.sum, ref).result(30) == LARGE // 8
+    assert local.submit(np.sum, ref).result(30) == MIN_FREE // 8
 
 
 def test_what_a_dead_worker_had_is_there_for_the_next(local, gate):

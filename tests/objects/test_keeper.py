@@ -10,6 +10,8 @@ from nbstreamq.objects.blobs import SAMPLE_BYTES, SAMPLES, Keeper
 class Places:
     """Keeps what is laid down in a dictionary, as a server would."""
 
+    large = 1
+
     def __init__(self):
         self.values = {}
         self.n_written = 0
@@ -52,9 +54,12 @@ def test_a_content_is_written_once(keeper, place, size):
 
 def test_the_same_samples_are_not_the_same_content(keeper, place):
     size, between = 3 * SAMPLES * SAMPLE_BYTES, SAMPLE_BYTES + 1
-    kept = [keeper.keep(value(size, **{f"at{between}": byte})) for byte in (1, 2, 1)]
+    kept = [keeper.keep(value(size, **{f"at{between}": byte})) for byte in (1, 2, 1, 2)]
     assert kept[0].digest == kept[2].digest != kept[1].digest
-    assert [place.values[blob.handle[0]][between] for blob in kept] == [1, 2, 1]
+    assert [place.values[blob.handle[0]][between] for blob in kept] == [1, 2, 1, 2]
+    assert place.n_written == 2
+    del kept[0], kept[1]  # the first content
+    assert keeper.keep(value(size, **{f"at{between}": 2})) is kept[0]
 
 
 def test_zeros_of_another_length_are_another_content(keeper):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -144,6 +145,44 @@ def test_those_of_short_items_too(queue):
     job.result(20)
 
     assert job.logs == {i: f"item {i}\n" for i in range(300)}
+
+
+def test_those_of_items_that_print_now_and_then_by_python(queue):
+    def say(i):
+        os.write(1, b"item %d\n" % i)
+        if i % 4 == 0:
+            print("python")
+
+    job = queue.map(say, range(300), chunksize=300)
+    job.result(20)
+
+    assert job.logs == {i: f"item {i}\n" + ("python\n" if i % 4 == 0 else "") for i in range(300)}
+
+
+def test_those_of_a_chunk_that_is_looked_at_from_outside_meanwhile(queue):
+    def say(i):
+        os.write(1, b"item %d\n" % i)
+        end = time.monotonic() + 3e-4
+        while time.monotonic() < end:
+            pass
+
+    job = queue.map(say, range(600), chunksize=600)
+    job.result(20)
+
+    assert job.logs == {i: f"item {i}\n" for i in range(600)}
+
+
+def test_what_is_printed_while_arguments_are_unpickled(new_queue):
+    class Loud:
+        def __reduce__(self):
+            return print, ("loading",)
+
+    queue = new_queue(workers=1)
+    queue.map(abs, range(50), chunksize=50).result(20)
+    future = queue.submit(repr, Loud())
+
+    assert future.result(20) == "None"
+    assert future.logs == "loading\n"
 
 
 def test_order_is_kept_among_all_ways(queue, wait_until):
