@@ -101,6 +101,7 @@ class Output:
         self._flush_c = ctypes.CDLL(None).fflush
         self._pieces: list[Piece] = []
         self._lock = threading.RLock()
+        self._reporting = threading.Lock()
         self._seen: dict[tuple[int, int], int] = {}
         #: Whether others than Python code have printed since the running task's thread looked.
         self._found = False
@@ -126,7 +127,7 @@ class Output:
 
     def leave(self) -> list[Piece]:
         """Say that the current task is over; return what was printed since the last `collect`."""
-        with self._lock:
+        with self._reporting, self._lock:
             self.look()
             self._last = self._owner()
             self._tasks.pop()
@@ -136,9 +137,9 @@ class Output:
             pieces, self._pieces = self._pieces, []
             return pieces
 
-    def reporting(self) -> threading.RLock:
+    def reporting(self) -> threading.Lock:
         """Return a context in which no task can end: what it printed comes before its result."""
-        return self._lock
+        return self._reporting
 
     def collect(self) -> list[Piece]:
         """Return what anything printed since the last call."""

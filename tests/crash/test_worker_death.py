@@ -333,10 +333,12 @@ def test_killed_between_run_and_commit_while_the_server_hangs(start_server, new_
     begun.wait()
     (victim,) = (worker.pid for worker in queue.workers())
     os.kill(server.pid, signal.SIGSTOP)
-    go.open()
-    done.wait()
-    os.kill(victim, signal.SIGKILL)
-    os.kill(server.pid, signal.SIGCONT)
+    try:
+        go.open()
+        done.wait()
+        os.kill(victim, signal.SIGKILL)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
 
     job.wait(30)
     check_once(job, [(i, pid) for i, (_, pid) in enumerate(job.result(0))])

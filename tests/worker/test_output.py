@@ -12,7 +12,10 @@ import warnings
 import pytest
 
 from nbstreamq import track
-from nbstreamq.worker.output import ITEM_LIMIT_BYTES
+from nbstreamq.protocol.messages import Task
+from nbstreamq.worker.output import ITEM_LIMIT_BYTES, Output
+
+TASK = Task(job="s.1", n=0, span=(range(2),), fn="f", name="f", call="map", args=b"")
 
 #: Of a logged output: the items' own, and the note that the rest was dropped.
 MOST = ITEM_LIMIT_BYTES + 1000
@@ -183,6 +186,22 @@ def test_what_is_printed_while_arguments_are_unpickled(new_queue):
 
     assert future.result(20) == "None"
     assert future.logs == "loading\n"
+
+
+def test_items_go_on_while_what_they_printed_is_sent():
+    """That may take long; only the end of their task waits for it."""
+    output = Output()
+    output.enter(TASK, 0)
+    steps = [threading.Thread(target=step) for step in (output.look, output.leave)]
+
+    with output.reporting():
+        for step in steps:
+            step.start()
+        steps[0].join(20)
+        assert not steps[0].is_alive()
+        assert steps[1].is_alive()
+    steps[1].join(20)
+    assert not steps[1].is_alive()
 
 
 def test_order_is_kept_among_all_ways(queue, wait_until):
