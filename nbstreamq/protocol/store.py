@@ -174,10 +174,15 @@ class Store(NamedJobs, Supervision, Values):
     def remembers(self, session: str, batch: int) -> bool:
         """Return whether the server still knows the queue, and that it took `batch`; 0: any.
 
-        Who asks is there: its calls are wanted for another week.
+        Who asks is there: its calls are wanted for another week, and what comes of them, though its
+        number may have expired.
         """
-        ask_last = ("GETEX", self.keys.session(session), "EX", WEEK)
-        known, last = self._wire.call(("HEXISTS", self.keys.meta, "secret"), ask_last)
+        key = self.keys.session(session)
+        known, last = self._wire.call(
+            ("HEXISTS", self.keys.meta, "secret"), ("GETEX", key, "EX", WEEK)
+        )
+        if known and not batch and last is None:
+            self._wire.call(("SET", key, 0, "NX", "EX", WEEK))
         return bool(known) and int(last or 0) >= batch
 
     def cancel(self, job: str, span: Span, newly: Span) -> None:

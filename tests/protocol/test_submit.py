@@ -117,3 +117,23 @@ def test_who_asks_whether_it_is_remembered_is_kept(store, submit, client):
     client.expire(store.keys.session("s"), 60)
     assert store.remembers("s", 0)
     assert client.ttl(store.keys.session("s")) > WEEK - 60
+
+
+def test_who_asks_though_his_number_has_expired_gets_his_results(
+    store, submit, take, finish, client
+):
+    store.check_secret()
+    submit(0)
+    deliveries = take()
+    client.delete(store.keys.session("s"))
+    assert store.remembers("s", 0)
+    store.settle([finish(d) for d in deliveries])
+    assert client.xlen(store.keys.events("s")) == 1
+
+
+def test_a_batch_that_the_server_does_not_know_is_not_made_known_by_asking(store, submit, client):
+    store.check_secret()
+    submit(0)
+    client.delete(store.keys.session("s"))
+    assert not store.remembers("s", 1)
+    assert client.exists(store.keys.session("s")) == 0
