@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -19,11 +18,11 @@ import redis
 
 from nbstreamq import TaskQueue
 
+from .arrays import median
 from .calls import identity
 from .local import ServerUse, own_server, workers_ready
 
-N_CALLS, N_WARM = 1000, 200
-N_WORKERS = 2
+N_CALLS, N_WORKERS = 1000, 2
 #: Streams for the bare message; and what ends a worker.
 LANE, EVENTS, GROUP, END = "floor:lane", "floor:events", "workers", b"end"
 BLOCK_MS = 60_000
@@ -82,16 +81,6 @@ def bare(path: str) -> tuple[Callable[[], object], Callable[[], None]]:
     return call, close
 
 
-def median_us(call: Callable[[], object]) -> float:
-    """Return the median microseconds of a call, when others came before it."""
-    seconds = []
-    for _ in range(N_WARM + N_CALLS):
-        begun = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begun)
-    return 1e6 * statistics.median(seconds[N_WARM:])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -108,7 +97,7 @@ def main() -> None:
             found: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(rounds):
                 for name, way in ways.items():
-                    found[name].append(median_us(way))
+                    found[name].append(1e6 * median(way, N_CALLS))
             close()
     for name, us in found.items():
         print(f"{name:24}{statistics.median(us):8.0f} us   ({min(us):.0f} to {max(us):.0f})")

@@ -287,7 +287,8 @@ class Runner:
         end, block = now + SLICE, work.next()
         self._slot.begin(at, serial)
         while block:
-            if work.time_limit:  # before the item: else its predecessor's were taken for its own
+            if work.time_limit:
+                # Before the item: else its predecessor's deadline would be taken for its own.
                 self._slot.set_deadline(at, now + work.time_limit)
             serials[-1] = serial
             for item in block:

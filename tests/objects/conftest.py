@@ -1,4 +1,4 @@
-"""A second interpreter, and cells as a notebook runs them."""
+"""A second interpreter, cells as a notebook runs them, and a place for large values."""
 
 from __future__ import annotations
 
@@ -98,3 +98,32 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
     for name in set(sys.modules) - before:
         if (folder / name.partition(".")[0]).exists() or (folder / f"{name}.py").exists():
             del sys.modules[name]
+
+
+class Place:
+    """Keeps large values in a dictionary, as a server would."""
+
+    large = 2**16
+
+    def __init__(self):
+        self.values = {}
+        self.n_written = 0
+
+    def write(self, data):
+        self.n_written += 1
+        self.values[str(self.n_written)] = bytes(data)
+        return str(self.n_written)
+
+    def read(self, handle):
+        return bytearray(self.values[handle[0]])
+
+    def free(self, handle):
+        self.values.pop(handle[0], None)  # twice, if the keeper is closed in between
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def place():
+    return Place()

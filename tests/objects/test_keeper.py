@@ -7,32 +7,6 @@ import pytest
 from nbstreamq.objects.blobs import SAMPLE_BYTES, SAMPLES, Keeper
 
 
-class Places:
-    """Keeps what is laid down in a dictionary, as a server would."""
-
-    large = 1
-
-    def __init__(self):
-        self.values = {}
-        self.n_written = 0
-
-    def write(self, data):
-        self.n_written += 1
-        self.values[str(self.n_written)] = bytes(data)
-        return str(self.n_written)
-
-    def free(self, handle):
-        self.values.pop(handle[0], None)  # twice, if the keeper is closed in between
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def place():
-    return Places()
-
-
 @pytest.fixture
 def keeper(place):
     return Keeper("s", place)

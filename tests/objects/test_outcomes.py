@@ -12,35 +12,17 @@ from nbstreamq.objects.outcomes import dump_outcomes, load_outcomes
 N = 20_000
 
 
-class Place:
-    """Keeps what is laid down in a list."""
-
-    large = 2**16
-
-    def __init__(self):
-        self.values = []
-
-    def write(self, data):
-        self.values.append(bytes(data))
-        return f"list:{len(self.values) - 1}"
-
-    def read(self, handle):
-        return bytearray(self.values[int(handle[0].partition(":")[2])])
-
-
-@pytest.fixture
-def place():
-    place = Place()
+@pytest.fixture(autouse=True)
+def readable(place):
     register("test-outcomes", place)
-    return place
 
 
 @pytest.mark.parametrize("values", [[k / 7 for k in range(N)], [f"{k:50}" for k in range(N)]])
 def test_many_simple_values_are_one_pickle(place, values):
     body = dump_outcomes(values, {}, str, Blobs("test-outcomes", place))
 
-    assert len(body) < Place.large
-    assert [pickle.loads(whole) for whole in place.values] == [(True, values, {})]
+    assert len(body) < place.large
+    assert [pickle.loads(whole) for whole in place.values.values()] == [(True, values, {})]
     assert load_outcomes(body) == (values, {})
 
 
@@ -49,4 +31,4 @@ def test_few_are_in_the_message(place):
         [1, 2],
         {},
     )
-    assert place.values == []
+    assert place.values == {}
