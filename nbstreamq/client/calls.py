@@ -128,8 +128,8 @@ class Call(NamedTuple):
     delay: float
 
     @property
-    def is_only(self) -> bool:
-        """Whether no other call of its ledger is open."""
+    def at_once(self) -> bool:
+        """Whether to send it by itself now: no other call of its ledger is open."""
         return len(self.ledger) - self.ledger.n_over == 1
 
     @property

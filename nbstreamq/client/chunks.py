@@ -25,6 +25,9 @@ TAIL, SHRINK = 2, 8
 #: Seconds of work that are worth a message: so much is in a chunk, as far as is known, and towards
 #: the end a quarter of it. Longer costs less for each item, and balances later.
 WORTH = 0.002
+#: Seconds in which the first chunks, one for each worker, are sent one by one: a worker may ask for
+#: several at a time. Longer delays what comes behind them where the server is far away.
+HURRY = 0.002
 #: Most items, and bytes, in a chunk. Larger ones are copied more often than they need be.
 MAX_ITEMS, MAX_BYTES = 10_000, 2**18
 #: Seconds that an item may wait for others to fill its chunk, where the items come slowly.
@@ -45,6 +48,7 @@ class Pace:
     def __init__(self, n: int | None, n_workers: int) -> None:
         self._n_workers = max(1, n_workers)
         self._fixed = False
+        self._hurry = time.monotonic() + HURRY
         self._most = MAX_ITEMS
         self._worth = 0
         self._left = n
@@ -55,11 +59,17 @@ class Pace:
         self.size = min(self._first, MAX_ITEMS)
 
     @classmethod
-    def fixed(cls, size: int) -> Pace:
+    def fixed(cls, size: int, n_workers: int) -> Pace:
         """Return a pace that never changes."""
-        pace = cls(1, 1)
+        pace = cls(1, n_workers)
         pace.size, pace._fixed = size, True
         return pace
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the next chunk is to be sent by itself: there may be a worker that has none."""
+        in_time = not self._n_sent or time.monotonic() < self._hurry
+        return in_time and self._n_sent < self._n_workers
 
     def took(self, seconds: float, n_items: int) -> None:
         """Learn how long some items took."""
@@ -67,10 +77,10 @@ class Pace:
 
     def sent(self, n_items: int, n_bytes: int) -> None:
         """Learn from a chunk that was sent."""
+        self._n_sent += 1
         if self._fixed:
             return
         self._most = min(MAX_ITEMS, max(1, n_items * MAX_BYTES // max(1, n_bytes)))
-        self._n_sent += 1
         if self._left is None:
             if self._n_sent % self._step == 0:
                 self._first *= 2

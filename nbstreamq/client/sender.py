@@ -42,6 +42,8 @@ class Entry(NamedTuple):
         About how much that is.
     ledger, items
         Whose calls fail if the server refuses it.
+    at_once
+        Whether to send it by itself now, if nothing else is under way.
     """
 
     lane: str
@@ -50,11 +52,7 @@ class Entry(NamedTuple):
     size_bytes: int
     ledger: Ledger
     items: range
-
-    @property
-    def is_only(self) -> bool:
-        """Whether nothing else of its job was sent."""
-        return self.items.start == 0
+    at_once: bool = False
 
     def fail(self, error: BaseException) -> None:
         self.ledger.fail(self.items, error)

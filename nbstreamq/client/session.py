@@ -141,7 +141,7 @@ class Session:
 
     def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
         """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
-        alone = len(self._ledgers) == 1 and (isinstance(item, Order) or item.is_only)
+        alone = len(self._ledgers) == 1 and (isinstance(item, Order) or item.at_once)
         self._sender.put(item, shield, alone=alone)
 
     def _ask(self) -> None:

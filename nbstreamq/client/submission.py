@@ -75,12 +75,14 @@ def open_call(session: Session, kind: Kind, data: bytes, *, alone: bool) -> tupl
     return ledger, item
 
 
-def submit(session: Session, ledger: Ledger, task: Task, delay: float) -> None:
-    """Send calls; they are failed if the server refuses them."""
+def submit(
+    session: Session, ledger: Ledger, task: Task, delay: float, *, at_once: bool = False
+) -> None:
+    """Send calls, by themselves if `at_once`; they are failed if the server refuses them."""
     n_bytes = len(task.args) + 300
     calls = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
     fields = session.encode_task(task)
-    session.send(Entry(ledger.lane, delay, fields, n_bytes, ledger, calls))
+    session.send(Entry(ledger.lane, delay, fields, n_bytes, ledger, calls, at_once))
 
 
 def pace_of(
@@ -91,11 +93,11 @@ def pace_of(
     buffersize: int | None,
 ) -> Pace:
     """Return how the items of a map are to be cut; the arguments are those of `TaskQueue.map`."""
-    if isinstance(chunksize, int):
-        return Pace.fixed(chunksize)
     n_workers = session.workers.n_workers or ASSUMED_WORKERS
+    if isinstance(chunksize, int):
+        return Pace.fixed(chunksize, n_workers)
     if buffersize is not None:
-        return Pace.fixed(max(1, buffersize // (4 * n_workers)))
+        return Pace.fixed(max(1, buffersize // (4 * n_workers)), n_workers)
     sizes = [len(i) for i in iterables if isinstance(i, Sized)]
     return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
 
@@ -141,7 +143,8 @@ def send_chunks(
             payload = Payload(len(ledger), len(piece), call, data)
             with uninterrupted():
                 ledger.add(payload)
-            submit(session, ledger, task_of(ledger, function, payload, options), options.delay)
+            task = task_of(ledger, function, payload, options)
+            submit(session, ledger, task, options.delay, at_once=pace.at_once)
             for news in ledger.reports(-1):
                 if news.kind == "finished":
                     pace.took(news.seconds, size(news.span))

@@ -22,7 +22,7 @@ def test_all_items_come_once_and_in_order(n, n_workers, kind):
 
 @given(sizes, st.integers(1, 50))
 def test_a_fixed_size_is_kept(n, size):
-    pace = Pace.fixed(size)
+    pace = Pace.fixed(size, 2)
     for chunk in chunks(range(n), pace):
         assert len(chunk) == size or chunk[-1] == n - 1
         pace.sent(len(chunk), 10 * MAX_BYTES)
@@ -74,6 +74,21 @@ def test_the_last_chunks_are_small():
     assert len(found) < 30
 
 
+def test_each_worker_gets_its_first_chunk_by_itself_unless_that_takes_long(monkeypatch):
+    monkeypatch.setattr("nbstreamq.client.chunks.HURRY", 10.0)
+    for pace in (Pace(1000, 3), Pace(None, 3), Pace.fixed(7, 3)):
+        found = []
+        for _ in range(5):
+            found.append(pace.at_once)
+            pace.sent(7, 7)
+        assert found == [True, True, True, False, False]
+    monkeypatch.setattr("nbstreamq.client.chunks.HURRY", -1.0)
+    pace = Pace(1000, 3)
+    assert pace.at_once
+    pace.sent(7, 7)
+    assert not pace.at_once
+
+
 def test_what_is_found_to_be_short_comes_in_large_chunks():
     pace = Pace(100_000, 2)
     assert pace.size == 8334
@@ -117,7 +132,7 @@ def test_large_items_of_unknown_number_stop_the_growth():
 
 def test_items_are_taken_no_earlier_than_their_chunk():
     taken = []
-    found = chunks((taken.append(i) or i for i in range(10)), Pace.fixed(4))
+    found = chunks((taken.append(i) or i for i in range(10)), Pace.fixed(4, 2))
     assert next(found) == [0, 1, 2, 3]
     assert taken == [0, 1, 2, 3]
 
@@ -130,7 +145,7 @@ def test_an_item_does_not_wait_long_for_slow_others():
             time.sleep(0.03)  # longer than a chunk waits to be filled
             yield i
 
-    assert list(chunks(slowly(), Pace.fixed(100))) == [[0], [1], [2]]
+    assert list(chunks(slowly(), Pace.fixed(100, 2))) == [[0], [1], [2]]
 
 
 def test_an_error_of_the_items_comes_through():
@@ -138,7 +153,7 @@ def test_an_error_of_the_items_comes_through():
         yield 1
         raise LookupError
 
-    found = chunks(failing(), Pace.fixed(1))
+    found = chunks(failing(), Pace.fixed(1, 2))
     assert next(found) == [1]
     with pytest.raises(LookupError):
         next(found)

@@ -1,7 +1,10 @@
 """Workers take from a lane once it is in use, also those that were waiting already."""
 
+import time
+
 import pytest
 
+from nbstreamq.client import chunks
 from nbstreamq.protocol.clients import open_client
 
 
@@ -102,3 +105,17 @@ def test_those_of_a_new_supervisor_too(new_queue, idle):
     idle(again, 2)
     assert again.options(lane="high").submit(abs, -2).result(10) == 2
     assert again.submit(abs, -3).result(10) == 3
+
+
+def test_after_lone_calls_no_worker_takes_two_long_chunks(queue, monkeypatch):
+    monkeypatch.setattr(chunks, "HURRY", 10.0)  # whatever else this machine does
+
+    def work(seconds):
+        begun = time.monotonic()
+        time.sleep(seconds)
+        return begun
+
+    for _ in range(8):  # each worker learns that calls are short, and asks for two
+        queue.submit(work, 0).result(10)
+    begun = list(queue.map(work, [0.15] * 7))  # a worker gives back what waits for so long
+    assert begun[2] < begun[-1], "given back, it was the last"
