@@ -149,6 +149,10 @@ class Wire:
                 return False
         return bool(ready)
 
+    def sockets(self) -> list[socket]:
+        """Return what can be read when a reply has come; nothing while not connected."""
+        return [] if self._connection is None else [self._socket]
+
     def receive(self) -> Any:
         """Return the reply to the command that was sent; raises as `call` does."""
         try:

@@ -78,6 +78,10 @@ class Store(NamedJobs, Supervision, Values):
         """Wait until `events` or `controls` returns at once; False if one of `others` woke us."""
         return self._wire.wait(seconds, *others, soon=soon)
 
+    def sockets(self) -> list[socket]:
+        """Return what can be read when that is so; nothing while not connected."""
+        return self._wire.sockets()
+
     # -- client --------------------------------------------------------------------------------
 
     def encode_task(self, task: Task) -> Fields:

@@ -21,7 +21,7 @@ from ..protocol.clients import open_client
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from .ended import ENDED_BYTES, Ended
-from .output import Output
+from .output import FILE_LIMIT_BYTES, Output
 from .slots import SLOT_BYTES, Slot
 from .usage import Meter, memory_of
 from .worker import TaskWorker
@@ -118,6 +118,12 @@ class Child:
         self.slot.set_rare_lanes(lanes)
         self.signal(LOOK)
 
+    def cut_output(self) -> None:
+        """Keep the files small that it prints into."""
+        for descriptor in (self.spec.stdout, self.spec.stderr):
+            if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
+                os.ftruncate(descriptor, 0)
+
     def close(self) -> None:
         """Give up the files."""
         for descriptor in (self.spec.slot, self.spec.stdout, self.spec.stderr, self.spec.crash):
@@ -213,6 +219,7 @@ def _serve(spec: Spec, url: str, secret: str) -> None:
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, str(spec.n_threads))
     slot, output = Slot(spec.slot), Output()
+    slot.set_supervisor(spec.supervisor)
     output.install(spec.stdout, spec.stderr)
     store = Store(open_client(url), spec.queue, Signer(secret, spec.queue))
     worker = TaskWorker(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from socket import socket
 
 from ..protocol.keys import session_of
 from ..protocol.messages import Control
@@ -38,6 +39,15 @@ class Orders:
         self._overdue = 0.0
         self.has_news = False
         self._cancellations: list[tuple[float, Control]] = []
+
+    def sockets(self) -> list[socket]:
+        """Return what can be read when something has come; nothing while not connected."""
+        return self._store.sockets()
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there are cancellations of what may begin still."""
+        return any(at > time.monotonic() - ORDER_LIFETIME for at, _ in self._cancellations)
 
     def take(self) -> None:
         """Take note of what has come, and ask for more."""

@@ -188,8 +188,9 @@ class Runner:
         """
         task = delivery.task
         entry = (delivery.lane, delivery.entry_id, task.job, task.n)
-        memory_limit = int(Options.decode(task.opts).memory_limit or 0)
-        self._places.append(self._slot.push(entry, memory_limit))
+        options = Options.decode(task.opts)
+        limits = options.time_limit or 0, int(options.memory_limit or 0)
+        self._places.append(self._slot.push(entry, limits[1], is_limited=any(limits)))
         self._serials.append(0)
 
     def release(self) -> None:

@@ -1,20 +1,24 @@
 """What a worker is doing, in memory shared with its supervisor: read and written without traffic.
 
 A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
-level each. Only the worker writes, except for `ask_to_stop` and `set_rare_lanes`.
+level each. Only the worker writes, except for `ask_to_stop` and `set_rare_lanes`; and a signal from
+it wakes the supervisor when a level begins that has to be watched closely.
 
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
-    q[5] which of the rare lanes are in use, one bit each
-    level k, from q[8 + 32 k]: item, serial, deadline (s), memory limit (bytes), length of text,
-        text
+    q[5] which of the rare lanes are in use, one bit each   q[6] process id of the supervisor
+    level k, from q[8 + 32 k]: item, serial, deadline (s), memory limit (bytes), whether it has
+        limits, length of text, text
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import signal
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -29,7 +33,7 @@ MAX_LEVELS = 60
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
 _FIRST, _WORDS = 8, 32
-_ITEM, _SERIAL, _DEADLINE, _MEMORY, _LENGTH, _TEXT = range(6)
+_ITEM, _SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 
 
@@ -64,6 +68,8 @@ class Level:
         When the item must be over, by the monotonic clock; 0: no limit.
     memory_limit
         Bytes that the worker may use; 0: no limit.
+    is_limited
+        Whether it has a limit of time or memory.
     lane, entry_id, job, n
         Which delivery.
     """
@@ -72,6 +78,7 @@ class Level:
     item: int
     deadline: float
     memory_limit: int
+    is_limited: bool = False
     lane: str
     entry_id: bytes
     job: str
@@ -102,7 +109,17 @@ class Slot:
     def set_state(self, state: State) -> None:
         self.words[0] = state
 
-    def push(self, entry: tuple[str, bytes, str, int], memory_limit: int = 0) -> int:
+    def set_supervisor(self, process: int) -> None:
+        """Say whom to wake."""
+        self.words[6] = process
+
+    def push(
+        self,
+        entry: tuple[str, bytes, str, int],
+        memory_limit: int = 0,
+        *,
+        is_limited: bool = False,
+    ) -> int:
         """Add a level for a delivery (lane, entry id, job, n); return where its words begin."""
         depth = self.words[1]
         at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
@@ -113,9 +130,13 @@ class Slot:
         self._map[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
         self.words[at + _LENGTH] = len(text)
         self.words[at + _MEMORY] = memory_limit
+        self.words[at + _LIMITED] = is_limited
         self.rest(at)
         self.words[at + _SERIAL] = -1
         self.words[1] = depth + 1
+        if is_limited and self.words[6]:
+            with suppress(ProcessLookupError):  # then this process is about to die, too
+                os.kill(self.words[6], signal.SIGCHLD)
         return at
 
     def begin(self, at: int, serial: int) -> None:
@@ -149,10 +170,13 @@ class Slot:
     def state(self) -> State:
         return State(self.words[0])
 
+    @property
+    def n_levels(self) -> int:
+        return min(self.words[1], MAX_LEVELS)
+
     def levels(self) -> list[Level]:
         """Return what runs, the outermost first; a level that is just being changed is left out."""
-        depth = min(self.words[1], MAX_LEVELS)
-        found = (self._level(_FIRST + _WORDS * k) for k in range(depth))
+        found = (self._level(_FIRST + _WORDS * k) for k in range(self.n_levels))
         return [level for level in found if level]
 
     def _level(self, at: int) -> Level | None:
@@ -166,6 +190,7 @@ class Slot:
             item=self.words[at + _ITEM],
             deadline=self._times[at + _DEADLINE],
             memory_limit=self.words[at + _MEMORY],
+            is_limited=bool(self.words[at + _LIMITED]),
             lane=parts[0].decode(),
             entry_id=parts[1],
             job=parts[2].decode(),

@@ -28,11 +28,10 @@ from .child import DUMP, LEAVE, STOP, Child, ended_file, start
 from .death import Death, cause_of, tail
 from .door import Door
 from .orders import Orders
-from .output import FILE_LIMIT_BYTES
 from .reaper import bury, has_lost_its_supervisor
 from .slots import NO_ITEM, Level, State, Stop
 from .timing import Timing
-from .usage import memory_of
+from .usage import over_memory
 
 __all__ = ["Supervisor"]
 
@@ -81,7 +80,7 @@ class Supervisor:
         self._dead: list[tuple[Child, Death]] = []
         self._dropped: list[str] = []
         self._number, self._ended = 0, ended_file()
-        self._stopping = False
+        self._stopping = self._watches = False  # looks often at what runs
         self._failure: SecretMismatch | None = None
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
@@ -142,7 +141,7 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._scale()
-        self._listen(self._timing.tick)
+        self._listen(self._pause())
         self._wait_for_children()
         try:
             self._look_for_lanes()  # first: it is refused nothing
@@ -160,18 +159,25 @@ class Supervisor:
             time.sleep(self._timing.tick)
         self._stop_items()
 
+    def _pause(self) -> float:
+        """Return for how many seconds there is nothing to do, unless something happens."""
+        if self._watches or self._orders.has_fresh or self._dead or self._dropped or self._failure:
+            return self._timing.tick
+        due = [self._heartbeat_due, self._lanes_due, self._promote_due]
+        if len(self._children) < self.n_workers:
+            due.append(self._start_due)
+        return max(0.0, min(self._timing.rest, min(due) - time.monotonic()))
+
     def _listen(self, timeout: float) -> None:
-        """Wait for something to do: a child's death, a user, or the next look."""
+        """Wait for something to do: a child's death, a user, an order, or the next look."""
         door = self.door
-        ready, _, _ = select.select(
-            [self._wakeup, *(door.sockets() if door else ())], [], [], timeout
-        )
+        orders = [] if self._failure else self._orders.sockets()  # then they may be left unread
+        sockets = [*orders, *(door.sockets() if door else ())]
+        ready: list[Any] = select.select([self._wakeup, *sockets], [], [], timeout)[0]
         if self._wakeup in ready:
             os.read(self._wakeup, 4096)
-            ready.remove(self._wakeup)
-        if door:
-            for session in door.serve(ready, self.scale):
-                self._drop_session(session)
+        for session in door.serve(ready, self.scale) if door else ():
+            self._drop_session(session)
 
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
@@ -275,22 +281,23 @@ class Supervisor:
 
     def _stop_items(self) -> None:
         """Ask, and in the end force, items to stop; keep output files small."""
-        now = time.monotonic()
+        now, self._watches = time.monotonic(), False
         for child in self._children.values():
             levels = child.slot.levels()
             reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
-            if hog := _over_memory(child.pid, levels):
+            is_stopping = child.stopping in [v.key for v in levels]
+            is_whole = len(levels) >= child.slot.n_levels  # else one was just being changed
+            self._watches |= is_stopping or not is_whole or any(v.is_limited for v in levels)
+            if hog := over_memory(child.pid, levels):
                 # At once: to ask it would take longer than to fill the machine.
                 child.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
                 child.signal(signal.SIGKILL)
-            elif child.stopping in [v.key for v in levels]:
+            elif is_stopping:
                 # One at a time: another request would renew the patience with this one.
                 self._force(child, now)
             elif reasons and self._still_holds(*reasons[0]):
                 self._ask_to_stop(child, *reasons[0])
-            for descriptor in (child.spec.stdout, child.spec.stderr):
-                if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
-                    os.ftruncate(descriptor, 0)
+            child.cut_output()
 
     def _why_stop(self, level: Level, now: float) -> Stop:
         """Return why the item shall stop, if it shall."""
@@ -308,7 +315,7 @@ class Supervisor:
         return self._why_stop(level, time.monotonic()) is why
 
     def _ask_to_stop(self, child: Child, level: Level, why: Stop) -> None:
-        child.stopping, child.dumped = level.key, False
+        child.stopping, child.dumped, self._watches = level.key, False, True
         child.kill_at = time.monotonic() + self._timing.grace
         child.slot.ask_to_stop(level, why)
         child.signal(STOP)
@@ -391,10 +398,3 @@ class Supervisor:
             return
         wait = self._store.promote(self._store.known_lanes())
         self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
-
-
-def _over_memory(pid: int, levels: Sequence[Level]) -> Level | None:
-    """Return the innermost item that runs and whose memory limit its worker exceeds."""
-    limited = [v for v in levels if v.memory_limit and v.item != NO_ITEM]
-    used = memory_of(pid) if limited else 0
-    return next((v for v in reversed(limited) if used > v.memory_limit), None)

@@ -14,7 +14,10 @@ class Timing:
     Attributes
     ----------
     tick
-        Between two looks at the workers' slots. Shorter keeps time limits better.
+        Between two looks at the workers' slots while something there has limits, or is to be
+        stopped. Shorter keeps time limits better.
+    rest
+        Between two looks at other times. Shorter costs more while nothing happens.
     heartbeat
         Between two signs of life.
     silence
@@ -29,6 +32,7 @@ class Timing:
     """
 
     tick: float = 0.05
+    rest: float = 0.25
     heartbeat: float = 1.0
     silence: float = 4.0
     grace: float = 1.0

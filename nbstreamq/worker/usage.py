@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Meter", "memory_of"]
+from .slots import NO_ITEM, Level
+
+__all__ = ["Meter", "memory_of", "over_memory"]
 
 #: What can't be dropped and read again from a file; the size of such files says nothing.
 _OWN = ("RssAnon:", "RssShmem:", "VmSwap:")
@@ -50,3 +53,10 @@ def _processor_seconds(pid: int) -> float:
     # Behind the name, which may hold anything but a closing bracket after its own.
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def over_memory(pid: int, levels: Sequence[Level]) -> Level | None:
+    """Return the innermost item that runs and whose memory limit its worker exceeds."""
+    limited = [v for v in levels if v.memory_limit and v.item != NO_ITEM]
+    used = memory_of(pid) if limited else 0
+    return next((v for v in reversed(limited) if used > v.memory_limit), None)

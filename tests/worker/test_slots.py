@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 
 import pytest
@@ -64,6 +65,20 @@ def test_no_deadline_is_left_of_who_was_there_before(pair):
     worker.begin(worker.push(ENTRY), serial=1)
 
     assert seen.levels()[0].deadline == 0.0
+
+
+def test_what_has_limits_wakes_the_supervisor(pair):
+    worker, seen = pair
+    worker.set_supervisor(os.getpid())
+    heard = []
+    before = signal.signal(signal.SIGCHLD, lambda *_: heard.append(seen.levels()[-1].is_limited))
+    try:
+        worker.push(ENTRY)
+        worker.push(ENTRY, is_limited=True)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert heard[-1:] == [True]
+    assert [level.is_limited for level in seen.levels()] == [False, True]
 
 
 def test_levels_are_the_outermost_first(pair):

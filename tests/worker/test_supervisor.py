@@ -2,11 +2,33 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import psutil
 import pytest
+
+from nbstreamq import TimeLimitExceeded
+
+ROOT = Path(__file__).parents[2]
+
+#: A supervisor that looks at its workers once a minute, unless something happens.
+SELDOM = """
+import sys
+from nbstreamq.protocol.clients import open_client
+from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.store import Store
+from nbstreamq.worker.supervisor import Supervisor
+from nbstreamq.worker.timing import Timing
+
+url, queue = sys.argv[1:]
+store = Store(open_client(url), queue, Signer("secret", queue))
+timing = Timing(rest=60.0, heartbeat=60.0, silence=240.0)
+Supervisor(store, url=url, secret="secret", n_workers=1, timing=timing).run()
+"""
 
 
 def pids(queue):
@@ -252,3 +274,39 @@ def test_spawned_workers_do_not_show_the_secret(new_queue, monkeypatch):
 
     assert "nbstreamq.worker" in command
     assert "Sesame" not in " ".join(command)
+
+
+@pytest.fixture
+def seldom(server_url, queue_name, new_queue, store, wait_until):
+    """A queue whose only worker has a supervisor that looks at it once a minute."""
+    command = [sys.executable, "-c", SELDOM, server_url, queue_name]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) as process:
+        try:
+            wait_until(store.workers, describe="its worker")
+            yield new_queue(workers=0)
+        finally:
+            process.terminate()
+
+
+def test_what_is_cancelled_stops_at_once(seldom, gate):
+    begun = gate("begun")
+    future = seldom.submit(lambda: (begun.open(), time.sleep(50)))
+    begun.wait()
+    future.cancel()
+    assert seldom.submit(abs, -1).result(20) == 1, "the worker is free again"
+
+
+def test_a_time_limit_holds_though_nobody_looked_for_long(seldom):
+    assert seldom.submit(abs, -1).result(20) == 1
+    future = seldom.options(time_limit=0.1).submit(time.sleep, 50)
+    with pytest.raises(TimeLimitExceeded):
+        future.result(20)
+
+
+def test_what_was_told_to_wait_begins_in_time(seldom):
+    assert seldom.options(delay=0.5).submit(abs, -1).result(20) == 1
+
+
+def test_the_first_task_in_a_lane_is_taken_at_once(seldom):
+    assert seldom.submit(abs, -1).result(20) == 1
+    assert seldom.options(lane="high").submit(abs, -1).result(20) == 1
