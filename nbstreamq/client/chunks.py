@@ -27,7 +27,7 @@ TAIL, SHRINK = 2, 8
 WORTH = 0.002
 #: Seconds in which the first chunks, one for each worker, are sent one by one: a worker may ask for
 #: several at a time. Longer delays what comes behind them where the server is far away.
-HURRY = 0.002
+HURRY = 0.005
 #: Most items, and bytes, in a chunk. Larger ones are copied more often than they need be.
 MAX_ITEMS, MAX_BYTES = 10_000, 2**18
 #: Seconds that an item may wait for others to fill its chunk, where the items come slowly.

@@ -31,7 +31,7 @@ ITEM_LIMIT_BYTES = 2**20
 FILE_LIMIT_BYTES = 64 * 2**20
 #: Seconds of items that share a look at what others than Python code printed, after a look that
 #: found nothing: what comes then is taken for the last one's. Shorter costs more.
-PAUSE = 0.002
+PAUSE = 0.005
 _DROPPED = f"\n[more than {ITEM_LIMIT_BYTES // 2**20} MB printed: the rest is dropped]\n"
 
 
