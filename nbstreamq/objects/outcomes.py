@@ -1,4 +1,8 @@
-"""The outcomes of some items, as the body of an event."""
+"""The outcomes of some items, as the body of an event.
+
+Values are pickled together where that can be: what they have in common, such as a class of the
+notebook, is there once, and a pickle for each takes several times as long.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from typing import Any
 
 from ..errors import NbstreamqError, ResultNotPicklable
 from .blobs import Blobs
-from .payloads import SIMPLE, dump, load
+from .lists import dump_list, load_list
+from .payloads import all_simple, dump, load
 from .remote_errors import dump_error, load_error
 
 __all__ = ["MAX_BODY_BYTES", "dump_outcomes", "load_outcomes"]
@@ -36,8 +41,13 @@ def dump_outcomes(
     blobs
         Where large parts go; None: all in one.
     """
-    if set(map(type, values)) <= SIMPLE:
-        body = pickle.dumps((True, list(values), errors), 5)
+    together: Any = None
+    if all_simple(values):
+        together = list(values)
+    elif len(values) > 1:
+        together = dump_list(values, blobs)
+    if together is not None:
+        body = pickle.dumps((True, together, errors), 5)
         if len(body) <= MAX_BODY_BYTES:
             return _pack(body, blobs)
     pickles = [
@@ -91,18 +101,22 @@ def _refuse_large(
 
 def load_outcomes(body: bytes) -> tuple[list[Any], dict[int, BaseException]]:
     """Return the values, and position -> exception for those that have none."""
-    simple, values, dumped = pickle.loads(body)
+    together, values, dumped = pickle.loads(body)
     errors = {k: load_error(data) for k, data in dumped.items()}
-    if not simple:
+    failed: dict[int, BaseException] = {}
+    if not together:
         for k, data in enumerate(values):
-            values[k] = None if k in errors else _load(data, k, errors)
-    return values, errors
+            values[k] = None if k in errors else _load(data, k, failed)
+    elif isinstance(values, bytes):
+        values = load_list(values, failed)
+    for error in {id(error): error for error in failed.values()}.values():  # some are several's
+        error.add_note("The task was done; this was raised when its result was unpickled here.")
+    return values, errors | failed
 
 
-def _load(data: bytes, position: int, errors: dict[int, BaseException]) -> Any:
+def _load(data: bytes, position: int, failed: dict[int, BaseException]) -> Any:
     try:
         return load(data)
     except BaseException as error:  # noqa: BLE001 - a class's own code runs here; its failure is this task's
-        error.add_note("The task was done; this was raised when its result was unpickled here.")
-        errors[position] = error
+        failed[position] = error
         return None

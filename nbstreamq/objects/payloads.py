@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from ..errors import NotPicklable
 from .blobs import Blobs
 
-__all__ = ["SIMPLE", "dump", "load"]
+__all__ = ["SIMPLE", "all_simple", "dump", "load"]
 
 #: Nothing of these types can hold a function or class of `__main__`.
 SIMPLE = frozenset({int, float, str, bytes, bool, type(None), complex})
+_NESTED = frozenset({tuple, list})
 
 _plain_dumps = pickle.dumps
 
@@ -63,6 +66,16 @@ def dump(
 
         raise NotPicklable(explain(value, error, what, first)) from error
     return pickler.message(blobs, what, large)
+
+
+def all_simple(values: Sequence[Any]) -> bool:
+    """Tell whether values are of simple types, or lists and tuples of such."""
+    kinds = set(map(type, values))
+    if kinds <= SIMPLE:
+        return True
+    nested = values if kinds <= _NESTED else [v for v in values if type(v) in _NESTED]
+    flat = chain.from_iterable(nested)
+    return kinds <= SIMPLE | _NESTED and SIMPLE.issuperset(map(type, flat))
 
 
 def _is_plain(items: Any) -> bool:

@@ -5,6 +5,7 @@ Imported late, since cloudpickle is slow to import.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib
 import io
@@ -100,6 +101,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         self.buffers: list[memoryview] = []
         # Not a method: that would be a cycle, and keep what was pickled until it is collected.
         leave_in = functools.partial(_leave_in, self.buffers, apart) if apart else None
+        # cloudpickle's is a ChainMap, which takes longer to search than most objects to pickle.
+        self.dispatch_table = copyreg.dispatch_table | cp.Pickler._dispatch_table  # noqa: SLF001
         super().__init__(file, protocol=5, buffer_callback=leave_in)
         self.held: list[Any] = []
         self._apart = apart
