@@ -6,11 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["CALLS", "identity", "increment", "pick", "sleep", "spin"]
+__all__ = ["CALLS", "describe", "identity", "increment", "pick", "sleep", "spin"]
 
 
 def identity(x: Any) -> Any:
     return x
+
+
+def describe(x: int) -> dict[str, Any]:
+    """Return what calls often do: something with a structure."""
+    return {"number": x, "names": [str(x), "some"], "square": x * x}
 
 
 def spin(seconds: float) -> float:
@@ -37,4 +42,4 @@ def sleep(seconds: float) -> float:
 
 
 #: What the queues register with their workers.
-CALLS: tuple[Callable[[Any], Any], ...] = (identity, spin, increment, pick)
+CALLS: tuple[Callable[[Any], Any], ...] = (identity, describe, spin, increment, pick)

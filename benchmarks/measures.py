@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .calls import identity, increment, spin
+from .calls import describe, identity, increment, spin
 from .peer import N_WORKERS, Peer
 
 __all__ = ["MEASURES", "Measure", "Value", "pace_of"]
@@ -18,6 +18,7 @@ __all__ = ["MEASURES", "Measure", "Value", "pace_of"]
 SHARE = 0.3
 N_SUBMITS = 10_000
 N_ITEMS = 200_000
+N_DESCRIBED = 50_000
 N_SHORT = 1000
 N_SKEWED = 500
 N_SHARING = 64
@@ -92,16 +93,25 @@ def submits(peer: Peer, pace: float) -> Value:
 
 def mapped(peer: Peer, pace: float) -> Value | None:
     """Return items a second of a map over trivial calls."""
+    return _mapped(peer, identity, N_ITEMS)
+
+
+def described(peer: Peer, pace: float) -> Value | None:
+    """Return the same for calls that return a dict with a list in it."""
+    return _mapped(peer, describe, N_DESCRIBED)
+
+
+def _mapped(peer: Peer, call: Callable[[Any], Any], most: int) -> Value | None:
     if not peer.has_map:
         return None
     n = 2000
     begun = time.perf_counter()
-    peer.map(identity, range(n))
-    n = _within(n / (time.perf_counter() - begun), n, N_ITEMS, MAPPING)
+    peer.map(call, range(n))
+    n = _within(n / (time.perf_counter() - begun), n, most, MAPPING)
     begun = time.perf_counter()
-    results = peer.map(identity, range(n))
+    results = peer.map(call, range(n))
     seconds = time.perf_counter() - begun
-    _check(results, range(n))
+    _check(results, [call(i) for i in range(n)])
     return Value(n / seconds, n)
 
 
@@ -214,7 +224,7 @@ def _share_of_ideal(peer: Peer, durations: list[float]) -> Value:
     return Value(ideal / seconds, len(durations))
 
 
-def _check(results: list[float], expected: Sequence[float]) -> None:
+def _check(results: list[Any], expected: Sequence[Any]) -> None:
     if results != list(expected):
         raise ValueError("wrong results")
 
@@ -225,6 +235,12 @@ MEASURES = {
     "submits": Measure(title="single submits", unit="calls/s", more_is_better=True, take=submits),
     "map": Measure(
         title="map of 200,000 trivial items", unit="items/s", more_is_better=True, take=mapped
+    ),
+    "described": Measure(
+        title="map of 50,000 items to small dicts",
+        unit="items/s",
+        more_is_better=True,
+        take=described,
     ),
     "short": Measure(title="1,000 calls of 1 ms", unit="of ideal", more_is_better=True, take=short),
     "one_long": Measure(

@@ -16,7 +16,7 @@ ROWS = {"first": ("first result from a fresh interpreter", "ms", False)} | {
     key: (measure.title, measure.unit, measure.more_is_better) for key, measure in MEASURES.items()
 }
 TABLES = {
-    "What a call costs": ("first", "latency", "submits", "map", "memory"),
+    "What a call costs": ("first", "latency", "submits", "map", "described", "memory"),
     "How well two workers are used": ("short", "one_long", "rising", "falling"),
     "Large arrays": ("array", "shared"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import pickletools
@@ -11,7 +12,10 @@ from typing import Any
 
 from .blobs import Blobs
 
-__all__ = ["dump_list", "load_list"]
+__all__ = ["dump_list", "load_list", "load_much"]
+
+#: Bytes of a pickle that may make many objects.
+MUCH = 2**14
 
 
 def dump_list(values: Sequence[Any], blobs: Blobs | None) -> bytes | None:
@@ -33,10 +37,24 @@ def dump_list(values: Sequence[Any], blobs: Blobs | None) -> bytes | None:
 def load_list(data: bytes, failed: dict[int, BaseException]) -> list[Any]:
     """Return the values; None for those that can't be had, of which `failed` then has the error."""
     try:
-        values: list[Any] = pickle.loads(data)
+        values: list[Any] = load_much(data)
     except BaseException:  # noqa: BLE001 - as above
         return _load_each(_split(data), failed)
     return values
+
+
+def load_much(data: bytes) -> Any:
+    """Return what may be many objects, all of them wanted: no garbage is looked for meanwhile.
+
+    For dicts and instances that takes half as long.
+    """
+    if len(data) < MUCH or not gc.isenabled():
+        return pickle.loads(data)
+    gc.disable()
+    try:
+        return pickle.loads(data)
+    finally:
+        gc.enable()
 
 
 def _split(data: bytes) -> list[bytes]:

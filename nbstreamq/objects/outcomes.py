@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import NbstreamqError, ResultNotPicklable
 from .blobs import Blobs
-from .lists import dump_list, load_list
+from .lists import dump_list, load_list, load_much
 from .payloads import all_simple, dump, load
 from .remote_errors import dump_error, load_error
 
@@ -101,7 +101,7 @@ def _refuse_large(
 
 def load_outcomes(body: bytes) -> tuple[list[Any], dict[int, BaseException]]:
     """Return the values, and position -> exception for those that have none."""
-    together, values, dumped = pickle.loads(body)
+    together, values, dumped = load_much(body)
     errors = {k: load_error(data) for k, data in dumped.items()}
     failed: dict[int, BaseException] = {}
     if not together:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import pickletools
 import sys
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbstreamq.objects.blobs import Blobs
-from nbstreamq.objects.lists import _split, dump_list, load_list
+from nbstreamq.objects.lists import MUCH, _split, dump_list, load_list
 
 
 class Broken:
@@ -134,6 +135,19 @@ def test_values_that_hold_themselves():
     assert found[1][0] is found[1]
     assert found[2][0][1] is found[2]
     assert found[3] == "end"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("last", ["end", Broken()])
+def test_the_garbage_collector_is_left_as_it_was(enabled, last):
+    data = dump_list([{"some": k} for k in range(MUCH)] + [last], None)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        load_list(data, {})
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_large_ones():
