@@ -162,7 +162,7 @@ class TaskQueue(Executor):
         Parameters
         ----------
         fn
-            Called once for each item; pickled by value if a worker can't import it.
+            Called once for each item. An object that several calls return may be one here, too.
         *iterables
             Zipped, as the built-in `map` does; the shortest ends it.
         timeout

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import NbstreamqError, ResultNotPicklable
 from .blobs import Blobs
-from .lists import dump_list, load_list, load_much
 from .payloads import all_simple, dump, load
 from .remote_errors import dump_error, load_error
+from .together import Together, dump_together, load_together, no_garbage
 
 __all__ = ["MAX_BODY_BYTES", "dump_outcomes", "load_outcomes"]
 
@@ -44,22 +44,29 @@ def dump_outcomes(
     together: Any = None
     if all_simple(values):
         together = list(values)
-    elif len(values) > 1:
-        together = dump_list(values, blobs)
+    elif len(values) > 1 and (found := dump_together(values, blobs)):
+        together = tuple(found)
     if together is not None:
         body = pickle.dumps((True, together, errors), 5)
-        if len(body) <= MAX_BODY_BYTES:
-            return _pack(body, blobs)
+        # Else one by one: where there is no room for all, there may be some for each.
+        if len(body) <= MAX_BODY_BYTES and (packed := _pack(body, blobs)):
+            return packed
     pickles = [
         b"" if k in errors else _dump(v, k, errors, id_of, blobs) for k, v in enumerate(values)
     ]
     if sum(map(len, pickles)) > MAX_BODY_BYTES:
         _refuse_large(pickles, errors, id_of)
-    return _pack(pickle.dumps((False, pickles, errors), 5), blobs)
+    body = pickle.dumps((False, pickles, errors), 5)
+    # They may all be small.
+    return _pack(body, blobs) or body
 
 
-def _pack(body: bytes, blobs: Blobs | None) -> bytes:
-    return body if blobs is None else blobs.pack(body, (), "some results")
+def _pack(body: bytes, blobs: Blobs | None) -> bytes | None:
+    """Return the message for `body`; None if it can't be laid where it belongs."""
+    try:
+        return body if blobs is None else blobs.pack(body, (), "some results")
+    except (NbstreamqError, OSError):
+        return None
 
 
 def _dump(
@@ -101,14 +108,15 @@ def _refuse_large(
 
 def load_outcomes(body: bytes) -> tuple[list[Any], dict[int, BaseException]]:
     """Return the values, and position -> exception for those that have none."""
-    together, values, dumped = load_much(body)
+    with no_garbage():
+        together, values, dumped = pickle.loads(body)
     errors = {k: load_error(data) for k, data in dumped.items()}
     failed: dict[int, BaseException] = {}
     if not together:
         for k, data in enumerate(values):
             values[k] = None if k in errors else _load(data, k, failed)
-    elif isinstance(values, bytes):
-        values = load_list(values, failed)
+    elif isinstance(values, tuple):
+        values = load_together(Together(*values), failed)
     for error in {id(error): error for error in failed.values()}.values():  # some are several's
         error.add_note("The task was done; this was raised when its result was unpickled here.")
     return values, errors | failed

@@ -84,6 +84,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         Source files of the functions pickled by value.
     sent_modules
         Whether a whole module was pickled by value.
+    is_harmless
+        Whether nobody's code runs when it is unpickled, but NumPy's.
     buffers
         What was left out.
     held
@@ -109,6 +111,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         self._file = file
         self.filenames: set[str] = set()
         self.sent_modules = False
+        self.is_harmless = True
         self._lenient = lenient
         self._entered = entered
 
@@ -121,6 +124,12 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to make `obj` again; NotImplemented leaves it to pickle."""
+        if type(obj) in _numpys_types:  # quickly: there may be many
+            return NotImplemented
+        self.is_harmless &= _is_numpys(obj)
+        return self._reduce(obj)
+
+    def _reduce(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
             return NotImplemented if by_reference(obj) else self._dynamic_function_reduce(obj)
         if isinstance(obj, type):
@@ -200,6 +209,19 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         asked = wrapper.cache_parameters()
         args = asked["maxsize"], asked["typed"]
         return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
+
+
+#: NumPy's types of arrays, numbers, ..., as far as some were met.
+_numpys_types: set[type] = set()
+
+
+def _is_numpys(obj: Any) -> bool:
+    has_name = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)
+    module = getattr(obj if has_name else type(obj), "__module__", None)
+    is_numpys = str(module).partition(".")[0] == "numpy"
+    if is_numpys and not has_name:
+        _numpys_types.add(type(obj))
+    return is_numpys
 
 
 def _leave_in(apart: list[memoryview], large: int, buffer: pickle.PickleBuffer) -> bool:

@@ -22,7 +22,7 @@ from ..protocol.signing import Signer
 from ..protocol.store import Store
 from .ended import ENDED_BYTES, Ended
 from .output import FILE_LIMIT_BYTES, Output
-from .slots import SLOT_BYTES, Slot
+from .slots import SLOT_BYTES, Level, Slot
 from .usage import Meter, memory_of
 from .worker import TaskWorker
 
@@ -117,6 +117,22 @@ class Child:
         """Tell it which of the rare lanes are in use."""
         self.slot.set_rare_lanes(lanes)
         self.signal(LOOK)
+
+    def leave(self) -> None:
+        """Have it exit, after what it runs."""
+        self.leaving = True
+        self.signal(LEAVE)
+
+    def look(self) -> tuple[list[Level], bool]:
+        """Return what runs, and whether to look again soon: something has limits, or shall stop."""
+        self.slot.set_watched(False)  # first: what begins behind this look gives a signal
+        levels = self.slot.levels()
+        soon = (
+            len(levels) < self.slot.n_levels  # one was just being changed
+            or any(level.is_limited or level.key == self.stopping for level in levels)
+        )
+        self.slot.set_watched(soon)
+        return levels, soon
 
     def cut_output(self) -> None:
         """Keep the files small that it prints into."""

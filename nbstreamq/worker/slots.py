@@ -1,13 +1,14 @@
 """What a worker is doing, in memory shared with its supervisor: read and written without traffic.
 
 A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
-level each. Only the worker writes, except for `ask_to_stop` and `set_rare_lanes`; and a signal from
-it wakes the supervisor when a level begins that has to be watched closely.
+level each. Only the worker writes, except for `ask_to_stop`, `set_rare_lanes` and `set_watched`;
+and a signal from it wakes the supervisor when a level begins that has to be watched closely.
 
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
-    q[5] which of the rare lanes are in use, one bit each   q[6] process id of the supervisor
+    q[5] which of the rare lanes are in use, one bit each
+    q[6] process id of the supervisor   q[7] whether that watches closely
     level k, from q[8 + 32 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, length of text, text
 """
@@ -134,8 +135,8 @@ class Slot:
         self.rest(at)
         self.words[at + _SERIAL] = -1
         self.words[1] = depth + 1
-        if is_limited and self.words[6]:
-            with suppress(ProcessLookupError):  # then this process is about to die, too
+        if is_limited and self.words[6] and not self.words[7]:
+            with suppress(OSError):  # it may have just died, or a task may have changed the user
                 os.kill(self.words[6], signal.SIGCHLD)
         return at
 
@@ -202,6 +203,10 @@ class Slot:
         """Name the item that shall stop; a signal to the worker must follow."""
         self.words[3], self.words[4] = why, level.item
         self.words[2] = level.serial
+
+    def set_watched(self, watched: bool) -> None:
+        """Say whether it is looked at often: then what begins there need not give a signal."""
+        self.words[7] = watched
 
     def set_rare_lanes(self, used: Collection[str]) -> None:
         """Say which rare lanes are in use; a signal to the worker must follow."""

@@ -24,7 +24,7 @@ from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from ..settings import Settings, n_cores
-from .child import DUMP, LEAVE, STOP, Child, ended_file, start
+from .child import DUMP, STOP, Child, ended_file, start
 from .death import Death, cause_of, tail
 from .door import Door
 from .orders import Orders
@@ -85,7 +85,7 @@ class Supervisor:
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
         #: When the server last took a sign of life; from when on silence of others means death.
-        self._heard = self._judge_from = 0.0
+        self._heard = self._judge_from = self._deaf_until = 0.0
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # -- its life ------------------------------------------------------------------------------
@@ -161,17 +161,22 @@ class Supervisor:
 
     def _pause(self) -> float:
         """Return for how many seconds there is nothing to do, unless something happens."""
-        if self._watches or self._orders.has_fresh or self._dead or self._dropped or self._failure:
+        left_over = self._dead or self._dropped
+        if self._watches or self._orders.has_fresh or left_over or self._is_deaf():
             return self._timing.tick
         due = [self._heartbeat_due, self._lanes_due, self._promote_due]
         if len(self._children) < self.n_workers:
             due.append(self._start_due)
         return max(0.0, min(self._timing.rest, min(due) - time.monotonic()))
 
+    def _is_deaf(self) -> bool:
+        """Return whether orders wait: hundreds may come in a second, or nobody may read them."""
+        return bool(self._failure) or time.monotonic() < self._deaf_until
+
     def _listen(self, timeout: float) -> None:
         """Wait for something to do: a child's death, a user, an order, or the next look."""
         door = self.door
-        orders = [] if self._failure else self._orders.sockets()  # then they may be left unread
+        orders = [] if self._is_deaf() else self._orders.sockets()
         sockets = [*orders, *(door.sockets() if door else ())]
         ready: list[Any] = select.select([self._wakeup, *sockets], [], [], timeout)[0]
         if self._wakeup in ready:
@@ -194,7 +199,7 @@ class Supervisor:
         if self.door:
             self.door.close()
         for child in self._children.values():
-            self._tell_to_leave(child)
+            child.leave()
         deadline = time.monotonic() + self._timing.grace
         while self._children and time.monotonic() < deadline:
             select.select([self._wakeup], [], [], self._timing.tick)
@@ -219,15 +224,10 @@ class Supervisor:
         staying = [c for c in self._children.values() if not c.leaving]
         surplus = len(staying) - self.n_workers
         for child in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
-            self._tell_to_leave(child)
+            child.leave()
         if time.monotonic() >= self._start_due:
             for _ in range(-surplus):
                 self._start_child()
-
-    @staticmethod
-    def _tell_to_leave(child: Child) -> None:
-        child.leaving = True
-        child.signal(LEAVE)
 
     def _start_child(self) -> None:
         self._number += 1
@@ -283,16 +283,14 @@ class Supervisor:
         """Ask, and in the end force, items to stop; keep output files small."""
         now, self._watches = time.monotonic(), False
         for child in self._children.values():
-            levels = child.slot.levels()
+            levels, soon = child.look()
+            self._watches |= soon
             reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
-            is_stopping = child.stopping in [v.key for v in levels]
-            is_whole = len(levels) >= child.slot.n_levels  # else one was just being changed
-            self._watches |= is_stopping or not is_whole or any(v.is_limited for v in levels)
             if hog := over_memory(child.pid, levels):
                 # At once: to ask it would take longer than to fill the machine.
                 child.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
                 child.signal(signal.SIGKILL)
-            elif is_stopping:
+            elif child.stopping in [v.key for v in levels]:
                 # One at a time: another request would renew the patience with this one.
                 self._force(child, now)
             elif reasons and self._still_holds(*reasons[0]):
@@ -379,6 +377,7 @@ class Supervisor:
         self._orders.take()
         if self._orders.has_news:
             self._orders.has_news, self._promote_due, self._lanes_due = False, 0.0, 0.0
+            self._deaf_until = time.monotonic() + self._timing.tick
 
     def _look_for_lanes(self) -> None:
         """Tell the workers of lanes that were not in use before."""

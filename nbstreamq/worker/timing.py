@@ -14,10 +14,11 @@ class Timing:
     Attributes
     ----------
     tick
-        Between two looks at the workers' slots while something there has limits, or is to be
-        stopped. Shorter keeps time limits better.
+        Between two looks at the workers' slots while something there has limits, is to be stopped,
+        or was cancelled not long ago. Shorter keeps time limits better.
     rest
-        Between two looks at other times. Shorter costs more while nothing happens.
+        Between two looks at other times. Shorter costs more while nothing happens; longer lets C
+        code fill more of its output's file.
     heartbeat
         Between two signs of life.
     silence

@@ -75,10 +75,12 @@ def test_what_has_limits_wakes_the_supervisor(pair):
     try:
         worker.push(ENTRY)
         worker.push(ENTRY, is_limited=True)
+        seen.set_watched(True)
+        worker.push(ENTRY, is_limited=True)
     finally:
         signal.signal(signal.SIGCHLD, before)
-    assert heard[-1:] == [True]
-    assert [level.is_limited for level in seen.levels()] == [False, True]
+    assert heard == [True]
+    assert [level.is_limited for level in seen.levels()] == [False, True, True]
 
 
 def test_levels_are_the_outermost_first(pair):
