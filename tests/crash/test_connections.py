@@ -50,14 +50,16 @@ def test_the_server_does_not_know_that_a_waiting_worker_is_gone(
     assert queue.submit(abs, -1).result(20) == 1
     begun = time.monotonic()
 
-    def n_reading():
-        """How many connections wait for a task, says the server."""
-        age = time.monotonic() - begun + 1
-        return sum(c["cmd"] == "xreadgroup" and int(c["age"]) <= age for c in client.client_list())
+    def n_reading(idle):
+        """How many connections wait for a task for so many seconds already, says the server."""
+        age = time.monotonic() - begun + 2
+        reading = [c for c in client.client_list() if c["cmd"] == "xreadgroup"]
+        return sum(int(c["age"]) <= age and int(c["idle"]) >= idle for c in reading)
 
-    wait_until(lambda: n_reading() == 1, describe="the worker's wait")
+    # Right after a call it waits for 10 ms only: that ends though nobody is there.
+    wait_until(lambda: n_reading(idle=1) == 1, describe="the worker's wait")
     proxy.abandon()
-    wait_until(lambda: n_reading() == 2, describe="the worker's second wait")
+    wait_until(lambda: n_reading(idle=0) == 2, describe="the worker's second wait")
 
     assert [queue.submit(pow, 2, i).result(20) for i in range(3)] == [1, 2, 4]
     check_nothing_left(store)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from nbstreamq.errors import NoRoom, ResultNotPicklable
 from nbstreamq.objects.blobs import Blobs, register
 from nbstreamq.objects.outcomes import dump_outcomes, load_outcomes
 
@@ -32,3 +33,16 @@ def test_few_are_in_the_message(place):
         {},
     )
     assert place.values == {}
+
+
+def test_where_there_is_no_room_only_what_is_large_is_lost(place, monkeypatch):
+    def full(_data):
+        raise NoRoom("all is full")
+
+    monkeypatch.setattr(place, "write", full)
+    small, large = {"x": "a" * (place.large - 100)}, {"y": "b" * place.large}
+    body = dump_outcomes([small, large, small, "c" * 10], {}, str, Blobs("test-outcomes", place))
+    values, errors = load_outcomes(body)
+    assert values == [small, None, small, "c" * 10]
+    assert {k: type(error) for k, error in errors.items()} == {1: ResultNotPicklable}
+    assert "all is full" in str(errors[1])

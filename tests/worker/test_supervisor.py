@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbstreamq import TimeLimitExceeded
+from nbstreamq import MemoryLimitExceeded, TimeLimitExceeded
 
 ROOT = Path(__file__).parents[2]
 
@@ -300,6 +300,14 @@ def test_a_time_limit_holds_though_nobody_looked_for_long(seldom):
     assert seldom.submit(abs, -1).result(20) == 1
     future = seldom.options(time_limit=0.1).submit(time.sleep, 50)
     with pytest.raises(TimeLimitExceeded):
+        future.result(20)
+
+
+def test_a_memory_limit_holds_though_nobody_looked_for_long(seldom):
+    assert seldom.submit(abs, -1).result(20) == 1
+    limited = seldom.options(memory_limit=2**28)
+    future = limited.submit(lambda: (bytearray(2**29).count(1), time.sleep(50)))
+    with pytest.raises(MemoryLimitExceeded):
         future.result(20)
 
 
