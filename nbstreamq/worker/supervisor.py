@@ -86,7 +86,8 @@ class Supervisor:
         self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = self._deaf_until = 0.0
-        self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup, self._wake = os.pipe()  # pipe2 is not on macOS
+        os.set_blocking(self._wake, False)
 
     # -- its life ------------------------------------------------------------------------------
 
