@@ -11,6 +11,25 @@ import pytest
 
 from nbstreamq import TaskQueue
 
+#: A supervisor on its own; its arguments are address, queue, number of workers, and timing.
+NODE = """
+import json, sys
+from nbstreamq.protocol.clients import open_client
+from nbstreamq.protocol.signing import Signer
+from nbstreamq.protocol.store import Store
+from nbstreamq.worker.supervisor import Supervisor
+from nbstreamq.worker.timing import Timing
+
+url, queue, n_workers, timing = sys.argv[1:]
+Supervisor(
+    Store(open_client(url), queue, Signer("secret", queue)),
+    url=url,
+    secret="secret",
+    n_workers=int(n_workers),
+    timing=Timing(**json.loads(timing)),
+).run()
+"""
+
 
 class Gate:
     """A file that a task waits for, or shows that it has come so far."""

@@ -79,7 +79,7 @@ class Level:
     item: int
     deadline: float
     memory_limit: int
-    is_limited: bool = False
+    is_limited: bool
     lane: str
     entry_id: bytes
     job: str

@@ -334,6 +334,7 @@ class Life(RuleBasedStateMachine):
                 item=luck.choice([-1, *items(task.span)]),
                 deadline=0.0,
                 memory_limit=0,
+                is_limited=False,
                 lane=delivery.lane,
                 entry_id=delivery.entry_id,
                 job=task.job,

@@ -34,6 +34,7 @@ def level(item=0, *, entry_id=b"1-1", serial=5):
         item=item,
         deadline=0.0,
         memory_limit=0,
+        is_limited=False,
         lane="default",
         entry_id=entry_id,
         job="s.1",

@@ -1,5 +1,6 @@
 """Workers as they come up: how many, how they are set up, and what they serve."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,23 +13,12 @@ import psutil
 import pytest
 
 from nbstreamq import MemoryLimitExceeded, TimeLimitExceeded
+from tests.real_workers import NODE
 
 ROOT = Path(__file__).parents[2]
 
-#: A supervisor that looks at its workers once a minute, unless something happens.
-SELDOM = """
-import sys
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
-from nbstreamq.worker.supervisor import Supervisor
-from nbstreamq.worker.timing import Timing
-
-url, queue = sys.argv[1:]
-store = Store(open_client(url), queue, Signer("secret", queue))
-timing = Timing(rest=60.0, heartbeat=60.0, silence=240.0)
-Supervisor(store, url=url, secret="secret", n_workers=1, timing=timing).run()
-"""
+#: Of a supervisor that looks at its workers once a minute, unless something happens.
+SELDOM = json.dumps({"rest": 60.0, "heartbeat": 60.0, "silence": 240.0})
 
 
 def pids(queue):
@@ -279,7 +269,7 @@ def test_spawned_workers_do_not_show_the_secret(new_queue, monkeypatch):
 @pytest.fixture
 def seldom(server_url, queue_name, new_queue, store, wait_until):
     """A queue whose only worker has a supervisor that looks at it once a minute."""
-    command = [sys.executable, "-c", SELDOM, server_url, queue_name]
+    command = [sys.executable, "-c", NODE, server_url, queue_name, "1", SELDOM]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) as process:
         try:
             wait_until(store.workers, describe="its worker")
