@@ -3,6 +3,7 @@
 A folder's conftest imports those it wants.
 """
 
+import json
 import os
 import time
 from pathlib import Path
@@ -11,8 +12,7 @@ import pytest
 
 from nbstreamq import TaskQueue
 
-#: A supervisor on its own; its arguments are address, queue, number of workers, and timing.
-NODE = """
+_NODE = """
 import json, sys
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.signing import Signer
@@ -29,6 +29,11 @@ Supervisor(
     timing=Timing(**json.loads(timing)),
 ).run()
 """
+
+
+def node_command(url, queue, n_workers=1, **timing):
+    """Return arguments of a Python, with which it is a supervisor on its own, with this timing."""
+    return ("-c", _NODE, url, queue, str(n_workers), json.dumps(timing))
 
 
 class Gate:

@@ -4,7 +4,6 @@ Their tests are marked ``crash``.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,14 +14,14 @@ import psutil
 import pytest
 
 from tests.proxy import proxy
-from tests.real_workers import NODE, gate, new_queue, one_worker, queue, shared_queue
+from tests.real_workers import gate, new_queue, node_command, one_worker, queue, shared_queue
 
 __all__ = ["gate", "new_queue", "one_worker", "proxy", "queue", "shared_queue"]
 
 ROOT = Path(__file__).parents[2]
 
 #: Of a supervisor that is soon known to be silent.
-TIMING = json.dumps({"heartbeat": 0.2, "silence": 1.0, "hearing": 2.0})
+TIMING = {"heartbeat": 0.2, "silence": 1.0, "hearing": 2.0}
 
 
 def pytest_collection_modifyitems(items):
@@ -98,7 +97,7 @@ def start_node(start, server_url, queue_name, store, wait_until):
 
     def start_node(n_workers=1, url=None, store=store):
         before = set(store.workers())
-        node = start("-c", NODE, url or server_url, queue_name, str(n_workers), TIMING)
+        node = start(*node_command(url or server_url, queue_name, n_workers, **TIMING))
         wait_until(
             lambda: len(set(store.workers()) - before) >= n_workers, describe="the node's workers"
         )

@@ -8,19 +8,7 @@ import pytest
 
 from nbstreamq.protocol.clients import open_client
 from tests.counting import check_nothing_left, check_once
-
-#: A supervisor as it runs at a user's, with the usual times.
-USUAL_NODE = """
-import sys
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
-from nbstreamq.worker.supervisor import Supervisor
-
-url, queue = sys.argv[1:]
-store = Store(open_client(url), queue, Signer("secret", queue))
-Supervisor(store, url=url, secret="secret", n_workers=2).run()
-"""
+from tests.real_workers import node_command
 
 MAPPER = """
 import sys, time
@@ -48,7 +36,7 @@ def n_done(job):
 def test_another_supervisor_takes_over_in_five_seconds(
     start, new_queue, queue_name, server_url, store, wait_until, wait_for_end
 ):
-    nodes = [start("-c", USUAL_NODE, server_url, queue_name) for _ in range(2)]
+    nodes = [start(*node_command(server_url, queue_name, n_workers=2)) for _ in range(2)]
     wait_until(lambda: len(store.workers()) == 4, describe="four workers")
     queue = new_queue(workers=0)
     job = queue.map(slowly, range(400), chunksize=20)

@@ -1,6 +1,5 @@
 """Workers as they come up: how many, how they are set up, and what they serve."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,12 +12,12 @@ import psutil
 import pytest
 
 from nbstreamq import MemoryLimitExceeded, TimeLimitExceeded
-from tests.real_workers import NODE
+from tests.real_workers import node_command
 
 ROOT = Path(__file__).parents[2]
 
 #: Of a supervisor that looks at its workers once a minute, unless something happens.
-SELDOM = json.dumps({"rest": 60.0, "heartbeat": 60.0, "silence": 240.0})
+SELDOM = {"rest": 60.0, "heartbeat": 60.0, "silence": 240.0}
 
 
 def pids(queue):
@@ -269,7 +268,7 @@ def test_spawned_workers_do_not_show_the_secret(new_queue, monkeypatch):
 @pytest.fixture
 def seldom(server_url, queue_name, new_queue, store, wait_until):
     """A queue whose only worker has a supervisor that looks at it once a minute."""
-    command = [sys.executable, "-c", NODE, server_url, queue_name, "1", SELDOM]
+    command = [sys.executable, *node_command(server_url, queue_name, **SELDOM)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) as process:
         try:
             wait_until(store.workers, describe="its worker")
