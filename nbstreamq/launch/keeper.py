@@ -29,8 +29,6 @@ __all__ = ["keep", "main"]
 LONGEST_INTERVAL = 5.0
 #: The same, at least.
 SHORTEST_INTERVAL = 0.05
-#: The same, at least.
-SHORTEST_INTERVAL = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
@@ -64,7 +62,7 @@ def keep(server: int, *, socket_path: str, idle: float, signals: int) -> int:
     signals
         File descriptor on which each signal of this process arrives as one byte.
     """
-    usage = _Usage(socket_path)
+    usage = Usage(socket_path)
     interval = max(SHORTEST_INTERVAL, min(idle / 4, LONGEST_INTERVAL))
     stopping = False
     while True:
@@ -72,13 +70,14 @@ def keep(server: int, *, socket_path: str, idle: float, signals: int) -> int:
         pid, status = os.waitpid(server, os.WNOHANG)
         if pid:
             return status
-        stopping = stopping or signal.SIGTERM in arrived or usage.idle() >= idle
+        stopping = stopping or signal.SIGTERM in arrived
+        stopping = stopping or (usage.idle() >= idle and usage.shut())
         if stopping:
             # Again at each turn: a server that writes its first AOF refuses to exit.
             os.kill(server, signal.SIGTERM)
 
 
-class _Usage:
+class Usage:
     """When somebody else last used the server."""
 
     def __init__(self, socket_path: str) -> None:
@@ -94,31 +93,38 @@ class _Usage:
         return time.monotonic() - self._last_used
 
     def _in_use(self) -> bool:
-        # The imports wait for the first look: they would delay the server's start.
-        from ..errors import ServerError
-
         self._touch()
-        try:
-            clients, stats = self._open().call(("INFO", "clients"), ("INFO", "stats"))
-        except ServerError:
+        if self._wire is None:
+            self._wire = _open(self._socket_path)
+        counts = _count(self._wire)
+        if counts is None:
             # Loading, or busy with a script: in use. One that never came to listen is not.
             return os.path.exists(self._socket_path)  # noqa: PTH110 - pathlib is slow to import
         # Who came and went between two looks shows in the count of connections ever made.
-        before, self._n_connections = (
-            self._n_connections,
-            _read(stats, "total_connections_received"),
-        )
-        return _read(clients, "connected_clients") > 1 or self._n_connections != before
+        n_connected, n_made = counts
+        before, self._n_connections = self._n_connections, n_made
+        return n_connected > 1 or n_made != before
 
-    def _open(self) -> Wire:
-        from urllib.parse import quote
+    def shut(self) -> bool:
+        """Let nobody in any more; or return False, because somebody came at the last moment.
 
-        from ..protocol.clients import open_client
-        from ..protocol.connection import Wire
-
-        if self._wire is None:
-            self._wire = Wire(open_client(f"unix://{quote(self._socket_path)}"), "", ())
-        return self._wire
+        Who comes later finds no server, and starts another one when this one has gone. One that
+        has been told to exit would still answer for 100 ms.
+        """
+        aside = f"{self._socket_path.rpartition('/')[0]}/closing"
+        try:
+            os.rename(self._socket_path, aside)  # noqa: PTH104 - pathlib is slow to import
+        except FileNotFoundError:
+            return True
+        # The server lets in first who came first: all who came before have been counted.
+        wire = _open(aside)
+        counts = _count(wire)
+        wire.close()
+        if counts is None or counts[1] != self._n_connections + 1:
+            os.rename(aside, self._socket_path)  # noqa: PTH104
+            return False
+        os.unlink(aside)  # noqa: PTH108
+        return True
 
     def _touch(self) -> None:
         """Keep those who clean /tmp by age away from the socket and the lock."""
@@ -128,6 +134,27 @@ class _Usage:
                 os.utime(path)
             except OSError:
                 continue
+
+
+def _open(socket_path: str) -> Wire:
+    # The imports wait for the first look: they would delay the server's start.
+    from urllib.parse import quote
+
+    from ..protocol.clients import open_client
+    from ..protocol.connection import Wire
+
+    return Wire(open_client(f"unix://{quote(socket_path)}"), "", ())
+
+
+def _count(wire: Wire) -> tuple[int, int] | None:
+    """Return how many are connected, and how many ever were; None if the server does not tell."""
+    from ..errors import ServerError
+
+    try:
+        clients, stats = wire.call(("INFO", "clients"), ("INFO", "stats"))
+    except ServerError:
+        return None
+    return _read(clients, "connected_clients"), _read(stats, "total_connections_received")
 
 
 def _read(info: bytes, field: str) -> int:

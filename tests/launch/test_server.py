@@ -20,6 +20,7 @@ import pytest
 
 from nbstreamq.errors import ServerNotFound, ServerStartFailed, ServerUnreachable
 from nbstreamq.launch.binary import find_binary
+from nbstreamq.launch.keeper import Usage
 from nbstreamq.launch.server import ensure_server, stop_server
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.connection import Wire
@@ -236,6 +237,39 @@ def test_idle_server_exits_and_its_data_survive(settings, connect):
     wait_until(gone(server, keeper), "an idle server ends")
     assert not settings.runtime_dir.joinpath("server.sock").exists()
     assert connect(ensure_server(settings)).call(("XLEN", "stream")) == [1]
+
+
+def test_who_comes_at_its_end_gets_another_server(settings, connect):
+    settings = replace(settings, server_idle=0.3)
+    wire = connect(ensure_server(settings))
+    wire.call(("XADD", "stream", "1-1", "task", "1"))
+    server = server_of(wire)
+    wire.close()
+    # It has been told, and ends at its next look at the time: 100 ms later at the worst.
+    while "SIGTERM" not in log_of(settings, "server.log"):
+        time.sleep(0.001)
+
+    wire = connect(ensure_server(settings))
+
+    wait_until(gone(server), "the old one ends")
+    assert server_of(wire) != server
+    assert wire.call(("XLEN", "stream")) == [1]
+
+
+def test_who_comes_at_the_last_moment_keeps_the_server(settings, connect):
+    wire = connect(ensure_server(settings))
+    path = settings.runtime_dir / "server.sock"
+    usage = Usage(str(path))
+    usage.idle()
+    ensure_server(settings)  # comes and goes
+
+    assert not usage.shut()
+
+    assert server_of(connect(ensure_server(settings))) == server_of(wire)
+    usage.idle()
+    assert usage.shut()
+    assert not path.exists()
+    server_of(wire).terminate()
 
 
 def test_connected_client_keeps_the_server(settings, connect):
