@@ -164,6 +164,9 @@ class Saq(AsyncPeer):
 
     async def connect(self) -> None:
         await self.app.connect()
+        # Workers sweep away what is stuck when they start, and with it jobs that another one takes
+        # in that moment. Who sweeps has a lock on it: nobody else needs to for this time (seconds).
+        await self.app.sweep(lock=3600)
 
     async def serve(self) -> None:
         from saq import Worker
