@@ -23,6 +23,8 @@ N_SHORT = 1000
 N_SKEWED = 500
 N_SHARING = 64
 N_WAITING = 100_000
+#: Small arrays at once, so that each worker gets one.
+N_WARMING = 20
 #: 100 MB of float64.
 N_NUMBERS = 12_500_000
 #: Seconds that a map may take: many only gather speed with many items.
@@ -144,11 +146,19 @@ def array(peer: Peer, pace: float) -> Value:
 
     Of a peer that takes long for 10 MB that is multiplied.
     """
+    _import_numpy(peer)
     seconds = _there_and_back(peer, N_NUMBERS // 10)
     if seconds > SHARE / 2:
         return Value(seconds * 1e4, 1, scaled=True)
     found = [_there_and_back(peer, N_NUMBERS) for _ in range(3)]
     return Value(statistics.median(found) * 1e3, 3)
+
+
+def _import_numpy(peer: Peer) -> None:
+    """Have each worker import NumPy, which takes as long as 100 MB do with the faster tools."""
+    import numpy as np
+
+    peer.gather(peer.submit(increment, [np.zeros(1)] * N_WARMING))
 
 
 def _there_and_back(peer: Peer, n: int) -> float:
@@ -170,6 +180,7 @@ def shared(peer: Peer, pace: float) -> Value:
     """
     import numpy as np
 
+    _import_numpy(peer)
     n, part = (2, 10) if peer.sends_each else (N_SHARING, 1)
     scale = part * N_SHARING // n
     numbers = np.arange(N_NUMBERS // part, dtype="float64")
