@@ -37,6 +37,13 @@ MAX_CALLS = 1000
 SMALL_BYTES = 4096
 #: Seconds of work that a message may hold: what is behind a long call in it waits for that one.
 AIM = 0.002
+#: How slowly the expected time of a call follows that of the last message. It rises by an eighth of
+#: the difference, since one message may have had to wait for the processor; with less, long calls
+#: are noticed sooner. It falls by a fiftieth of the ratio, since long calls count more than short
+#: ones; with less, a first call that imported something is forgotten sooner.
+RISE, FALL = 8, 50
+#: Seconds that a call is thought to take at least.
+SHORTEST = 1e-6
 #: Most calls in a message; more save little.
 MOST = 100
 #: Bytes of arguments in a message: a dead letter that is larger can't be tried again.
@@ -49,18 +56,22 @@ class CallPace:
     """Learns how long the calls of a function take."""
 
     def __init__(self) -> None:
-        self._longest = float("inf")
+        self._expected = float("inf")
 
     def took(self, seconds: float, n: int) -> None:
-        """Learn that `n` calls took `seconds`: one long call counts more than many short ones."""
-        mean = seconds / n
-        known = self._longest
-        self._longest = mean if known == float("inf") else max(mean, known + (mean - known) / 100)
+        """Learn that `n` calls took `seconds`."""
+        mean, known = max(seconds / n, SHORTEST), self._expected
+        if known == float("inf"):
+            self._expected = mean
+        elif mean > known:
+            self._expected += (mean - known) / RISE
+        else:
+            self._expected *= (mean / known) ** (1 / FALL)
 
     @property
     def most(self) -> int:
         """How many calls a message may hold: one until it is known that they are short."""
-        return max(1, min(MOST, int(AIM / max(self._longest, 1e-6))))
+        return max(1, min(MOST, int(AIM / self._expected)))
 
 
 class Kind(NamedTuple):

@@ -45,6 +45,26 @@ class TestPace:
             pace.took(0.00001, 1)
         assert pace.most > 10
 
+    def test_that_one_message_was_held_up_is_no_long_call(self):
+        pace = CallPace()
+        pace.took(0.001, 100)
+        pace.took(0.02, 100)
+        assert pace.most > MOST // 2
+
+    def test_a_first_call_that_imports_something_is_soon_forgotten(self):
+        pace = CallPace()
+        pace.took(0.5, 1)
+        for _ in range(100):
+            pace.took(0.00001, 1)
+        assert pace.most > 5
+
+    def test_calls_that_turn_long_are_soon_alone(self):
+        pace = CallPace()
+        pace.took(0.001, 100)
+        for _ in range(3):
+            pace.took(0.02, 4)
+        assert pace.most == 1
+
 
 class TestGather:
     def test_each_message_leaves_some_for_others(self, ledger):
