@@ -165,7 +165,8 @@ class Saq(AsyncPeer):
     async def connect(self) -> None:
         await self.app.connect()
         # Workers sweep away what is stuck when they start, and with it jobs that another one takes
-        # in that moment. Who sweeps has a lock on it: nobody else needs to for this time (seconds).
+        # in that moment. Nobody else does for as long as the first one's lock holds: a worker's, 60
+        # s, or this.
         await self.app.sweep(lock=3600)
 
     async def serve(self) -> None:

@@ -37,11 +37,12 @@ MAX_CALLS = 1000
 SMALL_BYTES = 4096
 #: Seconds of work that a message may hold: what is behind a long call in it waits for that one.
 AIM = 0.002
-#: How slowly the expected time of a call follows that of the last message. It rises by an eighth of
-#: the difference, since one message may have had to wait for the processor; with less, long calls
-#: are noticed sooner. It falls by a fiftieth of the ratio, since long calls count more than short
-#: ones; with less, a first call that imported something is forgotten sooner.
-RISE, FALL = 8, 50
+#: By what part of the difference the expected time of a call follows that of the last message, up
+#: and down. One message may have had to wait for the processor: with more up, messages shrink for
+#: nothing. Long calls count more than short ones: with more down, more waits behind them.
+RISE, FALL = 1 / 8, 1 / 100
+#: Of so many first messages the shortest counts: calls in the others may have imported something.
+N_FIRST = 4
 #: Seconds that a call is thought to take at least.
 SHORTEST = 1e-6
 #: Most calls in a message; more save little.
@@ -57,16 +58,16 @@ class CallPace:
 
     def __init__(self) -> None:
         self._expected = float("inf")
+        self._n_known = 0
 
     def took(self, seconds: float, n: int) -> None:
-        """Learn that `n` calls took `seconds`."""
-        mean, known = max(seconds / n, SHORTEST), self._expected
-        if known == float("inf"):
-            self._expected = mean
-        elif mean > known:
-            self._expected += (mean - known) / RISE
+        """Learn that the `n` calls of a message took `seconds`."""
+        mean = max(seconds / n, SHORTEST)
+        self._n_known += 1
+        if self._n_known <= N_FIRST:
+            self._expected = min(self._expected, mean)
         else:
-            self._expected *= (mean / known) ** (1 / FALL)
+            self._expected += (mean - self._expected) * (RISE if mean > self._expected else FALL)
 
     @property
     def most(self) -> int:

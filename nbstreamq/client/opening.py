@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from ..errors import ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..launch.server import embedded_url, ensure_server
 from ..objects.blobs import Place
@@ -53,7 +54,13 @@ def open_session(
     found = address or ensure_server(settings)
     signer = Signer(secret, name)
     queue = Store(client or open_client(found), name, signer)
-    queue.check_secret()
+    try:
+        queue.check_secret()
+    except ServerUnreachable:
+        if not embedded:
+            raise
+        ensure_server(settings)  # it ended just after it was found
+        queue.check_secret()
     default = n_cores() if embedded else None
     session = uuid.uuid4().hex[:12]
     opened = Session(

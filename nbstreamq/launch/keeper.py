@@ -12,6 +12,7 @@ when the last of the two is gone, however they end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -19,10 +20,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from . import CLOSING
+
 if TYPE_CHECKING:
     from ..protocol.connection import Wire
 
-__all__ = ["keep", "main"]
+__all__ = ["Usage", "keep", "main"]
 
 #: Seconds between two looks at the server's clients, at most. Longer costs less while nothing
 #: happens; shorter ends an idle server more precisely.
@@ -82,6 +85,7 @@ class Usage:
 
     def __init__(self, socket_path: str) -> None:
         self._socket_path = socket_path
+        self._folder = socket_path.rpartition("/")[0]
         self._last_used = time.monotonic()
         self._n_connections = -1
         self._wire: Wire | None = None
@@ -108,28 +112,27 @@ class Usage:
     def shut(self) -> bool:
         """Let nobody in any more; or return False, because somebody came at the last moment.
 
-        Who comes later finds no server, and starts another one when this one has gone. One that
-        has been told to exit would still answer for 100 ms.
+        Who comes later finds no server, and starts another one when this one has gone. A server
+        that has been told to exit would still answer for 100 ms.
         """
-        aside = f"{self._socket_path.rpartition('/')[0]}/closing"
+        aside = f"{self._folder}/{CLOSING}"
         try:
             os.rename(self._socket_path, aside)  # noqa: PTH104 - pathlib is slow to import
-        except FileNotFoundError:
+        except OSError:  # it never came to listen, or nobody can come where it is
             return True
         # The server lets in first who came first: all who came before have been counted.
         wire = _open(aside)
         counts = _count(wire)
         wire.close()
-        if counts is None or counts[1] != self._n_connections + 1:
+        if counts is not None and counts[1] == self._n_connections + 1:
+            return True
+        with contextlib.suppress(OSError):
             os.rename(aside, self._socket_path)  # noqa: PTH104
-            return False
-        os.unlink(aside)  # noqa: PTH108
-        return True
+        return False
 
     def _touch(self) -> None:
         """Keep those who clean /tmp by age away from the socket and the lock."""
-        folder = self._socket_path.rpartition("/")[0]
-        for path in (self._socket_path, f"{folder}/lock"):
+        for path in (self._socket_path, f"{self._folder}/lock"):
             try:
                 os.utime(path)
             except OSError:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from ..errors import ServerError, ServerStartFailed
 from ..settings import Settings, make_private
+from . import CLOSING
 from .binary import find_binary
 
 __all__ = ["embedded_url", "ensure_server", "stop_server"]
@@ -100,7 +101,8 @@ def stop_server(settings: Settings) -> bool:
                 f"The embedded server was told to exit {DATA_TIMEOUT:.0f} s ago, and is still"
                 f" there. `fuser {path.with_name('lock')}` tells its process id."
             )
-        _ask(path, b"SHUTDOWN")
+        for name in (_SOCKET, CLOSING):
+            _ask(path.with_name(name), b"SHUTDOWN")
         time.sleep(POLL)
     return ran
 
@@ -139,6 +141,7 @@ def _start(settings: Settings, path: Path, lock: int) -> Path:
                 log.replace(log.with_suffix(".log.1"))
         # What a killed server left: from now on the file tells that the new one listens.
         path.unlink(missing_ok=True)
+        path.with_name(CLOSING).unlink(missing_ok=True)
         _run_keeper(
             [str(path), str(settings.server_idle), *_command(binary, path, data)],
             log=data / "keeper.log",

@@ -240,14 +240,12 @@ def test_idle_server_exits_and_its_data_survive(settings, connect):
 
 
 def test_who_comes_at_its_end_gets_another_server(settings, connect):
-    settings = replace(settings, server_idle=0.3)
-    wire = connect(ensure_server(settings))
+    wire = connect(ensure_server(replace(settings, server_idle=0.3)))
     wire.call(("XADD", "stream", "1-1", "task", "1"))
     server = server_of(wire)
     wire.close()
     # It has been told, and ends at its next look at the time: 100 ms later at the worst.
-    while "SIGTERM" not in log_of(settings, "server.log"):
-        time.sleep(0.001)
+    wait_until(lambda: "SIGTERM" in log_of(settings, "server.log"), "it is told to exit")
 
     wire = connect(ensure_server(settings))
 
@@ -256,20 +254,32 @@ def test_who_comes_at_its_end_gets_another_server(settings, connect):
     assert wire.call(("XLEN", "stream")) == [1]
 
 
-def test_who_comes_at_the_last_moment_keeps_the_server(settings, connect):
-    wire = connect(ensure_server(settings))
-    path = settings.runtime_dir / "server.sock"
-    usage = Usage(str(path))
+@pytest.fixture
+def usage(settings, connect):
+    """What a keeper knows of a server's usage, after its first look."""
+    server_of(connect(ensure_server(settings)))
+    usage = Usage(str(settings.runtime_dir / "server.sock"))
     usage.idle()
-    ensure_server(settings)  # comes and goes
+    yield usage
+    usage._wire.close()
 
+
+def test_who_comes_at_the_last_moment_keeps_the_server(settings, connect, usage):
+    server = server_of(connect(ensure_server(settings)))
     assert not usage.shut()
+    assert server_of(connect(ensure_server(settings))) == server
 
-    assert server_of(connect(ensure_server(settings))) == server_of(wire)
-    usage.idle()
+
+def test_a_server_that_lets_nobody_in_can_be_stopped(settings, usage):
     assert usage.shut()
-    assert not path.exists()
-    server_of(wire).terminate()
+    assert not settings.runtime_dir.joinpath("server.sock").exists()
+    assert stop_server(settings)
+
+
+def test_a_server_that_does_not_answer_is_left_alone(settings, connect, usage):
+    server_of(connect(ensure_server(settings))).kill()
+    assert not usage.shut()
+    assert settings.runtime_dir.joinpath("server.sock").exists()
 
 
 def test_connected_client_keeps_the_server(settings, connect):
