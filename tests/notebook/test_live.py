@@ -12,14 +12,25 @@ from playwright.sync_api import expect
 from nbstreamq.settings import n_cores
 from tests.notebook.pages import PANEL, open_notebook, outputs_of
 
-START = """\
-import time
+UNTIL = """\
+import os, time
+def until(path):
+    while not os.path.exists(path):
+        time.sleep(0.05)
+"""
+#: Its job is not over before the view was seen, and neither is its second try.
+START = f"""\
+{UNTIL}
 from nbstreamq import TaskQueue, track
 q = TaskQueue("live", workers=2)
 def slow(x):
+    if x == 39:
+        until("seen")
     for _ in track(range(4)):
         time.sleep(0.05)
     if x == 7:
+        if os.path.exists("seen"):
+            until("seen again")
         print("seven <b>is</b> next")
         raise ValueError("seven is <i>no</i> good")
     return x
@@ -69,6 +80,7 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     expect(view.locator("summary", has_text="item 7")).to_be_visible(timeout=20_000)
     expect(view.get_by_role("progressbar").first).to_be_visible()
     shoot(page, tmp_path, "live.png")
+    (lab.folder / "seen").touch()
 
     # When it is over, I expect plain HTML in its place, with the error, and no foreign markup
     expect(view).to_have_count(0, timeout=30_000)
@@ -82,6 +94,7 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     expect(picture).to_have_count(1)  # what was printed is folded in, not repeated below
     page.get_by_role("button", name="Retry failed").click()
     expect(view).to_be_visible(timeout=20_000)
+    (lab.folder / "seen again").touch()
     expect(view).to_have_count(0, timeout=30_000)
     expect(picture).to_contain_text("39 of 40 done · 1 failed")
     expect(page.get_by_role("button", name="Retry failed")).to_be_visible()
@@ -101,12 +114,9 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     ]
 
 
-AWAY = """\
-import os, time
+AWAY = f"""\
+{UNTIL}
 from nbstreamq import TaskQueue
-def until(path):
-    while not os.path.exists(path):
-        time.sleep(0.05)
 q = TaskQueue("away", workers=1)
 """
 
