@@ -22,7 +22,7 @@ import psutil
 import redis
 
 from tests.conftest import Server, _find_binary
-from tests.crash.conftest import Process
+from tests.crash.conftest import TIMING, Process
 from tests.link import Link
 from tests.ports import free_port
 from tests.proxy import Proxy
@@ -51,14 +51,14 @@ class Soak:
         self.far: list[Process] = []
         if self.link:
             url = f"redis://{self.link.address}:{port}"
-            self.far = [Process(*self.link.beyond(*node_command(url, QUEUE)))]
+            self.far = [Process(*self.link.beyond(*node_command(url, QUEUE, **TIMING)))]
         self.clients: list[Load] = [
             kind(self.proxy.url, seed + k, folder)
             for k, kind in enumerate((Calls, Calls, NamedJobs, NamedJobs))
         ]
 
     def new_node(self) -> Process:
-        return Process(*node_command(self.proxy.url, QUEUE, n_workers=2))
+        return Process(*node_command(self.proxy.url, QUEUE, n_workers=2, **TIMING))
 
     def run(self, minutes: float) -> list[str]:
         """Let it go on for so many minutes, or until something is wrong; return what is."""

@@ -10,6 +10,7 @@ from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.signing import Signer
 from nbstreamq.protocol.store import Store
 from tests.counting import check_nothing_left, check_once
+from tests.crash.conftest import TIMING
 from tests.link import Link
 from tests.real_workers import node_command
 
@@ -32,7 +33,8 @@ def machines(link, start_server, new_queue, queue_name, start, start_node, wait_
     server = start_server("--port", port, "--bind", link.address, "--protected-mode", "no")
     with open_client(server.url) as client:
         store = Store(client, queue_name, Signer("secret", queue_name))
-        node = start(*link.beyond(*node_command(f"redis://{link.address}:{port}", queue_name)))
+        url = f"redis://{link.address}:{port}"
+        node = start(*link.beyond(*node_command(url, queue_name, **TIMING)))
         wait_until(lambda: len(store.workers()) == 1, describe="the far worker")
         yield server, new_queue(server.url, workers=0), store, node
         store.close()
