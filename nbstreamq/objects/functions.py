@@ -150,7 +150,8 @@ def load_function(data: bytes) -> LoadedFunction:
         )
     for filename, source in sources.items():
         lines = source.splitlines(keepends=True)
-        linecache.cache.setdefault(filename, (len(source), None, lines, filename))
+        # Another kernel's cell, or an older one, may have come under the same name.
+        linecache.cache[filename] = (len(source), None, lines, filename)
     return LoadedFunction(pickle.loads(body), pure, handles)
 
 

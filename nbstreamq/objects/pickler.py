@@ -134,6 +134,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return NotImplemented if by_reference(obj) else self._dynamic_function_reduce(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
+        if isinstance(obj, types.CodeType):
+            return _reduce_code(obj)
         if isinstance(obj, types.ModuleType):
             return self._reduce_module(obj) if is_local(obj) else NotImplemented
         if isinstance(obj, typing.TypeVar):
@@ -209,6 +211,34 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         asked = wrapper.cache_parameters()
         args = asked["maxsize"], asked["typed"]
         return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
+
+
+#: What a code object is made of, in the order of its constructor.
+_CODE_PARTS = (
+    "co_argcount",
+    "co_posonlyargcount",
+    "co_kwonlyargcount",
+    "co_nlocals",
+    "co_stacksize",
+    "co_flags",
+    "co_code",
+    "co_consts",
+    "co_names",
+    "co_varnames",
+    "co_filename",
+    "co_name",
+    "co_qualname",
+    "co_firstlineno",
+    "co_linetable",
+    "co_exceptiontable",
+    "co_freevars",
+    "co_cellvars",
+)
+
+
+def _reduce_code(code: types.CodeType) -> Any:
+    """Keep the file name, by which tracebacks find the source; cloudpickle drops it since 3.1.3."""
+    return types.CodeType, tuple(getattr(code, part) for part in _CODE_PARTS)
 
 
 #: NumPy's types of arrays, numbers, ..., as far as some were met.

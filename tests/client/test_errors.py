@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 import threading
 import traceback
+import types
 
 import pytest
 
@@ -93,6 +95,43 @@ class TestTraceback:
         assert "in outer" in text
         assert "in inner" in text
         assert "# the guilty line" in text
+
+    def test_code_keeps_its_file_lines_and_columns(self, shared_queue):
+        def outer(x):
+            return [inner(y) for y in (x,)]
+
+        def inner(x):
+            class Deep:
+                value = 1 / x
+
+            return Deep
+
+        def places_of(code):
+            nested = [places_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+            return code.co_filename, code.co_qualname, [*code.co_positions()], nested
+
+        for function in (outer, inner, places_of, lambda x: x):
+            sent = shared_queue.submit(lambda f: places_of(f.__code__), function)
+            assert sent.result(10) == places_of(function.__code__)
+
+    def test_the_same_file_name_with_other_lines(self, shared_queue):
+        def source_lines(text):
+            """What two kernels do whose prompts count alike."""
+            linecache.cache["<prompt-1>"] = (len(text), None, [text], "<prompt-1>")
+            namespace = {}
+            exec(compile(text, "<prompt-1>", "exec"), namespace)
+            return namespace["f"]
+
+        def fail():
+            try:
+                f()
+            except ZeroDivisionError:
+                return traceback.format_exc()
+
+        for text in ("f = lambda: 1 / 0", "f = lambda: 2 / 0"):
+            f = source_lines(text)
+            assert all(text in shared_queue.submit(fail).result(10) for _ in range(9))
+        del linecache.cache["<prompt-1>"]
 
 
 def notes_of(error):
