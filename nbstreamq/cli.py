@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         )
     doctor.set_defaults(run=_examine)
     worker.add_argument(
-        "-n", type=_count, metavar="N", help="number of workers; default: all cores"
+        "-n",
+        type=_count,
+        metavar="N",
+        help="number of workers; default: one for each core that may be used",
     )
     worker.add_argument(
         "--lane",
