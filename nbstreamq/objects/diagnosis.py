@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import AsyncGeneratorType, CoroutineType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from .code import names_of
@@ -239,6 +239,8 @@ def _in_units(size: float) -> str:
 
 
 def _advice(thing: Any) -> str:
+    if isinstance(thing, CoroutineType | AsyncGeneratorType):
+        return "Run it with asyncio.run inside the function, and return the result."
     if hasattr(thing, "__next__"):
         return "Make a list of it first."
     return "Open it inside the function, or pass what is needed to make it."

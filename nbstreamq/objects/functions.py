@@ -92,6 +92,8 @@ class FunctionPickler:
         ------
         NotPicklable
             The function, or something that it captures, can't travel; the message says what.
+        TypeError
+            It is a coroutine function or an async generator function.
         """
         if type(fn) in _CACHEABLE:
             known = self._known.get(fn)
@@ -101,6 +103,7 @@ class FunctionPickler:
         return self._dump_anew(fn, None if lasting else self._blobs)
 
     def _dump_anew(self, fn: Callable[..., Any], blobs: Blobs | None) -> FunctionPickle:
+        _refuse_async(fn)
         snapshot = take(fn)
         pickled = _pickle_function(fn, blobs, pure=snapshot is not None)
         # Something may have been rebound by another thread while it was being pickled.
@@ -110,6 +113,32 @@ class FunctionPickler:
                     self._known.clear()
                 self._known[fn] = (snapshot, pickled)
         return pickled
+
+
+def _refuse_async(fn: Callable[..., Any]) -> None:
+    """Raise TypeError if a call of `fn` only makes a coroutine or an async generator."""
+    import inspect
+
+    from .pickler import lru_cache_wrapper
+
+    call: Any = fn
+    while isinstance(call, functools.partial | lru_cache_wrapper):
+        call = call.func if isinstance(call, functools.partial) else call.__wrapped__
+    if not inspect.isroutine(call) and not isinstance(call, type):
+        call = type(call).__call__
+    name = name_of(fn)
+    if inspect.iscoroutinefunction(call):
+        raise TypeError(
+            f"{name}() is a coroutine function: a worker would return its coroutine and run"
+            " nothing. Submit a plain function that runs it, such as"
+            f" `def run(*args): return asyncio.run({name}(*args))`."
+        )
+    if inspect.isasyncgenfunction(call):
+        raise TypeError(
+            f"{name}() is an async generator function: a worker can't iterate over what it returns."
+            " Submit a plain function that collects its values with asyncio.run and returns them"
+            " as a list."
+        )
 
 
 def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool) -> FunctionPickle:

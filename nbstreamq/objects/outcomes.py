@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any
 
 from ..errors import NbstreamqError, ResultNotPicklable
@@ -84,6 +85,8 @@ def _dump(
         text = str(error) if known else f"The result of task {task} can't be pickled: {error!r}"
         wrapped = ResultNotPicklable(text, task=task)
         errors[position] = dump_error(wrapped, task=task)
+        if isinstance(value, CoroutineType):
+            value.close()  # else Python warns in a later task that this one was never awaited
         return b""
 
 

@@ -127,15 +127,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         if type(obj) in _numpys_types:  # quickly: there may be many
             return NotImplemented
         self.is_harmless &= _is_numpys(obj)
-        return self._reduce(obj)
+        return _reduce_code(obj) if isinstance(obj, types.CodeType) else self._reduce(obj)
 
     def _reduce(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
             return NotImplemented if by_reference(obj) else self._dynamic_function_reduce(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
-        if isinstance(obj, types.CodeType):
-            return _reduce_code(obj)
         if isinstance(obj, types.ModuleType):
             return self._reduce_module(obj) if is_local(obj) else NotImplemented
         if isinstance(obj, typing.TypeVar):

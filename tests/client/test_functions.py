@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from nbstreamq import NotPicklable
+from nbstreamq import NotPicklable, ResultNotPicklable
 
 
 class Scale:
@@ -222,6 +222,61 @@ class TestUnpicklable:
             shared_queue.submit(str, threading.Lock())
         assert shared_queue.status().open_jobs == 0
         assert shared_queue.submit(abs, -1).result(10) == 1
+
+
+async def wait_and_double(x):
+    return 2 * x
+
+
+class AsyncCall:
+    async def __call__(self, x):
+        return x
+
+    async def method(self, x):
+        return x
+
+
+async def count_up(x):
+    yield x
+
+
+class TestAsync:
+    @pytest.mark.parametrize(
+        ("fn", "says"),
+        [
+            (wait_and_double, r"wait_and_double\(\) is a coroutine function.*asyncio\.run"),
+            (functools.partial(wait_and_double), r"wait_and_double\(\) is a coroutine function"),
+            (functools.cache(wait_and_double), r"wait_and_double\(\) is a coroutine function"),
+            (AsyncCall(), "AsyncCall.* is a coroutine function"),
+            (AsyncCall().method, "AsyncCall.method.* is a coroutine function"),
+            (functools.partial(AsyncCall()), "AsyncCall.* is a coroutine function"),
+            (count_up, r"count_up\(\) is an async generator function.*asyncio\.run"),
+        ],
+    )
+    def test_is_refused_at_the_call(self, shared_queue, fn, says):
+        for call in (
+            lambda: shared_queue.submit(fn, 1),
+            lambda: shared_queue.map(fn, [1]),
+            lambda: shared_queue.everywhere(fn, 1),
+            lambda: shared_queue.task(fn)(1),
+        ):
+            with pytest.raises(TypeError, match=says):
+                call()
+
+    def test_a_coroutine_as_result_is_told_what_to_do(self, make_queue, capfd):
+        queue = make_queue(workers=1)
+        with pytest.raises(ResultNotPicklable, match=r"asyncio\.run inside the function"):
+            queue.submit(lambda: wait_and_double(1)).result(10)
+        assert queue.submit(lambda: __import__("gc").collect()).result(10) >= 0
+        assert "never awaited" not in capfd.readouterr().err
+
+    def test_runs_inside_a_plain_function(self, shared_queue):
+        def run(x):
+            import asyncio
+
+            return asyncio.run(wait_and_double(x))
+
+        assert shared_queue.map(run, [1, 2]).result(10) == [2, 4]
 
 
 SCRIPT = """
