@@ -31,10 +31,14 @@ def dump_error(error: BaseException, *, task: str) -> bytes:
     task
         Id of the task, for a `RemoteError`.
     """
-    body, reason = _pickle_or_reason(error)
-    name = _type_name(error)
-    text = _text_of(error) + (f"\n(It could not be pickled: {reason})" if reason else "")
-    return pickle.dumps((task, name, text, _format(error), body), 5)
+    try:
+        body, reason = _pickle_or_reason(error)
+        name = _type_name(error)
+        text = _text_of(error) + (f"\n(It could not be pickled: {reason})" if reason else "")
+        return pickle.dumps((task, name, text, _format(error), body), 5)
+    except BaseException:  # noqa: BLE001  # no memory, or an error that hides even its class
+        name = type.__dict__["__qualname__"].__get__(type(error))
+        return pickle.dumps((task, name, "(it could not be described)", "", None), 5)
 
 
 def load_error(data: bytes) -> BaseException:

@@ -293,7 +293,11 @@ def pack(command: Command) -> bytes:
     it writes a number out: it gets none.
     """
     words: Any = tuple([str(w) if type(w) in (int, float) else w for w in command])
-    packed: bytes = pack_command(words)
+    try:
+        packed: bytes = pack_command(words)
+    except UnicodeEncodeError:  # half a surrogate pair, in what may be a name or a reason
+        words = tuple(w.encode(errors="backslashreplace") if type(w) is str else w for w in words)
+        packed = pack_command(words)
     return packed
 
 

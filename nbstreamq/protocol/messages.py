@@ -184,7 +184,7 @@ class Task(Message):
             b"%d" % self.n,
             format_span(self.span).encode(),
             self.fn.encode(),
-            self.name.encode(),
+            self.name.encode(errors="backslashreplace"),  # it may hold half a surrogate pair
             self.call.encode(),
             self.args,
             self.opts,
@@ -282,20 +282,23 @@ class Event:
 
     @classmethod
     def unseal(cls, sealed: bytes, signer: Signer) -> Self:
-        """Return the event that `seal` wrote; `SignatureError` if it was changed."""
+        """Return the event that `seal` wrote; `SignatureError` if that is not what it is."""
         data = signer.unseal(cls.KIND, b"", sealed)
-        _, kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
-        return cls(
-            kind=kind,
-            job=job,
-            n=n,
-            span=parse_span(span),
-            worker=worker,
-            attempt=attempt,
-            started=started,
-            seconds=seconds,
-            body=body,
-        )
+        try:
+            _, kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
+            return cls(
+                kind=kind,
+                job=job,
+                n=n,
+                span=parse_span(span),
+                worker=worker,
+                attempt=attempt,
+                started=started,
+                seconds=seconds,
+                body=body,
+            )
+        except Exception as error:  # a pickle that is damaged raises anything
+            raise SignatureError(f"A malformed event was refused: {error!r}") from error
 
     def encode(self, signer: Signer) -> Fields:
         """Return the stream fields of an entry that carries only this event."""

@@ -212,7 +212,9 @@ def _letter(what: GivenUp, lane: str, signer: Signer) -> list[Any]:
     # A named job keeps its inputs itself.
     is_kept = not is_named(task.job) and len(task.args) <= KEPT_BYTES
     fields = (task if is_kept else replace(task, args=b"")).encode(signer)
-    why = signer.seal(LETTER, letter_name(source, fields), what.reason.encode())
+    why = signer.seal(
+        LETTER, letter_name(source, fields), what.reason.encode(errors="backslashreplace")
+    )
     changed = _only(fields, _CHANGING if is_kept else _CHANGING | {b"args"})
     return [why, source, len(changed), *changed]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import SecretMismatch, ServerUnreachable
+from ..errors import SecretMismatch
 from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
 from ..objects.references import Dependent, resolving
-from ..objects.remote_errors import dump_error, load_error, summary
+from ..objects.remote_errors import dump_error, summary
 from ..protocol.keys import NESTED
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
@@ -22,6 +23,8 @@ from .run import Run, Runner, Stopped
 from .values import Values
 
 __all__ = ["Execution"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after a look at what was printed in which another is not worth its time.
 STRAYS = 0.001
@@ -70,25 +73,72 @@ class Execution:
             What follows from it; and, if a task further down the stack is to be stopped, the
             exception to raise there, once this is settled.
         """
+        depth, run = len(self._depths), None
+        try:
+            settlement, todo = self._begin(delivery)
+            if todo:
+                self._enter(delivery, todo)
+                run = self._run(delivery, todo)
+                self._leave(settlement)
+                self._conclude(settlement, run)
+                self._runner.release()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
+            return self.rescue(delivery, run, error, depth)
+        return settlement, run.stopped if run else None
+
+    def rescue(
+        self, delivery: Delivery, run: Run | None, error: BaseException, depth: int
+    ) -> tuple[Settlement, Stopped | None]:
+        """Return what `execute` does for a delivery that our own code failed with.
+
+        Parameters
+        ----------
+        run
+            What came of its items, which is kept; None: they end with the error.
+        depth
+            How many other deliveries wait for it.
+        """
+        logger.error("task %s failed around its call", delivery.task.id_of(0), exc_info=error)
+        is_stop = isinstance(error, Stopped) and self._runner.waits(error)
+        self._runner.restore(depth)
+        self._output.restore(depth)
+        del self.running[depth:], self._depths[depth:]
+        settlement = Settlement(delivery=delivery)
+        if isinstance(error, Stopped) and is_stop:
+            settlement.successors.append(Successor(task=delivery.task))
+            return settlement, error
+        if run is not None:
+            try:
+                settlement, _ = self._begin(delivery)
+                self._conclude(settlement, run)
+            except BaseException as second:  # noqa: BLE001 - as above
+                error = second
+            else:
+                return settlement, run.stopped
+        return self._failed(delivery, error), run.stopped if run else None
+
+    def _begin(self, delivery: Delivery) -> tuple[Settlement, Span]:
+        """Return a settlement that says what of a delivery is not to be run; and what is."""
         task = delivery.task
         settlement = Settlement(delivery=delivery)
         if not delivery.is_wanted:
-            return settlement, None
+            return settlement, ()
         dropped, todo = _part_cancelled(task, delivery.cancelled)
         if dropped:
             settlement.events.append(self._event("cancelled", task, dropped))
             settlement.count(cancelled=size(dropped))
-        if not todo:
-            return settlement, None
-        self._runner.hold(delivery)
-        try:
-            run = self._watched(delivery, todo, settlement)
-            self._conclude(settlement, run)
-        except (Stopped, ServerUnreachable):
-            self._runner.release()
-            raise
-        self._runner.release()
-        return settlement, run.stopped
+        return settlement, todo
+
+    def _failed(self, delivery: Delivery, error: BaseException) -> Settlement:
+        """Return a settlement that ends all items of a delivery with `error`."""
+        task, n = delivery.task, size(delivery.task.span)
+        dumped = dump_error(error, task=task.id_of(task.span[0].start))
+        body = dump_outcomes([None] * n, dict.fromkeys(range(n), dumped), task.id_of)
+        settlement = Settlement(delivery=delivery)
+        settlement.count(failed=n)
+        settlement.events.append(self._event("finished", task, task.span, body))
+        settlement.given_up.append(GivenUp(task=task, reason=summary(dumped)))
+        return settlement
 
     def watch(self) -> None:
         """Take note that the running delivery takes long."""
@@ -98,10 +148,9 @@ class Execution:
         """Run a task of `everywhere` for which nobody waits; return what it printed, or raised."""
         settlement, _ = self.execute(Delivery(lane=lane, entry_id=b"0-0", task=task))
         events = [event for event in settlement.events if event.kind == "output"]
-        for event in settlement.events:
-            if event.kind == "finished" and (error := _first_error(event.body)) is not None:
-                text = f"The set-up {task.name} failed on worker {self._worker}: {error!r}\n"
-                events.append(self._output_event(task, [Piece(task, 0, "stderr", text)]))
+        for failed in settlement.given_up:
+            text = f"The set-up {task.name} failed on worker {self._worker}: {failed.reason}\n"
+            events.append(self._output_event(task, [Piece(task, 0, "stderr", text)]))
         return events
 
     def report_progress(self, done: int, total: int | None) -> None:
@@ -131,20 +180,20 @@ class Execution:
         """Return the event that says that `item` of `task` runs for a while already."""
         return self._event("started", task, (range(item, item + 1),), started=time.time())
 
-    def _watched(self, delivery: Delivery, todo: Span, settlement: Settlement) -> Run:
-        """Run with all that a task prints and reports attached to it."""
+    def _enter(self, delivery: Delivery, todo: Span) -> None:
+        """Have all that the task prints and reports attached to it."""
         lane, task = delivery.lane, delivery.task
+        self._runner.hold(delivery)
         self._depths.append(int(lane.removeprefix("nested")) if lane in NESTED else 0)
         self._output.enter(task, todo[0].start)
         self.running.append((task, time.monotonic()))
-        try:
-            return self._run(delivery, todo)
-        finally:
-            self.running.pop()
-            self._depths.pop()
-            pieces = self._output.leave()
-            if pieces or self._progress:
-                settlement.events += self.reports(pieces)
+
+    def _leave(self, settlement: Settlement) -> None:
+        self.running.pop()
+        self._depths.pop()
+        pieces = self._output.leave()
+        if pieces or self._progress:
+            settlement.events += self.reports(pieces)
 
     def _run(self, delivery: Delivery, todo: Span) -> Run:
         task = delivery.task
@@ -152,11 +201,11 @@ class Execution:
             fn = self._values.function(task)
             args = self._load_args(task)
             return self._runner.run(task, fn, args, todo)
-        except (ServerUnreachable, Stopped):
-            raise
-        except SecretMismatch:  # others know the new secret: back to the lane
-            return Run(started=time.time(), rest=todo)
-        except BaseException as error:  # noqa: BLE001 - unpickling runs foreign code: the task fails, we go on
+        except BaseException as error:  # unpickling runs foreign code: the task fails, we go on
+            if isinstance(error, Stopped) and self._runner.waits(error):
+                raise
+            if isinstance(error, SecretMismatch) and self._values.has_other_secret():
+                return Run(started=time.time(), rest=todo)  # others know it: back to the lane
             run = Run(started=time.time(), done=[*todo])
             dumped = dump_error(error, task=task.id_of(0))
             for _ in items(todo):
@@ -180,7 +229,7 @@ class Execution:
             settlement.events.append(self._event("cancelled", task, span_of(run.cancelled)))
             settlement.count(cancelled=len(run.cancelled))
         if run.errors and task.attempt <= options.retries:
-            self._retry(settlement, run, options)
+            run = self._retry(settlement, run, options)
         if run.done:
             body = dump_outcomes(
                 run.values,
@@ -200,18 +249,20 @@ class Execution:
         if run.rest:
             settlement.continue_with(task.again(run.rest))
 
-    def _retry(self, settlement: Settlement, run: Run, options: Options) -> None:
-        """Move the failed items from `run` to a successor."""
+    def _retry(self, settlement: Settlement, run: Run, options: Options) -> Run:
+        """Put the failed items of `run` into a successor; return it without them."""
         task = settlement.delivery.task
         failed = span_of(map(run.item, run.errors))
-        error = load_error(next(iter(run.errors.values())))
+        error = summary(next(iter(run.errors.values())))
         delay = options.pause_after(task.attempt)
-        body = json.dumps({"error": repr(error)[:500], "delay": delay}).encode()
+        body = json.dumps({"error": error, "delay": delay}).encode()
         settlement.events.append(self._event("retried", task, failed, body))
         settlement.successors.append(Successor(task=task.again(failed, attempt=1), delay=delay))
         kept = [k for k in range(len(run.values)) if k not in run.errors]
-        run.done, run.values = [*span_of(map(run.item, kept))], [run.values[k] for k in kept]
-        run.errors = {}
+        done, values = [*span_of(map(run.item, kept))], [run.values[k] for k in kept]
+        return Run(
+            started=run.started, seconds=run.seconds, done=done, values=values, rest=run.rest
+        )
 
     def _output_event(self, task: Task, pieces: Sequence[Piece]) -> Event:
         body = json.dumps([[p.item, p.stream, p.text] for p in pieces]).encode()
@@ -238,9 +289,3 @@ def _reason(errors: Sequence[bytes]) -> str:
     if n_others := sum(n for _, n in found[N_REASONS:]):
         texts.append(f"and {n_others} others")
     return "; ".join(texts)
-
-
-def _first_error(body: bytes) -> BaseException | None:
-    from ..objects.outcomes import load_outcomes
-
-    return next(iter(load_outcomes(body)[1].values()), None)

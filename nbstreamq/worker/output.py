@@ -125,6 +125,13 @@ class Output:
         self._tasks.append(task)
         self.pause = 0.0
 
+    def restore(self, depth: int) -> None:
+        """Say that just the outer `depth` tasks run: an error has ended those inside of them."""
+        with self._lock:
+            if len(self._tasks) > depth:
+                self._last = self._owner()
+                del self._tasks[depth:]
+
     def leave(self) -> list[Piece]:
         """Say that the current task is over; return what was printed since the last `collect`."""
         with self._reporting, self._lock:
@@ -162,7 +169,7 @@ class Output:
 
     def write(self, descriptor: int, text: str) -> None:
         """Write `text`, which the running item prints."""
-        data = text.encode(errors="replace")
+        data = text.encode(errors="backslashreplace")
         with self._lock:
             owner = self._owner()
             while data and self._n_seen(owner) <= ITEM_LIMIT_BYTES:

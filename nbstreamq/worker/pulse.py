@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from .execution import Execution
 from .output import Output
 
 __all__ = ["Pulse"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks. Shorter shows output sooner; longer wakes the process less often.
 PULSE = 0.05
@@ -59,18 +62,21 @@ class Pulse:
     def _run(self) -> None:
         idle = n_wakes = 0
         while True:
-            self._busy.wait()
             time.sleep(PULSE)
-            last, n_wakes = n_wakes, self._n_wakes
-            idle = 0 if self._execution.running or n_wakes != last else idle + 1
-            if idle > PATIENCE:
-                self._busy.clear()
-                if self._n_wakes != n_wakes:  # it was woken before that, to no avail
-                    self._busy.set()
             try:
+                self._busy.wait()
+                last, n_wakes = n_wakes, self._n_wakes
+                idle = 0 if self._execution.running or n_wakes != last else idle + 1
+                if idle > PATIENCE:
+                    self._busy.clear()
+                    if self._n_wakes != n_wakes:  # it was woken before that, to no avail
+                        self._busy.set()
                 self._beat()
             except (ServerUnreachable, ServerRefused):
                 continue  # what is unsent is sent when it is back, or has memory again
+            except BaseException:  # no fault of ours may end the thread
+                self._store.close()  # a reply may be left in it
+                logger.exception("the pulse goes on after a fault")
 
     def _beat(self) -> None:
         running = self._execution.running[-1:]

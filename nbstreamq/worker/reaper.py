@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from .slots import NO_ITEM, Level, Stop
 
 __all__ = ["MAX_LOSSES", "bury", "has_lost_its_supervisor", "settle_death"]
 
+logger = logging.getLogger(__name__)
+
 #: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
 MAX_LOSSES = 3
 #: In the place of an item that may kill whoever unpickles it: the client must not try.
@@ -31,7 +34,31 @@ def bury(store: Store, worker: str, lanes: Sequence[str], death: Death, *, known
     """Put back, or fail, what a dead worker held, and forget it; `known` as in `settle_death`."""
     while not store.bury(worker, lanes):
         held = store.held((f"@{worker}", *lanes), worker)
-        store.settle(settle_death(held, death, known=known))
+        settlements = settle_death(held, death, known=known)
+        try:
+            store.settle(settlements)
+        except NbstreamqError:
+            raise
+        except Exception:  # noqa: BLE001 - which of them can't be sent shows when each goes alone
+            for settlement in settlements:
+                _settle_alone(store, settlement, death)
+
+
+def _settle_alone(store: Store, settlement: Settlement, death: Death) -> None:
+    try:
+        store.settle([settlement])
+    except NbstreamqError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
+        store.settle([_failed(settlement.delivery, death, error)])
+
+
+def _failed(delivery: Delivery, death: Death, error: Exception) -> Settlement:
+    """Return a settlement that ends a delivery with an error of our own code."""
+    logger.error("task %s can't be put back", delivery.task.id_of(0), exc_info=error)
+    settlement = Settlement(delivery=delivery)
+    _fail(settlement, delivery.task.span, death, error)
+    return settlement
 
 
 def has_lost_its_supervisor(description: dict[str, Any]) -> bool:
@@ -63,14 +90,17 @@ def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list
     settlements = []
     for delivery in held:
         settlement = Settlement(delivery=delivery)
-        settlements.append(settlement)
         level = running.get((delivery.lane, delivery.entry_id))
-        if (level and level.item == NO_ITEM) or not known:
-            _settle_unknown(settlement, death)
-        elif level and any(level.item in r for r in delivery.task.span):
-            _settle_item(settlement, level, death)
-        else:
-            settlement.successors.append(Successor(task=delivery.task))
+        try:
+            if (level and level.item == NO_ITEM) or not known:
+                _settle_unknown(settlement, death)
+            elif level and any(level.item in r for r in delivery.task.span):
+                _settle_item(settlement, level, death)
+            else:
+                settlement.successors.append(Successor(task=delivery.task))
+        except Exception as error:  # noqa: BLE001 - one must not hold up the others
+            settlement = _failed(delivery, death, error)
+        settlements.append(settlement)
     return settlements
 
 
@@ -150,13 +180,14 @@ def _charge(settlement: Settlement, task: Task, death: Death, *, item: str = "")
     _fail(settlement, task.span, death, error)
 
 
-def _fail(settlement: Settlement, span: Span, death: Death, error: NbstreamqError) -> None:
+def _fail(settlement: Settlement, span: Span, death: Death, error: Exception) -> None:
     task = settlement.delivery.task
     dumped = dump_error(error, task=task.id_of(span[0].start))
-    body = dump_outcomes([None], {0: dumped}, lambda _: "")
+    n = size(span)
+    body = dump_outcomes([None] * n, dict.fromkeys(range(n), dumped), lambda _: "")
     settlement.given_up.append(GivenUp(task=task.again(span), reason=summary(dumped)))
     settlement.events.append(_event("finished", task, span, death, body))
-    settlement.count(failed=size(span))
+    settlement.count(failed=n)
 
 
 def _event(kind: str, task: Task, span: Span, death: Death, body: bytes = b"") -> Event:

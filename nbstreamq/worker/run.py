@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
 from typing import Any
@@ -20,6 +20,8 @@ from .output import Output
 from .slots import Slot, Stop
 
 __all__ = ["Run", "Runner", "Stopped"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after which the rest of a chunk goes back to its lane. Longer costs fewer messages;
 #: shorter balances sooner and shows progress sooner.
@@ -184,8 +186,7 @@ class Runner:
     def hold(self, delivery: Delivery) -> None:
         """Say that a delivery is unpickled, run and packed: each of these may kill the process.
 
-        Until `release`. An exception that nobody foresaw ends the worker: the slot goes on saying
-        what it held, so that the delivery is charged with it, and does not come back for ever.
+        Until `release`, or `restore` if an exception comes in between.
         """
         task = delivery.task
         entry = (delivery.lane, delivery.entry_id, task.job, task.n)
@@ -200,18 +201,27 @@ class Runner:
         self._places.pop()
         self._slot.pop()
 
-    @contextmanager
-    def helping(self) -> Iterator[None]:
-        """While the running item waits for others: not in user code."""
-        item = self._output.item
+    def restore(self, depth: int) -> None:
+        """Hold just the outer `depth` deliveries, which all wait; an error has ended the rest."""
+        n = 1 + 2 * depth  # each has a serial, and a 0 on top of it while it waits
+        del self._places[n:], self._serials[n:]
+        self._slot.restore(depth)
+
+    def waits(self, stop: Stopped) -> bool:
+        """Return whether what `stop` stops is further down the stack."""
+        return stop.serial in self._serials[:-1]
+
+    def help(self, run_others: Callable[[], None]) -> None:
+        """Call `run_others` while the running item waits: then no user code of it runs."""
+        item, n = self._output.item, len(self._serials)
         self._serials.append(0)
         self._places.append(0)
         try:
-            yield
-        finally:
+            run_others()
+        finally:  # without a call, which could fail
             self._output.item = item
-            self._places.pop()
-            self._serials.pop()  # at last: from here on a stop may come
+            del self._places[n:]
+            del self._serials[n:]  # at last: from here on a stop may come
 
     def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: Span) -> Run:
         """Run items of the task that is held until a slice of time is over; at least one is tried.
@@ -238,8 +248,9 @@ class Runner:
         try:
             while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
                 pass
-        finally:
             self._slot.rest(at)
+        except BaseException as error:  # noqa: BLE001 - not of an item, whose errors end there
+            self._charge_next(work, error)
         work.run.rest = tuple(work.left)
         work.run.seconds = time.monotonic() - begun
         return work.run
@@ -266,6 +277,17 @@ class Runner:
             return True
         work.commit()
         return False
+
+    def _charge_next(self, work: _Work, error: BaseException) -> None:
+        """Fail the item that was in hand when our own code failed; what was done is kept."""
+        self._serials[-1] = 0
+        self._slot.rest(work.at)
+        work.commit()
+        if work.left:
+            item = work.left[0].start
+            logger.error("task %s failed around its call", work.task.id_of(item), exc_info=error)
+            work.run.fail(dump_error(error, task=work.task.id_of(item)))
+            work.commit()
 
     def _is_stop(self, error: BaseException, item: int) -> bool:
         """Tell whether the running `item` was stopped, or one that waits for it.

@@ -157,6 +157,10 @@ class Slot:
     def pop(self) -> None:
         self.words[1] -= 1
 
+    def restore(self, depth: int) -> None:
+        """Say that just the outer `depth` levels are there."""
+        self.words[1] = depth
+
     def stop_request(self) -> tuple[int, int, Stop]:
         """Return serial and number of the item that the supervisor wants stopped, and why."""
         return self.words[2], self.words[4], Stop(self.words[3])

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..errors import FunctionMissing, ServerUnreachable, SignatureError
+from ..errors import FunctionMissing, SecretMismatch, ServerUnreachable, SignatureError
 from ..objects.blobs import Blobs, Handle, Place, refused, register
 from ..objects.functions import load_function
 from ..objects.payloads import load
@@ -168,6 +168,14 @@ class Values:
         loaded = load_function(data)
         key = (task.fn, "" if loaded.pure else task.job)
         return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded.fn, loaded.handles)
+
+    def has_other_secret(self) -> bool:
+        """Return whether the queue has got a secret that this worker does not know."""
+        try:
+            self._ask(lambda store: store.check_secret(write=False))
+        except SecretMismatch:
+            return True
+        return False
 
     def value(self, digest: str, data: bytes, handles: Sequence[Handle]) -> Any:
         """Return the value behind a `Ref`: as with functions, an object of this job's own."""

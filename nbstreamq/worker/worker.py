@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections import deque
@@ -17,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from ..current import Host, set_host
-from ..errors import SecretMismatch, ServerUnreachable
+from ..errors import SecretMismatch, ServerRefused, ServerUnreachable
 from ..objects.references import fetch_by
 from ..protocol.connection import RECONNECT, SPIN
 from ..protocol.keys import deeper_lanes
@@ -33,6 +35,8 @@ from .slots import Slot, State
 from .values import Values
 
 __all__ = ["TaskWorker"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that an idle worker waits for a task before it asks again. Longer costs nothing; it must
 #: stay below what firewalls allow a silent connection.
@@ -51,6 +55,9 @@ LULL = 0.01
 LINGER, SHORT = 2 * SPIN, 0.001
 #: Most entries in a batch. More save round trips; all of them wait behind the first.
 MAX_BATCH = 512
+#: Seconds after a fault of our own code before the worker goes on, at first and at most: what fails
+#: again and again must not keep a processor busy. Longer delays what waits for this worker.
+FAULT_PAUSE = (0.01, 1.0)
 #: Seconds that a waiting task pauses between looks for others to run, at first and at most.
 HELP_PAUSE = (0.001, 0.02)
 
@@ -112,6 +119,9 @@ class TaskWorker:
         self._flushed = self._linger = 0.0
         self._count = 1
         self._leaving = self._waiting = self._was_full = False
+        #: Whether the server may have given us something that we don't know of.
+        self._lost = False
+        self._fault_pause = FAULT_PAUSE[0]
         self._pulse = Pulse(self.execution, output, self._free, store.clone())
         fetch_by(values.value)
         set_host(
@@ -151,33 +161,63 @@ class TaskWorker:
             What others may know of this worker: host, process id, ...
         """
         self._pulse.start()
-        self._until_reachable(lambda: self._join(description))
-        try:
-            while not self._leaving:
-                try:
-                    self._until_reachable(self._round)
-                except SecretMismatch:  # the supervisor will tell us to leave
-                    time.sleep(RECONNECT)
-                    self._until_reachable(lambda: self._recover(self._store))
-        except _Leave:
-            pass
+        step: Callable[[], None] = functools.partial(self._join, description)
+        while not self._leaving:
+            try:
+                self._until_reachable(step)
+                step, self._fault_pause = self._round, FAULT_PAUSE[0]
+            except _Leave:
+                break
+            except SecretMismatch:  # the supervisor will tell us to leave
+                time.sleep(RECONNECT)
+                self._lost = True
+            except BaseException as error:  # noqa: BLE001 - no fault of ours may end the worker
+                self._survive(error)
         self.release_batch()
         self._until_reachable(lambda: self.flush(self._store))
 
+    def _survive(self, error: BaseException) -> None:
+        """Go on after an error that is no task's own: what was in hand ends with it."""
+        logger.error("worker %s goes on after a fault", self.id, exc_info=error)
+        self._lost = True
+        while self._running:
+            settlement, _ = self.execution.rescue(self._running[-1], None, error, 0)
+            with self._lock:
+                self._running.pop()
+                self._settled.append(settlement)
+        self._settle_each()
+        time.sleep(self._fault_pause)
+        self._fault_pause = min(2 * self._fault_pause, FAULT_PAUSE[1])
+
+    def _settle_each(self) -> None:
+        """Settle one by one what is over: what can't be sent ends with the reason instead."""
+        with self._talking:  # then nobody else takes any away
+            for one in self._settled.copy():
+                instead = []
+                try:
+                    self._store.settle([one])
+                    self._ended.settled([one])
+                except (ServerUnreachable, ServerRefused):
+                    continue  # it may be taken later
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
+                    instead = [self.execution.rescue(one.delivery, None, error, 0)[0]]
+                with self._lock:
+                    at = next(k for k, other in enumerate(self._settled) if other is one)
+                    self._settled[at : at + 1] = instead
+
     def _until_reachable(self, step: Callable[[], None]) -> None:
         """Do `step`, again and again while the server can't be reached."""
-        lost = False
         while True:
             try:
-                if lost:
+                if self._lost:
                     self._recover(self._store)
                     self._looks = [time.monotonic() + pause for pause in LOOKS]
-                    lost = False
+                    self._lost = False
                 return step()
             except _Look:  # the connection may have been given something meanwhile
-                lost = True
+                self._lost = True
             except ServerUnreachable:
-                lost = True
+                self._lost = True
                 time.sleep(RECONNECT)
 
     def _recover(self, store: Store) -> None:
@@ -188,7 +228,7 @@ class TaskWorker:
                 ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
                 # An id is unique within its lane only.
                 known = {(d.lane, d.entry_id) for d in ours}
-                self._batch.extend(d for d in found if (d.lane, d.entry_id) not in known)
+                self._batch += [d for d in found if (d.lane, d.entry_id) not in known]
 
     def _look_again(self, store: Store) -> None:
         """Recover what the server has given to a connection after that was lost."""
@@ -212,8 +252,7 @@ class TaskWorker:
             self._take_or_wait()
         self._pulse.wake()
         began, n = time.monotonic(), len(self._batch)
-        while delivery := self._next():
-            self._work(delivery)
+        while delivery := self._work_next():
             self._look_for_more_urgent(delivery.lane)
             if self._batch and time.monotonic() - self._flushed > FLUSH:
                 if time.monotonic() - began > 2 * FLUSH:
@@ -242,26 +281,35 @@ class TaskWorker:
         elif self._was_full:
             self._count = min(2 * self._count, MAX_BATCH)
 
-    def _next(self) -> Delivery | None:
+    def _work_next(self) -> Delivery | None:
+        """Work off the next delivery of the batch and return it; None if there is none.
+
+        It is in hand from its take to its place among the settled: whatever fails meanwhile is its
+        error. In between there is no call outside of the `try`.
+        """
         with self._lock:
             if not self._batch or self._leaving:
                 return None
-            self._running.append(self._batch.popleft())
-            return self._running[-1]
-
-    def _work(self, delivery: Delivery) -> None:
-        if delivery.mark in self._ended:
-            with self._lock:
-                self._running.pop()
-            self._store.refuse_copy(delivery)
-            return
-        settlement, stopped = self.execution.execute(delivery)
-        self._ended.run(settlement)
+            delivery, depth = self._batch.popleft(), len(self._running)
+            self._running.append(delivery)
+        settlement, stopped, is_copy = None, None, False
+        try:
+            is_copy = delivery.mark in self._ended
+            if not is_copy:
+                settlement, stopped = self.execution.execute(delivery)
+                self._ended.run(settlement)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
+            if settlement is None:
+                settlement, stopped = self.execution.rescue(delivery, None, error, depth)
         with self._lock:
             self._running.pop()
-            self._settled.append(settlement)
+            if settlement is not None:
+                self._settled.append(settlement)
+        if is_copy:
+            self._store.refuse_copy(delivery)
         if stopped:
             raise stopped
+        return delivery
 
     # -- give and take -------------------------------------------------------------------------
 
@@ -305,7 +353,9 @@ class TaskWorker:
                 send(settled)
                 self._flushed = time.monotonic()
             except BaseException:
-                # Whether they were settled is not known; doing it twice does it once.
+                # Whether they were settled is not known; doing it twice does it once. Nor what came
+                # with the reply.
+                self._lost = True
                 with self._lock:
                     self._settled = settled + self._settled
                 raise
@@ -315,11 +365,14 @@ class TaskWorker:
         """Give back to the lanes what was not begun, but for the first `keep`; return how many."""
         with self._lock:
             held = list(self._batch)
-            waiting, self._batch = held[keep:], deque(held[:keep])
-            for delivery in waiting:
-                again = [Successor(task=delivery.task)]
-                self._settled.append(Settlement(delivery=delivery, successors=again))
-        return len(waiting)
+            back = [
+                Settlement(delivery=delivery, successors=[Successor(task=delivery.task)])
+                for delivery in held[keep:]
+            ]
+            # Both or neither: no call is between.
+            self._batch = deque(held[:keep])
+            self._settled += back
+        return len(back)
 
     def _free(self, store: Store) -> None:
         self._look_again(store)
@@ -366,7 +419,8 @@ class TaskWorker:
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         deeper = deeper_lanes(self.execution.depth)
         served = (*deeper, *(lane for lane in lanes if lane in self._lanes and lane not in deeper))
-        with self.runner.helping():
+
+        def run_others() -> None:
             pause = HELP_PAUSE[0]
             while not wait(min(pause, max(0.0, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
@@ -374,6 +428,8 @@ class TaskWorker:
                 self.runner.check_stop()
                 helped = self._help_once(served)
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
+
+        self.runner.help(run_others)
 
     def _help_once(self, lanes: Sequence[str]) -> bool:
         # What came with the waiting task may be shallower than it: others shall run that.
@@ -383,8 +439,4 @@ class TaskWorker:
         except SecretMismatch:
             self._until_reachable(lambda: self._recover(self._store))
             return False
-        delivery = self._next()
-        if delivery is None:
-            return False
-        self._work(delivery)
-        return True
+        return self._work_next() is not None

@@ -1,0 +1,92 @@
+"""What fails between the take and the settlement of a task is that task's error, and harms no other."""
+
+import pytest
+
+from nbstreamq import WorkerLost
+
+HALF = "bad \udcff.txt"
+
+
+class _Hidden(type):
+    @property
+    def __module__(cls):
+        raise ValueError("hidden")
+
+
+class BadRepr(Exception):
+    def __repr__(self):
+        raise ZeroDivisionError
+
+    __str__ = __repr__
+
+
+class BadReduce(Exception):
+    def __reduce__(self):
+        raise SystemExit("no")
+
+
+class BadClass(Exception, metaclass=_Hidden):
+    pass
+
+
+class Base(BaseException):
+    pass
+
+
+def deep():
+    return deep()
+
+
+def no_memory():
+    raise MemoryError("x" * 10_000)
+
+
+def surrogates():
+    raise ValueError(HALF)
+
+
+def group():
+    raise ExceptionGroup(HALF, [ValueError(HALF), OSError(2, HALF)])
+
+
+def notes():
+    error = KeyError(HALF)
+    error.add_note(HALF)
+    raise error
+
+
+def bad_repr():
+    raise BadRepr
+
+
+def bad_reduce():
+    raise BadReduce
+
+
+def bad_class():
+    raise BadClass
+
+
+def base():
+    raise Base(HALF)
+
+
+def leaves():
+    raise SystemExit(HALF)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [surrogates, group, notes, deep, no_memory, bad_repr, bad_reduce, bad_class, base, leaves],
+)
+@pytest.mark.parametrize("options", [{}, {"retries": 1}])
+def test_whatever_is_raised_comes_back_and_the_worker_lives(shared_queue, fn, options):
+    pids = {w.pid for w in shared_queue.workers()}
+    queue = shared_queue.options(**options)
+    alone = queue.submit(fn)
+    among = queue.map(lambda i: fn() if i == 5 else i, range(20), chunksize=20)
+
+    error = alone.exception(10)
+    assert error is not None and not isinstance(error, WorkerLost)
+    assert [i for i in range(20) if i in among.errors or among[i].exception(10) is not None] == [5]
+    assert {w.pid for w in shared_queue.workers()} == pids
