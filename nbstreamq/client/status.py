@@ -166,7 +166,7 @@ class QueueStatus:
         Kind of message -> how many came without this queue's signature, or a second time, in
         the last week. They were not unpickled, and are kept: see `TaskQueue.dead`.
     warnings
-        What endangers tasks on the server, and what to do about it.
+        What endangers tasks, on the server or because workers die young, and what to do about it.
     """
 
     queue: str
@@ -229,5 +229,5 @@ def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> Que
         open_jobs=open_jobs,
         trouble=trouble,
         refused=store.refused(),
-        warnings=tuple(store.server_facts().problems()),
+        warnings=(*store.troubles(), *store.server_facts().problems()),
     )

@@ -24,6 +24,7 @@ key                       type               lifetime  holds
 ``control``               stream             7 days    cancellations, and wake-ups: due tasks, lanes
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
+``troubles``              hash               7 days    supervisor -> why its workers do not live
 ``dead``                  stream             7 days    what was refused, or failed for good
 ``letters:<session>``     list               7 days    ids of its newest entries in ``dead``
 ``letters:<job>``         list               7 days    those of a named job
@@ -94,6 +95,7 @@ class Keys:
         self.control = start + "control"
         self.nodes = start + "nodes"
         self.workers = start + "workers"
+        self.troubles = start + "troubles"
         self.dead = start + "dead"
         self.refused = start + "refused"
         self.jobs = start + "jobs"

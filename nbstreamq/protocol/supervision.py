@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import SignatureError
 from . import scripts
 from .dead import Dead
 from .health import Health
-from .keys import LANES, tail_of
+from .keys import LANES, WEEK, tail_of
 from .messages import Control, Task
 from .replies import block_ms, mapping, stream_entries
 
@@ -87,7 +88,25 @@ class Supervision(Dead, Health):
 
     def forget_node(self, node: str) -> None:
         """Drop a node whose workers are all buried."""
-        self._wire.call(("ZREM", self.keys.nodes, node))
+        self._wire.call(("ZREM", self.keys.nodes, node), ("HDEL", self.keys.troubles, node))
+
+    def tell_trouble(self, node: str, text: str) -> None:
+        """Say what is wrong with the workers of `node`; empty: nothing is."""
+        key = self.keys.troubles
+        if not text:
+            self._wire.call(("HDEL", key, node))
+            return
+        sealed = self._signer.seal(b"trouble", node.encode(), text.encode())
+        self._wire.call(("HSET", key, node, sealed), ("EXPIRE", key, WEEK))
+
+    def troubles(self) -> list[str]:
+        """Return what supervisors say is wrong with their workers; unsigned words are left out."""
+        said = mapping(self._wire.call(("HGETALL", self.keys.troubles))[0])
+        found = []
+        for node, sealed in sorted(said.items()):
+            with suppress(SignatureError):
+                found.append(self._signer.unseal(b"trouble", node, sealed).decode())
+        return found
 
     def bury(self, worker: str, lanes: Iterable[str]) -> bool:
         """Forget a dead worker; False if it still holds entries, which `held` then returns."""

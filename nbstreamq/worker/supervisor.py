@@ -35,6 +35,12 @@ from .usage import over_memory
 
 __all__ = ["Supervisor"]
 
+#: Seconds below which a worker has died young, if it had nothing in hand that is charged with it.
+YOUNG = 10.0
+#: Most seconds between two starts of workers that die young. Longer spares the machine more;
+#: shorter goes on sooner when what killed them is put right.
+MOST_PAUSE = 30.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -80,6 +86,8 @@ class Supervisor:
         self._dead: list[tuple[Child, Death]] = []
         self._dropped: list[str] = []
         self._number, self._ended = 0, ended_file()
+        #: How many rounds of workers in a row have died young; and what is said of that.
+        self._n_young, self._trouble, self._told = 0, "", ""
         self._stopping = self._watches = False  # looks often at what runs
         self._failure: SecretMismatch | None = None
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
@@ -111,7 +119,12 @@ class Supervisor:
             self._obey()
         try:
             while not self._stopping:
-                self._tick()
+                try:
+                    self._tick()
+                except Exception:  # no fault of ours may end the loop: the workers would go, too
+                    logger.exception("supervisor %s goes on after a fault", self.node)
+                    self._orders.ask_anew()
+                    time.sleep(self._timing.rest)
                 if self.door and not self.door.users:
                     waited = time.monotonic() - born > self._timing.visit
                     self._stopping |= (self.door.visited or waited) and not self._has_named_work()
@@ -262,12 +275,7 @@ class Supervisor:
             if pid == 0:
                 return
             child = self._children.pop(pid)
-            if child.slot.state is State.STARTING and not child.leaving:
-                # It would die again at once: don't burn the machine with it.
-                self._start_due = time.monotonic() + self._timing.heartbeat
-                logger.error(
-                    "worker %s died at its start:\n%s", child.spec.worker, tail(child.spec.stderr)
-                )
+            self._slow_down(child, cause_of(status))
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
                 worker=child.spec.worker,
@@ -279,6 +287,38 @@ class Supervisor:
             levels = child.slot.levels()
             self._dead.append((child, Death(certificate, levels, child.slot.stop_request())))
             child.close()
+
+    def _slow_down(self, child: Child, cause: str) -> None:
+        """Wait longer before each next start while workers die young: don't burn the machine.
+
+        What a worker ran is charged with its death, and so comes to an end; but no set-up is.
+        """
+        now = time.monotonic()
+        is_starting = child.slot.state is State.STARTING
+        is_charged = child.slot.n_levels and not is_starting
+        if child.leaving or is_charged or now - child.born > YOUNG:
+            return
+        if now < self._start_due:  # of those that were started together the first counts
+            return
+        self._n_young += 1
+        if self._n_young == 1 and not is_starting:
+            return
+        pause = min(MOST_PAUSE, self._timing.heartbeat * 2.0 ** min(self._n_young - 1, 16))
+        self._start_due = now + pause
+        self._trouble = (
+            f"workers of {self.node} die young (last: {child.spec.worker}, {cause}, after"
+            f" {now - child.born:.1f} s): the next start is {pause:g} s later. Look into the log of"
+            " their supervisor."
+        )
+        logger.error("%s\n%s", self._trouble, tail(child.spec.stderr))
+
+    def _tell_trouble(self) -> None:
+        """Have `q.status` say what is wrong with the workers, and no longer when they live."""
+        if self._n_young and time.monotonic() > self._start_due + YOUNG:
+            self._n_young, self._trouble = 0, ""
+        if self._trouble != self._told:
+            self._store.tell_trouble(self.node, self._trouble)
+            self._told = self._trouble
 
     def _stop_items(self) -> None:
         """Ask, and in the end force, items to stop; keep output files small."""
@@ -347,6 +387,7 @@ class Supervisor:
         }
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
         self._store.owners.tidy()
+        self._tell_trouble()
         self._heartbeat_due = now + self._timing.heartbeat
         sweep(Settings.from_environment())
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What fails between the take and the settlement of a task is that task's error, and harms no other."""
+"""What fails between the take and the settlement of a task is that task's error alone."""
 
 import pytest
 
@@ -87,6 +87,7 @@ def test_whatever_is_raised_comes_back_and_the_worker_lives(shared_queue, fn, op
     among = queue.map(lambda i: fn() if i == 5 else i, range(20), chunksize=20)
 
     error = alone.exception(10)
-    assert error is not None and not isinstance(error, WorkerLost)
+    assert error is not None
+    assert not isinstance(error, WorkerLost)
     assert [i for i in range(20) if i in among.errors or among[i].exception(10) is not None] == [5]
     assert {w.pid for w in shared_queue.workers()} == pids

@@ -191,13 +191,13 @@ def test_a_task_that_swallows_the_stop_keeps_its_result(run, stop_here):
 
 def test_the_stop_of_a_waiting_task_passes_through_the_one_that_helps(run, runner, stop_here):
     def outer(x):
-        def help():
+        def wait():
             inner = run(lambda y: stop_here(Stop.CANCELLED, level=0) if y else y, [0, 1, 2])
             assert inner.done == [range(1)]
             assert list(items(inner.rest)) == [1, 2]
             raise inner.stopped
 
-        runner.help(help)
+        runner.help(wait)
 
     result = run(outer, [0])
 

@@ -112,6 +112,28 @@ def test_none_can_be_asked_for_and_then_some(new_queue, wait_for_workers):
     assert future.result(20) == 1
 
 
+def test_workers_that_die_young_are_started_ever_more_seldom(new_queue, gate, tmp_path, wait_until):
+    queue = new_queue(workers=0)
+    healed, births = gate(), tmp_path / "births"
+
+    def set_up():
+        with births.open("a") as file:
+            file.write("x")
+        if not healed.is_open():
+            os._exit(3)
+
+    queue.everywhere(set_up)
+    queue.run(1)
+    told = wait_until(lambda: queue.status().warnings, describe="the warning")
+
+    assert any("die young" in text and "exit code 3" in text for text in told)
+    before = len(births.read_text())
+    wait_until(lambda: len(births.read_text()) == before + 1, describe="one more try")
+    assert len(births.read_text()) < 6
+    healed.open()
+    assert queue.submit(abs, -1).result(30) == 1
+
+
 def test_two_queues_share_a_supervisor(new_queue, wait_for_workers):
     first, second = new_queue(workers=0), new_queue(workers=0)
     first.run(2)
