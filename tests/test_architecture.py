@@ -42,12 +42,6 @@ def test_only_the_protocol_imports_redis():
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_is_short(path):
-    n_lines = path.read_text(encoding="utf-8").count("\n")
-    assert n_lines <= 400
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_function_is_short(path):
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     long = [
