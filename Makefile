@@ -5,7 +5,8 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-redis crash fuzz soak bench bench-scale clean lock
+.PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-foreign test-redis test-all crash fuzz soak
+.PHONY: bench bench-scale clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -32,6 +33,51 @@ lint: setup  ## ruff, mypy --strict, import-linter, and whether docs/protocol.md
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest tests
 
+# What depends most on other packages: functions, errors, the basics of a notebook, the protocol.
+QUICK_TESTS := tests/unit tests/objects tests/protocol tests/fundamentals \
+	tests/client/test_executor.py tests/client/test_functions.py tests/client/test_errors.py \
+	tests/notebook/test_magics.py tests/notebook/test_reprs.py tests/notebook/test_view.py tests/notebook/test_errors.py
+# The environment that `make test-quick` runs in.
+ENVIRONMENT ?= $(VENV)
+test-quick: $(ENVIRONMENT)/.ready  ## Run the tests that depend most on other packages
+	$(ENVIRONMENT)/bin/python -m pytest $(QUICK_TESTS)
+
+# Without a lock file: the newest versions that pip finds.
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade --group dev -e '.[notebooks]'
+	@touch $@
+
+test-newest:  ## Run the quick tests with the newest versions of all dependencies
+	$(MAKE) test-quick ENVIRONMENT=.venv-newest
+
+.venv-lowest/.ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/uv pip compile --quiet --resolution lowest-direct --python $(@D)/bin/python \
+		--extra notebooks --group dev -o $(@D)/lowest.txt pyproject.toml
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python -r $(@D)/lowest.txt
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --no-deps -e .
+	@touch $@
+
+test-lowest:  ## Run the quick tests with the lowest versions that pyproject.toml allows
+	$(MAKE) test-quick ENVIRONMENT=.venv-lowest
+
+# Other Pythons, by minor version: .venv-3.13 is made by python3.13, from PATH or from pyenv.
+PYTHONS := 3.12 3.13
+.venv-3.%/.ready: pyproject.toml
+	$$(tests/find_python 3.$*) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade --group dev -e '.[notebooks]'
+	@touch $@
+
+test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
+	$(foreach version,$(PYTHONS),.venv-$(version)/bin/python -m pytest tests -m "not browser" &&) true
+
+test-foreign: .venv-3.13/.ready  ## Run CPython's own tests of executors against TaskQueue
+	.venv-3.13/bin/python -m tests.foreign.cpython_executors
+
 # The folders whose tests depend on what a server does; the others would just say the same again.
 SERVER_TESTS := tests/protocol tests/worker tests/crash tests/fundamentals
 
@@ -44,6 +90,8 @@ crash: setup  ## Run the tests that kill real processes
 
 fuzz: setup  ## Put 100,000 forged messages into a queue at work
 	NBSTREAMQ_FUZZ=100000 $(BIN)/python -m pytest tests/crash/test_fuzz.py
+
+test-all: lint test test-redis test-newest test-lowest test-pythons test-foreign soak  ## Everything, about an hour
 
 MINUTES ?= 3
 SEED ?=
@@ -74,5 +122,5 @@ lock:  ## Write the lock files anew, from pyproject.toml; needs uv
 	$(LOCK) --group bench -o requirements-bench.lock pyproject.toml
 
 clean:  ## Remove the environments and all that was built or cached
-	rm -rf $(VENV) $(BENCH) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

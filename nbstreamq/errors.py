@@ -10,7 +10,7 @@
     │   ├── DataLost                the server came back without what it was told
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
-    ├── NotPicklable                a function or an argument can't travel; TypeError
+    ├── NotPicklable                a function or argument can't travel; PicklingError; TypeError
     ├── NoRoom                      memory and disk are full; MemoryError
     ├── ValueMissing                a large value is gone from where it lay; LookupError
     ├── JobNotFound                 no named job of that name; LookupError
@@ -20,7 +20,7 @@
     ├── SecretMissing               a networked server, and no secret was given; PermissionError
     └── TaskError                   concerns one task, named in ``.task``
         ├── RemoteError             an exception that couldn't be pickled, as text
-        ├── ResultNotPicklable      the task ran, its result can't travel; TypeError
+        ├── ResultNotPicklable      the task ran, its result can't travel; PicklingError; TypeError
         ├── TimeLimitExceeded       the task ran longer than its time_limit; TimeoutError
         ├── MemoryLimitExceeded     its worker used more than its memory_limit; MemoryError
         ├── WorkerLost              its worker died, at its last allowed attempt; BrokenExecutor
@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from pickle import PicklingError
 
 __all__ = [
     "DataLost",
@@ -94,7 +95,7 @@ class QueueClosed(NbstreamqError, RuntimeError):
     """The queue was shut down, or belongs to the process this one was forked from."""
 
 
-class NotPicklable(NbstreamqError, TypeError):
+class NotPicklable(NbstreamqError, PicklingError, TypeError):
     """A function, argument or captured value can't be sent to a worker."""
 
 
@@ -159,7 +160,7 @@ class RemoteError(TaskError):
         self.traceback_text = traceback_text
 
 
-class ResultNotPicklable(TaskError, TypeError):
+class ResultNotPicklable(TaskError, PicklingError, TypeError):
     """The task finished, and its result can't be sent back."""
 
 

@@ -1,4 +1,4 @@
-"""The shape of the package: what it loads, who imports what, how large its parts are."""
+"""The shape of the package: what it loads, who imports what, how long its functions are."""
 
 import ast
 import subprocess
