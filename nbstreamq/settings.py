@@ -7,15 +7,22 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from .arguments import MAX_SECONDS, check_choice, check_secret, check_store, shown
 from .errors import ServerStartFailed
 
 __all__ = ["Settings", "make_private", "n_cores"]
 
 #: More cores than any machine has: the CPU quota of a process that has none.
 _NO_QUOTA = 2.0**31
+#: How a supervisor can start workers.
+METHODS = ("fork", "spawn")
+
+T = TypeVar("T")
 
 
 def _runtime_dir() -> Path:
@@ -85,23 +92,58 @@ class Settings:
         Raises
         ------
         ValueError
-            ``NBSTREAMQ_SERVER_IDLE`` or ``NBSTREAMQ_SILENCE`` is not a number of seconds.
+            A variable holds what can't be used; the message names it and says what can.
         """
         env = os.environ.get
-        runtime_dir = Path(env("NBSTREAMQ_RUNTIME_DIR") or _runtime_dir())
-        memory_dir = env("NBSTREAMQ_MEMORY_DIR") or _memory_dir() or runtime_dir / "values"
+        runtime_dir = _given("NBSTREAMQ_RUNTIME_DIR", _folder) or _runtime_dir()
+        memory_dir = _given("NBSTREAMQ_MEMORY_DIR", _folder) or _memory_dir()
+        idle = _given("NBSTREAMQ_SERVER_IDLE", _seconds)
         return cls(
             url=env("NBSTREAMQ_URL") or None,
-            secret=env("NBSTREAMQ_SECRET") or None,
+            secret=_given("NBSTREAMQ_SECRET", check_secret),
             server_binary=env("NBSTREAMQ_SERVER") or None,
             runtime_dir=runtime_dir,
-            data_dir=Path(env("NBSTREAMQ_DATA_DIR") or _data_dir()),
-            memory_dir=Path(memory_dir).absolute(),
-            store=env("NBSTREAMQ_STORE") or None,
-            server_idle=float(env("NBSTREAMQ_SERVER_IDLE") or 300),
-            start_method=env("NBSTREAMQ_START_METHOD") or None,
-            silence=float(env("NBSTREAMQ_SILENCE") or 4),
+            data_dir=_given("NBSTREAMQ_DATA_DIR", _folder) or _data_dir(),
+            memory_dir=memory_dir or runtime_dir / "values",
+            store=_given("NBSTREAMQ_STORE", check_store),
+            server_idle=300.0 if idle is None else idle,
+            start_method=_given("NBSTREAMQ_START_METHOD", _start_method),
+            silence=_given("NBSTREAMQ_SILENCE", _silence) or 4.0,
         )
+
+
+def _given(variable: str, check: Callable[[str, str], T]) -> T | None:
+    """Return what an environment variable holds, checked; None if it is empty or not set."""
+    text = os.environ.get(variable)
+    return check(variable, text) if text else None
+
+
+def _folder(variable: str, text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError(f"{variable} is {shown(text)}: it must be an absolute path of a folder")
+    return path
+
+
+def _start_method(variable: str, text: str) -> str:
+    return check_choice(variable, text, METHODS)
+
+
+def _seconds(variable: str, text: str, *, least: float = 0.0) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= MAX_SECONDS:
+        raise ValueError(
+            f"{variable} is {shown(text)}: it must be a number of seconds from {least:g} to"
+            f" {MAX_SECONDS:,}"
+        )
+    return seconds
+
+
+def _silence(variable: str, text: str) -> float:
+    return _seconds(variable, text, least=0.1)
 
 
 def make_private(folder: Path) -> None:

@@ -2,55 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["check_map", "check_options"]
+from ..arguments import (
+    MAX_RETRIES,
+    check_bytes,
+    check_callable,
+    check_count,
+    check_count_or_auto,
+    check_flag,
+    check_iterable,
+    check_job_name,
+    check_lane,
+    check_seconds,
+    check_timeout,
+)
+from ..protocol.keys import DAY
 
+__all__ = ["MapArguments", "check_map", "check_options"]
 
-#: Longest name of a job: it is part of what a worker says that it runs.
-MAX_NAME = 80
 #: Bytes that a worker may use at least: a bit more than one that has run nothing.
 MIN_MEMORY = 32 * 2**20
+#: Longest delay of a call, in seconds: the server keeps functions for a week.
+MAX_DELAY = 6 * DAY
+#: Longest pause before a first retry, in seconds: pauses grow to a day.
+MAX_BACKOFF = DAY
 
 
-def check_map(
-    iterables: tuple[Iterable[Any], ...],
-    chunksize: int | str,
-    buffersize: int | None,
-    name: str | None,
-) -> None:
+class MapArguments(NamedTuple):
+    """The arguments of a map that say how it is done."""
+
+    timeout: float | None
+    chunksize: int | Literal["auto"]
+    buffersize: int | None
+    name: str | None
+    replace: bool
+
+
+def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArguments:
+    """Return `how` a map is done, in the form that it uses.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument can't be used; nothing was taken of the iterables.
+    """
+    check_callable("fn", fn)
     if not iterables:
         raise TypeError("map() needs at least one iterable")
-    if chunksize != "auto" and (not isinstance(chunksize, int) or chunksize < 1):
-        raise ValueError(f"chunksize is {chunksize!r}: it must be 'auto' or at least 1")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError(f"buffersize is {buffersize!r}: it must be None or at least 1")
+    for number, one in enumerate(iterables, 1):
+        check_iterable(f"iterable {number} of map()", one)
+    chunksize = check_count_or_auto("chunksize", how.chunksize, least=1)
+    buffersize, name = how.buffersize, how.name
+    if buffersize is not None:
+        buffersize = check_count("buffersize", buffersize, least=1, instead="None")
+    if name is not None:
+        name = check_job_name("name", name)
     if name is not None and buffersize is not None:
         raise ValueError("name and buffersize: a job that is kept keeps all its inputs and results")
-    if name is not None and (
-        not 0 < len(name) <= MAX_NAME or not name.isprintable() or set(name) & set(" .:{}")
-    ):
-        raise ValueError(
-            f"name is {name!r}: it needs 1 to {MAX_NAME} characters,"
-            " and no white space, dots, colons or braces"
-        )
+    timeout = check_timeout("timeout", how.timeout)
+    return MapArguments(timeout, chunksize, buffersize, name, check_flag("replace", how.replace))
 
 
-def check_options(changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if key == "lane":
-            if not value or not isinstance(value, str) or value.startswith("@"):
-                raise ValueError(f"lane is {value!r}: it must be a name that does not start with @")
-        elif key == "cache":
-            if not isinstance(value, bool):
-                raise TypeError(f"cache is {value!r}: it must be True or False")
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{key} is {value!r}: it must be a number")
-        elif not value >= 0:  # nan is not
-            raise ValueError(f"{key} is {value!r}: it must be a number that is not negative")
-        elif key == "memory_limit" and value < MIN_MEMORY:
-            raise ValueError(
-                f"memory_limit is {value!r}: it is in bytes, and a worker needs {MIN_MEMORY:,} of"
-                " them by itself"
-            )
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "retries": lambda key, value: check_count(key, value, most=MAX_RETRIES),
+    "backoff": lambda key, value: check_seconds(key, value, most=MAX_BACKOFF),
+    "time_limit": lambda key, value: check_seconds(key, value, above=0),
+    "memory_limit": lambda key, value: check_bytes(key, value, least=MIN_MEMORY),
+    "lane": check_lane,
+    "delay": lambda key, value: check_seconds(key, value, most=MAX_DELAY),
+    "cache": check_flag,
+}
+
+
+def check_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None, in the form that messages carry."""
+    return {key: _CHECKS[key](key, value) for key, value in given.items() if value is not None}

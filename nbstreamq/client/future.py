@@ -7,6 +7,7 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from ..arguments import check_flag, check_timeout
 from ..current import host
 from ..objects.references import dependency, place_of
 from ..protocol.states import State
@@ -72,7 +73,7 @@ class TaskFuture(Future[T], Generic[T]):
         block
             False: do not wait for it.
         timeout
-            Seconds to wait; None waits for ever.
+            Seconds to wait; None waits for ever, what is negative not at all.
 
         Raises
         ------
@@ -80,7 +81,8 @@ class TaskFuture(Future[T], Generic[T]):
             It is not there yet; the task goes on.
         """
         __tracebackhide__ = True
-        return self.result(timeout if block else 0)
+        timeout = check_timeout("timeout", timeout)
+        return self.result(timeout if check_flag("block", block) else 0)
 
     def result(self, timeout: float | None = None) -> T:
         """Return the result, as `concurrent.futures.Future.result` does; a task helps meanwhile."""
@@ -120,6 +122,8 @@ class TaskFuture(Future[T], Generic[T]):
 
     def _wait(self, timeout: float | None) -> None:
         __tracebackhide__ = True
+        if timeout is not None:
+            timeout = check_timeout("timeout", timeout)
         session, ledger, item = self._session, self._ledger, self._index
         if not self.done() and not session.wait_until(ledger, self.done, timeout, item=item):
             raise TimeoutError(

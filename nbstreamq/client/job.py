@@ -12,6 +12,7 @@ from socket import gethostname
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
+from ..arguments import check_callable, check_timeout
 from ..protocol.states import State
 from .delay import survey
 from .frame import frame_of
@@ -116,7 +117,7 @@ class Job(Generic[T]):
         Parameters
         ----------
         timeout
-            Seconds to wait; None waits for ever.
+            Seconds to wait; None waits for ever, what is negative not at all.
 
         Raises
         ------
@@ -130,6 +131,7 @@ class Job(Generic[T]):
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
         __tracebackhide__ = True
+        timeout = check_timeout("timeout", timeout)
         if not self._session.wait_until(self._ledger, self._ledger.check_over, timeout):
             raise TimeoutError(
                 f"Job {self.id} ({self._ledger.name}) goes on: {self._ledger.n_over} of"
@@ -169,8 +171,12 @@ class Job(Generic[T]):
         TimeoutError
             The next one has not ended within `timeout` seconds from this call.
         """
+        timeout = check_timeout("timeout", timeout)
+        return self._in_turn(None if timeout is None else time.monotonic() + timeout)
+
+    def _in_turn(self, deadline: float | None) -> Iterator[TaskFuture[T]]:
+        """Yield the futures in the order in which they end."""
         __tracebackhide__ = True
-        deadline = None if timeout is None else time.monotonic() + timeout
         ledger, n_seen = self._ledger, 0
         ended = ledger.ended()
         seen: set[int] = set()  # an item that is run again ends again
@@ -278,6 +284,8 @@ class Job(Generic[T]):
         --------
         >>> job.retry_failed(mended).result()  # doctest: +SKIP
         """
+        if fn is not None:
+            check_callable("fn", fn, instead="None")
         rerun(self._session, self._ledger, {State.FAILED}, fn)
         return self
 
@@ -303,6 +311,7 @@ class Job(Generic[T]):
 
     def add_done_callback(self, fn: Callable[[Job[T]], object]) -> None:
         """Call ``fn(job)`` when all calls are over; at once if they are."""
+        check_callable("fn", fn)
         self._ledger.when_over(lambda: fn(self))
 
     def __repr__(self) -> str:

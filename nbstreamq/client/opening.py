@@ -8,16 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from ..arguments import MAX_WORKERS, check_count_or_auto, check_flag, check_secret, check_store
 from ..errors import ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..launch.server import embedded_url, ensure_server
 from ..objects.blobs import Place
 from ..objects.places import Tell, UrlPlace
 from ..objects.segments import SessionFolder
-from ..protocol.clients import Client, open_client, url_of
+from ..protocol.clients import Client, check_client, open_client, url_of
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..protocol.trust import choose_secret
+from ..protocol.urls import check_url
 from ..settings import Settings, n_cores
 from .health import warn_of_risks
 from .session import Session
@@ -46,9 +48,17 @@ def open_session(
     """Return a new session of a queue; the arguments are those of `TaskQueue`."""
     if client is not None and url is not None:
         raise ValueError("Give TaskQueue a url or a client, not both.")
+    workers = check_count_or_auto("workers", workers, most=MAX_WORKERS)
+    insecure = check_flag("insecure", insecure)
+    if client is not None:
+        check_client("client", client)
+    if secret is not None:
+        secret = check_secret("secret", secret)
+    if store is not None:
+        store = check_store("store", store)
     settings = Settings.from_environment()
     settings = replace(settings, store=store or settings.store)
-    address = url_of(client) if client is not None else (url or settings.url)
+    address = _address(url, client, settings)
     embedded = address is None
     secret = choose_secret(settings, address, secret=secret, insecure=insecure)
     found = address or ensure_server(settings)
@@ -74,6 +84,15 @@ def open_session(
     if not embedded:
         warn_of_risks(opened)
     return Opened(opened, found, embedded)
+
+
+def _address(url: str | None, client: Client | None, settings: Settings) -> str | None:
+    """Return the URL of the server; None: the embedded one."""
+    if client is not None:
+        return check_url("client", url_of(client))
+    if url is not None:
+        return check_url("url", url)
+    return None if settings.url is None else check_url("NBSTREAMQ_URL", settings.url)
 
 
 def _place(

@@ -9,6 +9,14 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
+from ..arguments import (
+    MAX_WORKERS,
+    check_callable,
+    check_count,
+    check_flag,
+    check_job_name,
+    check_queue_name,
+)
 from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed
 from ..objects.payloads import dump
@@ -19,7 +27,7 @@ from ..protocol.messages import Options
 from ..settings import n_cores
 from .cache import recall
 from .calls import Call, Kind
-from .checks import check_map, check_options
+from .checks import MapArguments, check_map, check_options
 from .dead import DeadLetters, dead_letters
 from .everywhere import everywhere
 from .future import TaskFuture
@@ -53,7 +61,8 @@ class TaskQueue(Executor):
     Parameters
     ----------
     name
-        Queues of the same name on the same server are the same queue.
+        Queues of the same name on the same server are the same queue. At most 200 bytes of
+        printable characters, no white space and no braces, and no ``-`` at its start.
     url
         ``redis://``, ``rediss://``, ``unix://``, ``valkey://``, ``redis+sentinel://`` or
         ``redis+cluster://`` address. None: ``$NBSTREAMQ_URL``, else a server that nbstreamq starts
@@ -61,8 +70,8 @@ class TaskQueue(Executor):
     client
         A ready redis-py client, instead of `url`.
     workers
-        Number of local workers that start at the first call. ``"auto"``: as many as there are
-        cores with the embedded server, none with a url or a client.
+        Number of local workers that start at the first call, 0 to 10,000. ``"auto"``: as many as
+        there are cores with the embedded server, none with a url or a client.
     secret
         Signs all messages; clients and workers need the same. Of several, ``new,old``, the first
         signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
@@ -97,6 +106,7 @@ class TaskQueue(Executor):
         insecure: bool = False,
         store: str | None = None,
     ) -> None:
+        name = check_queue_name("name", name)
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self._url, self._embedded = opened
         self._options = Options()
@@ -121,6 +131,8 @@ class TaskQueue(Executor):
         QueueClosed
             After `shutdown`, or in a forked process.
         """
+        if not callable(fn):
+            check_callable("fn", fn)
         session = self._session
         function = session.pickle_function(fn)
         with collecting() as needed:
@@ -166,7 +178,8 @@ class TaskQueue(Executor):
         *iterables
             Zipped, as the built-in `map` does; the shortest ends it.
         timeout
-            Seconds from this call to a result, when results are iterated; None waits for ever.
+            Seconds from this call to a result, when results are iterated; None waits for ever,
+            what is negative not at all.
         chunksize
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
@@ -175,7 +188,8 @@ class TaskQueue(Executor):
             along: they may be endless; results can be iterated once. None: no bound.
         name
             Keeps the job on the server, whoever lives: the same call again, in another kernel or
-            next week, finds it, and runs only what is missing, failed or was cancelled.
+            next week, finds it, and runs only what is missing, failed or was cancelled. At most 80
+            bytes of printable characters, without white space, dots, colons and braces.
         replace
             Forget a job that has the name already, and begin anew.
 
@@ -186,7 +200,8 @@ class TaskQueue(Executor):
         JobChanged
             The job of that name has another function, or other inputs.
         """
-        check_map(iterables, chunksize, buffersize, name)
+        how = MapArguments(timeout, chunksize, buffersize, name, replace)
+        timeout, chunksize, buffersize, name, replace = check_map(fn, iterables, how)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn, lasting=name is not None)
@@ -215,9 +230,10 @@ class TaskQueue(Executor):
         **options
             As for `options`: ``@q.task(retries=3)``.
         """
+        queue = self.options(**options)
         if fn is None:
-            return lambda function: TaskFunction(self.options(**options), function)
-        return TaskFunction(self, fn)
+            return lambda function: TaskFunction(queue, function)
+        return TaskFunction(queue, fn)
 
     def options(
         self,
@@ -237,20 +253,29 @@ class TaskQueue(Executor):
         retries
             How often a call that raises is run again.
         backoff
-            Seconds before the first retry, doubled for each further one.
+            Seconds before the first retry, at most a day; doubled for each further one, up to a
+            day.
         time_limit
-            Seconds that one call may take; then `TimeLimitExceeded` is raised in it, and a second
-            later its worker is killed and replaced.
+            Seconds that one call may take, above 0 and at most a year; then `TimeLimitExceeded` is
+            raised in it, and a second later its worker is killed and replaced.
         memory_limit
             Bytes that the worker process may use while the call runs; beyond them it is killed and
-            replaced, and the call fails with `MemoryLimitExceeded`. On Linux only.
+            replaced, and the call fails with `MemoryLimitExceeded`. On Linux only. At least 32 MiB,
+            which a worker needs for itself.
         lane
             ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve
-            (``nbstreamq worker --lane gpu``).
+            (``nbstreamq worker --lane gpu``): at most 80 bytes, no white space.
         delay
-            Seconds before a call may start.
+            Seconds before a call may start, at most six days: the server keeps functions for a
+            week.
         cache
             Keep the results of `submit` for a week: the same call is not run again, by whoever.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value is of another kind, or out of range. Counts are integers, also NumPy's; seconds
+            and bytes any finite real number.
         """
         given: dict[str, Any] = {
             "retries": retries,
@@ -261,8 +286,7 @@ class TaskQueue(Executor):
             "delay": delay,
             "cache": cache,
         }
-        changes = {key: value for key, value in given.items() if value is not None}
-        check_options(changes)
+        changes = check_options(given)
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = replace(self._options, **changes)
@@ -284,6 +308,7 @@ class TaskQueue(Executor):
         calls, late ones make the last 1000. The job holds the
         results of the workers there are now; it is empty if there is none.
         """
+        check_callable("fn", fn)
         return everywhere(self._session, fn, args, kwargs, lane=self._lane())
 
     def attach(self, name: str) -> Job[Any]:
@@ -301,7 +326,7 @@ class TaskQueue(Executor):
         """
         from .named import attach
 
-        return attach(self._session, name)
+        return attach(self._session, check_job_name("name", name))
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -313,9 +338,10 @@ class TaskQueue(Executor):
         nworkers
             None: as many as there are cores.
         """
-        n = n_cores() if nworkers is None else nworkers
-        if n < 0:
-            raise ValueError(f"nworkers is {n}: it can't be negative")
+        if nworkers is None:
+            n = n_cores()
+        else:
+            n = check_count("nworkers", nworkers, most=MAX_WORKERS, instead="None")
         self._session.scale(n)
 
     def workers(self) -> WorkerList:
@@ -362,7 +388,8 @@ class TaskQueue(Executor):
         cancel_futures
             Cancel the calls that do not run yet.
         """
-        self._session.close(wait=wait, cancel=cancel_futures)
+        wait = check_flag("wait", wait)
+        self._session.close(wait=wait, cancel=check_flag("cancel_futures", cancel_futures))
 
     def __repr__(self) -> str:
         return f"<TaskQueue {self.name!r} on {hide_password(self._url)}>"

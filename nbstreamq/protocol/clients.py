@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from ..arguments import shown
 from ..errors import ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "REPLY_TIMEOUT",
     "Client",
     "ReplyError",
+    "check_client",
     "hide_password",
     "host_of",
     "open_client",
@@ -43,8 +45,18 @@ _TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "B
 
 def hide_password(url: str) -> str:
     """Return `url` fit for an error message or a repr."""
-    url = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
+    url = re.sub(r"((?:://|^(?!.*://))[^/@:]*):.*@", r"\1:***@", url)
     return re.sub(r"([?&](?:ssl_)?password=)[^&#]*", r"\1***", url)
+
+
+def check_client(parameter: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a client of redis-py that is not asynchronous."""
+    import redis
+
+    if not isinstance(value, redis.Redis | redis.RedisCluster):
+        raise TypeError(
+            f"{parameter} is {shown(value)}: it must be a redis.Redis or a redis.RedisCluster"
+        )
 
 
 def same_server(url: str, other: str) -> bool:

@@ -34,6 +34,8 @@ key                       type               lifetime  holds
 
 from __future__ import annotations
 
+from ..arguments import check_queue_name
+
 __all__ = [
     "DAY",
     "GROUP",
@@ -81,12 +83,7 @@ class Keys:
     """
 
     def __init__(self, queue: str) -> None:
-        if not queue or set(queue) & set("{} \t\r\n"):
-            raise ValueError(
-                f"queue name {queue!r}: it needs at least one character,"
-                " and neither braces nor white space"
-            )
-        self.queue = queue
+        self.queue = queue = check_queue_name("queue name", queue)
         self._start = start = f"{PREFIX}:{{{queue}}}:"
         self.lanes = start + "lanes"
         self.meta = start + "meta"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 from ..errors import SignatureError
+from .keys import DAY
 from .signing import Signer
 from .spans import ONE, Span, format_span, parse_span
 
@@ -22,6 +23,8 @@ __all__ = ["Control", "Event", "Fields", "Options", "Task"]
 
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
+#: Longest pause between two attempts, in seconds.
+MAX_PAUSE = float(DAY)
 #: Numbers the events and orders of this process, so that no two are the same: what comes twice is a
 #: copy. Two tasks never are the same, by what they say.
 _numbers = itertools.count(time.time_ns())
@@ -36,7 +39,7 @@ class Options:
     retries
         How often a task that raised is run again.
     backoff
-        Seconds before the first retry; doubled for each further one.
+        Seconds before the first retry; doubled for each further one, up to `MAX_PAUSE`.
     time_limit
         Seconds that one call may take; None: no limit.
     memory_limit
@@ -71,7 +74,8 @@ class Options:
 
     def pause_after(self, attempt: int) -> float:
         """Return the seconds between a failed attempt, counted from 1, and the next."""
-        return float(self.backoff * 2 ** (attempt - 1))
+        # After 64 doublings any pause but 0 is the longest one; a thousand overflow a float.
+        return min(self.backoff * 2.0 ** min(attempt - 1, 64), MAX_PAUSE)
 
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from the defaults."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-from ..current import host
+from ..arguments import check_count, check_iterable
+from ..current import Host, host
 
 __all__ = ["track"]
 
@@ -27,12 +28,16 @@ def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:
     >>> list(track(range(3)))  # outside a task it reports nothing
     [0, 1, 2]
     """
-    worker = host()
-    if worker is None:
-        yield from items
-        return
-    if total is None and isinstance(items, Sized):
+    check_iterable("items", items)
+    if total is not None:
+        total = check_count("total", total, instead="None")
+    elif isinstance(items, Sized):
         total = len(items)
+    worker = host()
+    return iter(items) if worker is None else _reporting(worker, items, total)
+
+
+def _reporting(worker: Host, items: Iterable[T], total: int | None) -> Iterator[T]:
     done = 0
     worker.progress(done, total)
     for item in items:

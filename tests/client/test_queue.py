@@ -68,7 +68,7 @@ class TestAddress:
 
     @pytest.mark.parametrize("name", ["", "a b", "{a}"])
     def test_impossible_names(self, server_url, name):
-        with pytest.raises(ValueError, match="queue name"):
+        with pytest.raises(ValueError, match=r"name is .*1 to 200 bytes"):
             TaskQueue(name, server_url)
 
     def test_another_secret(self, make_queue):
@@ -119,7 +119,7 @@ class TestWorkers:
         assert gate.n_reached == 6
 
     def test_negative_number(self, shared_queue):
-        with pytest.raises(ValueError, match="can't be negative"):
+        with pytest.raises(ValueError, match="nworkers is -1: it must be None"):
             shared_queue.run(-1)
 
 

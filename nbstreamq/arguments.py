@@ -1,0 +1,274 @@
+"""Checks of what users give: arguments, options of the command line, environment variables.
+
+Each check returns the value in the form that nbstreamq works with. What it can't use is a TypeError
+or a ValueError, as in the standard library, and the message says which parameter it is, what was
+given, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+import threading
+from collections.abc import Collection
+from numbers import Real
+from typing import Any, Literal
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_COUNT",
+    "MAX_RETRIES",
+    "MAX_SECONDS",
+    "MAX_WORKERS",
+    "check_bytes",
+    "check_callable",
+    "check_choice",
+    "check_count",
+    "check_count_or_auto",
+    "check_flag",
+    "check_iterable",
+    "check_job_name",
+    "check_lane",
+    "check_queue_name",
+    "check_seconds",
+    "check_secret",
+    "check_store",
+    "check_text",
+    "check_timeout",
+    "shown",
+]
+
+#: Largest count: what a C index holds.
+MAX_COUNT = sys.maxsize
+#: Most retries: more than any call lives to see.
+MAX_RETRIES = 2**31 - 1
+#: Most workers on one machine: more than any machine runs, and few enough to count them up.
+MAX_WORKERS = 10_000
+#: Largest number of bytes that fits into the memory that a worker and its supervisor share.
+MAX_BYTES = 2**63 - 1
+#: Longest time: a year. Times of the server, in milliseconds, stay exact numbers in Lua.
+MAX_SECONDS = 365 * 86_400
+#: Longest name of a queue, in bytes: it is part of every key and of messages for people.
+MAX_QUEUE_NAME = 200
+#: Longest names of a job and a lane, in bytes: a worker notes both in memory of a fixed size.
+MAX_NAME = 80
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """Return a short repr of `value`, for an error message."""
+    try:
+        text = repr(value[: 2 * _SHOWN] if isinstance(value, str | bytes) else value)
+    except Exception:  # noqa: BLE001 - the repr of any object may fail, of a very large int too
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _must_be(parameter: str, value: object, allowed: str) -> str:
+    return f"{parameter} is {shown(value)}: it must be {allowed}"
+
+
+# -- numbers -----------------------------------------------------------------------------------
+
+
+def check_count(
+    parameter: str, value: Any, *, least: int = 0, most: int = MAX_COUNT, instead: str = ""
+) -> int:
+    """Return `value`, which may be anything that is an integer, except a bool.
+
+    Parameters
+    ----------
+    instead
+        What else is allowed, for the message: ``"'auto'"``.
+    """
+    allowed = f"{instead and instead + ' or '}{_integer(least, most)}"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(_must_be(parameter, value, allowed))
+    if not least <= number <= most:
+        raise ValueError(_must_be(parameter, value, allowed))
+    return number
+
+
+def check_count_or_auto(
+    parameter: str, value: Any, *, least: int = 0, most: int = MAX_COUNT
+) -> int | Literal["auto"]:
+    """Return a count, or the word ``auto``."""
+    if not isinstance(value, str):
+        return check_count(parameter, value, least=least, most=most, instead="'auto'")
+    if value != "auto":
+        raise ValueError(_must_be(parameter, value, f"'auto' or {_integer(least, most)}"))
+    return "auto"
+
+
+def _integer(least: int, most: int) -> str:
+    return f"an integer from {least} to {'sys.maxsize' if most == sys.maxsize else f'{most:,}'}"
+
+
+def check_seconds(
+    parameter: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    most: float = MAX_SECONDS,
+    instead: str = "",
+) -> float:
+    """Return a time, given as any finite real number from 0 to `most`; or larger than `above`."""
+    span = f"from 0 to {most:,}" if above is None else f"above {above:,}, up to {most:,}"
+    allowed = f"{instead and instead + ' or '}a number of seconds {span}"
+    seconds = _finite(parameter, value, allowed)
+    if not (0 <= seconds <= most if above is None else above < seconds <= most):
+        raise ValueError(_must_be(parameter, value, allowed))
+    return seconds
+
+
+def check_timeout(parameter: str, value: Any) -> float | None:
+    """Return how long to wait: None for ever; a negative time is over, as elsewhere in Python."""
+    if value is None:
+        return None
+    most = threading.TIMEOUT_MAX
+    allowed = f"None or a finite number of seconds up to {most:,.0f}"
+    seconds = _finite(parameter, value, allowed)
+    if seconds > most:
+        raise ValueError(_must_be(parameter, value, allowed))
+    return max(0.0, seconds)
+
+
+def check_bytes(parameter: str, value: Any, *, least: int = 0, most: int = MAX_BYTES) -> int:
+    """Return a size, given as any finite real number; fractions of a byte are cut off."""
+    allowed = f"a number of bytes from {least:,} to {most:,}"
+    _finite(parameter, value, allowed)
+    size = int(value)  # of the number itself: as a float it may be rounded up
+    if not least <= size <= most:
+        raise ValueError(_must_be(parameter, value, allowed))
+    return size
+
+
+def _finite(parameter: str, value: Any, allowed: str) -> float:
+    decimal = sys.modules.get("decimal")  # who has a Decimal has imported it
+    kinds = (Real,) if decimal is None else (Real, decimal.Decimal)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(_must_be(parameter, value, allowed))
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # it is too large, or a signalling NaN
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(_must_be(parameter, value, allowed))
+    return number
+
+
+# -- names and other texts ---------------------------------------------------------------------
+
+
+def check_queue_name(parameter: str, value: Any) -> str:
+    """Return the name of a queue."""
+    return _check_name(parameter, value, forbidden=" {}", most=MAX_QUEUE_NAME)
+
+
+def check_job_name(parameter: str, value: Any) -> str:
+    """Return the name of a job; its id goes on with a colon, those of other jobs have a dot."""
+    return _check_name(parameter, value, forbidden=" .:{}", most=MAX_NAME)
+
+
+def check_lane(parameter: str, value: Any) -> str:
+    """Return the name of a lane; those that start with @ belong to one worker each."""
+    return _check_name(parameter, value, forbidden=" {}", most=MAX_NAME, first="@")
+
+
+def _check_name(parameter: str, value: Any, *, forbidden: str, most: int, first: str = "") -> str:
+    others = " ".join(forbidden.replace(" ", ""))
+    starts = " or ".join(f"'{c}'" for c in f"{first}-")
+    allowed = (
+        f"a name of 1 to {most} bytes: printable characters, no white space, none of {others},"
+        f" and not {starts} at its start"
+    )
+    if not isinstance(value, str):
+        raise TypeError(_must_be(parameter, value, allowed))
+    name = str.__str__(value)  # without what a subclass adds, such as an enum
+    if (
+        not name
+        or not name.isprintable()  # lone surrogates are not, so it can be encoded
+        or set(name) & set(forbidden)
+        or name[0] in f"{first}-"
+        or len(name.encode()) > most
+    ):
+        raise ValueError(_must_be(parameter, value, allowed))
+    return name
+
+
+def check_text(parameter: str, value: Any, what: str) -> str:
+    """Return a text that can be encoded and holds no NUL; the message does not show it.
+
+    Parameters
+    ----------
+    what
+        What it must be, for the message: ``"a URL"``.
+    """
+    given = "a text" if isinstance(value, str) else f"of type {type(value).__name__}"
+    message = f"{parameter} is {given}: it must be {what}, not empty, no NUL, no lone surrogate"
+    if not isinstance(value, str):
+        raise TypeError(message)
+    text = str.__str__(value)
+    try:
+        is_text = b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        is_text = False
+    if not is_text or not text.strip():
+        raise ValueError(message)
+    return text
+
+
+def check_secret(parameter: str, value: Any) -> str:
+    """Return a secret; the message never shows it."""
+    return check_text(parameter, value, "a secret, as `nbstreamq secret` prints one")
+
+
+def check_store(parameter: str, value: Any) -> str:
+    """Return where large values go, an fsspec URL; it may hold a password."""
+    what = "an fsspec URL, such as 's3://bucket/folder' or 'file:///shared/folder'"
+    text = check_text(parameter, value, what)
+    scheme, mark, _ = text.partition("://")
+    if not mark or not all(part.isalnum() for part in scheme.split("::")):
+        raise ValueError(f"{parameter} is a text without '://': it must be {what}")
+    return text
+
+
+def check_choice(parameter: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value`, which is one of `choices`."""
+    allowed = " or ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(_must_be(parameter, value, allowed))
+    if value not in choices:
+        raise ValueError(_must_be(parameter, value, allowed))
+    return str.__str__(value)
+
+
+# -- everything else ---------------------------------------------------------------------------
+
+
+def check_flag(parameter: str, value: Any) -> bool:
+    """Return True or False, which may be a bool of NumPy."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise TypeError(_must_be(parameter, value, "True or False"))
+
+
+def check_callable(parameter: str, value: Any, *, instead: str = "") -> None:
+    """Raise TypeError if `value` can't be called."""
+    if not callable(value):
+        allowed = f"{instead and instead + ' or '}a function, or anything else that can be called"
+        raise TypeError(_must_be(parameter, value, allowed))
+
+
+def check_iterable(parameter: str, value: Any) -> None:
+    """Raise TypeError if `value` can't be iterated; nothing is taken of it."""
+    kind = type(value)
+    if getattr(kind, "__iter__", None) is None and not hasattr(kind, "__getitem__"):
+        raise TypeError(_must_be(parameter, value, "an iterable"))
