@@ -15,6 +15,8 @@ from collections.abc import Collection
 from numbers import Real
 from typing import Any, Literal
 
+from .secret import Address, Secret
+
 __all__ = [
     "MAX_BYTES",
     "MAX_COUNT",
@@ -201,41 +203,49 @@ def _check_name(parameter: str, value: Any, *, forbidden: str, most: int, first:
     return name
 
 
-def check_text(parameter: str, value: Any, what: str) -> str:
+def check_text(parameter: str, value: Any, what: str) -> Secret:
     """Return a text that can be encoded and holds no NUL; the message does not show it.
 
     Parameters
     ----------
+    value
+        A text, or a `Secret` that holds it.
     what
         What it must be, for the message: ``"a URL"``.
     """
-    given = "a text" if isinstance(value, str) else f"of type {type(value).__name__}"
+    value = Secret(value)  # no traceback shows it
+    kind = type(value.reveal())
+    given = "a text" if issubclass(kind, str) else f"of type {kind.__name__}"
     message = f"{parameter} is {given}: it must be {what}, not empty, no NUL, no lone surrogate"
-    if not isinstance(value, str):
+    if not issubclass(kind, str):
         raise TypeError(message)
-    text = str.__str__(value)
+    text = Secret(str.__str__(value.reveal()))
     try:
-        is_text = b"\0" not in text.encode()
+        is_text = b"\0" not in text.reveal().encode()
     except UnicodeEncodeError:
         is_text = False
-    if not is_text or not text.strip():
+    if not is_text or not text.reveal().strip():
         raise ValueError(message)
     return text
 
 
-def check_secret(parameter: str, value: Any) -> str:
+def check_secret(parameter: str, value: Any) -> Secret:
     """Return a secret; the message never shows it."""
     return check_text(parameter, value, "a secret, as `nbstreamq secret` prints one")
 
 
-def check_store(parameter: str, value: Any) -> str:
+def check_store(parameter: str, value: Any) -> Address:
     """Return where large values go, an fsspec URL; it may hold a password."""
     what = "an fsspec URL, such as 's3://bucket/folder' or 'file:///shared/folder'"
-    text = check_text(parameter, value, what)
-    scheme, mark, _ = text.partition("://")
-    if not mark or not all(part.isalnum() for part in scheme.split("::")):
+    url = Address(check_text(parameter, value, what))
+    if not _has_scheme(url):
         raise ValueError(f"{parameter} is a text without '://': it must be {what}")
-    return text
+    return url
+
+
+def _has_scheme(url: Address) -> bool:
+    scheme, mark, _ = url.reveal().partition("://")
+    return bool(mark) and all(part.isalnum() for part in scheme.split("::"))
 
 
 def check_choice(parameter: str, value: Any, choices: Collection[str]) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import NbstreamqError
-from .settings import Settings, n_cores
+from .secret import Address, Secret
+from .settings import Settings, conceal, n_cores, receive
 
 if TYPE_CHECKING:
     from .protocol.store import Store
@@ -96,7 +97,7 @@ def _examine(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _open(options: argparse.Namespace) -> tuple[str, str, Store]:
+def _open(options: argparse.Namespace) -> tuple[Address, Secret, Store]:
     """Return the url, the secret and the queue that the arguments and the environment name."""
     from .launch.server import ensure_server
     from .protocol.clients import open_client
@@ -105,9 +106,9 @@ def _open(options: argparse.Namespace) -> tuple[str, str, Store]:
     from .protocol.trust import choose_secret
 
     settings = Settings.from_environment()
-    address = options.url or settings.url
+    address = Address(options.url) if options.url else settings.url
     secret = choose_secret(settings, address, insecure=options.insecure)
-    url = address or ensure_server(settings)
+    url = address or Address(ensure_server(settings))
     return url, secret, Store(open_client(url), options.queue, Signer(secret, options.queue))
 
 
@@ -121,6 +122,8 @@ def _run_workers(options: argparse.Namespace) -> None:
     from .worker.supervisor import Supervisor
     from .worker.timing import Timing
 
+    # Before anything that could run user code, or start a process that does.
+    conceal(**(receive() if options.door else {}))
     url, secret, store = _open(options)
     settings = Settings.from_environment()
     lanes = (*options.lanes, *NESTED) if options.lanes else LANES

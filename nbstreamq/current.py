@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from .secret import Address, Secret
+
 __all__ = ["Host", "host", "outer_task", "set_host"]
 
 
@@ -18,11 +20,11 @@ class Host:
     Attributes
     ----------
     url
-        Server of its queue, password included: never shown, never pickled.
+        Server of its queue.
     queue
         Name of its queue.
     secret
-        The queue's secret: never shown, never pickled.
+        The queue's secret.
     task
         Returns the running task, whatever that is to a worker.
     depth
@@ -35,9 +37,9 @@ class Host:
         Takes (items done, items in all or None) of the running task.
     """
 
-    url: str
+    url: Address
     queue: str
-    secret: str
+    secret: Secret
     task: Callable[[], object]
     depth: Callable[[], int]
     help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]

@@ -18,6 +18,7 @@
     ├── SignatureError              a message that this queue's secret did not sign; ValueError
     ├── SecretMismatch              this process has another secret than the queue; PermissionError
     ├── SecretMissing               a networked server, and no secret was given; PermissionError
+    ├── SecretTooWeak               a secret that can be guessed; ValueError
     └── TaskError                   concerns one task, named in ``.task``
         ├── RemoteError             an exception that couldn't be pickled, as text
         ├── ResultNotPicklable      the task ran, its result can't travel; PicklingError; TypeError
@@ -50,6 +51,7 @@ __all__ = [
     "ResultNotPicklable",
     "SecretMismatch",
     "SecretMissing",
+    "SecretTooWeak",
     "ServerError",
     "ServerNotFound",
     "ServerRefused",
@@ -125,6 +127,10 @@ class SecretMismatch(NbstreamqError, PermissionError):
 
 class SecretMissing(NbstreamqError, PermissionError):
     """Other machines can reach the server, and no secret was given; nothing was sent."""
+
+
+class SecretTooWeak(NbstreamqError, ValueError):
+    """A secret is empty, or so short that it can be guessed; nothing was sent."""
 
 
 class TaskError(NbstreamqError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 import stat
@@ -10,12 +12,26 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from .arguments import MAX_SECONDS, check_choice, check_secret, check_store, shown
 from .errors import ServerStartFailed
+from .secret import Address, Secret
 
-__all__ = ["Settings", "make_private", "n_cores"]
+__all__ = [
+    "Settings",
+    "conceal",
+    "environment_without_secrets",
+    "hand_over",
+    "make_private",
+    "n_cores",
+    "receive",
+]
+
+#: Variables that hold a secret, or an address that may have a password.
+_SECRETS = ("NBSTREAMQ_SECRET", "NBSTREAMQ_URL", "NBSTREAMQ_STORE")
+#: Values that `conceal` took out of the environment, by variable.
+_concealed: dict[str, Secret] = {}
 
 #: More cores than any machine has: the CPU quota of a process that has none.
 _NO_QUOTA = 2.0**31
@@ -74,13 +90,13 @@ class Settings:
         given up, and what they held is run by others. Signs are sent four times as often.
     """
 
-    url: str | None
-    secret: str | None
+    url: Address | None
+    secret: Secret | None
     server_binary: str | None
     runtime_dir: Path
     data_dir: Path
     memory_dir: Path
-    store: str | None
+    store: Address | None
     server_idle: float
     start_method: str | None
     silence: float
@@ -99,13 +115,13 @@ class Settings:
         memory_dir = _given("NBSTREAMQ_MEMORY_DIR", _folder) or _memory_dir()
         idle = _given("NBSTREAMQ_SERVER_IDLE", _seconds)
         return cls(
-            url=env("NBSTREAMQ_URL") or None,
-            secret=_given("NBSTREAMQ_SECRET", check_secret),
+            url=_address("NBSTREAMQ_URL"),
+            secret=_secret("NBSTREAMQ_SECRET", check_secret),
             server_binary=env("NBSTREAMQ_SERVER") or None,
             runtime_dir=runtime_dir,
             data_dir=_given("NBSTREAMQ_DATA_DIR", _folder) or _data_dir(),
             memory_dir=memory_dir or runtime_dir / "values",
-            store=_given("NBSTREAMQ_STORE", check_store),
+            store=_address("NBSTREAMQ_STORE", check_store),
             server_idle=300.0 if idle is None else idle,
             start_method=_given("NBSTREAMQ_START_METHOD", _start_method),
             silence=_given("NBSTREAMQ_SILENCE", _silence) or 4.0,
@@ -144,6 +160,84 @@ def _seconds(variable: str, text: str, *, least: float = 0.0) -> float:
 
 def _silence(variable: str, text: str) -> float:
     return _seconds(variable, text, least=0.1)
+
+
+def _secret(name: str, check: Callable[[str, Any], Secret] | None = None) -> Secret | None:
+    """Return what the variable holds, checked, or held before `conceal` took it out."""
+    if not os.environ.get(name):
+        return _concealed.get(name)
+    found = Secret(os.environ[name])
+    return check(name, found) if check else found
+
+
+def _address(name: str, check: Callable[[str, Any], Secret] | None = None) -> Address | None:
+    found = _secret(name, check)
+    return Address(found) if found else None
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return name == "NBSTREAMQ_SECRET" or (
+        name in _SECRETS and bool(value) and Address(value).has_password()
+    )
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """Return the environment for a new process, without the variables that hold a secret."""
+    return {name: value for name, value in os.environ.items() if not _is_secret(name, value)}
+
+
+def conceal(**known: Secret | None) -> None:
+    """Take secrets out of this process's environment; `Settings` know them all the same.
+
+    Called before any user code runs, so that neither it nor its subprocesses see them. What the
+    system shows of the process, in ``/proc/PID/environ``, is overwritten as well.
+
+    Parameters
+    ----------
+    **known
+        ``url``, ``secret`` and ``store`` of this process's queue, instead of what the environment
+        says. An address without a password goes into the environment.
+    """
+    given = {f"NBSTREAMQ_{field.upper()}": value for field, value in known.items()}
+    for name in _SECRETS:
+        value = given.get(name) or _secret(name)
+        _erase(name)
+        if value is None:
+            continue
+        if name != "NBSTREAMQ_SECRET" and not Address(value).has_password():
+            os.environ[name] = value.reveal()
+        else:
+            _concealed[name] = value
+
+
+def _erase(name: str) -> None:
+    """Delete a variable, and overwrite what it held: the system goes on showing that memory."""
+    import ctypes  # slow to import
+
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_void_p
+    if place := getenv(name.encode()):
+        ctypes.memset(place, 0, len(ctypes.string_at(place)))
+    os.environ.pop(name, None)
+
+
+def hand_over(pipe: IO[bytes] | None, **known: Secret | None) -> None:
+    """Write secrets to the standard input of a process of ours, for `receive`; close it."""
+    if pipe is None:
+        raise ValueError("the process was started without a pipe")
+    # One that dies at its start says why in its log.
+    with contextlib.suppress(BrokenPipeError), pipe:
+        pipe.write(json.dumps({k: v.reveal() for k, v in known.items() if v}).encode())
+
+
+def receive() -> dict[str, Secret]:
+    """Return what the parent process wrote by `hand_over`; the standard input is empty then."""
+    with open(0, "rb", closefd=False) as pipe:
+        known = {field: Secret(text) for field, text in json.load(pipe).items()}
+    empty = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return known
 
 
 def make_private(folder: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..current import host
 from ..errors import NbstreamqError
-from ..protocol.clients import hide_password
 from ..protocol.health import ServerFacts
 from ..protocol.store import Store
+from ..secret import Address
 from .session import Session
 from .status import QueueStatus, queue_status
 
@@ -30,7 +30,7 @@ def warn_of_risks(session: Session) -> None:
                 session.warn(problem)
 
 
-def examine(store: Store, url: str) -> Iterator[tuple[str, str]]:
+def examine(store: Store, url: Address) -> Iterator[tuple[str, str]]:
     """Yield what is found out about a queue and its server, line by line.
 
     Yields
@@ -47,11 +47,11 @@ def examine(store: Store, url: str) -> Iterator[tuple[str, str]]:
     """
     store.check_secret(write=False)
     facts = store.server_facts()
-    yield "server", f"{facts.product} {facts.version or '(it does not tell)'}, {hide_password(url)}"
+    yield "server", f"{facts.product} {facts.version or '(it does not tell)'}, {url}"
     yield "ping", f"{store.ping() * 1000:.2f} ms"
     skew = store.clock_skew()
     yield "clock", f"{skew:+.3f} s beside ours"
-    status = queue_status(store, hide_password(url), 0, "")
+    status = queue_status(store, str(url), 0, "")
     yield "queue", _summary(status)
     for worker in status.workers:
         yield "worker", f"{worker.id}: {worker.state}, Python {worker.python}, on {worker.host}"

@@ -20,6 +20,7 @@ from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..protocol.trust import choose_secret
 from ..protocol.urls import check_url
+from ..secret import Address, Secret
 from ..settings import Settings, n_cores
 from .health import warn_of_risks
 from .session import Session
@@ -31,19 +32,19 @@ class Opened(NamedTuple):
     """A session, the address of its server, and whether that is the embedded one."""
 
     session: Session
-    url: str
+    url: Address
     embedded: bool
 
 
 def open_session(
     name: str,
-    url: str | None,
+    url: Address | None,
     client: Client | None,
     workers: int | Literal["auto"],
-    secret: str | None,
+    secret: Secret | None,
     *,
     insecure: bool,
-    store: str | None,
+    store: Address | None,
 ) -> Opened:
     """Return a new session of a queue; the arguments are those of `TaskQueue`."""
     if client is not None and url is not None:
@@ -61,7 +62,7 @@ def open_session(
     address = _address(url, client, settings)
     embedded = address is None
     secret = choose_secret(settings, address, secret=secret, insecure=insecure)
-    found = address or ensure_server(settings)
+    found = address or Address(ensure_server(settings))
     signer = Signer(secret, name)
     queue = Store(client or open_client(found), name, signer)
     try:
@@ -86,7 +87,7 @@ def open_session(
     return Opened(opened, found, embedded)
 
 
-def _address(url: str | None, client: Client | None, settings: Settings) -> str | None:
+def _address(url: Address | None, client: Client | None, settings: Settings) -> Address | None:
     """Return the URL of the server; None: the embedded one."""
     if client is not None:
         return check_url("client", url_of(client))
@@ -96,11 +97,12 @@ def _address(url: str | None, client: Client | None, settings: Settings) -> str 
 
 
 def _place(
-    settings: Settings, url: str, session: str, signer: Signer
+    settings: Settings, url: Address, session: str, signer: Signer
 ) -> Callable[[Tell], Place] | None:
     """Return what opens the place of a session's large values; None: they go to the server."""
     if settings.store is not None:
-        return lambda soon: UrlPlace(str(settings.store), session, signer, soon)
-    if url == embedded_url(settings):  # then all workers are on this machine
+        store = settings.store
+        return lambda soon: UrlPlace(store, session, signer, soon)
+    if url == Address(embedded_url(settings)):  # then all workers are on this machine
         return lambda _: SessionFolder(session, settings)
     return None

@@ -21,9 +21,10 @@ from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed
 from ..objects.payloads import dump
 from ..objects.references import Ref, collecting
-from ..protocol.clients import Client, hide_password, same_server
+from ..protocol.clients import Client, same_server
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
+from ..secret import Address, Secret
 from ..settings import n_cores
 from .cache import recall
 from .calls import Call, Kind
@@ -98,19 +99,23 @@ class TaskQueue(Executor):
     def __init__(
         self,
         name: str = "default",
-        url: str | None = None,
+        url: str | Address | None = None,
         *,
         client: Client | None = None,
         workers: int | Literal["auto"] = "auto",
-        secret: str | None = None,
+        secret: str | Secret | None = None,
         insecure: bool = False,
-        store: str | None = None,
+        store: str | Address | None = None,
     ) -> None:
+        # First, so that no traceback shows them: see `Secret`.
+        url = None if url is None else Address(url)
+        secret = None if secret is None else Secret(secret)
+        store = None if store is None else Address(store)
         name = check_queue_name("name", name)
+        self.name, self._url = name, url or Address("")
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self._url, self._embedded = opened
         self._options = Options()
-        self.name = name
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -350,7 +355,7 @@ class TaskQueue(Executor):
 
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
-        session, url = self._session, hide_password(self._url)
+        session, url = self._session, str(self._url)
         n_open, trouble = len(session.open_ledgers()), str(session.trouble or "")
         found = session.ask(lambda store: queue_status(store, url, n_open, trouble))
         return cast("QueueStatus", found)
@@ -392,11 +397,11 @@ class TaskQueue(Executor):
         self._session.close(wait=wait, cancel=check_flag("cancel_futures", cancel_futures))
 
     def __repr__(self) -> str:
-        return f"<TaskQueue {self.name!r} on {hide_password(self._url)}>"
+        return f"<TaskQueue {self.name!r} on {self._url}>"
 
     def __reduce__(self) -> Any:
         # Never the url itself: it may hold a password.
-        address = None if self._embedded else hide_password(self._url)
+        address = None if self._embedded else str(self._url)
         return queue_in_task, (self.name, address, self._options)
 
     def _lane(self) -> str:

@@ -96,7 +96,11 @@ class Session:
         self._state, self._has_ended = "open", threading.Event()
         self._memory = Memory(session, store.keys.queue)
         self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory, self._ask)
-        self.large = LargeValues(self, self._sender, place)
+        try:
+            self.large = LargeValues(self, self._sender, place)
+        except BaseException:
+            self._sender.close(0)
+            raise
         self._functions = Functions(self.large.pickler, self.tell)
         self._put_off: list[Ledger] = []
         receive = self._deliver, self._on_delivered

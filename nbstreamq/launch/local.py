@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ServerError
-from ..settings import Settings, make_private
+from ..secret import Address, Secret
+from ..settings import Settings, environment_without_secrets, hand_over, make_private
 
 __all__ = ["LocalWorkers"]
 
@@ -50,15 +51,33 @@ class LocalWorkers:
         Where the sockets are.
     """
 
-    def __init__(self, url: str, queue: str, secret: str, session: str, settings: Settings) -> None:
-        self._url = url
+    def __init__(
+        self,
+        url: Address | str,
+        queue: str,
+        secret: Secret | str,
+        session: str,
+        settings: Settings,
+    ) -> None:
+        self._url = url = Address(url)
         self._queue = queue
-        self._secret = secret
+        self._secret = secret = Secret(secret)
         self._session = session
         make_private(settings.runtime_dir)
         self._store = settings.store
-        key = json.dumps([url, queue, secret, sys.prefix, sys.version, self._store]).encode()
-        self._stem = settings.runtime_dir / f"workers-{hashlib.sha256(key).hexdigest()[:16]}"
+        key = hashlib.sha256(
+            json.dumps(
+                [
+                    url.reveal(),
+                    queue,
+                    secret.reveal(),
+                    sys.prefix,
+                    sys.version,
+                    self._store and self._store.reveal(),
+                ]
+            ).encode()
+        )
+        self._stem = settings.runtime_dir / f"workers-{key.hexdigest()[:16]}"
         self._connection: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -167,19 +186,16 @@ class LocalWorkers:
     def _spawn(self) -> None:
         command = [sys.executable, "-m", "nbstreamq", "worker", "--queue", self._queue]
         command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
-        # By the environment, which only this user can read: a command line anybody can.
-        env = os.environ | {"NBSTREAMQ_URL": self._url, "NBSTREAMQ_SECRET": self._secret}
-        if self._store:
-            env["NBSTREAMQ_STORE"] = self._store
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 command,
-                env=env,
-                stdin=subprocess.DEVNULL,
+                env=environment_without_secrets(),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in this terminal is not for it
             )
+        hand_over(self._process.stdin, url=self._url, secret=self._secret, store=self._store)
         # It may end long after we have left it to others: somebody must wait for it, or it stays
         # as a zombie.
         threading.Thread(

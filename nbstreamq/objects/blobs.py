@@ -22,6 +22,7 @@ from weakref import WeakSet, WeakValueDictionary, finalize
 import xxhash
 
 from ..errors import SignatureError, ValueMissing
+from ..secret import hide_password
 from . import segments
 
 __all__ = [
@@ -301,9 +302,9 @@ def _read(session: str, handle: Handle, once: bool, what: str) -> Any:
         raise refused(what) from error
     if found is None:
         raise ValueMissing(
-            f"{what} can't be had: {size:,} bytes of it are not at {address} any more. The queue"
-            " that sent it was shut down, its kernel has ended, or the server lost it; or it is a"
-            " Ref of another queue. Submit the call again."
+            f"{what} can't be had: {size:,} bytes of it are not at {hide_password(address)} any"
+            " more. The queue that sent it was shut down, its kernel has ended, or the server lost"
+            " it; or it is a Ref of another queue. Submit the call again."
         )
     if once:
         place.free(handle)

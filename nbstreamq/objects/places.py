@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import NbstreamqError
 from ..protocol.signing import SIGNATURE_BYTES, Signer
 from ..protocol.store import Store
+from ..secret import Address, hide_password, without_frames
 
 __all__ = ["LARGE", "Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace"]
 
@@ -103,7 +104,7 @@ class UrlPlace:
 
     large = LARGE
 
-    def __init__(self, url: str, session: str, signer: Signer, free: Tell) -> None:
+    def __init__(self, url: Address, session: str, signer: Signer, free: Tell) -> None:
         try:
             from fsspec.core import url_to_fs
         except ImportError as error:
@@ -111,9 +112,15 @@ class UrlPlace:
                 f"Large values go to {url} by fsspec: pip install 'nbstreamq[fsspec]', and whatever"
                 " fsspec wants for that kind of URL; here, and where the workers are."
             ) from error
-        self._fs, folder = url_to_fs(url)
+        try:
+            self._fs, folder = url_to_fs(url.reveal())
+        except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
+            raise NbstreamqError(
+                f"{url} can't be opened by fsspec: {error}. Look at the URL, and whether the"
+                " package that fsspec wants for that kind of URL is installed."
+            ) from without_frames(error)
         self._folder = f"{folder}/{session}"
-        self._url = f"{url.rstrip('/')}/{session}"
+        self._url = Address(f"{url.reveal().rstrip('/')}/{session}")
         self._signer = signer
         self._free = free
 
@@ -123,7 +130,7 @@ class UrlPlace:
         with self._fs.open(f"{self._folder}/{name}", "wb") as file:
             file.write(self._signer.sign(b"blob", name.encode(), data))
             file.write(data)
-        return f"{self._url}/{name}"
+        return f"{self._url}/{name}"  # without the password, which a reader has in its own URL
 
     def read(self, handle: tuple[str, int]) -> bytearray | None:
         address, size = handle
@@ -177,8 +184,8 @@ class Everywhere:
             return self._server
         if self._url is None:
             raise NbstreamqError(
-                f"A value lies at {handle[0]}, and this process was not told of such a place. Set"
-                " NBSTREAMQ_STORE for all clients and workers alike."
+                f"A value lies at {hide_password(handle[0])}, and this process was not told of"
+                " such a place. Set NBSTREAMQ_STORE for all clients and workers alike."
             )
         return self._url
 

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from ..arguments import shown
 from ..errors import ServerRefused, ServerUnreachable
+from ..secret import Address, Secret, hide_password, without_frames
 
 if TYPE_CHECKING:
     import redis
@@ -43,12 +44,6 @@ _TLS_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl
 _TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
 
 
-def hide_password(url: str) -> str:
-    """Return `url` fit for an error message or a repr."""
-    url = re.sub(r"((?:://|^(?!.*://))[^/@:]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&](?:ssl_)?password=)[^&#]*", r"\1***", url)
-
-
 def check_client(parameter: str, value: Any) -> None:
     """Raise TypeError unless `value` is a client of redis-py that is not asynchronous."""
     import redis
@@ -59,12 +54,16 @@ def check_client(parameter: str, value: Any) -> None:
         )
 
 
-def same_server(url: str, other: str) -> bool:
+def same_server(url: Address | str, other: Address | str) -> bool:
     """Return whether both lead to the same database, whoever logs in there."""
-    return re.sub(r"://[^/]*@", "://", url) == re.sub(r"://[^/]*@", "://", other)
+    return _without_login(Address(url)) == _without_login(Address(other))
 
 
-def open_client(url: str) -> Client:
+def _without_login(url: Address) -> str:
+    return re.sub(r"://[^/]*@", "://", url.reveal())
+
+
+def open_client(url: Address | str) -> Client:
     """Return a redis-py client for `url`; nothing is sent yet, except to a cluster or a sentinel.
 
     Parameters
@@ -82,8 +81,9 @@ def open_client(url: str) -> Client:
     """
     import redis
 
-    scheme, _, rest = url.partition("://")
-    scheme = scheme.replace("valkey", "redis")
+    url = Address(url)
+    scheme = url.reveal().partition("://")[0].replace("valkey", "redis")
+    rest = Secret(url.reveal().partition("://")[2])
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": REPLY_TIMEOUT,
@@ -91,13 +91,15 @@ def open_client(url: str) -> Client:
     }
     try:
         if scheme in ("redis+cluster", "rediss+cluster"):
-            return redis.RedisCluster.from_url(f"{scheme.partition('+')[0]}://{rest}", **options)
+            return redis.RedisCluster.from_url(
+                f"{scheme.partition('+')[0]}://{rest.reveal()}", **options
+            )
         if scheme in ("redis+sentinel", "rediss+sentinel"):
-            return _sentinel_client(f"{scheme}://{rest}", options)
+            return _sentinel_client(f"{scheme}://{rest.reveal()}", options)
         if scheme in ("redis", "rediss", "unix"):
-            return redis.Redis.from_url(f"{scheme}://{rest}", **options)
+            return redis.Redis.from_url(f"{scheme}://{rest.reveal()}", **options)
     except (redis.RedisError, redis.RedisClusterException) as error:
-        raise translate(error, url) from error
+        raise translate(error, str(url)) from without_frames(error)
     except ValueError:
         # Not chained: the text of the cause may hold a part of the password.
         raise ValueError(
@@ -109,15 +111,19 @@ def open_client(url: str) -> Client:
     )
 
 
-def host_of(url: str) -> str | None:
+def host_of(url: Address | str) -> str | None:
     """Return the host that `url` leads to, or ``""`` for a socket of this machine.
 
     None for a cluster or a Sentinel: they say themselves where the data are.
     """
-    if "+" in url.partition("://")[0]:
+    url = Address(url)
+    if "+" in url.reveal().partition("://")[0]:
         return None
     with open_client(url) as client:  # redis-py's own reading of the url; nothing is sent
-        pool: Any = client.connection_pool
+        return _host_of_pool(client.connection_pool)
+
+
+def _host_of_pool(pool: Any) -> str:
     known = pool.connection_kwargs
     return "" if "path" in known else str(known.get("host", "localhost"))
 
@@ -143,7 +149,7 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> redis.Redis:
     return client
 
 
-def url_of(client: Client) -> str:
+def url_of(client: Client) -> Address:
     """Return the URL under which another process reaches the server of `client`.
 
     Raises
@@ -151,13 +157,20 @@ def url_of(client: Client) -> str:
     ValueError
         The client is made in a way that no URL says, such as by Sentinel.
     """
+    url = _url_of(client)
+    if url is None:
+        raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")
+    return url
+
+
+def _url_of(client: Client) -> Address | None:
     import redis
 
     if isinstance(client, redis.RedisCluster):
         node = client.get_default_node()
         known = client.get_connection_kwargs()
         scheme = "rediss+cluster" if known.get("ssl") else "redis+cluster"
-        return f"{scheme}://{_login(known)}{node.host}:{node.port}"
+        return Address(f"{scheme}://{_login(known)}{node.host}:{node.port}")
     pool = client.connection_pool
     known = pool.connection_kwargs
     if issubclass(pool.connection_class, redis.UnixDomainSocketConnection):
@@ -168,8 +181,8 @@ def url_of(client: Client) -> str:
         address = f"{host}:{known.get('port', 6379)}/{known.get('db') or 0}"
         scheme, query = ("rediss", _tls_options(known)) if secure else ("redis", "")
     else:
-        raise ValueError("This client's address can't be told to workers; give TaskQueue a url.")
-    return f"{scheme}://{_login(known)}{address}{query}"
+        return None
+    return Address(f"{scheme}://{_login(known)}{address}{query}")
 
 
 def _tls_options(known: dict[str, Any]) -> str:

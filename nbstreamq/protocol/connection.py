@@ -14,6 +14,7 @@ from typing import Any
 from hiredis import PushNotification, Reader, pack_command
 
 from ..errors import ServerRefused, ServerUnreachable
+from ..secret import without_frames
 from ..settings import n_cores
 from .clients import REPLY_TIMEOUT, Client, ReplyError, translate, url_of
 
@@ -182,7 +183,7 @@ class Wire:
 
         self.close()
         if isinstance(error, redis.RedisError | redis.RedisClusterException | OSError):
-            raise translate(error, self._address()) from error
+            raise translate(error, self._address()) from without_frames(error)
 
     def _exchange(
         self,
@@ -281,7 +282,7 @@ class Wire:
 
     def _address(self) -> str:
         try:
-            return url_of(self._client)
+            return str(url_of(self._client))
         except ValueError:
             return f"Sentinel's {self._client.connection_pool.service_name}"
 

@@ -6,15 +6,18 @@ Algorithm: BLAKE3 in its keyed mode, J. O'Connor, J.-P. Aumasson, S. Neves and Z
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 import struct
 from hmac import compare_digest
 from pathlib import Path
 
 from blake3 import blake3
 
-from ..errors import SignatureError
+from ..errors import SecretTooWeak, SignatureError
+from ..secret import Secret
 from ..settings import Settings
 
 __all__ = ["SIGNATURE_BYTES", "Signer", "load_secret"]
@@ -37,9 +40,9 @@ class Signer:
         Name of the queue; a message of another queue is refused, same secret or not.
     """
 
-    def __init__(self, secret: str, queue: str) -> None:
-        secrets = [part.strip() for part in secret.split(",") if part.strip()] or [secret]
-        self._keyed, *self._older = (_keyed(one, queue) for one in secrets)
+    def __init__(self, secret: Secret | str, queue: str) -> None:
+        secret = Secret(secret)
+        self._keyed, *self._older = (_keyed(one, queue) for one in secret.parts() or [secret])
 
     def __repr__(self) -> str:
         return "<Signer>"
@@ -89,38 +92,84 @@ class Signer:
         return [self._sign(keyed, b"fingerprint", ()) for keyed in (self._keyed, *self._older)]
 
 
-def _keyed(secret: str, queue: str) -> blake3:
-    return blake3(queue.encode() + b"\0", key=blake3(secret.encode()).digest())
+def _keyed(secret: Secret, queue: str) -> blake3:
+    return blake3(queue.encode() + b"\0", key=blake3(secret.reveal().encode()).digest())
 
 
-def load_secret(settings: Settings) -> str:
-    """Return the secret from the environment, or else from the key file, made if there is none."""
+def load_secret(settings: Settings) -> Secret:
+    """Return the secret from the environment, or else from the key file, made if there is none.
+
+    Raises
+    ------
+    PermissionError
+        The key file is not a regular file of this user that only this user can read.
+    SecretTooWeak
+        It does not hold what `new_secret` makes, or something as long.
+    """
     if settings.secret:
         return settings.secret
     path = settings.data_dir / "secret"
     try:
         return _read_private(path)
     except FileNotFoundError:
-        _create_private(path, secrets.token_hex(32))
+        _create_private(path, Secret(secrets.token_hex(32)))
         return _read_private(path)
 
 
-def _read_private(path: Path) -> str:
-    if path.stat().st_mode & 0o077:
-        raise PermissionError(f"{path} can be read by others; make it private: chmod 600 {path}")
-    return path.read_text().strip()
+def _read_private(path: Path) -> Secret:
+    try:
+        # Not through a link, and without waiting for who may write to a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise PermissionError(
+            f"The key file {path} is a link, and where it leads can be changed unnoticed. Put a"
+            " file there, with mode 600, or set NBSTREAMQ_SECRET."
+        ) from None
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(
+                f"The key file {path} is not a file of this user: remove it, and a new one is made;"
+                " or set NBSTREAMQ_SECRET."
+            )
+        if found.st_mode & 0o077:
+            raise PermissionError(
+                f"{path} can be read by others; make it private: chmod 600 {path}"
+            )
+        secret = Secret(file.read().decode(errors="replace").strip())
+    if not secret.is_strong():
+        raise SecretTooWeak(
+            f"The key file {path} is empty, cut off, or holds less than 16 random bytes, so it"
+            " could be guessed. Remove it, and a new one is made; or write the output of"
+            " `nbstreamq secret` into it."
+        )
+    return secret
 
 
-def _create_private(path: Path, text: str) -> None:
+def _create_private(path: Path, secret: Secret) -> None:
     """Write a new 0600 file whole or not at all; the first of several processes wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.link(draft, path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret.reveal())
+            file.flush()
+            # Before it has its name: after a power failure there is no empty file of that name.
+            os.fsync(descriptor)
+        os.link(draft, path)  # unlike a rename, leaves the file of another process alone
+        _sync_folder(path.parent)
     except FileExistsError:
         return
     finally:
         draft.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

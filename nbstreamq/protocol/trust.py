@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import secrets
 
-from ..errors import SecretMissing
+from ..errors import SecretMissing, SecretTooWeak
+from ..secret import Address, Secret
 from ..settings import Settings
-from .clients import hide_password, host_of
+from .clients import host_of
 from .signing import load_secret
 
 __all__ = ["choose_secret", "is_local", "new_secret"]
@@ -18,7 +19,7 @@ def new_secret() -> str:
     return secrets.token_hex(32)
 
 
-def is_local(url: str) -> bool:
+def is_local(url: Address | str) -> bool:
     """Return whether only this machine can reach the server at `url`, as far as the url tells.
 
     A cluster and a Sentinel name other servers by themselves: they never count as local.
@@ -35,8 +36,12 @@ def is_local(url: str) -> bool:
 
 
 def choose_secret(
-    settings: Settings, url: str | None, *, secret: str | None = None, insecure: bool = False
-) -> str:
+    settings: Settings,
+    url: Address | str | None,
+    *,
+    secret: Secret | str | None = None,
+    insecure: bool = False,
+) -> Secret:
     """Return the secret that signs the messages of a queue.
 
     Parameters
@@ -52,13 +57,19 @@ def choose_secret(
     ------
     SecretMissing
         Other machines can reach the server, and no secret was given. Nothing was sent.
+    SecretTooWeak
+        One was given, and it is empty; or others can reach the server, and could guess it.
     """
-    given = secret or settings.secret
-    if given:
+    url = None if url is None else Address(url)
+    secret = None if secret is None else Secret(secret)
+    is_networked = url is not None and not is_local(url)
+    given = settings.secret if secret is None else secret
+    if given is not None:
+        _check(given, is_networked=is_networked)
         return given
-    if url is not None and not insecure and not is_local(url):
+    if is_networked and not insecure:
         raise SecretMissing(
-            f"No secret was given for {hide_password(url)}, which other machines can reach: only a"
+            f"No secret was given for {url}, which other machines can reach: only a"
             " secret that clients and workers share keeps others from running code on them. Make"
             " one, and set it here and wherever workers run:\n"
             "    nbstreamq secret\n"
@@ -67,3 +78,18 @@ def choose_secret(
             " have: TaskQueue(..., insecure=True), nbstreamq worker --insecure."
         )
     return load_secret(settings)
+
+
+def _check(secret: Secret, *, is_networked: bool) -> None:
+    if not secret.parts():
+        raise SecretTooWeak(
+            "The secret is empty. Give what `nbstreamq secret` prints, to all clients and workers;"
+            " or none: then a server on this machine is used with this machine's key file."
+        )
+    if is_networked and not secret.is_strong():
+        raise SecretTooWeak(
+            "The secret is too short, or not random, for a server that other machines can reach:"
+            " who reads one message there could guess it, and run code. It takes at least 16"
+            " random bytes, such as 32 hexadecimal digits; so does each part of `new,old`."
+            " `nbstreamq secret` prints a good one."
+        )

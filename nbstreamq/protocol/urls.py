@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..arguments import MAX_SECONDS, check_text, shown
-from .clients import hide_password
+from ..secret import Address
 
 __all__ = ["check_url"]
 
@@ -27,7 +27,7 @@ _SCHEMES = frozenset(
 ) | {"rediss", "unix"}
 
 
-def check_url(parameter: str, value: Any) -> str:
+def check_url(parameter: str, value: Any) -> Address:
     """Return the URL of a server; ValueError, without the password, if it is malformed.
 
     Parameters
@@ -35,13 +35,13 @@ def check_url(parameter: str, value: Any) -> str:
     parameter
         Where it was given, for the message: ``"url"``, ``"NBSTREAMQ_URL"``.
     """
-    url = check_text(parameter, value, f"a URL, such as {_EXAMPLE}")
+    url = Address(check_text(parameter, value, f"a URL, such as {_EXAMPLE}"))
     try:
-        problem = _problem(url)
+        problem = _problem(url.reveal())
     except ValueError:  # of urlsplit; its text may hold a part of the password
         problem = f"it is malformed; a server's URL looks like {_EXAMPLE}"
     if problem:
-        raise ValueError(f"{parameter} is {hide_password(url)[:200]!r}: {problem}.")
+        raise ValueError(f"{parameter} is {str(url)[:200]!r}: {problem}.")
     return url
 
 

@@ -20,6 +20,8 @@ from typing import Any
 from ..protocol.clients import open_client
 from ..protocol.signing import Signer
 from ..protocol.store import Store
+from ..secret import Address, Secret
+from ..settings import Settings, conceal, environment_without_secrets, hand_over
 from .ended import ENDED_BYTES, Ended
 from .output import FILE_LIMIT_BYTES, Output
 from .slots import SLOT_BYTES, Level, Slot
@@ -167,7 +169,7 @@ def ended_file() -> int:
     return shared_file(ENDED_BYTES)
 
 
-def start(method: str, url: str, secret: str, **details: Any) -> Child:
+def start(method: str, url: Address, secret: Secret, **details: Any) -> Child:
     """Start a worker process.
 
     Parameters
@@ -189,7 +191,7 @@ def start(method: str, url: str, secret: str, **details: Any) -> Child:
     return Child(spec=spec, pid=pid, slot=Slot(spec.slot))
 
 
-def _fork(spec: Spec, url: str, secret: str) -> int:
+def _fork(spec: Spec, url: Address, secret: Secret) -> int:
     # A signal between the fork and the worker's own handlers would run the supervisor's.
     gc.freeze()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {LEAVE, STOP, DUMP, LOOK, signal.SIGINT})
@@ -204,20 +206,23 @@ def _fork(spec: Spec, url: str, secret: str) -> int:
     return pid
 
 
-def _spawn(spec: Spec, url: str, secret: str) -> int:
-    env = os.environ | {"NBSTREAMQ_URL": url, "NBSTREAMQ_SECRET": secret}
+def _spawn(spec: Spec, url: Address, secret: Secret) -> int:
     files = (spec.slot, spec.stdout, spec.stderr, spec.crash, spec.ended)
     command = [sys.executable, "-m", "nbstreamq.worker", json.dumps(asdict(spec))]
-    process = subprocess.Popen(command, env=env, pass_fds=files, stdin=subprocess.DEVNULL)  # noqa: S603 - our own command
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        command, env=environment_without_secrets(), pass_fds=files, stdin=subprocess.PIPE
+    )
+    hand_over(process.stdin, url=url, secret=secret, store=Settings.from_environment().store)
     # The supervisor waits for its children itself; Popen must not.
     process.returncode = 0
     return process.pid
 
 
-def main(spec: Spec, url: str, secret: str) -> None:
+def main(spec: Spec, url: Address, secret: Secret) -> None:
     """Be a worker process until told to leave; never returns."""
     code = 1
     try:
+        conceal(url=url, secret=secret)
         _serve(spec, url, secret)
         code = 0
     except BaseException:  # noqa: BLE001 - the last place that can say why
@@ -225,7 +230,7 @@ def main(spec: Spec, url: str, secret: str) -> None:
     os._exit(code)
 
 
-def _serve(spec: Spec, url: str, secret: str) -> None:
+def _serve(spec: Spec, url: Address, secret: Secret) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor

@@ -23,6 +23,7 @@ from ..protocol.keys import LANES
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
+from ..secret import Address, Secret
 from ..settings import Settings, n_cores
 from .child import DUMP, STOP, Child, ended_file, start
 from .death import Death, cause_of, tail
@@ -67,8 +68,8 @@ class Supervisor:
         self,
         store: Store,
         *,
-        url: str,
-        secret: str,
+        url: Address | str,
+        secret: Secret | str,
         n_workers: int,
         lanes: Sequence[str] = LANES,
         method: str = "fork",
@@ -78,7 +79,7 @@ class Supervisor:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.n_workers = n_workers
         self._store = store
-        self._url, self._secret = url, secret
+        self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._method = tuple(lanes), method
         self.door, self._timing = door, timing or Timing()
         self._orders = Orders(store.clone(), self._timing)

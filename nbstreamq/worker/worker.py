@@ -26,6 +26,7 @@ from ..protocol.keys import deeper_lanes
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.signing import Signer
 from ..protocol.store import Store
+from ..secret import Address, Secret
 from .ended import Ended
 from .execution import Execution
 from .output import Output
@@ -98,8 +99,8 @@ class TaskWorker:
         *,
         worker: str,
         lanes: Sequence[str],
-        url: str,
-        secret: str,
+        url: Address | str,
+        secret: Secret | str,
     ) -> None:
         self.id = worker
         self.runner = Runner(slot, output)
@@ -126,9 +127,9 @@ class TaskWorker:
         fetch_by(values.value)
         set_host(
             Host(
-                url=url,
+                url=Address(url),
                 queue=store.keys.queue,
-                secret=secret,
+                secret=Secret(secret),
                 depth=lambda: self.execution.depth,
                 task=lambda: self.execution.task,
                 help_until=self.help_until,

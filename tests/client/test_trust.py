@@ -7,6 +7,8 @@ import redis
 
 from nbstreamq import SecretMissing, TaskQueue, cli
 
+SECRET = "0123456789abcdef" * 4
+
 
 @pytest.fixture
 def without_secret(monkeypatch, tmp_path):
@@ -70,7 +72,7 @@ def networked(start_server):
     return f"redis://0.0.0.0:{port}/0"
 
 
-@pytest.mark.parametrize("how", [{"insecure": True}, {"secret": "given"}])
+@pytest.mark.parametrize("how", [{"insecure": True}, {"secret": SECRET}])
 def test_a_queue_that_is_insecure_or_has_a_secret_works(without_secret, networked, queue_name, how):
     with TaskQueue(queue_name, networked, workers=1, **how) as queue:
         assert queue.submit(abs, -1).result(20) == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nbstreamq.secret import Address, Secret
 from nbstreamq.settings import Settings, n_cores
 
 
@@ -29,13 +30,13 @@ def test_without_variables_there_are_the_defaults(bare):
 @pytest.mark.parametrize(
     ("variable", "value", "field", "expected"),
     [
-        ("URL", "redis://h:1/2", "url", "redis://h:1/2"),
-        ("SECRET", "hush", "secret", "hush"),
+        ("URL", "redis://h:1/2", "url", Address("redis://h:1/2")),
+        ("SECRET", "hush", "secret", Secret("hush")),
         ("SERVER", "/opt/valkey-server", "server_binary", "/opt/valkey-server"),
         ("RUNTIME_DIR", "/run/x", "runtime_dir", Path("/run/x")),
         ("DATA_DIR", "/srv/x", "data_dir", Path("/srv/x")),
         ("MEMORY_DIR", "/run/y", "memory_dir", Path("/run/y")),
-        ("STORE", "s3://b/x", "store", "s3://b/x"),
+        ("STORE", "s3://b/x", "store", Address("s3://b/x")),
         ("SERVER_IDLE", "2.5", "server_idle", 2.5),
         ("START_METHOD", "spawn", "start_method", "spawn"),
         ("SILENCE", "20", "silence", 20.0),

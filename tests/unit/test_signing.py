@@ -1,5 +1,6 @@
 """Signatures, and the secret they are made with."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nbstreamq.errors import SignatureError
+from nbstreamq.errors import SecretTooWeak, SignatureError
 from nbstreamq.protocol.signing import SIGNATURE_BYTES, Signer, load_secret
+from nbstreamq.secret import Secret
 from nbstreamq.settings import Settings
 
 SIGNER = Signer("secret", "sims")
@@ -86,15 +88,15 @@ def test_the_secret_is_in_no_repr():
 
 
 def test_the_environment_s_secret_wins_over_the_file(settings):
-    settings = replace(settings, secret="from the environment")
-    assert load_secret(settings) == "from the environment"
+    settings = replace(settings, secret=Secret("from the environment"))
+    assert load_secret(settings) == Secret("from the environment")
     assert not settings.data_dir.exists()
 
 
 def test_a_new_key_file_is_private_and_is_used_again(settings):
     secret = load_secret(settings)
     file = settings.data_dir / "secret"
-    assert len(bytes.fromhex(secret)) == 32
+    assert len(bytes.fromhex(secret.reveal())) == 32
     assert file.stat().st_mode & 0o777 == 0o600
     assert settings.data_dir.stat().st_mode & 0o777 == 0o700
     assert load_secret(settings) == secret
@@ -117,7 +119,7 @@ def test_processes_that_race_get_the_same_secret(settings):
         "from nbstreamq.settings import Settings\n"
         "here = dataclasses.replace(Settings.from_environment(), secret=None,\n"
         "                           data_dir=pathlib.Path(sys.argv[1]))\n"
-        "print('ready', flush=True); sys.stdin.readline(); print(load_secret(here))\n"
+        "print('ready', flush=True); sys.stdin.readline(); print(load_secret(here).reveal())\n"
     )
     command = [sys.executable, "-c", program, str(settings.data_dir)]
     pipe = subprocess.PIPE
@@ -129,4 +131,36 @@ def test_processes_that_race_get_the_same_secret(settings):
         racer.stdin.write("\n")
         racer.stdin.flush()
     secrets = {racer.communicate()[0] for racer in racers}
-    assert secrets == {load_secret(settings) + "\n"}
+    assert secrets == {load_secret(settings).reveal() + "\n"}
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", ",", "x", "0" * 64, "0123456789abcdef", "ab,"])
+def test_a_key_file_that_can_be_guessed_is_refused(settings, text):
+    load_secret(settings)
+    (settings.data_dir / "secret").write_text(text)
+    with pytest.raises(SecretTooWeak, match="nbstreamq secret"):
+        load_secret(settings)
+
+
+def test_a_key_file_that_is_a_link_is_refused(settings, tmp_path):
+    load_secret(settings)
+    file = settings.data_dir / "secret"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="is a link"):
+        load_secret(settings)
+
+
+def test_a_key_file_that_is_a_pipe_is_refused_at_once(settings):
+    settings.data_dir.mkdir(mode=0o700)
+    os.mkfifo(settings.data_dir / "secret", 0o600)
+    with pytest.raises(PermissionError, match="not a file of this user"):
+        load_secret(settings)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_key_file_of_another_user_is_refused(settings):
+    load_secret(settings)
+    os.chown(settings.data_dir / "secret", 12345, 12345)
+    with pytest.raises(PermissionError, match="not a file of this user"):
+        load_secret(settings)

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import redis
 
-from nbstreamq.errors import SecretMissing
+from nbstreamq.errors import SecretMissing, SecretTooWeak
 from nbstreamq.protocol.clients import url_of
 from nbstreamq.protocol.trust import choose_secret, is_local, new_secret
+from nbstreamq.secret import Secret
 from nbstreamq.settings import Settings
 
 REMOTE = "redis://me:hush@db.example.org:6379/0"
@@ -83,14 +84,44 @@ def test_a_key_file_that_is_there_does_not_count(settings):
 
 @pytest.mark.parametrize("insecure", [True, False])
 def test_a_secret_that_is_given_signs(settings, insecure):
-    known = dataclasses.replace(settings, secret="from the environment")
-    assert choose_secret(known, REMOTE, insecure=insecure) == "from the environment"
-    assert choose_secret(known, REMOTE, secret="argument", insecure=insecure) == "argument"
+    one, other = Secret(new_secret()), Secret(new_secret())
+    known = dataclasses.replace(settings, secret=one)
+    assert choose_secret(known, REMOTE, insecure=insecure) == one
+    assert choose_secret(known, REMOTE, secret=other, insecure=insecure) == other
+
+
+@pytest.mark.parametrize("url", [None, "unix:///run/s", REMOTE])
+@pytest.mark.parametrize("secret", ["", " ", ",", " , "])
+def test_an_empty_secret_is_refused_wherever_the_server_is(settings, url, secret):
+    with pytest.raises(SecretTooWeak, match="nbstreamq secret"):
+        choose_secret(settings, url, secret=secret)
+
+
+@pytest.mark.parametrize("secret", ["x", "secret", "x" * 64, "ab" * 32, "0123456789abcdef"])
+def test_a_secret_that_can_be_guessed_is_refused_for_a_remote_server(settings, secret):
+    strong = new_secret()
+    for given in (secret, f"{strong},{secret}", f"{secret},{strong}"):
+        with pytest.raises(SecretTooWeak, match="nbstreamq secret"):
+            choose_secret(settings, REMOTE, secret=given)
+        with pytest.raises(SecretTooWeak):
+            choose_secret(dataclasses.replace(settings, secret=Secret(given)), REMOTE)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "3f0a9c5be2714d68bb10c7f2a94e5d03",
+        "Zk3v_Qw8Lr-T1xYp0sNfBg",
+        "correct horse battery staple",
+    ],
+)
+def test_sixteen_random_bytes_will_do(settings, secret):
+    assert choose_secret(settings, REMOTE, secret=secret).reveal() == secret
 
 
 @pytest.mark.parametrize("url", [None, "unix:///run/s", "redis://127.0.0.1"])
 def test_a_local_server_needs_none(settings, url):
-    assert choose_secret(settings, url) == (settings.data_dir / "secret").read_text()
+    assert choose_secret(settings, url).reveal() == (settings.data_dir / "secret").read_text()
 
 
 def test_new_secrets_are_long_and_differ():
