@@ -49,8 +49,6 @@ def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArgu
         An argument can't be used; nothing was taken of the iterables.
     """
     check_callable("fn", fn)
-    if not iterables:
-        raise TypeError("map() needs at least one iterable")
     for number, one in enumerate(iterables, 1):
         check_iterable(f"iterable {number} of map()", one)
     chunksize = check_count_or_auto("chunksize", how.chunksize, least=1)

@@ -7,12 +7,12 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from itertools import chain
 from socket import gethostname
 from typing import Any, Generic, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 from ..arguments import check_callable, check_timeout
+from ..errors import NbstreamqError
 from ..protocol.states import State
 from .delay import survey
 from .frame import frame_of
@@ -22,21 +22,50 @@ from .ledger import Ledger
 from .rerun import rerun
 from .session import Session
 
-__all__ = ["Job"]
+__all__ = ["Futures", "Job"]
 
 T = TypeVar("T")
 
 
+class Futures(Generic[T]):
+    """The futures of a job's items: one for each item, made when somebody asks for it."""
+
+    def __init__(self, session: Session, ledger: Ledger) -> None:
+        self._session = session
+        self._ledger = ledger
+        self._n_reruns = ledger.n_reruns
+        self._lock = threading.Lock()
+        self._made: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
+
+    def __getitem__(self, index: int) -> TaskFuture[T]:
+        with self._lock:
+            if self._n_reruns != self._ledger.n_reruns:
+                # Those that failed stay so; their items have new futures.
+                self._n_reruns = self._ledger.n_reruns
+                kept = {i: f for i, f in self._made.items() if not _has_failed(f)}
+                self._made = WeakValueDictionary(kept)
+            future = self._made.get(index)
+            if future is None:
+                future = self._made[index] = TaskFuture(self._session, self._ledger, index)
+                self._ledger.attach(index, future)
+            return future
+
+
 class Job(Generic[T]):
-    """An ordered collection of calls.
+    """The calls of one map: an iterator over their results, and a collection of their futures.
 
     Iterating yields results in the order of the inputs, each as soon as it and those before it are
-    there; a call that failed raises its exception there. ``job[i]`` is the `TaskFuture` of item i.
+    there; a call that failed raises its exception there, and the next step goes on behind it. As
+    with `Executor.map`, each result is yielded once: a second loop goes on where the first one
+    stopped. `result` returns all of them, as often as it is called, and ``job[i]`` is the
+    `TaskFuture` of item i.
 
     Examples
     --------
     >>> job = q.map(pow, [1, 2, 3], [2, 2, 2])  # doctest: +SKIP
-    >>> list(job)  # doctest: +SKIP
+    >>> next(job), list(job)  # doctest: +SKIP
+    (1, [4, 9])
+    >>> job.result()  # doctest: +SKIP
     [1, 4, 9]
     """
 
@@ -47,16 +76,20 @@ class Job(Generic[T]):
         *,
         deadline: float | None = None,
         feed: Callable[[int], None] | None = None,
+        futures: Futures[T] | None = None,
     ) -> None:
         self._session = session
         self._ledger = ledger
         self._deadline = deadline
-        #: Submits more inputs, where they are taken as the results are; given the number taken.
+        #: Submits more inputs, where they are taken as the results are; given the number taken,
+        #: with the one that is about to be.
         self._feed = feed
+        self._futures = futures or Futures(session, ledger)
+        #: Results that were fetched together and not yielded yet; and the first item behind them.
+        self._ready: Iterator[T] = iter(())
         self._next = 0
-        self._n_reruns = ledger.n_reruns
+        self._closed = False
         self._lock = threading.Lock()
-        self._futures: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
 
     # -- results in order ----------------------------------------------------------------------
 
@@ -65,54 +98,87 @@ class Job(Generic[T]):
         return len(self._ledger)
 
     def __iter__(self) -> Iterator[T]:
-        if self._feed:
-            return self
-        return self._results()
+        return self
 
     def __next__(self) -> T:
         __tracebackhide__ = True
-        if self._feed:
-            self._feed(self._next)
-        if self._next >= len(self._ledger):
-            raise StopIteration
-        self._next += 1
-        result = self._result(self._next - 1)
-        if self._feed:
-            self._ledger.release(self._next - 1)
-        return result
+        for result in self._ready:
+            return result
+        while True:
+            index = self._next
+            if self._feed:
+                self._feed(index + 1)
+            if not self._is_reached(index):
+                self._wait(functools.partial(self._is_reached, index), index)
+            if self._is_behind_the_end(index):
+                raise StopIteration
+            with self._lock:
+                for result in self._ready:  # another thread has fetched some
+                    return result
+                if index == self._next:  # only now: an interrupted wait is repeated
+                    return self._take(index)
 
-    def _results(self) -> Iterator[T]:
-        return chain.from_iterable(self._parts())
+    def _is_reached(self, index: int) -> bool:
+        """Return whether the item is over, or there is none and none will come."""
+        ledger = self._ledger
+        if self._closed:
+            return True
+        return ledger.has_ended(index) if index < len(ledger) else not ledger.growing
 
-    def _parts(self) -> Iterator[list[T]]:
-        """Yield the results in order, as many at a time as are there."""
-        __tracebackhide__ = True
-        index = 0
-        while index < len(self._ledger):
-            ready = self._ledger.values_from(index) or [self._result(index)]
-            yield ready
-            index += len(ready)
+    def _is_known(self, index: int) -> bool:
+        return index < len(self._ledger) or not self._ledger.growing
 
-    def _result(self, index: int) -> T:
+    def _is_behind_the_end(self, index: int) -> bool:
+        return self._closed or index >= len(self._ledger)
+
+    def _take(self, index: int) -> T:
+        """Return the result of an item that is over, and fetch those behind it that are there."""
         __tracebackhide__ = True
         ledger = self._ledger
-        if not ledger.has_ended(index):
-            self._wait(lambda: ledger.has_ended(index), index)
-        if ledger.state(index) is State.DONE:
-            return cast("T", ledger.value(index))
-        return self[index].result(0)
+        if self._feed is None and (results := ledger.values_from(index)):
+            self._next += len(results)
+            self._ready = iter(results)
+            return next(self._ready)
+        self._next += 1
+        if ledger.state(index) is not State.DONE:
+            return self._futures[index].result(0)
+        return cast("T", ledger.release(index) if self._feed else ledger.value(index))
+
+    def close(self) -> None:
+        """End the iteration and cancel what is not over, as the iterator of `Executor.map` does.
+
+        A named job goes on: it belongs to the server, and others may read it.
+
+        Examples
+        --------
+        >>> with contextlib.closing(q.map(check, candidates)) as found:  # doctest: +SKIP
+        ...     first = next(x for x in found if x is not None)
+        """
+        with self._lock:
+            self._closed, self._ready = True, iter(())
+        if not self._ledger.title:
+            self.cancel()
 
     def _wait(self, is_reached: Callable[[], bool], index: int) -> None:
         __tracebackhide__ = True
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        if not self._session.wait_until(self._ledger, is_reached, left):
-            raise TimeoutError(
-                f"Item {index} of job {self.id} ({self._ledger.name}) has no result in time;"
-                f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
-            )
+        if not self._session.wait_until(self._ledger, is_reached, self._left):
+            raise self._too_late(index)
+
+    @property
+    def _left(self) -> float | None:
+        """Seconds until results are due."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _too_late(self, index: int) -> TimeoutError:
+        return TimeoutError(
+            f"Item {index} of job {self.id} ({self._ledger.name}) has no result in time;"
+            f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
+        )
 
     def result(self, timeout: float | None = None) -> list[T]:
         """Return all results in order; raises the first exception in that order, once all are over.
+
+        Those that the iteration has yielded are among them.
 
         Parameters
         ----------
@@ -123,20 +189,36 @@ class Job(Generic[T]):
         ------
         TimeoutError
             Not all calls are over yet; they go on.
+        NbstreamqError
+            The job has a `buffersize`: its results can only be iterated.
         """
         __tracebackhide__ = True
         self.wait(timeout)
-        return list(self._results())
+        if self._feed and self._next:
+            raise self._incomplete()
+        ledger, results = self._ledger, list[T]()
+        while (index := len(results)) < len(ledger):
+            # Where there is no result the call failed, and its future raises that.
+            results += ledger.values_from(index) or [self._futures[index].result(timeout)]
+        return results
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
         __tracebackhide__ = True
         timeout = check_timeout("timeout", timeout)
+        if self._feed and self._ledger.growing:
+            raise self._incomplete()
         if not self._session.wait_until(self._ledger, self._ledger.check_over, timeout):
             raise TimeoutError(
                 f"Job {self.id} ({self._ledger.name}) goes on: {self._ledger.n_over} of"
                 f" {len(self)} are over after {timeout:g} s."
             )
+
+    def _incomplete(self) -> NbstreamqError:
+        return NbstreamqError(
+            f"Job {self.id} ({self._ledger.name}) has a buffersize: it takes its inputs as its"
+            " results are taken, and does not keep those. Iterate it: `for result in job`."
+        )
 
     # -- one by one ----------------------------------------------------------------------------
 
@@ -145,23 +227,12 @@ class Job(Generic[T]):
     @overload
     def __getitem__(self, index: slice) -> list[TaskFuture[T]]: ...
     def __getitem__(self, index: int | slice) -> TaskFuture[T] | list[TaskFuture[T]]:
-        places = range(len(self))[index]
-        if isinstance(places, range):
-            return [self._future(i) for i in places]
-        return self._future(places)
-
-    def _future(self, index: int) -> TaskFuture[T]:
-        with self._lock:
-            if self._n_reruns != self._ledger.n_reruns:
-                # Those that failed stay so; their items have new futures.
-                self._n_reruns = self._ledger.n_reruns
-                kept = {i: f for i, f in self._futures.items() if not _has_failed(f)}
-                self._futures = WeakValueDictionary(kept)
-            future = self._futures.get(index)
-            if future is None:
-                future = self._futures[index] = TaskFuture(self._session, self._ledger, index)
-                self._ledger.attach(index, future)
-            return future
+        found = range(len(self))[index]
+        places = found if isinstance(found, range) else [found]
+        if self._feed and any(i < self._next for i in places):
+            raise self._incomplete()
+        futures = [self._futures[i] for i in places]
+        return futures if isinstance(found, range) else futures[0]
 
     def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[T]]:
         """Yield the futures in the order in which they end.
@@ -172,6 +243,8 @@ class Job(Generic[T]):
             The next one has not ended within `timeout` seconds from this call.
         """
         timeout = check_timeout("timeout", timeout)
+        if self._feed:
+            raise self._incomplete()
         return self._in_turn(None if timeout is None else time.monotonic() + timeout)
 
     def _in_turn(self, deadline: float | None) -> Iterator[TaskFuture[T]]:
@@ -191,16 +264,47 @@ class Job(Generic[T]):
                 for index in span:
                     if index not in seen and ledger.has_ended(index):
                         seen.add(index)
-                        yield self._future(index)
+                        yield self._futures[index]
 
     # -- asyncio -------------------------------------------------------------------------------
 
     def __await__(self) -> Generator[Any, None, list[T]]:
         return asyncio.to_thread(self.result).__await__()
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        for index in range(len(self)):
-            yield await self._future(index)
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Iterate as ``for`` does, in an event loop: either yields what is left."""
+        return self
+
+    async def __anext__(self) -> T:
+        for result in self._ready:
+            return result
+        while True:
+            index = self._next
+            if self._feed:  # the inputs may take long, and so may a full sender
+                await asyncio.to_thread(self._feed, index + 1)
+            if not self._is_reached(index):
+                await self._reach(index)
+            if self._is_behind_the_end(index):
+                raise StopAsyncIteration
+            with self._lock:
+                for result in self._ready:
+                    return result
+                if index == self._next:
+                    return self._take(index)
+
+    async def _reach(self, index: int) -> None:
+        if index >= len(self):  # somebody else is still submitting this job
+            await asyncio.to_thread(self._wait, lambda: self._is_known(index), index)
+            return
+        over = asyncio.wrap_future(self._futures[index])
+        over.add_done_callback(_look_at)
+        try:
+            await asyncio.wait([over], timeout=self._left)
+        except asyncio.CancelledError:
+            over.cancel()  # as it would be if the future itself was awaited
+            raise
+        if not over.done():
+            raise self._too_late(index)
 
     # -- the job as a whole --------------------------------------------------------------------
 
@@ -280,6 +384,10 @@ class Job(Generic[T]):
         NbstreamqError
             The arguments of a call are not kept any more.
 
+        Notes
+        -----
+        The iteration does not go back to items that it has passed: `result` returns all.
+
         Examples
         --------
         >>> job.retry_failed(mended).result()  # doctest: +SKIP
@@ -306,6 +414,8 @@ class Job(Generic[T]):
         """Cancel all calls that are not over; return whether there were any."""
         if self.done():
             return False
+        if self._feed:
+            self._session.stop_growing(self._ledger)
         self._session.cancel(self._ledger, range(len(self)))
         return True
 
@@ -317,6 +427,12 @@ class Job(Generic[T]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)
         return f"<Job {self.id} {self._ledger.name}: {counts or 'empty'}>"
+
+
+def _look_at(over: asyncio.Future[Any]) -> None:
+    """Look at an error that is raised elsewhere: asyncio would log that nobody did."""
+    if not over.cancelled():
+        over.exception()
 
 
 def _has_failed(future: TaskFuture[Any]) -> bool:

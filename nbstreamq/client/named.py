@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
@@ -16,7 +16,7 @@ from ..protocol.states import State
 from ..protocol.store import Store
 from .changes import check_function, check_inputs
 from .chunks import Pace, chunks
-from .job import Job
+from .job import Futures, Job
 from .keeping import forget
 from .named_ledger import NamedLedger
 from .payload import Payload
@@ -24,7 +24,7 @@ from .replay import stored_function
 from .rerun import catch_up, rerun
 from .sender import Order
 from .session import Session
-from .submission import task_of
+from .submission import call_of, task_of
 
 __all__ = ["Definition", "attach", "map_named"]
 
@@ -58,21 +58,22 @@ def map_named(
         The job has another function, or other inputs.
     """
     name, lane, options, deadline = definition
+    call, items = call_of(iterables)
     about = {
         "function": function.name,
         "fn": function.digest,
         "identities": [identities(fn)],
-        "call": "starmap" if len(iterables) > 1 else "map",
+        "call": call,
         "lane": lane,
         "opts": options.encode().decode(),
     }
     record = session.ask(lambda store: store.find_job(name))
     if record is None or anew:
         record = _open(session, name, about, record)
-    source = zip(*iterables, strict=False) if len(iterables) > 1 else iter(iterables[0])
+    source = iter(items)
     check_function(record, about)
     check_inputs(session, record, source)
-    ledger = _ledger_of(session, record, fn, deadline)
+    ledger = _ledger_of(session, record, fn)
     ledger.lane = lane
     # First: what fails from now on has had its turn.
     if record.n_items:
@@ -81,7 +82,7 @@ def map_named(
         _append(session, ledger, function, pickled, options)
     if record.total is None:
         _close(session, ledger)
-    return cast("Job[T]", ledger.view)
+    return Job(session, ledger, deadline=deadline, futures=ledger.futures)
 
 
 def attach(session: Session, name: str) -> Job[Any]:
@@ -101,7 +102,7 @@ def attach(session: Session, name: str) -> Job[Any]:
     ledger = _ledger_of(session, record, fn)
     if not ledger.is_over:
         session.start_workers()
-    return cast("Job[Any]", ledger.view)
+    return Job(session, ledger, futures=ledger.futures)
 
 
 def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | None) -> JobRecord:
@@ -117,9 +118,7 @@ def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | N
     return found
 
 
-def _ledger_of(
-    session: Session, record: JobRecord, fn: Callable[..., Any], deadline: float | None = None
-) -> NamedLedger:
+def _ledger_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> NamedLedger:
     """Return the ledger that this client has already, or one that knows all that was."""
     known = session.ledger(record.id)
     if isinstance(known, NamedLedger) and not known.is_over:
@@ -133,7 +132,7 @@ def _ledger_of(
 
     ledger = NamedLedger(record, fn, lambda first: _fetch(session, record.id, first), exists)
     ledger.position = catch_up(session, ledger)
-    ledger.view = Job(session, ledger, deadline=deadline)
+    ledger.futures = Futures(session, ledger)
     if not ledger.is_over:
         session.register(ledger, ledger.position)
     return ledger

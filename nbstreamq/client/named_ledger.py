@@ -37,8 +37,8 @@ class NamedLedger(Ledger):
         The name that people gave the job.
     call
         How its items are called, as in `Task`.
-    view
-        The `Job` that shows this ledger.
+    futures
+        Those of its items, for all `Job` objects that show this ledger.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class NamedLedger(Ledger):
         self.title = record.name
         self.growing = True
         self.call: str = record.about["call"]
-        self.view: Any = None
+        self.futures: Any = None
         self._fetch = fetch
         self._exists = exists
         self._chunks: list[Chunk] = []

@@ -176,12 +176,16 @@ class TaskQueue(Executor):
     ) -> Job[T]:
         """Call `fn` on every item in the workers; results come in input order.
 
+        The job is an iterator that yields each result once, as with `Executor.map`; `Job.result`
+        returns all of them, however often. Each call returns a job of its own, which begins at the
+        first result, also where a named job is found again.
+
         Parameters
         ----------
         fn
             Called once for each item. An object that several calls return may be one here, too.
         *iterables
-            Zipped, as the built-in `map` does; the shortest ends it.
+            Zipped, as the built-in `map` does; the shortest ends it. None: the job is empty.
         timeout
             Seconds from this call to a result, when results are iterated; None waits for ever,
             what is negative not at all.
@@ -189,8 +193,9 @@ class TaskQueue(Executor):
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
         buffersize
-            Most items that are submitted and not yet taken by the iteration, which takes the inputs
-            along: they may be endless; results can be iterated once. None: no bound.
+            Most items that are submitted and whose results the iteration has not yielded yet. The
+            inputs are taken as the results are, so they may be endless; results that were yielded
+            are not kept, so iterate, and don't call `Job.result`. None: no bound.
         name
             Keeps the job on the server, whoever lives: the same call again, in another kernel or
             next week, finds it, and runs only what is missing, failed or was cancelled. At most 80
@@ -318,6 +323,8 @@ class TaskQueue(Executor):
 
     def attach(self, name: str) -> Job[Any]:
         """Return the named job, made by whichever kernel on whichever machine, as it is now.
+
+        Each call returns a job of its own, whose iteration begins at the first result.
 
         Examples
         --------

@@ -25,6 +25,7 @@ from .session import Session
 
 __all__ = [
     "Feed",
+    "call_of",
     "give_up",
     "open_call",
     "opening",
@@ -95,11 +96,12 @@ def pace_of(
     """Return how the items of a map are to be cut; the arguments are those of `TaskQueue.map`."""
     n_workers = session.workers.n_workers or ASSUMED_WORKERS
     if isinstance(chunksize, int):
-        return Pace.fixed(chunksize, n_workers)
+        return Pace.fixed(min(chunksize, buffersize or chunksize), n_workers)
     if buffersize is not None:
         return Pace.fixed(max(1, buffersize // (4 * n_workers)), n_workers)
     sizes = [len(i) for i in iterables if isinstance(i, Sized)]
-    return Pace(min(sizes) if len(sizes) == len(iterables) else None, n_workers)
+    is_known = len(sizes) == len(iterables)
+    return Pace(min(sizes, default=0) if is_known else None, n_workers)
 
 
 @contextmanager
@@ -124,6 +126,13 @@ def give_up(session: Session, ledger: Ledger, items: Iterable[int]) -> None:
     session.stop_growing(ledger)
 
 
+def call_of(iterables: tuple[Iterable[Any], ...]) -> tuple[str, Iterable[Any]]:
+    """Return how the items of a map are called, as in `Task`, and the items."""
+    if len(iterables) == 1:
+        return "map", iterables[0]
+    return "starmap", zip(*iterables, strict=False)
+
+
 def send_chunks(
     session: Session,
     ledger: Ledger,
@@ -132,9 +141,8 @@ def send_chunks(
     pace: Pace,
 ) -> Iterator[int]:
     """Submit chunk after chunk, as this is iterated; yield how many items each has."""
-    call, source, options = "map", iterables[0], ledger.options
-    if len(iterables) > 1:
-        call, source = "starmap", zip(*iterables, strict=False)
+    call, source = call_of(iterables)
+    options = ledger.options
     try:
         for piece in chunks(source, pace):
             session.check_open()
@@ -168,6 +176,8 @@ class Feed:
         self._sends = sends
         self._buffersize = buffersize
         self._exhausted = False
+        #: Several threads may take results. Reentrant: the inputs may do so, too.
+        self._lock = threading.RLock()
 
     def __call__(self, n_taken: int = 0) -> None:
         """Submit what there is room for, when `n_taken` results were taken.
@@ -177,10 +187,11 @@ class Feed:
         QueueClosed
             No result is left, and more inputs can't be submitted.
         """
-        if not self._exhausted and n_taken >= len(self._ledger):
-            self._session.check_open()
-        while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
-            self._exhausted = next(self._sends, None) is None
+        with self._lock:
+            if not self._exhausted and n_taken > len(self._ledger):
+                self._session.check_open()
+            while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
+                self._exhausted = next(self._sends, None) is None
 
 
 def submit_when_done(session: Session, call: Call, needed: list[TaskFuture[Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -54,6 +55,39 @@ def test_async_for_raises_at_the_item(shared_queue):
     with pytest.raises(ValueError, match="'x'"):
         asyncio.run(main())
     assert found == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"buffersize": 3}], ids=str)
+def test_async_for_goes_on_where_another_loop_stopped(shared_queue, options):
+    async def main():
+        job = shared_queue.map(abs, range(20), **options)
+        first, second = next(job), await anext(job)
+        return first, second, [result async for result in job], list(job)
+
+    assert asyncio.run(main()) == (0, 1, list(range(2, 20)), [])
+
+
+def test_async_for_over_endless_inputs(shared_queue):
+    async def main():
+        job = shared_queue.map(abs, itertools.count(), buffersize=3)
+        async for result in job:
+            if result == 20:
+                job.close()
+        return result
+
+    assert asyncio.run(main()) == 20
+
+
+def test_async_for_goes_on_where_it_timed_out(shared_queue, gate):
+    async def main():
+        job = shared_queue.map(gate.hold, [1, 2], timeout=0.05)
+        with pytest.raises(TimeoutError, match=job.id):
+            await anext(job)
+        gate.open()
+        job.wait(10)
+        return [result async for result in job]
+
+    assert asyncio.run(main()) == [1, 2]
 
 
 def test_gather(shared_queue):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import gc
 import itertools
 import logging
 import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 
 import pytest
 
-from nbstreamq import QueueClosed, TaskQueue
+from nbstreamq import NbstreamqError, QueueClosed, TaskQueue
 from nbstreamq.client import interrupts
 from tests.interrupts import Armed
 
@@ -126,7 +129,7 @@ class TestMap:
             next(job)
 
     def test_exception_comes_at_its_item(self, shared_queue):
-        results = iter(shared_queue.map(lambda x: 1 / x, [1, 2, 0, 4]))
+        results = shared_queue.map(lambda x: 1 / x, [1, 2, 0, 4])
         assert next(results) == 1
         assert next(results) == 0.5
         with pytest.raises(ZeroDivisionError):
@@ -194,9 +197,131 @@ class TestMap:
         assert [next(job) for _ in range(10)] == list(range(10))
         queue.shutdown()
 
-    def test_no_iterable(self, shared_queue):
-        with pytest.raises(TypeError, match="at least one iterable"):
-            shared_queue.map(abs)
+    @pytest.mark.parametrize("n_yielded", [0, 1, 5])
+    def test_buffersize_counts_as_in_the_standard_library(self, shared_queue, n_yielded):
+        inputs = itertools.count()
+        job = shared_queue.map(abs, inputs, buffersize=4)
+        for _ in range(n_yielded):
+            next(job)
+        assert next(inputs) == 4 + n_yielded
+        job.cancel()
+
+    def test_a_chunk_is_not_larger_than_the_buffer(self, shared_queue):
+        inputs = itertools.count()
+        job = shared_queue.map(abs, inputs, buffersize=4, chunksize=100)
+        assert next(inputs) == 4
+        job.cancel()
+
+    def test_cancelled_with_a_buffersize_it_takes_no_more_inputs(self, shared_queue):
+        inputs = itertools.count()
+        job = shared_queue.map(abs, inputs, buffersize=4)
+        next(job)
+        n_taken = len(job)
+        job.cancel()
+        job.wait(10)
+        for _ in range(n_taken):
+            with contextlib.suppress(CancelledError, StopIteration):
+                next(job)
+        assert next(inputs) == n_taken
+
+    def test_results_that_a_buffersize_does_not_keep_are_refused(self, shared_queue):
+        job = shared_queue.map(abs, range(10), buffersize=2)
+        for ask in (job.result, job.wait, lambda: next(job.as_completed())):
+            with pytest.raises(NbstreamqError, match="buffersize"):
+                ask()
+        assert job[0].result(10) == next(job) == 0
+        with pytest.raises(NbstreamqError, match="buffersize"):
+            job[0]
+        assert list(job) == list(range(1, 10))
+        with pytest.raises(NbstreamqError, match="buffersize"):
+            job.result()
+
+    @pytest.mark.parametrize("buffersize", [2.5, 2.0, "2", True])
+    def test_a_buffersize_that_is_no_integer(self, shared_queue, buffersize):
+        with pytest.raises(TypeError, match="buffersize must be an integer or None"):
+            shared_queue.map(abs, [1], buffersize=buffersize)
+
+    @pytest.mark.parametrize("buffersize", [0, -1])
+    def test_a_buffersize_that_is_too_small(self, shared_queue, buffersize):
+        with pytest.raises(ValueError, match="buffersize must be None or > 0"):
+            shared_queue.map(abs, [1], buffersize=buffersize)
+
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 2}, {"chunksize": 2}], ids=str)
+    def test_without_iterables_it_is_empty(self, shared_queue, options):
+        job = shared_queue.map(abs, **options)
+        assert job.done()
+        assert list(job) == []
+
+
+class TestIteration:
+    """A job is the iterator that `Executor.map` returns."""
+
+    def test_each_result_is_yielded_once(self, shared_queue):
+        job = shared_queue.map(abs, range(4))
+        assert iter(job) is job
+        assert (next(job), list(job), list(job)) == (0, [1, 2, 3], [])
+
+    def test_two_loops_share_it(self, shared_queue):
+        job = shared_queue.map(abs, range(6))
+        assert list(zip(job, job, strict=True)) == [(0, 1), (2, 3), (4, 5)]
+
+    def test_in_batches(self, shared_queue):
+        job, batches = shared_queue.map(abs, range(5)), []
+        while batch := list(itertools.islice(job, 2)):
+            batches.append(batch)
+        assert batches == [[0, 1], [2, 3], [4]]
+
+    def test_results_can_be_read_again_elsewhere(self, shared_queue):
+        job = shared_queue.map(abs, range(4))
+        assert list(job) == [0, 1, 2, 3]
+        assert job.result(10) == job.result(0) == [0, 1, 2, 3]
+        assert [f.result(0) for f in job[:]] == [0, 1, 2, 3]
+
+    def test_goes_on_behind_a_failure(self, shared_queue):
+        job = shared_queue.map(lambda x: 1 / x, [1, 2, 0, 4])
+        assert next(job) == 1
+        with pytest.raises(ZeroDivisionError):
+            list(job)
+        assert list(job) == [0.25]
+
+    def test_goes_on_where_it_timed_out(self, shared_queue, gate):
+        job = shared_queue.map(gate.hold, [1, 2], timeout=0.05)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                next(job)
+        gate.open()
+        job.wait(10)
+        assert list(job) == [1, 2]
+
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 3}], ids=str)
+    def test_by_several_threads(self, shared_queue, options):
+        job = shared_queue.map(abs, range(500), chunksize=3, **options)
+        with ThreadPoolExecutor(4) as pool:
+            parts = [f.result(20) for f in [pool.submit(list, job) for _ in range(4)]]
+        assert sorted(x for part in parts for x in part) == list(range(500))
+        assert all(part == sorted(part) for part in parts)
+
+    @pytest.mark.parametrize("options", [{}, {"buffersize": 4}], ids=str)
+    def test_closing_cancels_the_rest(self, queue, gate, options):
+        hold = gate.hold
+        with contextlib.closing(
+            queue.map(lambda x: hold(x) if x else x, range(10), chunksize=1, **options)
+        ) as job:
+            assert next(job) == 0
+        assert list(job) == []
+        assert job.done()
+        assert queue.submit(abs, -1).result(10) == 1
+
+    def test_no_job_is_kept_by_a_cycle(self, shared_queue):
+        job = shared_queue.map(abs, range(3))
+        list(job)
+        gone = weakref.ref(job)
+        gc.disable()
+        try:
+            del job
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 class TestJob:
@@ -208,10 +333,6 @@ class TestJob:
         assert job[4] is job[-1]
         with pytest.raises(IndexError):
             job[5]
-
-    def test_can_be_iterated_again(self, shared_queue):
-        job = shared_queue.map(str, range(3))
-        assert list(job) == list(job) == ["0", "1", "2"]
 
     def test_as_completed(self, queue, gate):
         hold = gate.hold

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue as queues
 import signal
 import subprocess
 import sys
@@ -86,9 +88,45 @@ class TestTheSameCallAgain:
     def test_while_it_runs_is_the_same_job(self, queue, gate):
         hold = gate.hold
         job = queue.map(hold, range(4), name="j")
-        assert queue.map(hold, range(4), name="j") is job
+        again, attached = queue.map(hold, range(4), name="j"), queue.attach("j")
+        assert job.id == again.id == attached.id
+        assert job[2] is again[2] is attached[2]
         gate.open()
-        assert job.result(20) == list(range(4))
+        # Each has an iteration of its own.
+        assert next(job) == 0
+        assert list(again) == list(attached) == list(range(4))
+        assert list(job) == [1, 2, 3]
+        assert job[2].result(0) == 2
+
+    def test_closing_one_iterator_leaves_the_job_to_the_others(self, queue, gate):
+        hold = gate.hold
+        other = queue.map(hold, range(4), name="j")
+        with contextlib.closing(queue.map(hold, range(4), name="j")) as job:
+            pass
+        assert list(job) == []
+        gate.open()
+        assert other.result(20) == list(range(4))
+
+    def test_iteration_waits_for_the_client_that_submits(self, make_queue, wait_until):
+        inputs, q, found = queues.Queue(), make_queue(), []
+
+        def submit():
+            q.map(abs, iter(inputs.get, None), name="j", chunksize=1)
+
+        inputs.put(-1)
+        threads = [threading.Thread(target=submit)]
+        threads[0].start()
+        reader = make_queue(workers=0)
+        wait_until(lambda: len(reader.jobs()) and len(reader.attach("j")), describe="an item")
+        job = reader.attach("j")
+        assert next(job) == 1
+        threads.append(threading.Thread(target=lambda: found.extend(job)))
+        threads[1].start()
+        for item in (-2, -3, None):
+            inputs.put(item)
+        for thread in threads:
+            thread.join(20)
+        assert found == [2, 3]
 
     def test_by_two_clients_at_once(self, make_queue, square, runs):
         queues = [make_queue(), make_queue()]

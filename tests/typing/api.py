@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, as_completed
 from typing import assert_type
@@ -57,6 +58,10 @@ def jobs(q: TaskQueue) -> None:
     assert_type(list(job), list[float])
     assert_type(next(job), float)
     assert_type(iter(job), Iterator[float])
+    iterator: Iterator[float] = job
+    with contextlib.closing(q.map(area)) as closed:
+        assert_type(closed, Job[float])
+    assert_type(list(iterator), list[float])
     assert_type(job.result(timeout=1), list[float])
     assert_type(job[0], TaskFuture[float])
     assert_type(job[1:], list[TaskFuture[float]])
