@@ -236,16 +236,6 @@ class TestMap:
         with pytest.raises(NbstreamqError, match="buffersize"):
             job.result()
 
-    @pytest.mark.parametrize("buffersize", [2.5, 2.0, "2", True])
-    def test_a_buffersize_that_is_no_integer(self, shared_queue, buffersize):
-        with pytest.raises(TypeError, match="buffersize must be an integer or None"):
-            shared_queue.map(abs, [1], buffersize=buffersize)
-
-    @pytest.mark.parametrize("buffersize", [0, -1])
-    def test_a_buffersize_that_is_too_small(self, shared_queue, buffersize):
-        with pytest.raises(ValueError, match="buffersize must be None or > 0"):
-            shared_queue.map(abs, [1], buffersize=buffersize)
-
     @pytest.mark.parametrize("options", [{}, {"buffersize": 2}, {"chunksize": 2}], ids=str)
     def test_without_iterables_it_is_empty(self, shared_queue, options):
         job = shared_queue.map(abs, **options)
