@@ -176,9 +176,7 @@ class TaskQueue(Executor):
     ) -> Job[T]:
         """Call `fn` on every item in the workers; results come in input order.
 
-        The job is an iterator that yields each result once, as with `Executor.map`; `Job.result`
-        returns all of them, however often. Each call returns a job of its own, which begins at the
-        first result, also where a named job is found again.
+        Each call returns an iterator of its own, which yields each result once; see `Job`.
 
         Parameters
         ----------
@@ -193,13 +191,11 @@ class TaskQueue(Executor):
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
         buffersize
-            Most items that are submitted and whose results the iteration has not yielded yet. The
-            inputs are taken as the results are, so they may be endless; results that were yielded
-            are not kept, so iterate, and don't call `Job.result`. None: no bound.
+            Most items whose results the iteration has not yielded yet. It takes the inputs along,
+            so they may be endless, and keeps no result. None: no bound.
         name
-            Keeps the job on the server, whoever lives: the same call again, in another kernel or
-            next week, finds it, and runs only what is missing, failed or was cancelled. At most 80
-            bytes of printable characters, without white space, dots, colons and braces.
+            Keeps the job on the server: the same call in another kernel finds it, and runs only what
+            is missing, failed or was cancelled. At most 80 bytes, no white space, dots, colons, braces.
         replace
             Forget a job that has the name already, and begin anew.
 
