@@ -313,6 +313,21 @@ class TaskQueue(Executor):
         Every worker calls it before any task that is submitted after this; of more than 1000 such
         calls, late ones make the last 1000. The job holds the
         results of the workers there are now; it is empty if there is none.
+
+        A global that `fn` sets is there for later calls on the same worker, as with a pool's
+        initializer, unless the notebook defines the same name: then calls see the notebook's.
+
+        Examples
+        --------
+        A database connection for each worker:
+
+        >>> def connect(path):
+        ...     global db
+        ...     db = sqlite3.connect(path)
+        >>> q.everywhere(connect, "cities.db")  # doctest: +SKIP
+        >>> def population(name):
+        ...     return db.execute("select n from cities where name = ?", (name,)).fetchone()
+        >>> q.map(population, names)  # doctest: +SKIP
         """
         check_callable("fn", fn)
         return everywhere(self._session, fn, args, kwargs, lane=self._lane())

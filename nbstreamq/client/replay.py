@@ -28,7 +28,7 @@ def stored_function(session: Session, digest: str, what: str) -> Callable[..., A
         data = session.ask(lambda store: store.get_function(digest))
         if data is None:
             raise FunctionMissing(f"The server no longer holds the function {what}.")
-        return load_function(data).fn(*args, **kwargs)
+        return load_function(data)(*args, **kwargs)
 
     return call
 

@@ -33,6 +33,8 @@ def run_cell(
     """
     import builtins
 
+    from nbstreamq.objects.surroundings import shared_names
+
     namespace = home.__globals__
     namespace.update(inputs)
     if hasattr(builtins, "__IPYTHON__"):  # a replay, in the notebook itself
@@ -56,6 +58,8 @@ def run_everywhere(*, body: FunctionType, inputs: dict[str, Any]) -> None:
     """Run a cell in the namespace that later cells see, too; print its last value."""
     import sys
 
+    from nbstreamq.objects.surroundings import shared_names
+
     namespace = shared_names()
     namespace.update(inputs)
     value = execute(body, namespace)
@@ -67,15 +71,6 @@ def execute(body: FunctionType, namespace: dict[str, Any]) -> Any:
     """Run a cell's code; return the value of its last expression."""
     exec(body.__code__, namespace)  # noqa: S102  # that is what a cell is for
     return namespace.pop(VALUE, None)
-
-
-def shared_names() -> dict[str, Any]:
-    """Return the namespace of this worker's ``%%everywhere`` cells."""
-    import sys
-    import types
-
-    # Called __main__, so that its functions and classes are sent by value.
-    return vars(sys.modules.setdefault("__nbstreamq_cells__", types.ModuleType("__main__")))
 
 
 def wanted_value(namespace: dict[str, Any], name: str) -> Any:

@@ -29,12 +29,15 @@ class CodeNames:
         Global names that it reads, in order of appearance.
     imports
         Modules that it imports, and by how many dots: (0, "os.path"), (2, "sibling"), (1, "").
+    sets
+        Global names that it assigns to, or deletes.
     rebinds
         Whether it assigns to globals or to variables of an enclosing function.
     """
 
     globals: tuple[str, ...]
     imports: tuple[tuple[int, str], ...]
+    sets: frozenset[str]
     rebinds: bool
 
 
@@ -43,6 +46,7 @@ def names_of(code: CodeType) -> CodeNames:
     """Return the names in `code`; kept, for disassembling is slow."""
     reads: dict[str, None] = {}
     imports: dict[tuple[int, str], None] = {}
+    sets: set[str] = set()
     rebinds = False
     # What was loaded before: an import takes its level and the names to import.
     loaded: tuple[Any, Any] = (0, None)
@@ -54,12 +58,12 @@ def names_of(code: CodeType) -> CodeNames:
             imports[loaded[0], name] = None
         elif op.opname in _REBINDS:
             reads[name] = None
-            rebinds = True
+            sets.add(name)
         elif op.opname in _REBINDS_CELL and name in code.co_freevars:
             rebinds = True
         if op.opname != "EXTENDED_ARG":
             loaded = loaded[1], name
-    return CodeNames(tuple(reads), tuple(imports), rebinds)
+    return CodeNames(tuple(reads), tuple(imports), frozenset(sets), rebinds or bool(sets))
 
 
 def _instructions(code: CodeType) -> Iterator[dis.Instruction]:

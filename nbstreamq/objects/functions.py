@@ -10,6 +10,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -18,6 +19,7 @@ from weakref import WeakKeyDictionary
 from ..errors import NotPicklable, PythonMismatch
 from .blobs import Blobs, Handle, Parcel, handles_of
 from .captures import Snapshot, take
+from .surroundings import Surroundings, arriving
 
 __all__ = ["FunctionPickle", "FunctionPickler", "LoadedFunction", "load_function", "name_of"]
 
@@ -28,6 +30,9 @@ _DIGEST_BYTES = 16
 _MOST_KNOWN = 1000
 #: Hashed by identity, and weakly referable.
 _CACHEABLE = frozenset({FunctionType, BuiltinFunctionType, functools.partial, type})
+
+#: Names of cells whose lines came with a function.
+_received_sources: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,19 @@ class LoadedFunction:
         has to be loaded anew for each job.
     handles
         Where its large parts lie.
+    surroundings
+        The context to call it in; None: it needs none.
     """
 
     fn: Callable[..., Any]
     pure: bool
     handles: tuple[Handle, ...]
+    surroundings: Surroundings | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function in its surroundings."""
+        with self.surroundings or nullcontext():
+            return self.fn(*args, **kwargs)
 
 
 class FunctionPickler:
@@ -178,10 +191,14 @@ def load_function(data: bytes) -> LoadedFunction:
             f" with Python {_PYTHON}."
         )
     for filename, source in sources.items():
-        lines = source.splitlines(keepends=True)
         # Another kernel's cell, or an older one, may have come under the same name.
-        linecache.cache[filename] = (len(source), None, lines, filename)
-    return LoadedFunction(pickle.loads(body), pure, handles)
+        if filename in _received_sources or filename not in linecache.cache:
+            _received_sources.add(filename)
+            lines = source.splitlines(keepends=True)
+            linecache.cache[filename] = (len(source), None, lines, filename)
+    with arriving() as arrived:
+        fn = pickle.loads(body)
+    return LoadedFunction(fn, pure, handles, arrived.surroundings)
 
 
 def _sources(filenames: set[str]) -> dict[str, str]:

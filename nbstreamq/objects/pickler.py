@@ -5,9 +5,11 @@ Imported late, since cloudpickle is slow to import.
 
 from __future__ import annotations
 
+import builtins
 import copyreg
 import functools
-import importlib
+import importlib.machinery
+import importlib.util
 import io
 import pickle
 import sys
@@ -24,6 +26,7 @@ from .blobs import Blobs, Parcel
 from .code import names_of, needed_modules
 from .modules import is_local
 from .references import Ref
+from .surroundings import arriving_here
 
 __all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "pickled"]
 
@@ -155,13 +158,17 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
         self.filenames.add(func.__code__.co_filename)
         reduced = super()._dynamic_function_reduce(func)
-        slots = reduced[2][1]
+        make, args, state, *_ = reduced
+        slots = state[1]
+        names, defined = names_of(func.__code__), func.__globals__
         # cloudpickle overlooks the globals that the body of a nested class reads.
-        for name in names_of(func.__code__).globals:
-            if name in func.__globals__:
-                slots["__globals__"][name] = func.__globals__[name]
+        slots["__globals__"] |= {name: defined[name] for name in names.globals if name in defined}
         slots["_cloudpickle_submodules"] += needed_modules(func)
-        return reduced
+        sets = names.sets - defined.keys()
+        reads = {n for n in names.globals if n not in defined and not hasattr(builtins, n)}
+        if not (reads or sets):
+            return reduced
+        return make, args, (state, sorted(reads | sets), sorted(sets)), None, None, share_globals
 
     def _reduce_class(self, cls: type) -> Any:
         reduced = super().reducer_override(cls)
@@ -320,13 +327,29 @@ def set_class_state(cls: type, homed: tuple[str, Any]) -> type:
     return cast("type", cp._class_setstate(cls, state))  # noqa: SLF001
 
 
+def share_globals(
+    function: types.FunctionType, state: tuple[Any, list[str], list[str]]
+) -> types.FunctionType:
+    """Fill a function that reads, and maybe sets, globals which its notebook does not define."""
+    own, reads, sets = state
+    cp._function_setstate(function, own)  # noqa: SLF001
+    if surroundings := arriving_here():
+        surroundings.share(function.__globals__, set(reads), set(sets))
+    return function
+
+
 def make_module(name: str, home: str) -> types.ModuleType:
-    """Return the module itself at its home; elsewhere a new one, which `import` finds, too."""
+    """Return the module itself at its home; elsewhere a new one.
+
+    An import finds it in the functions that it came with, and nowhere else: others may have come
+    with another one of this name.
+    """
     if home == _HOME and name in sys.modules:
         return sys.modules[name]
     module = types.ModuleType(name)
     _homes[module] = home
-    sys.modules[name] = module
+    if surroundings := arriving_here():
+        surroundings.add_module(module)
     return module
 
 
@@ -338,9 +361,24 @@ def set_module_state(
     if home == _HOME:
         return module
     vars(module).update(state)
+    _specify(module)
     if missing and "__getattr__" not in state:
         vars(module)["__getattr__"] = _explain_missing(module.__name__, missing)
     return module
+
+
+def _specify(module: types.ModuleType) -> None:
+    """Say where the files of a module that was received are: others look for data beside it."""
+    file, folders = vars(module).get("__file__"), vars(module).get("__path__")
+    spec: Any
+    if isinstance(file, str):
+        spec = importlib.util.spec_from_file_location(
+            module.__name__, file, submodule_search_locations=folders and list(folders)
+        )
+    else:  # a namespace package
+        spec = importlib.machinery.ModuleSpec(module.__name__, None, is_package=True)
+        spec.submodule_search_locations = list(folders or ())
+    module.__spec__, module.__loader__ = spec, spec and spec.loader
 
 
 def _explain_missing(module: str, missing: dict[str, str]) -> Callable[[str], Any]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ..errors import SecretMismatch
@@ -14,6 +15,7 @@ from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
 from ..objects.references import Dependent, resolving
 from ..objects.remote_errors import dump_error, summary
+from ..objects.surroundings import arriving
 from ..protocol.keys import NESTED
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 STRAYS = 0.001
 #: Most different errors of a slice that its dead letter names.
 N_REASONS = 3
+_NOTHING = nullcontext()
 
 
 class Execution:
@@ -198,9 +201,12 @@ class Execution:
     def _run(self, delivery: Delivery, todo: Span) -> Run:
         task = delivery.task
         try:
-            fn = self._values.function(task)
-            args = self._load_args(task)
-            return self._runner.run(task, fn, args, todo)
+            function = self._values.function(task)
+            with arriving() as arrived:
+                args = self._load_args(task)
+            # What is around the function, and then what functions among its arguments need.
+            with function.surroundings or _NOTHING, arrived.surroundings or _NOTHING:
+                return self._runner.run(task, function.fn, args, todo)
         except BaseException as error:  # unpickling runs foreign code: the task fails, we go on
             if isinstance(error, Stopped) and self._runner.waits(error):
                 raise

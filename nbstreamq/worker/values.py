@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import FunctionMissing, SecretMismatch, ServerUnreachable, SignatureError
 from ..objects.blobs import Blobs, Handle, Place, refused, register
-from ..objects.functions import load_function
+from ..objects.functions import LoadedFunction, load_function
 from ..objects.payloads import load
 from ..objects.places import Ask, Everywhere, ServerPlace, UrlPlace
 from ..objects.segments import Segments, is_file
@@ -108,7 +108,7 @@ class Values:
     def __init__(self, store: Store, signer: Signer, worker: str) -> None:
         self._store = store
         self._settings = Settings.from_environment()
-        self._functions: _Cache[tuple[str, str], Callable[..., Any]] = _Cache()
+        self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache()
         self._values: _Cache[tuple[str, str], Any] = _Cache()
         self._on_server = _KeptOnServer(self._ask)
         self._signer = signer
@@ -136,7 +136,7 @@ class Values:
         url = self._settings.store
         return UrlPlace(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
 
-    def function(self, task: Task) -> Callable[..., Any]:
+    def function(self, task: Task) -> LoadedFunction:
         """Return the function of `task`.
 
         One that captures something mutable is unpickled anew for each job: what a task does to it
@@ -167,7 +167,7 @@ class Values:
             )
         loaded = load_function(data)
         key = (task.fn, "" if loaded.pure else task.job)
-        return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded.fn, loaded.handles)
+        return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.handles)
 
     def has_other_secret(self) -> bool:
         """Return whether the queue has got a secret that this worker does not know."""

@@ -13,9 +13,10 @@ import pytest
 
 import nbstreamq
 from nbstreamq import TaskQueue
+from tests.objects.conftest import beside
 from tests.real_workers import shared_queue
 
-__all__ = ["gate", "make_queue", "queue", "run_script", "shared_queue"]
+__all__ = ["beside", "gate", "make_queue", "queue", "run_script", "shared_queue"]
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 #: Seconds after which a script hangs.

@@ -118,3 +118,96 @@ def two_workers_told(make_queue, wait_until, monkeypatch):
     queue.run(2)
     wait_until(lambda: len(queue.workers()) == 2, describe="two workers")
     return queue, told
+
+
+INIT = """
+import os, uuid
+
+def connect():
+    return os.getpid(), uuid.uuid4().hex
+
+def init(text="first"):
+    global conn, mode
+    conn, mode = connect(), text
+
+def use(_=None):
+    return conn
+
+def lazy(_=None):
+    global cached
+    try:
+        return cached
+    except NameError:
+        cached = connect()
+        return cached
+
+def outer():
+    before = lazy()
+    return before, queue.submit(lazy).result(10), lazy()
+
+def forget():
+    global conn
+    del conn
+"""
+
+
+class TestSharedNames:
+    """What a set-up, or any call, assigns to a global that the notebook does not define."""
+
+    @pytest.fixture
+    def cell(self):
+        """Names of a notebook, in which a cell was run."""
+        names = {"__name__": "__main__"}
+        exec(INIT, names)
+        return names
+
+    def test_calls_see_what_a_set_up_has_made_for_their_worker(self, two_workers, cell):
+        pids = {w.pid for w in two_workers.workers()}
+        two_workers.everywhere(cell["init"]).result(10)
+        found = set(two_workers.map(cell["use"], range(50), chunksize=1))
+        found |= {two_workers.submit(cell["use"]).result(10) for _ in range(10)}
+        found |= {two_workers.submit(lambda f: f(), cell["use"]).result(10) for _ in range(10)}
+        assert {pid for pid, _ in found} <= pids
+        assert len(found) <= 2
+
+    def test_a_function_that_has_run_before_sees_a_later_set_up(self, two_workers, cell):
+        read = eval("lambda _: mode", cell)
+        for text in ("one", "two"):
+            two_workers.everywhere(cell["init"], text).result(10)
+            assert two_workers.map(read, range(20), chunksize=1).result(10) == [text] * 20
+
+    def test_names_of_the_notebook_come_first(self, two_workers, cell):
+        two_workers.everywhere(cell["init"]).result(10)
+        read = eval("lambda: mode", cell)
+        cell["mode"] = "mine"
+        assert two_workers.submit(read).result(10) == "mine"
+        del cell["mode"]
+        assert two_workers.submit(read).result(10) == "first"
+
+    def test_a_lazy_global_is_made_once_for_each_worker(self, two_workers, cell):
+        calls = [two_workers.submit(cell["lazy"]) for _ in range(60)]
+        found = {f.result(10) for f in calls} | set(two_workers.map(cell["lazy"], range(60)))
+        assert len(found) == len({pid for pid, _ in found}) <= 2
+
+    def test_a_name_can_be_deleted_again(self, two_workers, cell):
+        two_workers.everywhere(cell["init"]).result(10)
+        two_workers.everywhere(cell["forget"]).result(10)
+        with pytest.raises(NameError, match="conn"):
+            two_workers.submit(cell["use"]).result(10)
+
+    def test_a_call_that_is_run_by_a_waiting_one_shares_names(self, make_queue, cell):
+        queue = make_queue(workers=1)
+        cell["queue"] = queue
+        assert len(set(queue.submit(cell["outer"]).result(10))) == 1
+
+    def test_a_module_beside_the_script_has_names_of_its_own(self, make_queue, cell, beside):
+        queue = make_queue(workers=1)
+        beside("connecting.py", INIT)
+        import connecting
+
+        queue.everywhere(cell["init"], "notebook").result(10)
+        queue.everywhere(connecting.init, "module").result(10)
+        exec("def mode_of(): return mode", vars(connecting))
+        read = eval("lambda: mode", cell)
+        assert queue.submit(connecting.mode_of).result(10) == "module"
+        assert queue.submit(read).result(10) == "notebook"

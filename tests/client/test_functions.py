@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.resources
 import math
 import operator
 import sqlite3
@@ -184,6 +185,88 @@ class TestNeverStale:
         argument.append(2)
         gate.open()
         assert future.result(10) == [1]
+
+
+class TestImportsInside:
+    """An import in a function gets what was sent with it."""
+
+    def notebook(self):
+        cells = {"__name__": "__main__"}
+        exec(
+            "def version(_=None):\n    import tools\n    from tools import read\n"
+            "    return tools.VERSION, read(), tools.read()",
+            cells,
+        )
+        return cells["version"]
+
+    def test_after_an_edit_while_an_older_job_runs(self, make_queue, beside, gate):
+        queue = make_queue(workers=1)
+        version, hold = self.notebook(), gate.hold
+        beside("tools.py", "VERSION = 1\ndef read(): return VERSION")
+        import tools
+
+        def wait_and_read(item):
+            return hold(), version()
+
+        older = queue.map(wait_and_read, range(3), chunksize=1)
+        beside("tools.py", "VERSION = 2\ndef read(): return VERSION")
+        importlib.reload(tools)
+        newer = queue.options(lane="high").map(version, range(3), chunksize=1)
+        gate.open()
+        assert newer.result(10) == [(2, 2, 2)] * 3
+        assert older.result(10) == [(None, (1, 1, 1))] * 3
+
+    def test_of_two_folders_that_have_the_same_names(self, run_script, make_queue, tmp_path):
+        queue = make_queue(workers=1)
+        queue.submit(abs, 1).result(10)
+        for folder in ("one", "two", "one"):
+            package = tmp_path / folder / "tools"
+            package.mkdir(parents=True, exist_ok=True)
+            (package / "__init__.py").write_text("from .parts import part\n")
+            (package / "parts.py").write_text(f"def part(): return {folder!r}\n")
+            (package / "later.py").write_text("from .parts import part\n")
+            source = """
+import sys
+sys.path.insert(0, sys.argv[3])
+import tools
+from nbstreamq import TaskQueue
+
+def f():
+    import importlib, tools, tools.parts
+    import tools.later  # only the worker imports this one
+    return tools.part(), tools.parts.part(), tools.later.part()
+
+with TaskQueue(sys.argv[1], sys.argv[2], workers=0) as q:
+    print(q.submit(f).result(20))
+"""
+            printed = run_script(source, queue.name, queue._url, str(tmp_path / folder))
+            assert printed == f"{(folder,) * 3}\n"
+
+    def test_packages_find_their_files(self, make_queue, beside):
+        queue = make_queue(workers=1)
+        beside("kit/__init__.py", "")
+        beside("kit/data.txt", "found")
+        import kit
+
+        def read():
+            import importlib.resources
+            import importlib.util
+            import pkgutil
+
+            import kit
+
+            return (
+                importlib.resources.files(kit).joinpath("data.txt").read_text(),
+                importlib.resources.files("kit").joinpath("data.txt").read_text(),
+                pkgutil.get_data("kit", "data.txt"),
+                importlib.util.find_spec("kit").name,
+                kit.__spec__.origin == kit.__file__,
+                [m.name for m in pkgutil.iter_modules(kit.__path__)],
+            )
+
+        expected = ("found", "found", b"found", "kit", True, [])
+        assert queue.submit(read).result(10) == expected
+        assert queue.submit(lambda: importlib.resources.files(kit)).result(10).is_dir()
 
 
 class TestUnpicklable:

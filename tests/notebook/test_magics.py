@@ -267,6 +267,18 @@ def test_every_worker_runs_the_cell(shell, run_task, capsys):
     assert run_task("warm + 1").value == 8
 
 
+def test_cells_and_functions_share_what_the_notebook_does_not_define(shell, run_task):
+    shell.run_cell("def init():\n    global conn\n    conn = 'open'")
+    shell.run_cell("def use(_=None): return conn, warm")
+    shell.user_ns["q"].everywhere(shell.user_ns["init"]).result(20)
+    shell.run_cell_magic("everywhere", "", "warm = 1")
+    assert run_task("conn, warm").value == ("open", 1)
+    assert run_task("use()").value == ("open", 1)
+    assert shell.user_ns["q"].submit(shell.user_ns["use"]).result(20) == ("open", 1)
+    job = shell.run_cell_magic("pmap", "x in range(20)", "conn, warm, use()")
+    assert set(job.result(20)) == {("open", 1, ("open", 1))}
+
+
 def test_what_late_joiners_print_comes_to_the_cell(empty_shell, new_queue, wait_until):
     shell, outputs = empty_shell, empty_shell.display_pub.outputs
     shell.user_ns["q"] = new_queue(workers=0)

@@ -52,7 +52,7 @@ def call_elsewhere(elsewhere: Callable[..., Any]) -> Callable[..., Any]:
         script = (
             "from nbstreamq.objects.functions import load_function\n"
             "function, args = data\n"
-            "answer(load_function(function).fn(*args))\n"
+            "answer(load_function(function)(*args))\n"
         )
         return elsewhere(script, (data, args))
 

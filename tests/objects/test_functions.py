@@ -535,7 +535,7 @@ def test_a_module_that_comes_home_is_the_module_here(beside, notebook, pickler, 
     returned = elsewhere(
         "from nbstreamq.objects.functions import load_function\n"
         "from nbstreamq.objects.payloads import dump\n"
-        "answer(dump(load_function(data).fn(), 'the result'))",
+        "answer(dump(load_function(data)(), 'the result'))",
         pickler.dump(notebook["f"]).data, raw=True,
     )  # fmt: skip
     here = sys.modules["helper"]
