@@ -77,12 +77,14 @@ def load_ipython_extension(ipython: Any) -> None:
 
 
 def _show_in_notebook() -> None:
-    """Where this is imported in a notebook, jobs are shown live, without further ado."""
+    """Show jobs live where this is imported in a notebook, and learn which notebook it is."""
     shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
         from .notebook.display import show_by_default
         from .notebook.idle import listen_when_idle
+        from .notebook.path import tell_notebook
 
+        tell_notebook(shell)
         show_by_default(shell)
         listen_when_idle(shell)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-import uuid
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from ..arguments import MAX_WORKERS, check_count_or_auto, check_flag, check_secret, check_store
+from ..current import host
 from ..errors import ServerUnreachable
+from ..home import here, own_queue
 from ..launch.local import LocalWorkers
 from ..launch.server import embedded_url, ensure_server
 from ..objects.blobs import Place
@@ -29,15 +31,16 @@ __all__ = ["Opened", "open_session"]
 
 
 class Opened(NamedTuple):
-    """A session, the address of its server, and whether that is the embedded one."""
+    """A session, its queue's name and server, and whether that is the embedded one."""
 
     session: Session
+    name: str
     url: Address
     embedded: bool
 
 
 def open_session(
-    name: str,
+    name: str | None,
     url: Address | None,
     client: Client | None,
     workers: int | Literal["auto"],
@@ -47,20 +50,21 @@ def open_session(
     store: Address | None,
 ) -> Opened:
     """Return a new session of a queue; the arguments are those of `TaskQueue`."""
-    if client is not None and url is not None:
-        raise ValueError("Give TaskQueue a url or a client, not both.")
     workers = check_count_or_auto("workers", workers, most=MAX_WORKERS)
     insecure = check_flag("insecure", insecure)
-    if client is not None:
-        check_client("client", client)
     if secret is not None:
         secret = check_secret("secret", secret)
     if store is not None:
         store = check_store("store", store)
     settings = Settings.from_environment()
     settings = replace(settings, store=store or settings.store)
-    address = _address(url, client, settings)
+    address, worker, home = _address(url, client, settings), host(), here()
+    if url is None and client is None and worker is not None:  # a task stays on its own server
+        address, secret = worker.url, secret or worker.secret
+        name = worker.queue if name is None else name
     embedded = address is None
+    if name is None:
+        name = own_queue() if embedded else "default"
     secret = choose_secret(settings, address, secret=secret, insecure=insecure)
     found = address or Address(ensure_server(settings))
     signer = Signer(secret, name)
@@ -73,10 +77,10 @@ def open_session(
         ensure_server(settings)  # it ended just after it was found
         queue.check_secret()
     default = n_cores() if embedded else None
-    session = uuid.uuid4().hex[:12]
+    session = home.calls + secrets.token_hex(4)
     opened = Session(
         queue,
-        LocalWorkers(found, name, secret, session, settings),
+        LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
         default if workers == "auto" else workers,
         revive=functools.partial(ensure_server, settings) if embedded else None,
         session=session,
@@ -84,12 +88,15 @@ def open_session(
     )
     if not embedded:
         warn_of_risks(opened)
-    return Opened(opened, found, embedded)
+    return Opened(opened, name, found, embedded)
 
 
 def _address(url: Address | None, client: Client | None, settings: Settings) -> Address | None:
     """Return the URL of the server; None: the embedded one."""
     if client is not None:
+        if url is not None:
+            raise ValueError("Give TaskQueue a url or a client, not both.")
+        check_client("client", client)
         return check_url("client", url_of(client))
     if url is not None:
         return check_url("url", url)

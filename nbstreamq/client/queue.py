@@ -62,8 +62,11 @@ class TaskQueue(Executor):
     Parameters
     ----------
     name
-        Queues of the same name on the same server are the same queue. At most 200 bytes of
-        printable characters, no white space and no braces, and no ``-`` at its start.
+        Queues of the same name on the same server are the same queue, also for other kernels. None:
+        inside a task, the queue that the task came from; with a url or a client, ``default``; with
+        the embedded server, a queue that belongs to this notebook, else this script, else the
+        working folder, and is the same again after a restart: ``analysis.ipynb-1f3a9c20``. At most
+        200 bytes of printable characters, no white space and no braces, and no ``-`` at its start.
     url
         ``redis://``, ``rediss://``, ``unix://``, ``valkey://``, ``redis+sentinel://`` or
         ``redis+cluster://`` address. None: ``$NBSTREAMQ_URL``, else a server that nbstreamq starts
@@ -72,7 +75,9 @@ class TaskQueue(Executor):
         A ready redis-py client, instead of `url`.
     workers
         Number of local workers that start at the first call, 0 to 10,000. ``"auto"``: as many as
-        there are cores with the embedded server, none with a url or a client.
+        there are cores with the embedded server, none with a url or a client. They have the working
+        folder that this process has now, and its interpreter, `sys.path` and environment as these
+        are when they start; what changes later, such as by `os.chdir`, does not reach them.
     secret
         Signs all messages; clients and workers need the same. Of several, ``new,old``, the first
         signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
@@ -98,7 +103,7 @@ class TaskQueue(Executor):
 
     def __init__(
         self,
-        name: str = "default",
+        name: str | None = None,
         url: str | Address | None = None,
         *,
         client: Client | None = None,
@@ -111,10 +116,11 @@ class TaskQueue(Executor):
         url = None if url is None else Address(url)
         secret = None if secret is None else Secret(secret)
         store = None if store is None else Address(store)
-        name = check_queue_name("name", name)
-        self.name, self._url = name, url or Address("")
+        if name is not None:
+            name = check_queue_name("name", name)
+        self.name, self._url = name or "", url or Address("")
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
-        self._session, self._url, self._embedded = opened
+        self._session, self.name, self._url, self._embedded = opened
         self._options = Options()
 
     # -- calls ---------------------------------------------------------------------------------
@@ -354,7 +360,7 @@ class TaskQueue(Executor):
     # -- workers -------------------------------------------------------------------------------
 
     def run(self, nworkers: int | None = None) -> None:
-        """See to it that there are `nworkers` local workers: more are started, or some stopped.
+        """Start or stop local workers of this kernel, until there are `nworkers`.
 
         Parameters
         ----------
@@ -401,7 +407,9 @@ class TaskQueue(Executor):
         return False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; local workers stop when the last queue that uses them is shut down.
+        """Take no more calls; this kernel's workers stop with the last queue that uses them.
+
+        Those of other kernels stay.
 
         Parameters
         ----------

@@ -1,11 +1,12 @@
-"""Workers on this machine: one supervisor for all kernels that use the same queue and Python.
+"""Workers on this machine: one supervisor for each kernel and queue, which starts it.
 
 ::
 
     LocalWorkers ──socket──> door of the supervisor ──fork──> workers
 
-The connection is the claim: while one is open the supervisor lives; when the last one ends,
-however it ends, it stops its workers and exits.
+Workers have the folder, interpreter, `sys.path` and environment of their kernel, as these are when
+the supervisor starts. Each session of the kernel has a connection: while one is open the supervisor
+lives; when the last one ends, however it ends, it stops its workers and exits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ServerError
+from ..home import Home
 from ..secret import Address, Secret
 from ..settings import Settings, environment_without_secrets, hand_over, make_private
+from .python import python_command
 
 __all__ = ["LocalWorkers"]
 
@@ -36,15 +38,19 @@ START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 #: Restarts of a supervisor that dies, within a minute: more means that it can't live here.
 MAX_RESTARTS = 5
+#: Seconds for which the log of a supervisor that is gone is kept.
+LOG_LIFETIME = 7 * 86_400.0
 
 
 class LocalWorkers:
-    """The local workers of a queue.
+    """The local workers of a queue that this kernel has started.
 
     Parameters
     ----------
     url, queue, secret
         For the workers' connections.
+    home
+        Of this kernel.
     session
         Id of the client: what it leaves undone is dropped when it is gone.
     settings
@@ -56,12 +62,15 @@ class LocalWorkers:
         url: Address | str,
         queue: str,
         secret: Secret | str,
+        *,
+        home: Home,
         session: str,
         settings: Settings,
     ) -> None:
         self._url = url = Address(url)
         self._queue = queue
         self._secret = secret = Secret(secret)
+        self._home = home
         self._session = session
         make_private(settings.runtime_dir)
         self._store = settings.store
@@ -71,8 +80,7 @@ class LocalWorkers:
                     url.reveal(),
                     queue,
                     secret.reveal(),
-                    sys.prefix,
-                    sys.version,
+                    home.calls,
                     self._store and self._store.reveal(),
                 ]
             ).encode()
@@ -162,15 +170,20 @@ class LocalWorkers:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other kernels from starting a supervisor."""
+        """Keep others from starting a supervisor."""
         with (self._stem.parent / "workers.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _tidy(self) -> None:
-        """Remove the logs of supervisors that had nothing to say, and are gone."""
+        """Remove what supervisors that are gone left: their sockets, and empty or old logs."""
+        for door in self._stem.parent.glob("workers-*.sock"):
+            if not _is_open(door):
+                door.unlink(missing_ok=True)
         for log in self._stem.parent.glob("workers-*.log"):
-            if not log.stat().st_size and not log.with_suffix(".sock").exists():
+            about = log.stat()
+            is_old = time.time() > about.st_mtime + LOG_LIFETIME
+            if (is_old or not about.st_size) and not log.with_suffix(".sock").exists():
                 log.unlink()
 
     def _connect(self) -> socket.socket | None:
@@ -184,12 +197,13 @@ class LocalWorkers:
         return connection
 
     def _spawn(self) -> None:
-        command = [sys.executable, "-m", "nbstreamq", "worker", "--queue", self._queue]
+        command = python_command("nbstreamq", "worker", "--queue", self._queue)
         command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 command,
                 env=environment_without_secrets(),
+                cwd=self._home.folder,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -238,6 +252,18 @@ class LocalWorkers:
                 return True
             except OSError:
                 return False
+
+
+def _is_open(door: Path) -> bool:
+    """Return whether a supervisor listens at `door`."""
+    with socket.socket(socket.AF_UNIX) as visitor:
+        try:
+            visitor.connect(os.fspath(door))
+        except ConnectionRefusedError:
+            return False
+        except OSError:  # it is busy
+            return True
+    return True
 
 
 def _converse(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 from .completion import complete_magics
 from .display import show_by_default
 from .magics import NbstreamqMagics
+from .path import tell_notebook
 
 __all__ = ["load"]
 
 
 def load(shell: Any) -> None:
     """Give an IPython shell our magics, and its displays of jobs, futures and queues."""
+    tell_notebook(shell)
     shell.register_magics(NbstreamqMagics)
     complete_magics(shell)
     show_by_default(shell)

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..launch.python import python_command
 from ..protocol.clients import open_client
 from ..protocol.signing import Signer
 from ..protocol.store import Store
@@ -208,7 +209,7 @@ def _fork(spec: Spec, url: Address, secret: Secret) -> int:
 
 def _spawn(spec: Spec, url: Address, secret: Secret) -> int:
     files = (spec.slot, spec.stdout, spec.stderr, spec.crash, spec.ended)
-    command = [sys.executable, "-m", "nbstreamq.worker", json.dumps(asdict(spec))]
+    command = python_command("nbstreamq.worker", json.dumps(asdict(spec)))
     process = subprocess.Popen(  # noqa: S603 - our own command
         command, env=environment_without_secrets(), pass_fds=files, stdin=subprocess.PIPE
     )

@@ -47,7 +47,6 @@ def server_of(queue: TaskQueue) -> psutil.Process:
 
 def test_comes_up_by_itself(embedded):
     with TaskQueue() as queue:
-        assert queue.name == "default"
         assert queue.submit(abs, -1).result(20) == 1
         assert list(queue.map(lambda x: x + 1, range(10))) == list(range(1, 11))
         assert queue.status().server.startswith("unix://")

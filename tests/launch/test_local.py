@@ -1,4 +1,4 @@
-"""The local workers' supervisor: started once, shared, started again when it dies, and stopped."""
+"""The supervisor of a kernel's local workers: started once, again when it dies, and stopped."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from nbstreamq.errors import ServerError
+from nbstreamq.home import here
 from nbstreamq.launch.local import LocalWorkers
 from nbstreamq.settings import Settings
 
@@ -23,11 +24,13 @@ def settings():
 
 @pytest.fixture
 def new_local(server_url, queue_name, settings):
-    """``new_local(session)``: local workers as one kernel has them; left after the test."""
+    """``new_local(session)``: local workers for a session of this kernel; left after the test."""
     made = []
 
     def make(session="s", url=server_url):
-        made.append(LocalWorkers(url, queue_name, "secret", session, settings))
+        made.append(
+            LocalWorkers(url, queue_name, "secret", home=here(), session=session, settings=settings)
+        )
         return made[-1]
 
     yield make
@@ -75,9 +78,9 @@ def test_scaling_is_idempotent_and_goes_both_ways(new_local, wait_for_workers):
     assert set(wait_for_workers(1)) <= set(three)
 
 
-def test_kernels_that_start_at_once_share_a_supervisor(new_local, wait_for_workers):
-    kernels = [new_local(f"s{i}") for i in range(5)]
-    threads = [threading.Thread(target=kernel.scale, args=(2,)) for kernel in kernels]
+def test_sessions_that_start_at_once_share_a_supervisor(new_local, wait_for_workers):
+    sessions = [new_local(f"s{i}") for i in range(5)]
+    threads = [threading.Thread(target=session.scale, args=(2,)) for session in sessions]
 
     for thread in threads:
         thread.start()
@@ -205,7 +208,9 @@ def test_a_request_that_makes_no_sense_harms_nobody(new_local, wait_for_workers,
 
 
 def test_no_command_line_shows_the_secret(server_url, queue_name, settings, wait_for_workers):
-    local = LocalWorkers(server_url, queue_name, "Sesame", "s", settings)
+    local = LocalWorkers(
+        server_url, queue_name, "Sesame", home=here(), session="s", settings=settings
+    )
     local.scale(1)
     try:
         (supervisor,) = psutil.Process().children()[-1:]
@@ -215,14 +220,18 @@ def test_no_command_line_shows_the_secret(server_url, queue_name, settings, wait
         local.close(wait=True)
 
 
-def test_two_processes_share_the_workers(new_local, wait_for_workers, server_url, queue_name):
+def test_another_process_starts_and_stops_only_workers_of_its_own(
+    new_local, wait_for_workers, server_url, queue_name
+):
     local = new_local()
     local.scale(2)
     ours = wait_for_workers(2)
     code = (
-        "import os, sys; from nbstreamq import TaskQueue\n"
-        "with TaskQueue(sys.argv[1], sys.argv[2], workers=2) as queue:\n"
-        "    print(*queue.map(lambda _: os.getppid(), range(5)))"
+        "import sys; from nbstreamq import TaskQueue\n"
+        "with TaskQueue(sys.argv[1], sys.argv[2], workers=1) as queue:\n"
+        "    queue.submit(int).result()\n"
+        "    print(len(queue.workers()))\n"
+        "    queue.run(0)"
     )
 
     done = subprocess.run(
@@ -234,14 +243,16 @@ def test_two_processes_share_the_workers(new_local, wait_for_workers, server_url
         cwd=Path(__file__).parents[2],
     )
 
-    assert {int(pid) for pid in done.stdout.split()} == set(ours.values())
+    assert done.stdout == "3\n"
     assert wait_for_workers(2) == ours
 
 
 def test_what_those_that_are_gone_had_nothing_to_write_in_is_removed(
     new_local, wait_for_workers, server_url, queue_name, settings
 ):
-    other = LocalWorkers(server_url, f"{queue_name}-other", "secret", "s", settings)
+    other = LocalWorkers(
+        server_url, f"{queue_name}-other", "secret", home=here(), session="s", settings=settings
+    )
     other.scale(1)
     other.close(wait=True)
     assert other.log.exists()

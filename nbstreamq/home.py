@@ -1,0 +1,107 @@
+"""Where this process belongs: its notebook, script or folder, and the workers for its calls."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["TAG_LENGTH", "Home", "here", "in_kernel", "own_queue"]
+
+#: Characters of the tags that tell homes apart.
+TAG_LENGTH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """The kernel, folder and interpreter whose local workers may run a call.
+
+    Attributes
+    ----------
+    folder
+        Working folder of the kernel when the queue was made.
+    python
+        Path of its interpreter.
+    calls
+        Tag of calls without a job name: only this process, in this folder, has it.
+    jobs
+        Tag of named jobs: every process in this folder with this interpreter has it.
+    """
+
+    folder: str
+    python: str
+    calls: str
+    jobs: str
+
+    @property
+    def tags(self) -> tuple[str, str]:
+        """What local workers of this home accept."""
+        return self.calls, self.jobs
+
+
+def here() -> Home:
+    """Return the home of what this process submits now."""
+    try:
+        folder = os.path.realpath(Path.cwd())
+    except FileNotFoundError:  # it was deleted, and workers need one
+        folder = os.path.realpath(Path.home())
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Home(
+        folder=folder,
+        python=sys.executable,
+        calls=_digest(f"{_process}\0{folder}"),
+        jobs=_digest(f"{sys.prefix}\0{version}\0{folder}"),
+    )
+
+
+def own_queue() -> str:
+    """Return the name of the queue that is this notebook's, script's or folder's own.
+
+    Readable, and the same after a restart: ``analysis.ipynb-1f3a9c20``.
+    """
+    path = _find_notebook() if _find_notebook else _script()
+    if not path:
+        path = here().folder
+    elif os.path.isabs(path):  # noqa: PTH117
+        path = os.path.realpath(path)
+    readable = re.sub(r"[^\w.-]+|^-", "_", Path(path).name)[:40]
+    return f"{readable or 'root'}-{_digest(path)}"
+
+
+def in_kernel(find_notebook: Callable[[], str]) -> None:
+    """Say that this process is a notebook's kernel.
+
+    Parameters
+    ----------
+    find_notebook
+        Returns the path of the notebook; empty if nobody has told it.
+    """
+    global _find_notebook  # noqa: PLW0603 - a process is one kernel, or none
+    _find_notebook = find_notebook
+
+
+def _script() -> str:
+    """Return the path of the script, or of the package, that this process runs; empty if none."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    return os.path.dirname(path) if os.path.basename(path) == "__main__.py" else path  # noqa: PTH119, PTH120
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(os.fsencode(text), digest_size=TAG_LENGTH // 2).hexdigest()
+
+
+def _renew() -> None:
+    """Make a forked process one of its own."""
+    global _process  # noqa: PLW0603 - it is about this process
+    _process = secrets.token_hex(8)
+
+
+_find_notebook: Callable[[], str] | None = None
+_process = ""
+_renew()
+os.register_at_fork(after_in_child=_renew)
