@@ -9,6 +9,7 @@ from .client.queue import TaskQueue
 from .errors import (
     DataLost,
     DeathCertificate,
+    FolderRefused,
     FunctionMissing,
     JobChanged,
     JobNotFound,
@@ -38,6 +39,7 @@ from .worker.context import track
 __all__ = [
     "DataLost",
     "DeathCertificate",
+    "FolderRefused",
     "FunctionMissing",
     "Job",
     "JobChanged",

@@ -11,6 +11,7 @@
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
     ├── NotPicklable                a function or argument can't travel; PicklingError; TypeError
+    ├── FolderRefused               a folder for large values is not private; PermissionError
     ├── NoRoom                      memory and disk are full; MemoryError
     ├── ValueMissing                a large value is gone from where it lay; LookupError
     ├── JobNotFound                 no named job of that name; LookupError
@@ -38,6 +39,7 @@ from pickle import PicklingError
 __all__ = [
     "DataLost",
     "DeathCertificate",
+    "FolderRefused",
     "FunctionMissing",
     "JobChanged",
     "JobNotFound",
@@ -99,6 +101,10 @@ class QueueClosed(NbstreamqError, RuntimeError):
 
 class NotPicklable(NbstreamqError, PicklingError, TypeError):
     """A function, argument or captured value can't be sent to a worker."""
+
+
+class FolderRefused(NbstreamqError, PermissionError):
+    """A folder for large values is open to other users, belongs to one of them, or is a link."""
 
 
 class NoRoom(NbstreamqError, MemoryError):

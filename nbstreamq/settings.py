@@ -112,7 +112,7 @@ class Settings:
         """
         env = os.environ.get
         runtime_dir = _given("NBSTREAMQ_RUNTIME_DIR", _folder) or _runtime_dir()
-        memory_dir = _given("NBSTREAMQ_MEMORY_DIR", _folder) or _memory_dir()
+        memory_dir = _given("NBSTREAMQ_MEMORY_DIR", _resolved) or _memory_dir()
         idle = _given("NBSTREAMQ_SERVER_IDLE", _seconds)
         return cls(
             url=_address("NBSTREAMQ_URL"),
@@ -139,6 +139,11 @@ def _folder(variable: str, text: str) -> Path:
     if not path.is_absolute():
         raise ValueError(f"{variable} is {shown(text)}: it must be an absolute path of a folder")
     return path
+
+
+def _resolved(variable: str, text: str) -> Path:
+    # A link that the user names is meant; no other is followed to a large value.
+    return _folder(variable, text).resolve()
 
 
 def _start_method(variable: str, text: str) -> str:

@@ -13,7 +13,7 @@ from ..current import host
 from ..errors import ServerUnreachable
 from ..home import here, own_queue
 from ..launch.local import LocalWorkers
-from ..launch.server import embedded_url, ensure_server
+from ..launch.server import ensure_server, is_embedded
 from ..objects.blobs import Place
 from ..objects.places import Tell, UrlPlace
 from ..objects.segments import SessionFolder
@@ -110,6 +110,6 @@ def _place(
     if settings.store is not None:
         store = settings.store
         return lambda soon: UrlPlace(store, session, signer, soon)
-    if url == Address(embedded_url(settings)):  # then all workers are on this machine
+    if is_embedded(url, settings):
         return lambda _: SessionFolder(session, settings)
     return None

@@ -21,11 +21,12 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import ServerError, ServerStartFailed
+from ..secret import Address
 from ..settings import Settings, make_private
 from . import CLOSING
 from .binary import find_binary
 
-__all__ = ["embedded_url", "ensure_server", "stop_server"]
+__all__ = ["embedded_url", "ensure_server", "is_embedded", "stop_server"]
 
 #: Seconds for a server to answer. Longer tolerates a slower disk; shorter reports failure sooner.
 START_TIMEOUT = 10.0
@@ -78,6 +79,11 @@ def ensure_server(settings: Settings) -> str:
 def embedded_url(settings: Settings) -> str:
     """Return the URL that the embedded server has, if it runs."""
     return f"unix://{quote(str(settings.runtime_dir.absolute() / _SOCKET))}"
+
+
+def is_embedded(url: Address | str, settings: Settings) -> bool:
+    """Return whether `url` is the embedded server's: then all workers are on this machine."""
+    return Address(url) == Address(embedded_url(settings))
 
 
 def stop_server(settings: Settings) -> bool:

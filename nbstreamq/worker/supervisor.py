@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import DeathCertificate, SecretMismatch, ServerRefused, ServerUnreachable
+from ..errors import (
+    DeathCertificate,
+    FolderRefused,
+    SecretMismatch,
+    ServerRefused,
+    ServerUnreachable,
+)
+from ..launch.server import is_embedded
 from ..objects.segments import sweep
 from ..protocol.keys import LANES
 from ..protocol.messages import Control
@@ -91,6 +98,7 @@ class Supervisor:
         self._n_young, self._trouble, self._told = 0, "", ""
         self._stopping = self._watches = False  # looks often at what runs
         self._failure: SecretMismatch | None = None
+        self._unswept = ""  #: Why large values of the dead could not be deleted.
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
         #: When the server last took a sign of life; from when on silence of others means death.
@@ -224,7 +232,7 @@ class Supervisor:
         while self._children:
             self._wait_for_children()
             time.sleep(0.001)
-        sweep(Settings.from_environment())
+        self._sweep()
         try:
             self._bury()
             self._store.forget_node(self.node)
@@ -390,7 +398,7 @@ class Supervisor:
         self._store.owners.tidy()
         self._tell_trouble()
         self._heartbeat_due = now + self._timing.heartbeat
-        sweep(Settings.from_environment())
+        self._sweep()
         now = time.monotonic()
         if now - self._heard > self._timing.silence / 2:
             # The server was away, or we were: then the others had no chance, either.
@@ -402,6 +410,17 @@ class Supervisor:
             self._bury_machines(silent)
         if not self._failure:
             self._store.check_secret(write=False)
+
+    def _sweep(self) -> None:
+        """Delete large values of dead clients; with a URL they are not on this machine."""
+        settings = Settings.from_environment()
+        if is_embedded(self._url, settings):
+            try:
+                sweep(settings)
+            except (FolderRefused, OSError) as error:
+                if str(error) != self._unswept:  # once: it is tried every second
+                    self._unswept = str(error)
+                    logger.warning("%s", error)
 
     def _bury_machines(self, silent: list[str]) -> None:
         """Deal with the workers of supervisors that fell silent, or died on this very machine."""

@@ -103,15 +103,20 @@ class Values:
         Of the queue.
     worker
         Id of this worker.
+    has_files
+        Whether clients on this machine find large results in files.
     """
 
-    def __init__(self, store: Store, signer: Signer, worker: str) -> None:
+    def __init__(
+        self, store: Store, signer: Signer, worker: str, *, has_files: bool = False
+    ) -> None:
         self._store = store
         self._settings = Settings.from_environment()
         self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache()
         self._values: _Cache[tuple[str, str], Any] = _Cache()
         self._on_server = _KeptOnServer(self._ask)
         self._signer = signer
+        self._has_files = has_files
         self._reader = Everywhere(self._on_server, self._at_url(worker))
         register(worker, self._reader)
         #: Whose values are asked for.
@@ -129,8 +134,10 @@ class Values:
 
     def _place_of(self, session: str) -> Place:
         """Return where a client finds its results."""
-        files = Segments(session, self._settings)
-        return self._at_url(session) or (files if files.exist() else self._on_server)
+        if (at_url := self._at_url(session)) is not None:
+            return at_url
+        files = Segments(session, self._settings) if self._has_files else None
+        return files if files is not None and files.exist() else self._on_server
 
     def _at_url(self, session: str) -> UrlPlace | None:
         url = self._settings.store

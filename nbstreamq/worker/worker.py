@@ -20,6 +20,7 @@ from typing import Any
 
 from ..current import Host, set_host
 from ..errors import SecretMismatch, ServerRefused, ServerUnreachable
+from ..launch.server import is_embedded
 from ..objects.references import fetch_by
 from ..protocol.connection import RECONNECT, SPIN
 from ..protocol.keys import deeper_lanes
@@ -27,6 +28,7 @@ from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..secret import Address, Secret
+from ..settings import Settings
 from .ended import Ended
 from .execution import Execution
 from .output import Output
@@ -104,7 +106,9 @@ class TaskWorker:
     ) -> None:
         self.id = worker
         self.runner = Runner(slot, output)
-        values = Values(store.clone(), Signer(secret, store.keys.queue), worker)
+        has_files = is_embedded(url, Settings.from_environment())
+        signer = Signer(secret, store.keys.queue)
+        values = Values(store.clone(), signer, worker, has_files=has_files)
         self.execution = Execution(worker, self.runner, output, values)
         self._store = store
         self._slot = slot

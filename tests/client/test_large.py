@@ -40,7 +40,7 @@ def anywhere(request, local, make_queue, tmp_path):
 def files_of(queue):
     """The files that hold a large value of the queue now."""
     folder = Path(queue._session.large.keeper.place.folders[0])
-    return [path for path in folder.iterdir() if path.is_file() and path.name != "owner"]
+    return [path for path in folder.iterdir() if path.is_file() and "@" not in path.name]
 
 
 @pytest.fixture

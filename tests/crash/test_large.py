@@ -39,7 +39,7 @@ def folder_of(queue):
 
 
 def files_of(queue):
-    return [p for p in folder_of(queue).iterdir() if p.is_file() and p.name != "owner"]
+    return [p for p in folder_of(queue).iterdir() if p.is_file() and "@" not in p.name]
 
 
 def test_a_killed_client_leaves_no_files(start, wait_until):
@@ -67,9 +67,10 @@ def test_a_worker_that_dies_while_it_writes_leaves_one_free_file(local):
     def die(folder):
         from nbstreamq.objects import segments
 
-        file, _ = segments._claim(f"{folder}/free", MIN_FREE)
-        os.pwrite(file, bytes(MIN_FREE), 0)
-        os.kill(os.getpid(), signal.SIGKILL)
+        with segments._entered(folder) as at:
+            file, _ = segments._claim(at, MIN_FREE)
+            os.pwrite(file, bytes(MIN_FREE), 0)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(WorkerLost):
         local.submit(die, str(folder_of(local))).result(30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -88,16 +89,21 @@ def test_free_files_are_few_and_small(folder, monkeypatch):
         free(handle)
     assert len(list(Path(folder.folders[0], "free").iterdir())) == 3
     free(write(folder, 9, 4 * SIZE))
-    assert all(size == SIZE for _, size in segments._free_files(f"{folder.folders[0]}/free"))
+    assert list(Path(folder.folders[0], "free").iterdir()) == []
 
 
-def test_one_that_is_being_written_is_not_deleted(folder):
-    file, path = segments._claim(f"{folder.folders[0]}/free", SIZE)
-    segments._delete(path)
-    assert Path(path).exists()
-    os.close(file)
-    segments._delete(path)
-    assert not Path(path).exists()
+def test_one_that_is_being_written_is_not_deleted(folder, monkeypatch):
+    """Another process has locked a free file, and there is no room for one more."""
+    free(write(folder, 1))
+    (path,) = Path(folder.folders[0], "free").iterdir()
+    handle = write(folder, 2, 10 * SIZE)
+    monkeypatch.setattr(segments, "MAX_FREE_FILES", 1)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        free(handle)
+        assert path.exists()
+    free(write(folder, 3, 10 * SIZE))
+    assert not path.exists()
 
 
 def test_what_needs_too_many_descriptors_is_copied(folder, monkeypatch):
@@ -134,7 +140,7 @@ def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
     root = Path(segments.__file__).parents[2]
     subprocess.run([sys.executable, "-c", script], cwd=root, env=env, check=False)
     assert (settings.memory_dir / "dead").exists()
-    (settings.data_dir / "values" / "dead").mkdir(parents=True)
+    assert (settings.data_dir / "values" / "dead").exists()
     sweep(settings)
     assert not (settings.memory_dir / "dead").exists()
     assert not (settings.data_dir / "values" / "dead").exists()
@@ -171,7 +177,7 @@ def test_no_room_at_all_is_an_error(small_memory):
     folder = SessionFolder("s4", full)
     with pytest.raises(NoRoom, match="4 MB have no room"):
         write(folder, 1, 2**22)
-    assert list(segments._free_files(f"{folder.folders[0]}/free")) == []
+    assert list(Path(folder.folders[0], "free").iterdir()) == []
     folder.close()
 
 
