@@ -6,43 +6,28 @@ numbers, and marks of the process. Here only what it does counts: its code and w
 
 from __future__ import annotations
 
-import dis
-import enum
 import hashlib
-import inspect
 import pickle
 import types
 import typing
-from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
-from .code import names_of
+from .classes import attributes_of, own_states
+from .code import OF_TEXT, names_of, steps_of
 from .modules import is_local
 from .payloads import SIMPLE
 from .pickler import Pickler, by_reference
 from .references import Ref
+from .standard import is_generic
 
 __all__ = ["identities", "identity", "inputs_digest"]
 
 _DIGEST_BYTES = 16
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
-#: Names in the body of a class that say where it stands and what it is for, not what it does.
-_OF_TEXT = frozenset({"__doc__", "__firstlineno__", "__static_attributes__"})
 #: Attributes of a class that say nothing of it, or are made anew in each process.
-_OF_PROCESS = _OF_TEXT | {
-    "__dict__",
-    "__weakref__",
-    "__module__",
-    "__orig_bases__",
-    "__parameters__",
-    "_abc_impl",
-}
-#: Flag of code with a docstring, from Python 3.13 on; free before: CO_HAS_DOCSTRING.
-_HAS_DOCSTRING = 0x4000000
-#: Instructions that say how the others are carried out.
-_FILLING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"})
+_OF_PROCESS = OF_TEXT | {"__orig_bases__", "__parameters__"}
 
 
 def identity(value: object) -> str:
@@ -62,7 +47,7 @@ def identities(fn: Any) -> dict[str, str]:
 
     What is no function of Python code, or is sent by reference, has one part, ``""``.
     """
-    if not isinstance(fn, types.FunctionType) or by_reference(fn):
+    if not isinstance(fn, types.FunctionType) or by_reference(fn) or is_generic(fn):
         return {"": identity(fn)}
     return {name: identity(part) for name, part in _parts(fn).items() if part is not fn}
 
@@ -131,9 +116,9 @@ class _IdentityPickler(Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.CodeType):
-            return _Stands, (), _code_state(obj)
+            return _Stands, (), steps_of(obj)
         if isinstance(obj, types.FunctionType) and not by_reference(obj):
-            return _Stands, (), _parts(obj)
+            return _Stands, (), _implementations(obj) if is_generic(obj) else _parts(obj)
         if isinstance(obj, type) and obj.__flags__ & _MADE_BY_CODE and not by_reference(obj):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
@@ -147,41 +132,6 @@ def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
     if {type(key) for key in known} in ({str}, {int}):
         return dict(sorted(known.items(), key=lambda item: item[0]))
     return dict(sorted(known.items(), key=lambda item: identity(item[0])))
-
-
-def _code_state(code: types.CodeType) -> Any:
-    flags = code.co_flags & ~_HAS_DOCSTRING
-    n_arguments = code.co_argcount + code.co_kwonlyargcount
-    n_arguments += bool(flags & inspect.CO_VARARGS) + bool(flags & inspect.CO_VARKEYWORDS)
-    names = code.co_varnames[:n_arguments], code.co_freevars
-    return _steps(code), names, (code.co_argcount, code.co_posonlyargcount, flags)
-
-
-def _steps(code: types.CodeType) -> Any:
-    """Return the instructions, and those that each handler of errors protects.
-
-    Without what depends on where the code stands: a call of ``time.sleep`` is compiled in one way
-    where `time` is imported in the same file, and in another one in a notebook.
-    """
-    bytecode = dis.Bytecode(code)
-    kept = [i for i in bytecode if i.opname not in _FILLING]
-    silent = {k for k, i in enumerate(kept) if i.opname == "STORE_NAME" and i.argval in _OF_TEXT}
-    kept = [i for k, i in enumerate(kept) if k not in silent and k + 1 not in silent]
-    offsets = [i.offset for i in kept]
-    jumps = {*dis.hasjrel, *dis.hasjabs}
-
-    def argument(i: dis.Instruction) -> Any:
-        if i.opcode in jumps:
-            return bisect_left(offsets, i.argval)
-        # Not the number of a constant: a docstring is one, too.
-        return i.argval if i.opcode in dis.hasconst or isinstance(i.argval, str) else i.arg
-
-    names = ("LOAD_ATTR" if i.opname == "LOAD_METHOD" else i.opname for i in kept)
-    handlers = [
-        [bisect_left(offsets, at) for at in (entry.start, entry.end, entry.target)]
-        for entry in bytecode.exception_entries  # type: ignore[attr-defined]
-    ]
-    return list(zip(names, map(argument, kept), strict=True)), handlers
 
 
 def _parts(fn: types.FunctionType) -> dict[str, Any]:
@@ -202,6 +152,10 @@ def _parts(fn: types.FunctionType) -> dict[str, Any]:
     }
 
 
+def _implementations(fn: Any) -> dict[type, Any]:
+    return dict(fn.registry)
+
+
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
@@ -210,12 +164,8 @@ def _contents(cell: types.CellType) -> Any:
 
 
 def _class_state(cls: type) -> Any:
-    if issubclass(cls, enum.Enum):
-        # Its other attributes are caches, which grow as it is used.
-        methods = {k: v for k, v in vars(cls).items() if isinstance(v, types.FunctionType)}
-        return cls.__qualname__, {one.name: one.value for one in cls}, methods
-    members = {name: member for name, member in vars(cls).items() if name not in _OF_PROCESS}
-    return cls.__qualname__, cls.__bases__, members
+    own = {name: value for name, value in attributes_of(cls).items() if name not in _OF_PROCESS}
+    return cls.__qualname__, cls.__bases__, own, own_states(cls)
 
 
 def _module_state(module: types.ModuleType) -> Any:

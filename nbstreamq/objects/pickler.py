@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import copyreg
+import enum
 import functools
 import importlib.machinery
 import importlib.util
@@ -14,18 +15,19 @@ import io
 import pickle
 import sys
 import types
-import typing
 import uuid
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import cloudpickle.cloudpickle as cp
 
 from .blobs import Blobs, Parcel
+from .classes import reduce_class, reduce_member
 from .code import names_of, needed_modules
 from .modules import is_local
 from .references import Ref
+from .standard import REDUCERS, is_generic, reduce_generic
 from .surroundings import arriving_here
 
 __all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "pickled"]
@@ -33,11 +35,15 @@ __all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", 
 #: The type of what `functools.lru_cache` makes.
 lru_cache_wrapper = type(functools.lru_cache(int))
 
-#: Tells this process from others: a class or module that comes back home is found, not made again.
+#: Tells this process from others: a module that comes back home is found, not made again.
 _HOME = uuid.uuid4().hex
-#: Where the classes and modules come from that this process has received.
+#: Where the modules come from that this process has received.
 _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
+#: How objects of a type are sent, but for those that `Pickler.reducer_override` looks for.
+_REDUCERS = cp.Pickler._dispatch_table | REDUCERS  # noqa: SLF001
+#: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
+_MADE_BY_CODE = 1 << 9
 #: What a module says of its import here; elsewhere it would be wrong.
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
@@ -107,7 +113,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         # Not a method: that would be a cycle, and keep what was pickled until it is collected.
         leave_in = functools.partial(_leave_in, self.buffers, apart) if apart else None
         # cloudpickle's is a ChainMap, which takes longer to search than most objects to pickle.
-        self.dispatch_table = copyreg.dispatch_table | cp.Pickler._dispatch_table  # noqa: SLF001
+        self.dispatch_table = copyreg.dispatch_table | _REDUCERS
         super().__init__(file, protocol=5, buffer_callback=leave_in)
         self.held: list[Any] = []
         self._apart = apart
@@ -134,13 +140,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     def _reduce(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
-            return NotImplemented if by_reference(obj) else self._dynamic_function_reduce(obj)
+            return NotImplemented if by_reference(obj) else self._reduce_function(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
         if isinstance(obj, types.ModuleType):
             return self._reduce_module(obj) if is_local(obj) else NotImplemented
-        if isinstance(obj, typing.TypeVar):
-            return self._reduce_typevar(obj)
+        if isinstance(obj, enum.Enum):
+            return NotImplemented if by_reference(type(obj)) else reduce_member(obj)
         if isinstance(obj, lru_cache_wrapper):
             return self._reduce_lru_cache(obj)
         return (
@@ -154,6 +160,9 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         # One in a pickle that may outlive us refers to what does so, too.
         lasts = isinstance(obj, Ref) and not self._apart
         return obj.reduce_lasting() if lasts else NotImplemented
+
+    def _reduce_function(self, func: types.FunctionType) -> Any:
+        return reduce_generic(func) if is_generic(func) else self._dynamic_function_reduce(func)
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
         self.filenames.add(func.__code__.co_filename)
@@ -171,13 +180,9 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         return make, args, (state, sorted(reads | sets), sorted(sets)), None, None, share_globals
 
     def _reduce_class(self, cls: type) -> Any:
-        reduced = super().reducer_override(cls)
-        if reduced is NotImplemented and not by_reference(cls):
-            reduced = cp._dynamic_class_reduce(cls)  # noqa: SLF001
-        if reduced is NotImplemented or len(reduced) < 6:
-            return reduced
-        make, args, state, *_ = reduced
-        return make, args, (_homes.get(cls, _HOME), state), None, None, set_class_state
+        if not cls.__flags__ & _MADE_BY_CODE or by_reference(cls):
+            return super().reducer_override(cls)  # which knows the types that have no name
+        return reduce_class(cls)
 
     def _reduce_module(self, module: types.ModuleType) -> Any:
         self.sent_modules = True
@@ -202,12 +207,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             except Exception as error:  # noqa: BLE001  # user code raises anything
                 missing[name] = str(error)
         return missing
-
-    def _reduce_typevar(self, var: Any) -> Any:
-        module = sys.modules.get(var.__module__)
-        if module is None or not is_local(module):
-            return NotImplemented
-        return cp._make_typevar, cp._decompose_typevar(var)  # noqa: SLF001
 
     def _reduce_lru_cache(self, wrapper: Any) -> Any:
         """Send a cached function without its cache; pickle knows it by its name only."""
@@ -299,11 +298,14 @@ class Rehearsal(pickle.Unpickler):
     """Unpickles to see whether it works, and leaves classes and modules as they are."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == __name__ and name in {"set_class_state", "set_module_state"}:
+        if name in {"fill_class", "set_module_state"} and module.startswith(_OWN):
             return _leave
         if module == __name__ and name == "make_module":
             return _make_unregistered
         return super().find_class(module, name)
+
+
+_OWN = __name__.rpartition(".")[0]
 
 
 def _leave(thing: Any, _state: Any) -> Any:
@@ -312,19 +314,6 @@ def _leave(thing: Any, _state: Any) -> Any:
 
 def _make_unregistered(name: str, _home: str) -> types.ModuleType:
     return types.ModuleType(name)
-
-
-def set_class_state(cls: type, homed: tuple[str, Any]) -> type:
-    """Fill a class that was received.
-
-    A class that comes home with a result stays as it is here: the worker's copy may be older, and
-    its methods have other globals.
-    """
-    home, state = homed
-    if home == _HOME:
-        return cls
-    _homes[cls] = home
-    return cast("type", cp._class_setstate(cls, state))  # noqa: SLF001
 
 
 def share_globals(

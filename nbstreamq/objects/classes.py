@@ -1,0 +1,437 @@
+"""Classes that travel by value: copied as they are, without running the code that made them.
+
+A class statement may run anything: a metaclass, ``__init_subclass__``, a decorator.
+What that code left behind is in the attributes of the class, and these travel. So none of it runs
+again in a worker, and the arguments of the class statement are not needed.
+
+A class keeps the id that its first process gave it. A process that knows the id uses the class that
+it has, and does not make a second one.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import functools
+import hashlib
+import sys
+import threading
+import types
+import typing
+import uuid
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+
+from ..current import host
+from .code import OF_TEXT, steps_of
+from .modules import is_local
+
+__all__ = [
+    "attributes_of",
+    "definition",
+    "fill_class",
+    "id_of",
+    "known_or",
+    "make_class",
+    "make_combined",
+    "make_member",
+    "own_states",
+    "reduce_class",
+    "reduce_member",
+]
+
+#: Attributes that Python makes for each class.
+_OF_PYTHON = frozenset({"__dict__", "__weakref__", "__module__", "_abc_impl"})
+#: A class needs these before the others: it may be subscripted while the others are read.
+_EARLY = frozenset({"__parameters__", "__type_params__"})
+#: Where an enum keeps its members; the second one grows as flags are combined.
+_OF_ENUM = frozenset({"_member_map_", "_value2member_map_"})
+#: What a member of an enum has by its place, or as a cache.
+_OF_MEMBER = frozenset({"__objclass__", "_sort_order_", "_inverted_"})
+#: Attributes that are not part of a definition, or only repeat another part.
+_UNSAID = OF_TEXT | {"__orig_bases__", "__parameters__", "__abstractmethods__"}
+_ATOMS = frozenset({int, float, complex, str, bytes, bool, type(None), type(...)})
+#: What objects of these types consist of.
+_PARTS: dict[type, tuple[str, ...]] = {
+    types.FunctionType: ("__code__", "__defaults__", "__kwdefaults__"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    functools.partial: ("func", "args", "keywords"),
+    types.GenericAlias: ("__origin__", "__args__"),
+    types.UnionType: ("__args__",),
+    typing.TypeVar: ("__name__",),
+}
+#: How deep the description of an attribute goes.
+_DEPTH = 8
+
+_lock = threading.Lock()
+#: Classes, type variables, ... <-> the ids that they travel under.
+_ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+#: The classes that were made here from what another process sent, and their definitions there.
+_received: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+#: The definitions of classes of this process, each with a mark of what it was taken of.
+_defined: weakref.WeakKeyDictionary[type, tuple[int, str]] = weakref.WeakKeyDictionary()
+
+
+class Label(NamedTuple):
+    """What a class is known by: its id, and for other sessions its name and definition."""
+
+    id: str
+    module: str
+    qualname: str
+    definition: str
+
+
+class _Interruption(Exception):  # noqa: N818 - it tells of no error
+    """Ends `type.__new__` when the class is made, and its hook has not run yet."""
+
+
+class _Catcher:
+    """As an attribute of a class that is being made: keeps the class, and ends the making."""
+
+    def __set_name__(self, cls: type, _: str) -> None:
+        self.cls = cls
+        raise _Interruption
+
+
+def id_of(thing: Any) -> str:
+    """Return the id that a class, or a type variable, travels under."""
+    with _lock:
+        found = _ids.get(thing)
+        if found is None:
+            found = _ids[thing] = uuid.uuid4().hex
+            _things[found] = thing
+        return found
+
+
+def known_or(id_: str, thing: Any) -> Any:
+    """Return what has this id here; if nothing has, `thing`, which then has it."""
+    with _lock:
+        known = _things.setdefault(id_, thing)
+        _ids.setdefault(known, id_)
+    return known
+
+
+# Classes
+
+
+def reduce_class(cls: type) -> tuple[Any, ...]:
+    """Return how to make `cls` again, as a `__reduce__` does."""
+    own = vars(cls)
+    label = Label(id_of(cls), cls.__module__, cls.__qualname__, _definition_of(cls))
+    first = {name: own[name] for name in own if _goes_first(type(cls), name, own[name])}
+    later = {name: value for name, value in attributes_of(cls).items() if name not in first}
+    slots = [name for name, value in own.items() if _is_slot(value, cls)]
+    if slots or "__slots__" in own:
+        # Under the names that they have now: Python adds the class to a private one only once.
+        first["__slots__"] = (*slots, *(k for k in ("__dict__", "__weakref__") if k in own))
+    registry: list[type] = []
+    if isinstance(cls, abc.ABCMeta):
+        dump: Any = abc._get_dump  # type: ignore[attr-defined]  # noqa: SLF001
+        registry = [found for ref in dump(cls)[0] if (found := ref()) is not None]
+    state = (later, _member_states(cls), _values_of(cls), registry)
+    # Not by its name if it can be had otherwise: those of ctypes have none.
+    metaclass = None if type(cls) is type(cls.__bases__[0]) else type(cls)
+    return make_class, (label, metaclass, cls.__bases__, first), state, None, None, fill_class
+
+
+def _goes_first(metaclass: type, name: str, value: Any) -> bool:
+    """Tell whether an attribute must be there from the beginning: it can't be set later."""
+    if name in _EARLY or name == "__module__":
+        return True
+    if name in {"__dict__", "__weakref__"}:
+        return not isinstance(value, types.GetSetDescriptorType)
+    hidden = next((vars(c)[name] for c in metaclass.__mro__ if name in vars(c)), None)
+    return isinstance(hidden, property)
+
+
+def _is_slot(value: Any, cls: type) -> bool:
+    return isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls
+
+
+def attributes_of(cls: type) -> dict[str, Any]:
+    """Return what the class statement gave to a class, and what was set since."""
+    skipped = _OF_PYTHON | _OF_ENUM if issubclass(cls, enum.Enum) else _OF_PYTHON
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if name not in skipped
+        and not _is_slot(value, cls)
+        and type(value).__name__ != "CField"  # ctypes makes them from `_fields_`
+    }
+
+
+def make_class(
+    label: Label, metaclass: type | None, bases: tuple[type, ...], first: dict[str, Any]
+) -> type:
+    """Return the class with this label; if there is none here, a bare one that is filled later."""
+    known = find_class(label)
+    if known is not None:
+        return known
+    metaclass = metaclass or type(bases[0])
+    cls = _make_bare(label, metaclass, bases, first)
+    if issubclass(cls, enum.Enum):
+        set_attribute = _in_c(metaclass, "__setattr__")
+        for name in _OF_ENUM:
+            set_attribute(cls, name, {})
+    with _lock:
+        _received[cls] = label.definition
+    return cast("type", known_or(label.id, cls))
+
+
+def find_class(label: Label) -> type | None:
+    """Return the class with this label, or the one that has its name and definition here now.
+
+    So a result of a job from another kernel, or from before a cell was run again, has the class
+    that the session uses. A worker does not look: what it has by that name may call old functions.
+    """
+    with _lock:
+        known = cast("type | None", _things.get(label.id))
+    if known in _received or not label.definition or host() is not None:
+        return known
+    here = _named(label.module, label.qualname)
+    if here is None or here is known or here in _received:
+        return known
+    if _definition_of(here) != label.definition:
+        return known
+    with _lock:
+        _things[label.id] = here
+    return here
+
+
+def _named(module: str, qualname: str) -> type | None:
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(name)
+    return found if isinstance(found, type) else None
+
+
+def _make_bare(label: Label, metaclass: type, bases: tuple[type, ...], first: Any) -> type:
+    """Make a class without running code of its metaclass, its bases or its attributes."""
+    name = label.qualname.rpartition(".")[2]
+    namespace = {"__qualname__": label.qualname, **first}
+    make = _in_c(metaclass, "__new__")
+    has_hook = any("__init_subclass__" in vars(c) for b in bases for c in b.__mro__[:-1])
+    if has_hook and make is type.__new__:
+        cls = _make_silently(metaclass, name, bases, namespace)
+    else:
+        cls = cast("type", make(metaclass, name, bases, namespace))
+    _in_c(metaclass, "__init__")(cls, name, bases, namespace)  # that of ctypes does something
+    if issubclass(metaclass, abc.ABCMeta):
+        abc._abc_init(cls)  # type: ignore[attr-defined]  # noqa: SLF001
+    return cls
+
+
+def _make_silently(
+    metaclass: type, name: str, bases: tuple[type, ...], namespace: dict[str, Any]
+) -> type:
+    """Make a class without ``__init_subclass__``, which `type.__new__` calls as its last step.
+
+    The step before that one tells the attributes their names.
+    """
+    catcher = _Catcher()
+    # Python 3.11 raises another error in place of the one that is raised there.
+    with suppress(_Interruption, RuntimeError):
+        type.__new__(metaclass, name, bases, {**namespace, "_catcher": catcher})
+    type.__delattr__(catcher.cls, "_catcher")
+    return catcher.cls
+
+
+def _in_c(cls: type, name: str) -> Any:
+    """Return the first method of this name, in the order of the bases, that is not in Python."""
+    in_c = (types.BuiltinFunctionType, types.WrapperDescriptorType)
+    found = (vars(base).get(name) for base in cls.__mro__)
+    return next(method for method in found if isinstance(method, in_c))
+
+
+def fill_class(cls: type, state: tuple[Any, ...]) -> type:
+    """Give a class that was received its attributes, and take from it those it no longer has.
+
+    A class of this process stays as it is: the copy that comes back may be older, and its methods
+    have other globals.
+    """
+    if cls not in _received:
+        return cls
+    attributes, members, values, registry = state
+    if issubclass(cls, enum.Enum):
+        _fill_enum(cls, members, values)
+    set_attribute, delete = (_in_c(type(cls), name) for name in ("__setattr__", "__delattr__"))
+    for name, value in attributes_of(cls).items():
+        if name not in attributes and not _goes_first(type(cls), name, value):
+            delete(cls, name)
+    for name, value in attributes.items():
+        if name != "_fields_" or name not in vars(cls):  # ctypes lets them be set once
+            set_attribute(cls, name, value)
+    for other in registry:
+        abc.ABCMeta.register(cast("abc.ABCMeta", cls), other)
+    return cls
+
+
+# Enums
+
+
+def _member_states(cls: type) -> dict[str, Any]:
+    """Return the members of an enum by their names, aliases too, and the attributes of each."""
+    if not issubclass(cls, enum.Enum):
+        return {}
+    return {name: (member, *_state_of(member)) for name, member in cls._member_map_.items()}
+
+
+def _state_of(member: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the attributes of a member, and those in slots."""
+    state = object.__getstate__(member)
+    own, slots = state if isinstance(state, tuple) else (state, None)
+    return {k: v for k, v in (own or {}).items() if k != "_inverted_"}, slots or {}
+
+
+def own_states(cls: type) -> dict[str, Any]:
+    """Return what each member of an enum was given, without what it has by its place."""
+    return {
+        name: (_arguments(one), {k: v for k, v in own.items() if k not in _OF_MEMBER}, slots)
+        for name, (one, own, slots) in _member_states(cls).items()
+    }
+
+
+def _values_of(cls: Any) -> dict[Any, Any]:
+    """Return the members of an enum by their values, without combinations made in between."""
+    if not issubclass(cls, enum.Enum):
+        return {}
+    named = set(map(id, cls._member_map_.values()))
+    return {value: one for value, one in cls._value2member_map_.items() if id(one) in named}
+
+
+def _fill_enum(cls: Any, members: dict[str, Any], values: dict[Any, Any]) -> None:
+    """Give an enum its members, and these their attributes; combinations of flags stay."""
+    named = _values_of(cls)
+    combined = {v: one for v, one in cls._value2member_map_.items() if v not in named}
+    cls._member_map_.clear()
+    for name, (member, own, slots) in members.items():
+        cls._member_map_[name] = member
+        member.__dict__.update(own)
+        for slot, value in slots.items():
+            object.__setattr__(member, slot, value)
+    cls._value2member_map_.clear()
+    cls._value2member_map_.update(combined | values)
+
+
+def reduce_member(member: Any) -> Any:
+    """Return how to find a member of an enum again, or to make it while its class is made."""
+    cls, name = type(member), getattr(member, "_name_", None)
+    if cls._member_map_.get(name) is member:
+        return make_member, (cls, name, _arguments(member))
+    if not isinstance(member, enum.Flag):
+        return NotImplemented
+    return make_combined, (cls, name, member._value_, _arguments(member))
+
+
+def _arguments(member: Any) -> tuple[Any, ...]:
+    """Return what the built-in type below an enum makes its part of a member from."""
+    base = _base_of(type(member))
+    if base is object:
+        return ()
+    if hasattr(base, "__getnewargs__"):
+        return cast("tuple[Any, ...]", base.__getnewargs__(member))
+    make, args, *_ = base.__reduce_ex__(member, 5)
+    return cast("tuple[Any, ...]", args if make is type(member) else args[1:])
+
+
+def _base_of(cls: type) -> Any:
+    """Return the built-in type that makes the instances of `cls`."""
+    in_c = types.BuiltinFunctionType
+    return next(c for c in cls.__mro__ if isinstance(vars(c).get("__new__"), in_c))
+
+
+def make_member(cls: Any, name: str, args: tuple[Any, ...]) -> Any:
+    """Return a member of an enum; a bare one if its class is being made."""
+    if cls in _received and name not in cls._member_map_:
+        cls._member_map_[name] = _base_of(cls).__new__(cls, *args)
+    return cls._member_map_[name]
+
+
+def make_combined(cls: Any, name: str | None, value: Any, args: tuple[Any, ...]) -> Any:
+    """Return a combination of flags; a bare one if its class is being made."""
+    if cls not in _received or "_member_names_" in vars(cls):
+        return cls(value)
+    if value not in cls._value2member_map_:
+        made = cls._value2member_map_[value] = _base_of(cls).__new__(cls, *args)
+        made._name_, made._value_ = name, value
+    return cls._value2member_map_[value]
+
+
+# Definitions
+
+
+def _definition_of(cls: type) -> str:
+    """Return the `definition` of a class; it is computed again when its attributes have changed."""
+    if cls in _received:
+        return _received[cls]
+    # Nobody finds these by their names: those in functions, and those that a task has made.
+    if "<locals>" in cls.__qualname__ or host() is not None:
+        return ""
+    own = tuple(vars(cls).items())
+    mark = hash(tuple((name, id(v), id(getattr(v, "__code__", None))) for name, v in own))
+    known = _defined.get(cls)
+    if known is None or known[0] != mark:
+        known = _defined[cls] = mark, definition(cls)
+    return known[1]
+
+
+def definition(cls: type) -> str:
+    """Return a digest, in hex, that is the same where the class statement is the same.
+
+    The code of its methods counts, and so do the values in its body and its bases; what the code
+    reads from elsewhere does not.
+    """
+    text = repr(_describe_class(cls, ())).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _describe_class(cls: type, above: tuple[Any, ...]) -> Any:
+    above = (*above, cls)
+    bases = [
+        _describe_class(base, above) if _is_here(base) else _name_of(base) for base in cls.__bases__
+    ]
+    own = {name: value for name, value in attributes_of(cls).items() if name not in _UNSAID}
+    return _name_of(cls), _name_of(type(cls)), bases, _describe([own, own_states(cls)], above)
+
+
+def _is_here(cls: type) -> bool:
+    """Tell whether a class is of this session, and not of a library."""
+    module = sys.modules.get(cls.__module__)
+    return module is None or module.__name__ in {"__main__", "__mp_main__"} or is_local(module)
+
+
+def _name_of(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _describe(value: Any, above: tuple[Any, ...]) -> Any:
+    """Return nested tuples and lists whose repr is the same in each process."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return kind.__name__, value
+    if isinstance(value, type):
+        # What is nested in a class is a part of it; others it only names.
+        nested = value.__qualname__.startswith(f"{above[0].__qualname__}.") and value not in above
+        return _describe_class(value, above) if nested else _name_of(value)
+    if len(above) > _DEPTH or any(value is one for one in above):
+        return _name_of(kind)
+    return _name_of(kind), _describe_parts(value, (*above, value))
+
+
+def _describe_parts(value: Any, above: tuple[Any, ...]) -> Any:
+    if isinstance(value, tuple | list):
+        return [_describe(one, above) for one in value]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_describe(one, above)) for one in value)
+    if isinstance(value, Mapping):
+        parts = [(_describe(k, above), _describe(v, above)) for k, v in value.items()]
+        return sorted(parts, key=repr)
+    if isinstance(value, types.CodeType):
+        return _describe(steps_of(value), above)
+    own = [getattr(value, name) for name in _PARTS.get(type(value), ())]
+    return _describe([own, object.__getstate__(value)], above)

@@ -1,0 +1,176 @@
+"""Objects of the standard library that pickle refuses, or sends as a name that a worker lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from .classes import id_of, known_or
+from .modules import is_local
+
+__all__ = [
+    "REDUCERS",
+    "is_generic",
+    "make_alias",
+    "make_alias_of",
+    "make_cached_property",
+    "make_generic",
+    "make_generic_method",
+    "make_new_type",
+    "make_variable",
+    "reduce_generic",
+    "set_implementations",
+]
+
+#: The one code of all functions that `functools.singledispatch` makes.
+_GENERIC = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
+_MAIN = frozenset({"__main__", "__mp_main__"})
+
+
+def _is_importable(thing: Any, name: str) -> bool:
+    """Tell whether a worker finds `thing` by its module and name."""
+    module = sys.modules.get(thing.__module__)
+    if module is None or module.__name__ in _MAIN or is_local(module):
+        return False
+    return getattr(module, name, None) is thing
+
+
+# functools
+
+
+def is_generic(function: types.FunctionType) -> bool:
+    """Tell whether a function was made by `functools.singledispatch`."""
+    return function.__code__ is _GENERIC
+
+
+def reduce_generic(function: Any) -> Any:
+    """Send a generic function as its implementations, without its cache."""
+    state = dict(function.registry), vars(function.__wrapped__)
+    names = function.__module__, function.__name__, function.__qualname__, function.__doc__
+    return make_generic, names, state, None, None, set_implementations
+
+
+def make_generic(module: str, name: str, qualname: str, doc: str | None) -> Any:
+    """Return a generic function whose implementations come later: they may call it."""
+
+    def default(*_: Any) -> Any:
+        raise NotImplementedError
+
+    default.__module__, default.__name__ = module, name
+    default.__qualname__, default.__doc__ = qualname, doc
+    return functools.singledispatch(default)
+
+
+def set_implementations(function: Any, state: tuple[dict[type, Any], dict[str, Any]]) -> None:
+    """Give a function of `make_generic` its implementations."""
+    implementations, attributes = state
+    for cls, implementation in implementations.items():
+        function.register(cls, implementation)
+    vars(function).update(attributes, __wrapped__=implementations[object])
+
+
+def _reduce_generic_method(found: functools.singledispatchmethod[Any]) -> Any:
+    return make_generic_method, (), {"func": found.func, "dispatcher": found.dispatcher}
+
+
+def make_generic_method() -> Any:
+    """Return a generic method without implementations; from Python 3.13 on it has a cache."""
+    return functools.singledispatchmethod(lambda _: None)
+
+
+def _reduce_cached_property(found: functools.cached_property[Any]) -> Any:
+    state = {name: value for name, value in vars(found).items() if name not in {"lock", "func"}}
+    return make_cached_property, (found.func,), state
+
+
+def make_cached_property(function: Callable[[Any], Any]) -> Any:
+    """Return a cached property, which in Python 3.11 has a lock of its own."""
+    return functools.cached_property(function)
+
+
+# typing
+
+
+def _reduce_new_type(found: Any) -> Any:
+    if _is_importable(found, found.__qualname__):
+        return found.__qualname__
+    names = found.__module__, found.__qualname__
+    return make_new_type, (id_of(found), found.__supertype__, *names)
+
+
+def make_new_type(id_: str, of: Any, module: str, qualname: str) -> Any:
+    """Return the `NewType` with this id."""
+    made: Any = typing.NewType(qualname, of)  # type: ignore[misc]
+    made.__module__ = module
+    return known_or(id_, made)
+
+
+def _reduce_variable(found: Any) -> Any:
+    if _is_importable(found, found.__name__):
+        return found.__name__
+    options: dict[str, Any] = {}
+    for name in ("bound", "covariant", "contravariant", "infer_variance"):
+        if (value := getattr(found, f"__{name}__", None)) not in (None, False):
+            options[name] = value
+    if getattr(found, "has_default", bool)():  # from Python 3.13 on
+        options["default"] = found.__default__
+    args = (found.__name__, *getattr(found, "__constraints__", ()))
+    return make_variable, (id_of(found), type(found), args, options)
+
+
+def make_variable(id_: str, kind: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Return the type variable with this id."""
+    return known_or(id_, kind(*args, **options))
+
+
+def _reduce_variable_part(found: Any) -> Any:
+    return type(found), (found.__origin__,)
+
+
+def _reduce_alias(found: Any) -> Any:
+    if _is_importable(found, found.__name__):
+        return found.__name__
+    if found.__type_params__:
+        return make_alias_of, (found.__name__, found.__value__, found.__type_params__)
+    # In a list, the same one each time: the value of an alias may refer to the alias.
+    value = _values.setdefault(found, [found.__value__])
+    return make_alias, (found.__name__, found.__module__, value)
+
+
+#: The values of the aliases that were sent.
+_values: dict[Any, list[Any]] = {}
+
+
+def make_alias(name: str, module: str, value: list[Any]) -> Any:
+    """Return what ``type name = value[0]`` defines: it looks for its value when it is asked."""
+    namespace = {"value": value, "__name__": module}
+    exec(f"type {name} = value[0]", namespace)  # noqa: S102 - a statement of our own
+    return namespace[name]
+
+
+def make_alias_of(name: str, value: Any, variables: tuple[Any, ...]) -> Any:
+    """Return what ``type name[variables] = value`` defines."""
+    alias: Any = typing.TypeAliasType  # type: ignore[attr-defined]  # from Python 3.12 on
+    return alias(name, value, type_params=variables)
+
+
+#: How objects of a type are sent, as in `copyreg.dispatch_table`.
+REDUCERS: dict[type, Callable[[Any], Any]] = {
+    type(dataclasses.MISSING): lambda _: "MISSING",
+    type(dataclasses.KW_ONLY): lambda _: "KW_ONLY",
+    functools.singledispatchmethod: _reduce_generic_method,
+    functools.cached_property: _reduce_cached_property,
+    typing.NewType: _reduce_new_type,
+    typing.TypeVar: _reduce_variable,
+    typing.ParamSpec: _reduce_variable,
+    typing.TypeVarTuple: _reduce_variable,
+    typing.ParamSpecArgs: _reduce_variable_part,
+    typing.ParamSpecKwargs: _reduce_variable_part,
+}
+if sys.version_info >= (3, 12):
+    REDUCERS[typing.TypeAliasType] = _reduce_alias
