@@ -279,6 +279,8 @@ def check_callable(parameter: str, value: Any, *, instead: str = "") -> None:
 
 def check_iterable(parameter: str, value: Any) -> None:
     """Raise TypeError if `value` can't be iterated; nothing is taken of it."""
-    kind = type(value)
-    if getattr(kind, "__iter__", None) is None and not hasattr(kind, "__getitem__"):
-        raise TypeError(_must_be(parameter, value, "an iterable"))
+    if getattr(type(value), "__iter__", None) is None:  # it may start processes: it is not called
+        try:
+            iter(value)
+        except TypeError:
+            raise TypeError(_must_be(parameter, value, "an iterable")) from None

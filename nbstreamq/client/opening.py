@@ -15,7 +15,7 @@ from ..home import here, own_queue
 from ..launch.local import LocalWorkers
 from ..launch.server import ensure_server, is_embedded
 from ..objects.blobs import Place
-from ..objects.places import Tell, UrlPlace
+from ..objects.places import Tell, UrlPlace, check_fsspec
 from ..objects.segments import SessionFolder
 from ..protocol.clients import Client, check_client, open_client, url_of
 from ..protocol.signing import Signer
@@ -57,7 +57,10 @@ def open_session(
     if store is not None:
         store = check_store("store", store)
     settings = Settings.from_environment()
-    settings = replace(settings, store=store or settings.store)
+    if store is not None:
+        settings = replace(settings, store=store)
+    if settings.store is not None:
+        check_fsspec("NBSTREAMQ_STORE" if store is None else "store", settings.store)
     address, worker, home = _address(url, client, settings), host(), here()
     if url is None and client is None and worker is not None:  # a task stays on its own server
         address, secret = worker.url, secret or worker.secret

@@ -191,8 +191,7 @@ class TaskQueue(Executor):
         *iterables
             Zipped, as the built-in `map` does; the shortest ends it. None: the job is empty.
         timeout
-            Seconds from this call to a result, when results are iterated; None waits for ever,
-            what is negative not at all.
+            Seconds from this call to a result, when results are iterated; None waits for ever.
         chunksize
             Items in one message. Workers give back what they don't get done in a tenth of a
             second, so ``"auto"`` serves short and long calls, and mixtures.
@@ -200,8 +199,9 @@ class TaskQueue(Executor):
             Most items whose results the iteration has not yielded yet. It takes the inputs along,
             so they may be endless, and keeps no result. None: no bound.
         name
-            Keeps the job on the server: the same call in another kernel finds it, and runs only what
-            is missing, failed or was cancelled. At most 80 bytes, no white space, dots, colons, braces.
+            Keeps the job on the server: the same call in another kernel finds it, and runs only
+            what is missing, failed or was cancelled. At most 80 bytes, without white space, dots,
+            colons and braces.
         replace
             Forget a job that has the name already, and begin anew.
 
@@ -245,6 +245,7 @@ class TaskQueue(Executor):
         queue = self.options(**options)
         if fn is None:
             return lambda function: TaskFunction(queue, function)
+        check_callable("fn", fn)
         return TaskFunction(queue, fn)
 
     def options(

@@ -26,6 +26,8 @@ __all__ = ["FunctionPickle", "FunctionPickler", "LoadedFunction", "load_function
 #: Bytecode is the same within one minor version of Python.
 _PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _DIGEST_BYTES = 16
+#: Longest name of a function, in characters.
+MAX_NAME = 200
 #: Functions remembered by a session; more keep more memory where a cycle holds them.
 _MOST_KNOWN = 1000
 #: Hashed by identity, and weakly referable.
@@ -217,4 +219,6 @@ def name_of(fn: Callable[..., Any]) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    return str(name).rpartition("<locals>.")[2]
+    text = str(name).rpartition("<locals>.")[2]
+    # It is part of messages: it must be short, and there must be a way to encode it.
+    return text[:MAX_NAME].encode(errors="backslashreplace").decode()

@@ -15,7 +15,7 @@ from ..protocol.signing import SIGNATURE_BYTES, Signer
 from ..protocol.store import Store
 from ..secret import Address, hide_password, without_frames
 
-__all__ = ["LARGE", "Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace"]
+__all__ = ["LARGE", "Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace", "check_fsspec"]
 
 #: Bytes of a value in one key: the server serves nobody else meanwhile. What all on the way copy is
 #: memory that is used again: it is new with larger parts, which take twice as long. Smaller ones
@@ -89,6 +89,26 @@ def _names(handle: tuple[str, int]) -> list[str]:
     return [f"{name}.{k}" for k, _ in enumerate(_parts(handle[1]))]
 
 
+def check_fsspec(parameter: str, url: Address) -> None:
+    """Raise ValueError if fsspec has nothing for such a URL, or lacks a library for it.
+
+    Parameters
+    ----------
+    parameter
+        Where it was given, for the message: ``"store"``, ``"NBSTREAMQ_STORE"``.
+    """
+    try:
+        from fsspec import get_filesystem_class
+
+        for kind in url.reveal().partition("://")[0].split("::"):
+            get_filesystem_class(kind)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{parameter} must be a URL that fsspec can open: {error}. Run `pip install"
+            " 'nbstreamq[fsspec]'`, and what fsspec wants for this URL, here and where workers run."
+        ) from None
+
+
 class UrlPlace:
     """Under an fsspec URL, such as ``s3://bucket/folder`` or ``file:///mnt/shared``.
 
@@ -105,13 +125,8 @@ class UrlPlace:
     large = LARGE
 
     def __init__(self, url: Address, session: str, signer: Signer, free: Tell) -> None:
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError as error:
-            raise NbstreamqError(
-                f"Large values go to {url} by fsspec: pip install 'nbstreamq[fsspec]', and whatever"
-                " fsspec wants for that kind of URL; here, and where the workers are."
-            ) from error
+        from fsspec.core import url_to_fs
+
         try:
             self._fs, folder = url_to_fs(url.reveal())
         except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own

@@ -50,7 +50,7 @@ def _problem(url: str) -> str:
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in _SCHEMES:
         return (
-            "a server's URL starts with redis://, rediss://, unix://, valkey://, valkeys://,"
+            "it must start with redis://, rediss://, unix://, valkey://, valkeys://,"
             " redis+cluster:// or redis+sentinel://"
         )
     parts = urlsplit(url)
