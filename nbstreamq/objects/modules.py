@@ -8,12 +8,12 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-__all__ = ["is_local"]
+__all__ = ["file_of", "is_edited", "is_local"]
 
 #: These are on every worker, or, `__main__`, are taken care of by cloudpickle.
 _NEVER_LOCAL = frozenset({"__main__", "__mp_main__", "nbstreamq"})
@@ -23,12 +23,22 @@ _SOURCE_FOLDERS = ("", "src", "lib", "python")
 
 def is_local(module: ModuleType) -> bool:
     """Tell whether `module` has to travel by value, since a worker may not have it."""
-    file = _file_of(module)
+    file = file_of(module)
     name = getattr(module, "__name__", None)
     return bool(file) and isinstance(name, str) and _is_local(name.partition(".")[0], file)
 
 
-def _file_of(module: ModuleType) -> str:
+def is_edited(module: ModuleType) -> bool:
+    """Tell whether people edit the file of `module`: it is local, or installed as editable."""
+    file = file_of(module)
+    name = getattr(module, "__name__", None)
+    if not file.endswith(".py") or not isinstance(name, str):
+        return False
+    return _are_edited(name.partition(".")[0], os.path.dirname(file))  # noqa: PTH120
+
+
+def file_of(module: ModuleType) -> str:
+    """Return the file of a module, of a namespace package one that is not there; or nothing."""
     file = getattr(module, "__file__", None)
     if isinstance(file, str):
         return file
@@ -45,7 +55,16 @@ def _is_local(top: str, file: str) -> bool:
     if top in _NEVER_LOCAL or not file.endswith((".py", ".pyc")):
         return False
     path = os.path.realpath(file)
-    return not _is_installed(file) and not _is_owned(top, _folder_of_top(top, path))
+    return not _is_installed(file) and not _owner(top, _folder_of_top(top, path))
+
+
+@lru_cache(4096)
+def _are_edited(top: str, folder: str) -> bool:
+    """Tell whether people edit the modules of the top-level package `top` that are in `folder`."""
+    if top in _NEVER_LOCAL or _is_installed(folder):
+        return False
+    path = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    return _owner(top, _folder_of_top(top, path)) != "installed"
 
 
 @lru_cache(4096)  # most distributions lie in the same folder
@@ -74,8 +93,8 @@ def _folder_of_top(top: str, path: str) -> str:
 
 
 @lru_cache(1024)
-def _is_owned(top: str, folder: str) -> bool:
-    """Tell whether `top` belongs to a distribution: as editable, or in a folder of `sys.path`.
+def _owner(top: str, folder: str) -> Literal["", "editable", "installed"]:
+    """Return whether `top` belongs to a distribution: as editable, or in a folder of `sys.path`.
 
     What others bring lies in the folders that `_is_local` knows; to look into each takes long.
     """
@@ -86,8 +105,8 @@ def _is_owned(top: str, folder: str) -> bool:
         if not root and _is_installed(str(distribution.locate_file(""))):
             continue
         if (root and _is_source_of(root, folder)) or top.lower() in _tops(distribution):
-            return True
-    return False
+            return "editable" if root else "installed"
+    return ""
 
 
 def _is_source_of(root: str, folder: str) -> bool:

@@ -201,6 +201,8 @@ class Execution:
     def _run(self, delivery: Delivery, todo: Span) -> Run:
         task = delivery.task
         try:
+            if len(self.running) == 1:
+                self._values.look_for_edits()
             function = self._values.function(task)
             with arriving() as arrived:
                 args = self._load_args(task)

@@ -21,6 +21,7 @@ from ..protocol.messages import Task
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..settings import Settings
+from .edits import Edits
 
 __all__ = ["Values"]
 
@@ -56,6 +57,11 @@ class _Cache(Generic[K, V]):
         while self._budget < 0 and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
         return value
+
+    def clear(self) -> None:
+        """Forget all."""
+        for key in list(self._kept):
+            self._drop(key)
 
     def _drop(self, key: K) -> None:
         self._budget += self._kept.pop(key, (0,))[0]
@@ -122,6 +128,16 @@ class Values:
         #: Whose values are asked for.
         self._job = ""
         self._results = _Results("", self._place_of)
+        self._edits = Edits()
+
+    def look_for_edits(self) -> None:
+        """Forget functions and values if a module was edited that they may have been made with.
+
+        To be called when no task runs: what those that wait have made is of the older modules.
+        """
+        if self._edits.forget_edited():
+            self._functions.clear()
+            self._values.clear()
 
     def results(self, job: str) -> Blobs | None:
         """Return where large results of a job go; None: a named one's, which are to last."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import importlib.util
 import math
 import operator
 import sqlite3
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -216,7 +219,9 @@ class TestImportsInside:
         assert newer.result(10) == [(2, 2, 2)] * 3
         assert older.result(10) == [(None, (1, 1, 1))] * 3
 
-    def test_of_two_folders_that_have_the_same_names(self, run_script, make_queue, tmp_path):
+    def test_of_two_folders_that_have_the_same_names(
+        self, run_script, make_queue, server_url, tmp_path
+    ):
         queue = make_queue(workers=1)
         queue.submit(abs, 1).result(10)
         for folder in ("one", "two", "one"):
@@ -239,7 +244,7 @@ def f():
 with TaskQueue(sys.argv[1], sys.argv[2], workers=0) as q:
     print(q.submit(f).result(20))
 """
-            printed = run_script(source, queue.name, queue._url, str(tmp_path / folder))
+            printed = run_script(source, queue.name, server_url, str(tmp_path / folder))
             assert printed == f"{(folder,) * 3}\n"
 
     def test_packages_find_their_files(self, make_queue, beside):
@@ -267,6 +272,104 @@ with TaskQueue(sys.argv[1], sys.argv[2], workers=0) as q:
         expected = ("found", "found", b"found", "kit", True, [])
         assert queue.submit(read).result(10) == expected
         assert queue.submit(lambda: importlib.resources.files(kit)).result(10).is_dir()
+
+
+class TestEditedFiles:
+    """Workers have the module of the file as it is at the call, though they imported it before."""
+
+    @pytest.fixture
+    def project(self, tmp_path, monkeypatch):
+        """``project(name, source)`` writes a file of a package that is installed as editable."""
+        root = tmp_path / "project"
+        info = tmp_path / "site" / "my_sims-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-sims\nVersion: 1\n")
+        url = f'{{"url": "{root.as_uri()}", "dir_info": {{"editable": true}}}}'
+        (info / "direct_url.json").write_text(url)
+        for path in (tmp_path / "site", root / "src"):
+            monkeypatch.syspath_prepend(str(path))
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{root / 'src'}")
+
+        def write(name, source):
+            file = root / "src" / "sims" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(source)
+            importlib.invalidate_caches()
+
+        write("__init__.py", "from .model import Model, run\n")
+        yield write
+        for name in [n for n in sys.modules if n.partition(".")[0] == "sims"]:
+            del sys.modules[name]
+
+    def edit(self, project, number):
+        project(
+            "model.py",
+            f"NUMBER = {number}\ndef run(_=None): return NUMBER\n"
+            f"class Model:\n  def run(self): return {number}\n",
+        )
+        for name in ("sims.model", "sims"):  # as autoreload does
+            if name in sys.modules:
+                source = importlib.util.cache_from_source(sys.modules[name].__file__)
+                Path(source).unlink(missing_ok=True)
+                importlib.reload(sys.modules[name])
+
+    def test_an_editable_package(self, project, make_queue):
+        self.edit(project, 1)
+        queue = make_queue()
+        import sims
+
+        def inside(_=None):
+            from sims.model import NUMBER
+
+            return NUMBER
+
+        for number in (1, 2, 3):  # within a second, and of the same size
+            self.edit(project, number)
+            assert queue.submit(sims.run).result(10) == number
+            assert queue.map(sims.run, range(20), chunksize=1).result(10) == [number] * 20
+            assert queue.map(inside, range(20), chunksize=1).result(10) == [number] * 20
+            assert queue.submit(sims.Model().run).result(10) == number
+            assert queue.submit(lambda: [sims.run()]).result(10) == [number]
+            assert type(queue.submit(sims.Model).result(10)) is sims.Model
+
+    def test_a_module_that_only_tasks_import(self, make_queue, tmp_path):
+        queue = make_queue()
+        (tmp_path / "helping.py").write_text("from helped import NUMBER")
+
+        def number(_=None):
+            import sys
+
+            if str(tmp_path) not in sys.path:
+                sys.path.append(str(tmp_path))
+            import helping
+
+            return helping.NUMBER
+
+        for expected in (1, 2, 3):
+            (tmp_path / "helped.py").write_text(f"NUMBER = {expected}")
+            assert queue.map(number, range(20), chunksize=1).result(10) == [expected] * 20
+            assert queue.submit(number).result(10) == expected
+
+    def test_an_edit_while_the_task_runs_that_imported_the_module(
+        self, make_queue, tmp_path, gate, wait_until
+    ):
+        queue, hold = make_queue(workers=1), gate.hold
+        (tmp_path / "helping.py").write_text("NUMBER = 1")
+
+        def number(wait):
+            import sys
+
+            sys.path.append(str(tmp_path))
+            import helping
+
+            return wait and hold(), helping.NUMBER
+
+        first = queue.submit(number, True)
+        wait_until(lambda: gate.n_reached == 1)
+        (tmp_path / "helping.py").write_text("NUMBER = 2")
+        gate.open()
+        assert first.result(10) == (None, 1)
+        assert queue.submit(number, False).result(10) == (False, 2)
 
 
 class TestUnpicklable:

@@ -1,0 +1,83 @@
+"""Modules that a worker has imported from files which people edit while it lives."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..objects.modules import file_of, is_edited
+
+__all__ = ["Edits"]
+
+#: When a file was changed, its size, and its number: while nobody edits it these stay.
+_Stamp = tuple[int, int, int]
+
+
+class Edits:
+    """Notices when the file of an imported module was edited, and has it imported again.
+
+    Only what is beside a notebook or installed as editable is looked at. Modules that came with a
+    function are not: they have no file here.
+    """
+
+    def __init__(self) -> None:
+        self._seen = set(sys.modules)
+        self._last = self._newest()
+        self._looked = time.time_ns()
+        #: Name of a module -> its file, and what that looked like when it was imported.
+        self._stamps: dict[str, tuple[str, _Stamp | None]] = {}
+
+    def forget_edited(self) -> bool:
+        """Forget all such modules if one of them was edited; return whether.
+
+        All, since others have taken from it what they import. To be called between tasks.
+        """
+        now = time.time_ns()
+        if self._newest() != self._last:
+            self._look_for_new()
+        # One that was edited since the last look may have been imported before that.
+        edited = [
+            name
+            for name, (file, stamp) in self._stamps.items()
+            if (found := _stamp_of(file)) != stamp and found is not None
+        ]
+        self._looked = now
+        if edited:
+            self._forget()
+        return bool(edited)
+
+    @staticmethod
+    def _newest() -> tuple[int, str]:
+        return len(sys.modules), next(reversed(sys.modules))
+
+    def _look_for_new(self) -> None:
+        for name, module in list(sys.modules.items()):
+            if name not in self._seen and module is not None and is_edited(module):
+                file = file_of(module)
+                stamp = _stamp_of(file)
+                was_edited = stamp is not None and stamp[0] > self._looked
+                self._stamps[name] = file, (0, 0, 0) if was_edited else stamp
+        self._seen = set(sys.modules)
+        self._last = self._newest()
+
+    def _forget(self) -> None:
+        for name, (file, _) in self._stamps.items():
+            sys.modules.pop(name, None)
+            # It counts the age of the source in seconds: a second edit within one is overlooked.
+            Path(importlib.util.cache_from_source(file)).unlink(missing_ok=True)
+        self._stamps.clear()
+        self._seen = set(sys.modules)
+        self._last = self._newest()
+        importlib.invalidate_caches()
+
+
+def _stamp_of(file: str) -> _Stamp | None:
+    """Return what a file looks like now; None if it is not there."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 - a Path takes longer to make than this takes
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
