@@ -81,6 +81,7 @@ class Listener:
         self._led = 0.0  # when somebody else has read last
         self._overdue = 0.0  # when the answer should have come
         self._events: deque[Event | SignatureError] = deque()  # came, but are not delivered yet
+        self._n_deliveries = 0  # a callback that waits reads on
         self._bell, self._ring = socket.socketpair()
         self._resume = threading.Event()
         self._thread = threading.Thread(
@@ -143,6 +144,11 @@ class Listener:
                 self._asked = False
             finally:
                 self._reading.release()
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether events are being dealt with, callbacks included."""
+        return self._n_deliveries > 0
 
     def follow(self, job: str, after: bytes) -> None:
         """Read the events of a named job behind the entry `after`, from the next request on."""
@@ -282,13 +288,17 @@ class Listener:
             after = self._after.copy()
             self._events.extend(self._store.events(after))
             self._after, self._asked = after, False  # not before: see `unfollow`
-        while self._events:
-            event = self._events.popleft()
-            if isinstance(event, SignatureError):
-                self._warn_of(event)
-            elif not self._deliver(event):
-                self._ended = True
-        self._on_delivered()
+        self._n_deliveries += 1
+        try:
+            while self._events:
+                event = self._events.popleft()
+                if isinstance(event, SignatureError):
+                    self._warn_of(event)
+                elif not self._deliver(event):
+                    self._ended = True
+            self._on_delivered()
+        finally:
+            self._n_deliveries -= 1
         return not self._ended
 
     def _warn_of(self, forgery: SignatureError) -> None:

@@ -190,6 +190,11 @@ class Sender:
                 with self._changed:
                     self._changed.notify_all()  # the thread goes on trying
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is to be sent, or under way."""
+        return bool(self._queue or self._parcel)
+
     def close(self, timeout: float | None) -> None:
         """End; what is queued is sent first, if that takes no longer than `timeout` seconds."""
         with self._changed:

@@ -22,11 +22,11 @@ from ..objects.functions import FunctionPickle
 from ..objects.places import Tell
 from ..protocol.keys import is_named
 from ..protocol.messages import Event
-from ..protocol.spans import EVERYTHING
+from ..protocol.spans import EVERYTHING, size
 from ..protocol.store import Store
 from . import lifetime
 from .calls import Call, CallLedger, CallPace
-from .delay import Warner, explain
+from .delay import Warner, explain, survey
 from .functions import Functions
 from .helping import help_until
 from .interrupts import Waited, interrupted, interruptible, uninterrupted
@@ -42,6 +42,10 @@ __all__ = ["Session"]
 PATIENCE = 3.0
 #: Seconds after which the interpreter's exit no longer waits for a lost server: time for a warning.
 LAST_PATIENCE = 2 * PATIENCE
+#: Seconds after which the exit says again what it waits for, and why.
+REMINDER = 60.0
+#: Seconds between two looks at the exit whether a callback is over, or all is sent.
+PAUSE = 0.01
 #: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
 L = TypeVar("L", bound=Ledger)
@@ -284,8 +288,9 @@ class Session:
                     return
                 ledger.position = position
             self._ledgers.pop(ledger.job)
-            last = self._state == "closing" and not self._ledgers
-        if last:
+            # At the interpreter's exit no thread can be started, and `abandon` ends the session.
+            is_last = self._state == "closing" and not self._ledgers and not lifetime.is_exiting()
+        if is_last:
             threading.Thread(target=self._end, name="nbstreamq-closing").start()
 
     def _on_delivered(self) -> None:
@@ -377,19 +382,96 @@ class Session:
         finally:
             self._has_ended.set()
 
-    def abandon(self) -> None:
-        """End at the interpreter's exit: only a shutdown waits for what is not done.
+    # -- the interpreter's exit ----------------------------------------------------------------
 
-        It waits for no named job, and for a lost server no longer than it takes to say so.
+    def n_open(self) -> int:
+        """Return how many calls are open, other than those of named jobs."""
+        return sum(len(ledger) - ledger.n_over for ledger in self._unnamed())
+
+    def _unnamed(self) -> list[Ledger]:
+        """Return the jobs without a name that have open calls."""
+        if self._state in ("closed", "foreign", "leaving"):
+            return []
+        found = [one for one in self.open_ledgers() if not is_named(one.job)]
+        # Where inputs are taken as the results are, a job may stay open without open calls.
+        return [one for one in found if one.n_over < len(one)]
+
+    def is_busy(self) -> bool:
+        """Return whether the exit has to wait: for calls, callbacks, or what is to be sent."""
+        if self._state in ("closed", "foreign", "leaving"):
+            return False
+        return bool(self.n_open() or self._listener.is_delivering or self._sender.is_busy)
+
+    def announce(self) -> None:
+        """Say that the exit waits, and for how much."""
+        if n := self.n_open():
+            lifetime.say(
+                f"waiting for {_calls(n)} of queue {self._store.keys.queue!r} before Python exits."
+                " Ctrl-C drops what is open."
+            )
+
+    def finish(self) -> None:
+        """Return when there are no open calls; say why, where nothing can run them.
+
+        Those of named jobs run without us, once they are sent. A server that is lost is waited for
+        no longer than it takes to say so.
         """
-        if self._state == "closing":
-            for ledger in list(self._ledgers.values()):
-                while self.trouble is None and not is_named(ledger.job):
-                    if self.wait_until(ledger, ledger.check_over, LAST_PATIENCE):
-                        break
-        if self._ledgers and self._state == "open":
-            drop = Order(lambda s: s.cancel(self.id, EVERYTHING, EVERYTHING), lambda _: None)
-            self._sender.put(drop)
+        said = set[str]()
+        told = heard = time.monotonic()
+        while self.is_busy():
+            if self.trouble is None:
+                heard = time.monotonic()
+            if self._await_some():
+                continue
+            if time.monotonic() > heard + LAST_PATIENCE:
+                lifetime.say(f"can't wait any longer: {self.trouble}")
+                self.drop()
+                return
+            if time.monotonic() > told + REMINDER:
+                said, told = set(), time.monotonic()
+                self.announce()
+            if (reason := self._reason()) and reason not in said:
+                said.add(reason)
+                lifetime.say(reason)
+
+    def _await_some(self) -> bool:
+        """Wait for the calls of a job, a callback, or the sender; return whether one is done."""
+        if not (found := self._unnamed()):
+            time.sleep(PAUSE)
+            return self.trouble is None or not self._sender.is_busy
+        ledger = found[0]
+        return ledger.wait(lambda: ledger.n_over >= len(ledger), PATIENCE)
+
+    def _reason(self) -> str:
+        """Return why nothing may run; empty if something may."""
+        for ledger in self._unnamed():
+            if reason := survey(self, ledger)[1]:
+                return f"waiting for {ledger.name}: {reason}"
+        return ""
+
+    def drop(self) -> int:
+        """Cancel the open calls, and take no more; return how many they were."""
+        dropped = self._unnamed()
+        with self._lock:
+            if self._state not in ("open", "closing"):
+                return 0
+            self._state = "leaving"
+        n = sum(size(ledger.cancel(range(len(ledger)))) for ledger in dropped)
+        if n:
+            said = threading.Event()
+
+            def carry_out(store: Store) -> None:
+                store.cancel(self.id, EVERYTHING, EVERYTHING)
+                said.set()
+
+            self._sender.put(Order(carry_out, lambda _: said.set()))
+            said.wait(FAREWELL)
+            lifetime.say(f"dropped {_calls(n)} of queue {self._store.keys.queue!r}.")
+        return n
+
+    def abandon(self) -> None:
+        """End at the interpreter's exit."""
+        self.drop()
         self._end(FAREWELL)
 
     def forget(self) -> None:
@@ -402,3 +484,7 @@ class Session:
         self.large.forget()
         for ledger in self._ledgers.values():
             ledger.orphan(lifetime.forked(self._store.keys.queue), self._ledgers_lock)
+
+
+def _calls(n: int) -> str:
+    return f"{n:,} open calls" if n != 1 else "1 open call"

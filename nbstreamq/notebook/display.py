@@ -7,6 +7,7 @@ from typing import Any
 from ..client.dead import DeadLetters
 from ..client.future import TaskFuture
 from ..client.job import Job
+from ..client.lifetime import drop_calls_at_exit
 from ..client.queue import TaskQueue
 from ..client.status import JobList, QueueStatus, WorkerList
 from ..objects.references import Ref
@@ -29,6 +30,7 @@ def show_by_default(shell: Any) -> None:
     html.for_type(WorkerList, workers_html)
     html.for_type(TaskQueue, lambda queue: status_html(queue.status()))
     if _has_browser(shell):
+        drop_calls_at_exit()
         from .live import show
         from .watch import show_queue
 

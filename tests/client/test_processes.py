@@ -56,20 +56,6 @@ def test_fork(run_script, server_url, queue_name):
     ]
 
 
-NO_SHUTDOWN = """
-import sys
-from nbstreamq import TaskQueue
-
-queue = TaskQueue(*sys.argv[1:], workers=1)
-print(queue.submit(abs, -1).result(20))
-queue.options(delay=60).submit(int)
-"""
-
-
-def test_exit_without_shutdown_does_not_wait(run_script, server_url, queue_name):
-    assert run_script(NO_SHUTDOWN, queue_name, server_url) == "1\n"
-
-
 SHUTDOWN = """
 import sys
 from nbstreamq import TaskQueue
@@ -127,14 +113,13 @@ while not Path(folder, "reached-0").exists():
     time.sleep(0.002)
 """
 ENDS = {
-    "nothing": "",
-    "sys.exit": "sys.exit(0)",
+    "nothing": "endless.cancel()",
     "Ctrl-C": """
+interrupt_wait()
 try:
-    interrupt_wait()
     endless.wait()
 except KeyboardInterrupt:
-    pass
+    endless.cancel()
 """,
     "Ctrl-C twice": """
 try:
