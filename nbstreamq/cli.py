@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nbstreamq", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    worker = commands.add_parser("worker", help="run workers on this machine until Ctrl-C")
+    worker = commands.add_parser(
+        "worker",
+        help="run workers on this machine until Ctrl-C",
+        description="Run workers on this machine until Ctrl-C, SIGTERM or SIGHUP.",
+    )
     doctor = commands.add_parser("doctor", help="look at a server and a queue; exit 1 if ill")
     for command in (worker, doctor):
         command.add_argument(
@@ -64,6 +68,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LANE",
         help="serve this lane; may be repeated, most urgent first; default: all but the tags",
     )
+    worker.add_argument(
+        "--drain",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long calls may go on after Ctrl-C, SIGTERM or SIGHUP, while no others are taken;"
+        " then they are handed back, and run elsewhere as if nothing had been; a second signal"
+        " hands them back at once; default: 30",
+    )
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
     secret = commands.add_parser("secret", help="print a new secret, to be set everywhere")
@@ -76,6 +89,13 @@ def _count(text: str) -> int:
     if n < 0:
         raise argparse.ArgumentTypeError(f"{n} is negative")
     return n
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+    return seconds
 
 
 def _print_secret(_options: argparse.Namespace) -> None:
@@ -135,7 +155,9 @@ def _run_workers(options: argparse.Namespace) -> None:
         lanes=lanes,
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
         door=Door(options.door) if options.door else None,
-        timing=Timing(heartbeat=settings.silence / 4, silence=settings.silence),
+        timing=Timing(
+            heartbeat=settings.silence / 4, silence=settings.silence, drain=options.drain
+        ),
     )
     store.check_secret()
     gc.collect()

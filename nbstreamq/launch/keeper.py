@@ -179,8 +179,9 @@ def _listen_for_signals() -> int:
 
 
 def _wait(signals: int, seconds: float) -> bytes:
-    readable, _, _ = select.select([signals], [], [], seconds)
-    return os.read(signals, 64) if readable else b""
+    poll = select.poll()  # unlike select(), knows more than 1024 descriptors
+    poll.register(signals, select.POLLIN)
+    return os.read(signals, 64) if poll.poll(seconds * 1000) else b""
 
 
 def _start(command: list[str]) -> int:

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ class LocalWorkers:
             self.n_workers = n_workers
             if self._connection is None:
                 self._open()
-            self._ask({"session": self._session, "scale": n_workers})
+            answer = self._ask({"session": self._session, "scale": n_workers})
+        if note := answer.get("note"):
+            warnings.warn(f"nbstreamq: {note}", stacklevel=2)
 
     def close(self, *, wait: bool) -> None:
         """Leave; the last to leave stops the workers.

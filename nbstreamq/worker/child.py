@@ -7,14 +7,17 @@ import faulthandler
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
+from types import FrameType
 from typing import Any
 
 from ..launch.python import python_command
@@ -25,16 +28,32 @@ from ..secret import Address, Secret
 from ..settings import Settings, conceal, environment_without_secrets, hand_over
 from .ended import ENDED_BYTES, Ended
 from .output import FILE_LIMIT_BYTES, Output
-from .slots import SLOT_BYTES, Level, Slot
+from .slots import Level, Slot, Slots
 from .usage import Meter, memory_of
 from .worker import TaskWorker
 
-__all__ = ["DUMP", "LEAVE", "LOOK", "STOP", "Child", "Spec", "ended_file", "main", "start"]
+__all__ = [
+    "DUMP",
+    "LEAVE",
+    "LOOK",
+    "N_DESCRIPTORS",
+    "STOP",
+    "Child",
+    "Spec",
+    "ended_file",
+    "main",
+    "shared_file",
+    "start",
+]
 
 #: Signals to a worker: exit after the running task; stop the item that the slot names; write the
 #: stack to the crash file; look which lanes the slot says are in use. The last is one that a
 #: process which has no handler yet ignores.
 LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG
+#: All that a worker handles; SIGINT, which the supervisor gets, too, does nothing.
+_HANDLED = {LEAVE, signal.SIGHUP, STOP, DUMP, LOOK, signal.SIGINT}
+#: Files that a supervisor has open for each worker.
+N_DESCRIPTORS = 3
 #: Libraries that would otherwise start a thread for each core in each worker.
 _THREAD_LIMITS = (
     "BLIS_NUM_THREADS",
@@ -58,10 +77,14 @@ class Spec:
         Threads that numerical libraries may use in it.
     supervisor
         Process id of the supervisor: the worker dies with it.
-    slot, stdout, stderr, crash
+    slots, number
+        Descriptor of the file of all workers' slots, and which of them is this one's.
+    stdout, stderr, crash
         Descriptors of the files it shares with the supervisor.
     ended
         Descriptor of the file that all workers of the supervisor share.
+    max_files
+        How many files it may have open: the supervisor may have more.
     description
         What others may know of it.
     """
@@ -71,11 +94,13 @@ class Spec:
     lanes: tuple[str, ...]
     n_threads: int
     supervisor: int
-    slot: int
+    slots: int
+    number: int
     stdout: int
     stderr: int
     crash: int
     ended: int
+    max_files: int
     description: dict[str, Any]
 
 
@@ -88,7 +113,11 @@ class Child:
     born
         When it was started, by the monotonic clock.
     leaving
-        It was told to exit.
+        It was told to exit, or does so by itself.
+    leave_by
+        When its patience with what it runs ends, if it was told to exit by somebody else.
+    is_planned
+        It was killed because its end was asked for, and not for what it ran.
     stopping, kill_at, dumped
         Key of the item that was asked to stop, when patience ends, and whether the stack was
         asked for.
@@ -100,6 +129,8 @@ class Child:
     meter: Meter = field(init=False)
     born: float = field(default_factory=time.monotonic)
     leaving: bool = False
+    leave_by: float = float("inf")
+    is_planned: bool = False
     stopping: tuple[int, int] = (0, 0)
     kill_at: float = 0.0
     dumped: bool = False
@@ -143,9 +174,14 @@ class Child:
             if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
                 os.ftruncate(descriptor, 0)
 
+    def hand_over(self) -> None:
+        """Kill it; what it runs is handed back, and not charged."""
+        self.is_planned = True
+        self.signal(signal.SIGKILL)
+
     def close(self) -> None:
         """Give up the files."""
-        for descriptor in (self.spec.slot, self.spec.stdout, self.spec.stderr, self.spec.crash):
+        for descriptor in (self.spec.stdout, self.spec.stderr, self.spec.crash):
             os.close(descriptor)
 
     def signal(self, number: int) -> None:
@@ -170,48 +206,86 @@ def ended_file() -> int:
     return shared_file(ENDED_BYTES)
 
 
-def start(method: str, url: Address, secret: Secret, **details: Any) -> Child:
+def start(
+    method: str,
+    url: Address,
+    secret: Secret,
+    slots: Slots,
+    forget: Callable[[], object],
+    **details: Any,
+) -> Child:
     """Start a worker process.
 
     Parameters
     ----------
     method
         ``fork``: at once, from this process, which must have no threads; ``spawn``: a new Python.
+    slots
+        Where its slot is taken from.
+    forget
+        Called in a worker that was forked: gives up what is open and belongs to this process.
     details
-        The fields of `Spec` that are not descriptors.
+        The other fields of `Spec`.
+
+    Raises
+    ------
+    OSError
+        There are too many processes or open files, or too little memory; nothing is left behind.
     """
-    spec = Spec(
-        slot=shared_file(SLOT_BYTES),
-        stdout=shared_file(),
-        stderr=shared_file(),
-        crash=shared_file(),
-        supervisor=os.getpid(),
-        **details,
-    )
-    pid = (_fork if method == "fork" else _spawn)(spec, url, secret)
-    return Child(spec=spec, pid=pid, slot=Slot(spec.slot))
+    files: list[int] = []
+    number, slot = slots.take()
+    try:
+        while len(files) < N_DESCRIPTORS:
+            files.append(shared_file())
+        spec = Spec(
+            slots=slots.descriptor,
+            number=number,
+            stdout=files[0],
+            stderr=files[1],
+            crash=files[2],
+            supervisor=os.getpid(),
+            **details,
+        )
+        pid = _fork(spec, url, secret, forget) if method == "fork" else _spawn(spec, url, secret)
+    except OSError:
+        slots.give_back(number)
+        for descriptor in files:
+            os.close(descriptor)
+        raise
+    return Child(spec=spec, pid=pid, slot=slot)
 
 
-def _fork(spec: Spec, url: Address, secret: Secret) -> int:
+def _fork(spec: Spec, url: Address, secret: Secret, forget: Callable[[], object]) -> int:
     # A signal between the fork and the worker's own handlers would run the supervisor's.
     gc.freeze()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {LEAVE, STOP, DUMP, LOOK, signal.SIGINT})
-    pid = os.fork()
-    if pid == 0:
-        try:
-            main(spec, url, secret)
-        finally:
-            os._exit(1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    gc.unfreeze()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                forget()
+                # Away from the supervisor's terminal: a Ctrl-C there is not for what tasks start.
+                os.setsid()
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                main(spec, url, secret)
+            finally:
+                os._exit(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        gc.unfreeze()
     return pid
 
 
 def _spawn(spec: Spec, url: Address, secret: Secret) -> int:
-    files = (spec.slot, spec.stdout, spec.stderr, spec.crash, spec.ended)
+    files = (spec.slots, spec.stdout, spec.stderr, spec.crash, spec.ended)
     command = python_command("nbstreamq.worker", json.dumps(asdict(spec)))
     process = subprocess.Popen(  # noqa: S603 - our own command
-        command, env=environment_without_secrets(), pass_fds=files, stdin=subprocess.PIPE
+        command,
+        env=environment_without_secrets(),
+        pass_fds=files,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     )
     hand_over(process.stdin, url=url, secret=secret, store=Settings.from_environment().store)
     # The supervisor waits for its children itself; Popen must not.
@@ -232,15 +306,16 @@ def main(spec: Spec, url: Address, secret: Secret) -> None:
 
 
 def _serve(spec: Spec, url: Address, secret: Secret) -> None:
-    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     _die_with(spec.supervisor)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (spec.max_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
     faulthandler.enable(spec.crash)
     faulthandler.register(DUMP, spec.crash)
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, str(spec.n_threads))
-    slot, output = Slot(spec.slot), Output()
+    slot, output = Slot(spec.slots, spec.number), Output()
     slot.set_supervisor(spec.supervisor)
     output.install(spec.stdout, spec.stderr)
     store = Store(open_client(url), spec.queue, Signer(secret, spec.queue))
@@ -254,12 +329,51 @@ def _serve(spec: Spec, url: Address, secret: Secret) -> None:
         url=url,
         secret=secret,
     )
-    signal.signal(LEAVE, worker.on_leave_signal)
-    signal.signal(LOOK, worker.on_look_signal)
-    signal.siginterrupt(LOOK, False)  # the busy get it, too: system calls of C code go on
-    signal.signal(STOP, worker.runner.on_stop_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {LEAVE, STOP, DUMP, LOOK, signal.SIGINT})
+    handlers = {
+        LEAVE: worker.on_leave_signal,
+        signal.SIGHUP: worker.on_leave_signal,
+        STOP: worker.runner.on_stop_signal,
+        LOOK: worker.on_look_signal,
+        # Not ignored: what a task starts would ignore it, too.
+        signal.SIGINT: _do_nothing,
+    }
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for number in (LOOK, signal.SIGINT):
+        signal.siginterrupt(number, False)  # the busy get it, too: system calls of C code go on
+    _be_plain_in_forks(worker, handlers)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     worker.run(spec.description | {"pid": os.getpid(), "state": "idle"})
+
+
+def _do_nothing(_signal: int, _frame: FrameType | None) -> None:
+    """Handle Ctrl-C, which is for the supervisor."""
+
+
+def _be_plain_in_forks(
+    worker: TaskWorker, handlers: dict[signal.Signals, Callable[..., None]]
+) -> None:
+    """Make what tasks fork a process like others: not a worker, and with the usual signals."""
+    forking = threading.local()  # two threads may fork at once
+
+    def block() -> None:
+        # A signal between the fork and the usual handlers would run the worker's.
+        forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, forking.mask)
+
+    def be_plain() -> None:
+        for number, ours in handlers.items():
+            if signal.getsignal(number) == ours:  # else the task has set its own
+                usual = number == signal.SIGINT
+                signal.signal(number, signal.default_int_handler if usual else signal.SIG_DFL)
+        faulthandler.unregister(DUMP)
+        faulthandler.disable()
+        worker.forked()
+        restore()
+
+    os.register_at_fork(before=block, after_in_parent=restore, after_in_child=be_plain)
 
 
 def _die_with(supervisor: int) -> None:
@@ -268,8 +382,6 @@ def _die_with(supervisor: int) -> None:
         set_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
     else:
-        import threading
-
         threading.Thread(target=_watch, args=(supervisor,), daemon=True).start()
     if os.getppid() != supervisor:
         os._exit(1)

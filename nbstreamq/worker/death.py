@@ -25,11 +25,14 @@ class Death:
         What it ran, the outermost first; empty if that is not known.
     stopped
         Serial and number of the item that it was killed for, and why.
+    is_planned
+        Whether somebody asked for the end: then what ran is handed back, and not charged with it.
     """
 
     certificate: DeathCertificate
     levels: Sequence[Level] = ()
     stopped: tuple[int, int, Stop] = (0, 0, Stop.NONE)
+    is_planned: bool = False
 
 
 def cause_of(status: int) -> str:

@@ -1,8 +1,9 @@
 """The supervisor's local socket: kernels on this machine come in here, and are seen to leave.
 
 Line-wise JSON. A kernel says ``{"session": id}`` once, ``{"scale": n}`` when it wants n workers,
-and ``{"leave": true}`` before it goes; each is answered by the number of other kernels here. Its
-connection is its life: when that ends without a word, the kernel is dead.
+and ``{"leave": true}`` before it goes; each is answered by the number of other kernels here, and by
+a note for the user, such as that there is no room for so many workers. Its connection is its life:
+when that ends without a word, the kernel is dead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,20 +51,24 @@ class Door:
         self._listener.setblocking(False)
 
     def sockets(self) -> list[socket.socket]:
-        """Return what to select on."""
+        """Return what to wait for."""
         return [self._listener, *(user.connection for user in self.users)]
 
-    def serve(self, ready: list[socket.socket], scale: Callable[[int], None]) -> list[str]:
+    def serve(self, ready: Collection[int], scale: Callable[[int], str]) -> list[str]:
         """Serve the sockets that can be read; return the sessions of those who left without a word.
 
         Parameters
         ----------
+        ready
+            Descriptors of those that can be read.
         scale
-            Called with the number of workers that a user asks for.
+            Called with the number of workers that a user asks for; returns what to say to that.
         """
-        if self._listener in ready:
+        if self._listener.fileno() in ready:
             self._accept()
-        left = [u for u in self.users if u.connection in ready and not self._read(u, scale)]
+        left = [
+            u for u in self.users if u.connection.fileno() in ready and not self._read(u, scale)
+        ]
         for user in left:
             self.users.remove(user)
             user.connection.close()
@@ -75,7 +80,7 @@ class Door:
             self.users.append(User(connection))
             self.visited = True
 
-    def _read(self, user: User, scale: Callable[[int], None]) -> bool:
+    def _read(self, user: User, scale: Callable[[int], str]) -> bool:
         """Answer what the user asks; return whether it is still there."""
         try:
             data = user.connection.recv(65536)
@@ -85,12 +90,11 @@ class Door:
             for line in lines:
                 request = _request(line)
                 user.session = request.get("session", user.session)
-                if "scale" in request:
-                    scale(request["scale"])
+                note = scale(request["scale"]) if "scale" in request else ""
                 if "leave" in request:
                     user.session = ""
-                others = len(self.users) - 1
-                user.connection.sendall(json.dumps({"others": others}).encode() + b"\n")
+                answer = {"others": len(self.users) - 1, "note": note}
+                user.connection.sendall(json.dumps(answer).encode() + b"\n")
         except (OSError, ValueError):
             return False
         return True
@@ -98,6 +102,10 @@ class Door:
     def close(self) -> None:
         """Let nobody in any more."""
         self.path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Give up the sockets, in a forked process: the other one goes on with them."""
         for open_socket in self.sockets():
             open_socket.close()
         self.users = []

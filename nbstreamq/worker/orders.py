@@ -40,6 +40,10 @@ class Orders:
         self.has_news = False
         self._cancellations: list[tuple[float, Control]] = []
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._store.close()
+
     def sockets(self) -> list[socket]:
         """Return what can be read when something has come; nothing while not connected."""
         return self._store.sockets()

@@ -117,6 +117,12 @@ class Output:
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
         logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
 
+    def forked(self) -> None:
+        """Only write, in a process that a task has forked: its parent sees what comes."""
+        self._channels = []
+        # Another thread of the parent may have held them.
+        self._lock, self._reporting = threading.RLock(), threading.Lock()
+
     def enter(self, task: Task, item: int) -> None:
         """Say that what is printed from now on is printed by `item` of `task`."""
         if self._tasks:

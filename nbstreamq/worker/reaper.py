@@ -78,7 +78,7 @@ def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list
     The items that ran are charged with the loss: all of the stack, since each of them may be what
     led there again. Where a delivery was being unpickled, or its results pickled, all its items are
     charged, and halved when they were lost too often, until the guilty one is alone. What did not
-    run goes back as it was.
+    run goes back as it was, and so does what ran if the end was planned.
 
     Parameters
     ----------
@@ -92,7 +92,9 @@ def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list
         settlement = Settlement(delivery=delivery)
         level = running.get((delivery.lane, delivery.entry_id))
         try:
-            if (level and level.item == NO_ITEM) or not known:
+            if death.is_planned and not (level and _is_stopped(level, death)):
+                settlement.successors.append(Successor(task=delivery.task))
+            elif (level and level.item == NO_ITEM) or not known:
                 _settle_unknown(settlement, death)
             elif level and any(level.item in r for r in delivery.task.span):
                 _settle_item(settlement, level, death)
@@ -104,6 +106,11 @@ def settle_death(held: Sequence[Delivery], death: Death, *, known: bool) -> list
     return settlements
 
 
+def _is_stopped(level: Level, death: Death) -> bool:
+    """Return whether the worker was killed because of the item that ran there."""
+    return (level.serial, level.item) == death.stopped[:2]
+
+
 def _settle_item(settlement: Settlement, level: Level, death: Death) -> None:
     """Charge the item that ran; the rest of its chunk goes on."""
     task = settlement.delivery.task
@@ -111,9 +118,8 @@ def _settle_item(settlement: Settlement, level: Level, death: Death) -> None:
     rest = span_of(i for i in items(task.span) if i != level.item)
     if rest:
         settlement.successors.append(Successor(task=task.again(rest)))
-    *stopped, why = death.stopped
-    killed = [level.serial, level.item] == stopped
-    if killed and why is Stop.CANCELLED:
+    killed = _is_stopped(level, death)
+    if killed and death.stopped[2] is Stop.CANCELLED:
         settlement.events.append(_event("cancelled", task, guilty, death))
         settlement.count(cancelled=1)
     elif killed:

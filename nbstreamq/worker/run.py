@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import TimeLimitExceeded
 from ..objects.payloads import load
@@ -164,6 +167,7 @@ class Runner:
         self._places = [0]
         #: Not empty if the delivery takes long.
         self._long: list[bool] = []
+        self._is_fork = False
 
     def on_stop_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Stop the running item, if it is still the one that shall be stopped."""
@@ -182,6 +186,11 @@ class Runner:
         """Run one by one, from now on, what is left of the delivery: it takes long."""
         if not self._long:
             self._long.append(True)
+
+    def forked(self) -> None:
+        """End this process, which a task has forked, where that task's code ends."""
+        self._is_fork = True
+        self._long.append(True)  # no other item runs here
 
     def hold(self, delivery: Delivery) -> None:
         """Say that a delivery is unpickled, run and packed: each of these may kill the process.
@@ -259,6 +268,8 @@ class Runner:
         """Run items; return whether it ended because one of them was stopped."""
         try:
             self._run_items(work)
+            if self._is_fork:
+                _end_fork()
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
             self._slot.rest(work.at)
@@ -294,6 +305,8 @@ class Runner:
 
         An exception may be kept by what an earlier item left behind, and raised again.
         """
+        if self._is_fork:
+            _end_fork(error)
         if not isinstance(error, Stopped) or error.serial not in self._serials:
             return False
         return error.serial != self._serials[-1] or error.item == item
@@ -342,6 +355,8 @@ class Runner:
 
         As long as they print by other means than Python's, each comes alone.
         """
+        if self._is_fork:
+            _end_fork()
         if seconds > LOOK / 2:
             work.n_together = max(1, work.n_together // 2)
         elif n_run == work.n_together and not (work.time_limit or self._long):
@@ -350,6 +365,17 @@ class Runner:
         if block and now - output.looked > output.pause:
             output.look()
         return block if output.pause else block[:1]
+
+
+def _end_fork(error: BaseException | None = None) -> NoReturn:
+    """End a process that a task has forked as Python does: only its parent is a worker."""
+    code = getattr(error, "code", None) if isinstance(error, SystemExit) else error
+    if isinstance(code, BaseException):
+        traceback.print_exception(code)
+    elif code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:

@@ -2,14 +2,16 @@
 
 A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
 level each. Only the worker writes, except for `ask_to_stop`, `set_rare_lanes` and `set_watched`;
-and a signal from it wakes the supervisor when a level begins that has to be watched closely.
+and a signal from it wakes the supervisor when a level begins that has to be watched closely, or
+when the worker is about to leave.
 
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
     q[5] which of the rare lanes are in use, one bit each
     q[6] process id of the supervisor   q[7] whether that watches closely
-    level k, from q[8 + 32 k]: item, serial, deadline (s), memory limit (bytes), whether it has
+    q[8] whether the worker leaves, and why
+    level k, from q[16 + 32 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, length of text, text
 """
 
@@ -26,16 +28,28 @@ from functools import cache
 
 from ..protocol.keys import RARE
 
-__all__ = ["MAX_LEVELS", "NO_ITEM", "SLOT_BYTES", "Level", "Slot", "State", "Stop"]
+__all__ = [
+    "MAX_LEVELS",
+    "NO_ITEM",
+    "SLOT_BYTES",
+    "Leaving",
+    "Level",
+    "Slot",
+    "Slots",
+    "State",
+    "Stop",
+]
 
 SLOT_BYTES = 16384
 #: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
 MAX_LEVELS = 60
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
-_FIRST, _WORDS = 8, 32
+_FIRST, _WORDS = 16, 32
 _ITEM, _SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
+#: Slots that a supervisor maps at once. More use address space, fewer use descriptors.
+_BLOCK = 64
 
 
 class State(IntEnum):
@@ -44,6 +58,13 @@ class State(IntEnum):
     STARTING = 0
     IDLE = 1
     BUSY = 2
+
+
+class Leaving(IntEnum):
+    """Why a worker leaves without being told to by its supervisor."""
+
+    NO = 0
+    ASKED = 1  #: somebody sent it a signal
 
 
 class Stop(IntEnum):
@@ -96,14 +117,18 @@ class Slot:
 
     Parameters
     ----------
-    descriptor
-        Of a file of `SLOT_BYTES` zero bytes.
+    memory
+        `SLOT_BYTES` zero bytes; or the descriptor of a file of slots.
+    number
+        Which slot of that file.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._map = mmap.mmap(descriptor, SLOT_BYTES)
-        self.words = memoryview(self._map).cast("q")
-        self._times = memoryview(self._map).cast("d")
+    def __init__(self, memory: memoryview | int, number: int = 0) -> None:
+        if isinstance(memory, int):
+            memory = memoryview(mmap.mmap(memory, SLOT_BYTES, offset=number * SLOT_BYTES))
+        self._bytes = memory
+        self.words = memory.cast("q")
+        self._times = memory.cast("d")
 
     # -- the worker writes ---------------------------------------------------------------------
 
@@ -128,17 +153,26 @@ class Slot:
         text = b"%b\0%b\0%b\0%d" % (lane.encode(), entry_id, job.encode(), n)
         text = text[:_TEXT_BYTES]
         self.words[at + _SERIAL] = 0
-        self._map[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
+        self._bytes[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
         self.words[at + _LENGTH] = len(text)
         self.words[at + _MEMORY] = memory_limit
         self.words[at + _LIMITED] = is_limited
         self.rest(at)
         self.words[at + _SERIAL] = -1
         self.words[1] = depth + 1
-        if is_limited and self.words[6] and not self.words[7]:
+        if is_limited and not self.words[7]:
+            self._wake_supervisor()
+        return at
+
+    def _wake_supervisor(self) -> None:
+        if self.words[6]:
             with suppress(OSError):  # it may have just died, or a task may have changed the user
                 os.kill(self.words[6], signal.SIGCHLD)
-        return at
+
+    def leave(self, why: Leaving) -> None:
+        """Say that the worker takes nothing more, so that the supervisor can replace it now."""
+        self.words[8] = why
+        self._wake_supervisor()
 
     def begin(self, at: int, serial: int) -> None:
         """Say that the items in ``words[at]`` run from now on."""
@@ -176,6 +210,10 @@ class Slot:
         return State(self.words[0])
 
     @property
+    def leaving(self) -> Leaving:
+        return Leaving(self.words[8])
+
+    @property
     def n_levels(self) -> int:
         return min(self.words[1], MAX_LEVELS)
 
@@ -187,7 +225,8 @@ class Slot:
     def _level(self, at: int) -> Level | None:
         serial = self.words[at + _SERIAL]
         start = (at + _TEXT) * 8
-        parts = self._map[start : start + self.words[at + _LENGTH]].split(b"\0")
+        text = bytes(self._bytes[start : start + self.words[at + _LENGTH]])
+        parts = text.split(b"\0")
         if not serial or len(parts) != 4:
             return None
         level = Level(
@@ -215,6 +254,39 @@ class Slot:
     def set_rare_lanes(self, used: Collection[str]) -> None:
         """Say which rare lanes are in use; a signal to the worker must follow."""
         self.words[5] = sum(1 << k for k, lane in enumerate(RARE) if lane in used)
+
+
+class Slots:
+    """The slots of all workers of a supervisor: one file, and one descriptor for many workers.
+
+    Parameters
+    ----------
+    descriptor
+        Of an empty file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._blocks: list[memoryview] = []
+        self._free: list[int] = []
+
+    def take(self) -> tuple[int, Slot]:
+        """Return the number of a slot that nobody has, and the slot, all zero."""
+        if not self._free:
+            n = len(self._blocks)
+            os.ftruncate(self.descriptor, (n + 1) * _BLOCK * SLOT_BYTES)
+            block = mmap.mmap(self.descriptor, _BLOCK * SLOT_BYTES, offset=n * _BLOCK * SLOT_BYTES)
+            self._blocks.append(memoryview(block))
+            self._free = list(range((n + 1) * _BLOCK - 1, n * _BLOCK - 1, -1))
+        number = self._free.pop()
+        at = number % _BLOCK * SLOT_BYTES
+        memory = self._blocks[number // _BLOCK][at : at + SLOT_BYTES]
+        memory[:] = bytes(SLOT_BYTES)
+        return number, Slot(memory)
+
+    def give_back(self, number: int) -> None:
+        """Say that the worker that had this slot has ended."""
+        self._free.append(number)
 
 
 @cache

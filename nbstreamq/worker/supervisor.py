@@ -5,8 +5,10 @@ It runs no foreign code and has one thread, so it can fork at any time and nothi
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -32,12 +34,13 @@ from ..protocol.spans import EVERYTHING
 from ..protocol.store import Store
 from ..secret import Address, Secret
 from ..settings import Settings, n_cores
-from .child import DUMP, STOP, Child, ended_file, start
+from .child import DUMP, N_DESCRIPTORS, STOP, Child, ended_file, shared_file, start
 from .death import Death, cause_of, tail
 from .door import Door
 from .orders import Orders
 from .reaper import bury, has_lost_its_supervisor
-from .slots import NO_ITEM, Level, State, Stop
+from .sessions import members
+from .slots import NO_ITEM, Level, Slots, State, Stop
 from .timing import Timing
 from .usage import over_memory
 
@@ -50,6 +53,11 @@ YOUNG = 10.0
 MOST_PAUSE = 30.0
 
 logger = logging.getLogger(__name__)
+
+#: Files that a supervisor may need besides those of its workers: connections, kernels at the door.
+RESERVED_FILES = 24
+#: Open files that it asks for, if it may: enough for thousands of workers.
+WANTED_FILES = 2**16
 
 
 class Supervisor:
@@ -93,10 +101,16 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._dead: list[tuple[Child, Death]] = []
         self._dropped: list[str] = []
-        self._number, self._ended = 0, ended_file()
+        self._number, self._ended, self._slots = 0, ended_file(), Slots(shared_file())
         #: How many rounds of workers in a row have died young; and what is said of that.
         self._n_young, self._trouble, self._told = 0, "", ""
-        self._stopping = self._watches = False  # looks often at what runs
+        self._watches = False  # looks often at what runs
+        self._stopping = self._hurrying = False
+        self._drained = float("inf")
+        #: Leaders of sessions whose worker has died -> when what is left in them is killed.
+        self._sessions: dict[int, float] = {}
+        self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._has_room = True
         self._failure: SecretMismatch | None = None
         self._unswept = ""  #: Why large values of the dead could not be deleted.
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
@@ -116,10 +130,8 @@ class Supervisor:
         SecretMismatch
             The queue got another secret; what ran was finished, and the rest is for others.
         """
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
+        self._handle_signals()
+        _allow_files(WANTED_FILES)
         born = time.monotonic()
         with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
             # Before there are workers: whose supervisor nobody knows, nobody would miss; and it
@@ -128,19 +140,50 @@ class Supervisor:
             self._obey()
         try:
             while not self._stopping:
-                try:
-                    self._tick()
-                except Exception:  # no fault of ours may end the loop: the workers would go, too
-                    logger.exception("supervisor %s goes on after a fault", self.node)
-                    self._orders.ask_anew()
-                    time.sleep(self._timing.rest)
+                self._turn()
                 if self.door and not self.door.users:
                     waited = time.monotonic() - born > self._timing.visit
-                    self._stopping |= (self.door.visited or waited) and not self._has_named_work()
+                    if (self.door.visited or waited) and not self._has_named_work():
+                        break
                 if self._failure and not self._children:
                     raise self._failure
+            if self._stopping:
+                self._drain()
         finally:
             self._end()
+
+    def _handle_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup has it ignore the end of its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: self.stop())
+        # Who started us may have had signals blocked, and a mask is inherited.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _drain(self) -> None:
+        """Let what runs go on for a while, but take nothing more, so that little work is lost."""
+        self.n_workers, self._heartbeat_due = 0, 0.0  # others shall know that this is planned
+        self._drained = time.monotonic() + self._timing.drain
+        n_busy = sum(child.slot.n_levels > 0 for child in self._children.values())
+        if n_busy and not self.door:
+            logger.warning(
+                "told to end: %d running calls get %g s, then they are handed back. To hand them"
+                " back at once, send the signal again.",
+                n_busy,
+                self._timing.drain,
+            )
+        while self._children and not self._hurrying and time.monotonic() < self._drained:
+            self._turn()
+
+    def _turn(self) -> None:
+        try:
+            self._tick()
+        except Exception:  # no fault of ours may end the loop: the workers would go, too
+            logger.exception("supervisor %s goes on after a fault", self.node)
+            self._orders.ask_anew()
+            time.sleep(self._timing.rest)
 
     def _has_named_work(self) -> bool:
         """Return whether a named job, which outlives its kernel, has something to do here."""
@@ -154,18 +197,29 @@ class Supervisor:
             return False
 
     def stop(self) -> None:
-        """End soon."""
-        self._stopping = True
+        """End when what runs is over, or has had its time to drain; at once at the second call."""
+        self._hurrying, self._stopping = self._stopping, True
 
-    def scale(self, n_workers: int) -> None:
-        """There shall be so many workers from now on."""
-        if not self._failure:
-            self.n_workers = n_workers
+    def scale(self, n_workers: int) -> str:
+        """Have so many workers from now on; return what there is to say to that, if anything."""
+        if self._failure or self._stopping:
+            return ""
+        self.n_workers = n_workers
+        n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = max(1, (n_files - RESERVED_FILES) // N_DESCRIPTORS)
+        if n_workers <= most or n_files == resource.RLIM_INFINITY:
+            return ""
+        return (
+            f"{n_workers} workers were asked for, and about {most} can be started: each needs"
+            f" {N_DESCRIPTORS} open files in their supervisor, which may have {n_files}. Raise the"
+            " limit (`ulimit -n`) where this was started from."
+        )
 
     def _tick(self) -> None:
         self._scale()
         self._listen(self._pause())
         self._wait_for_children()
+        self._end_sessions()
         try:
             self._look_for_lanes()  # first: it is refused nothing
             self._cancel_dropped()
@@ -184,10 +238,11 @@ class Supervisor:
 
     def _pause(self) -> float:
         """Return for how many seconds there is nothing to do, unless something happens."""
-        left_over = self._dead or self._dropped
+        left_over = self._dead or self._dropped or self._sessions
         if self._watches or self._orders.has_fresh or left_over or self._is_deaf():
             return self._timing.tick
-        due = [self._heartbeat_due, self._lanes_due, self._promote_due]
+        due = [self._heartbeat_due, self._lanes_due, self._promote_due, self._drained]
+        due += [child.leave_by for child in self._children.values()]
         if len(self._children) < self.n_workers:
             due.append(self._start_due)
         return max(0.0, min(self._timing.rest, min(due) - time.monotonic()))
@@ -200,12 +255,19 @@ class Supervisor:
         """Wait for something to do: a child's death, a user, an order, or the next look."""
         door = self.door
         orders = [] if self._is_deaf() else self._orders.sockets()
-        sockets = [*orders, *(door.sockets() if door else ())]
-        ready: list[Any] = select.select([self._wakeup, *sockets], [], [], timeout)[0]
-        if self._wakeup in ready:
-            os.read(self._wakeup, 4096)
+        ready = self._poll([*orders, *(door.sockets() if door else ())], timeout)
         for session in door.serve(ready, self.scale) if door else ():
             self._drop_session(session)
+
+    def _poll(self, sockets: Sequence[socket.socket], timeout: float) -> set[int]:
+        """Wait for a signal, or something to read; return the descriptors that can be read."""
+        poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
+        for descriptor in (self._wakeup, *(one.fileno() for one in sockets)):
+            poll.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+        if self._wakeup in ready:
+            os.read(self._wakeup, 4096)
+        return ready
 
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
@@ -218,20 +280,22 @@ class Supervisor:
             self._dropped.pop(0)
 
     def _end(self) -> None:
-        """Stop the workers: idle ones leave, busy ones are killed after the grace."""
+        """Stop the workers: idle ones leave, what others run is handed back after the grace."""
         if self.door:
             self.door.close()
         for child in self._children.values():
             child.leave()
-        deadline = time.monotonic() + self._timing.grace
-        while self._children and time.monotonic() < deadline:
-            select.select([self._wakeup], [], [], self._timing.tick)
+        now = time.monotonic()
+        # What was drained had its time.
+        grace = now if self._stopping else now + self._timing.grace
+        farewell = now + self._timing.farewell
+        while self._children or self._sessions:
+            self._poll((), self._timing.tick)
             self._wait_for_children()
-        for child in self._children.values():
-            child.signal(signal.SIGKILL)
-        while self._children:
-            self._wait_for_children()
-            time.sleep(0.001)
+            self._end_sessions()
+            for child in self._children.values():
+                if time.monotonic() > (grace if child.slot.n_levels else farewell):
+                    child.hand_over()
         self._sweep()
         try:
             self._bury()
@@ -244,29 +308,66 @@ class Supervisor:
 
     def _scale(self) -> None:
         """Start workers that are missing, and send away those that are too many."""
+        for child in self._children.values():
+            if child.slot.leaving and not child.leaving:
+                child.leaving = True
+                child.leave_by = time.monotonic() + self._timing.drain
         staying = [c for c in self._children.values() if not c.leaving]
         surplus = len(staying) - self.n_workers
         for child in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
             child.leave()
         if time.monotonic() >= self._start_due:
             for _ in range(-surplus):
-                self._start_child()
+                try:
+                    self._start_child()
+                except OSError as error:
+                    self._put_off(error, len(staying), surplus)
+                    break
+                self._has_room = True
+
+    def _put_off(self, error: OSError, n_staying: int, surplus: int) -> None:
+        """Try again later to start the workers that there is no room for, and say so once."""
+        self._start_due = time.monotonic() + self._timing.heartbeat
+        if self._has_room:
+            self._has_room = False
+            logger.warning(
+                "of %d workers only %d can be started: %s. Ask for fewer, or raise the limit"
+                " (`ulimit -n` for open files, `ulimit -u` for processes).",
+                n_staying - surplus,
+                len(self._children),
+                error,
+            )
 
     def _start_child(self) -> None:
+        _check_files()
         self._number += 1
         child = start(
             self._method,
             self._url,
             self._secret,
+            self._slots,
+            self._forget,
             worker=f"{self.node}#{self._number}",
             queue=self._store.keys.queue,
             lanes=self._lanes,
             n_threads=max(1, n_cores() // max(1, self.n_workers)),
             ended=self._ended,
+            max_files=self._max_files,
             description=self._describe(),
         )
         self._children[child.pid] = child
         child.use_lanes(self._used_lanes)
+
+    def _forget(self) -> None:
+        """In a worker that was forked: give up what is open and belongs to the supervisor."""
+        for child in self._children.values():
+            child.close()
+        if self.door:
+            self.door.forget()
+        self._orders.close()
+        self._store.close()
+        os.close(self._wakeup)
+        os.close(self._wake)
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -275,6 +376,7 @@ class Supervisor:
             "supervisor": os.getpid(),
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
             "lanes": list(self._lanes),
+            "leaving": self._stopping,
         }
 
     def _wait_for_children(self) -> None:
@@ -283,7 +385,9 @@ class Supervisor:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
-            child = self._children.pop(pid)
+            child = self._children.pop(pid, None)
+            if child is None:  # as the first process of a container we inherit orphans
+                continue
             self._slow_down(child, cause_of(status))
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
@@ -294,7 +398,11 @@ class Supervisor:
                 output=tail(child.spec.stdout) + tail(child.spec.stderr),
             )
             levels = child.slot.levels()
-            self._dead.append((child, Death(certificate, levels, child.slot.stop_request())))
+            stopped = child.slot.stop_request()
+            death = Death(certificate, levels, stopped, is_planned=child.is_planned)
+            self._dead.append((child, death))
+            self._slots.give_back(child.spec.number)
+            self._sessions[pid] = float("inf")
             child.close()
 
     def _slow_down(self, child: Child, cause: str) -> None:
@@ -305,7 +413,7 @@ class Supervisor:
         now = time.monotonic()
         is_starting = child.slot.state is State.STARTING
         is_charged = child.slot.n_levels and not is_starting
-        if child.leaving or is_charged or now - child.born > YOUNG:
+        if child.leaving or child.slot.leaving or is_charged or now - child.born > YOUNG:
             return
         if now < self._start_due:  # of those that were started together the first counts
             return
@@ -329,6 +437,28 @@ class Supervisor:
             self._store.tell_trouble(self.node, self._trouble)
             self._told = self._trouble
 
+    def _end_sessions(self) -> None:
+        """End what tasks of dead workers have started: it is asked to, and killed after the grace.
+
+        What has a session of its own was detached on purpose, and goes on.
+        """
+        if not self._sessions:
+            return
+        now = time.monotonic()
+        left = members(self._sessions)
+        for leader, kill_at in list(self._sessions.items()):
+            if leader not in left:
+                del self._sessions[leader]
+                continue
+            number = signal.SIGTERM if kill_at == float("inf") else signal.SIGKILL
+            if kill_at == float("inf"):
+                self._sessions[leader] = now + self._timing.grace
+            elif now < kill_at:
+                continue
+            for process in left[leader]:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(process, number)
+
     def _stop_items(self) -> None:
         """Ask, and in the end force, items to stop; keep output files small."""
         now, self._watches = time.monotonic(), False
@@ -336,7 +466,9 @@ class Supervisor:
             levels, soon = child.look()
             self._watches |= soon
             reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
-            if hog := over_memory(child.pid, levels):
+            if now > child.leave_by:
+                child.hand_over()
+            elif hog := over_memory(child.pid, levels):
                 # At once: to ask it would take longer than to fill the machine.
                 child.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
                 child.signal(signal.SIGKILL)
@@ -428,7 +560,8 @@ class Supervisor:
             node = description.get("node", "")
             if node in silent or (node != self.node and has_lost_its_supervisor(description)):
                 cause = f"its supervisor {node} gave no sign of life"
-                death = Death(DeathCertificate(worker=worker, cause=cause))
+                certificate = DeathCertificate(worker=worker, cause=cause)
+                death = Death(certificate, is_planned=bool(description.get("leaving")))
                 lanes = description.get("lanes", self._lanes)
                 bury(self._store, worker, lanes, death, known=False)
         for node in silent:
@@ -459,3 +592,21 @@ class Supervisor:
             return
         wait = self._store.promote(self._store.known_lanes())
         self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
+
+
+def _allow_files(n: int) -> None:
+    """Have this process open `n` files, or as many as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):  # macOS allows fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _check_files() -> None:
+    """Raise OSError if another worker would leave too few files for the supervisor itself."""
+    next_one = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+    os.close(next_one)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most != resource.RLIM_INFINITY and next_one + N_DESCRIPTORS > most - RESERVED_FILES // 2:
+        raise OSError(errno.EMFILE, f"{most} open files are allowed")

@@ -25,6 +25,11 @@ class Timing:
         After which a machine that gave none is given up. Must be several heartbeats.
     grace
         Between the request to stop and the kill.
+    drain
+        That what runs gets after a request to end; then it is handed back. Longer loses less work.
+    farewell
+        That a worker gets to end when it has nothing in its hands any more: for the `atexit`
+        handlers, and the files, of what it ran.
     hearing
         That one request for orders lasts. Longer costs nothing; it must stay below what firewalls
         allow a silent connection.
@@ -37,5 +42,7 @@ class Timing:
     heartbeat: float = 1.0
     silence: float = 4.0
     grace: float = 1.0
+    drain: float = 30.0
+    farewell: float = 5.0
     hearing: float = 30.0
     visit: float = 15.0

@@ -207,6 +207,10 @@ class Values:
             return known
         return self._values.put((digest, self._job), len(data), load(data), handles)
 
+    def forked(self) -> None:
+        """Leave the connection to the process that this one was forked from."""
+        self._store.close()
+
     def _ask(self, question: Callable[[Store], Any]) -> Any:
         while True:
             try:

@@ -15,10 +15,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-from ..current import Host, set_host
+from ..current import Host, host, set_host
 from ..errors import SecretMismatch, ServerRefused, ServerUnreachable
 from ..launch.server import is_embedded
 from ..objects.references import fetch_by
@@ -34,7 +35,7 @@ from .execution import Execution
 from .output import Output
 from .pulse import Pulse
 from .run import Runner
-from .slots import Slot, State
+from .slots import Leaving, Slot, State
 from .values import Values
 
 __all__ = ["TaskWorker"]
@@ -108,7 +109,8 @@ class TaskWorker:
         self.runner = Runner(slot, output)
         has_files = is_embedded(url, Settings.from_environment())
         signer = Signer(secret, store.keys.queue)
-        values = Values(store.clone(), signer, worker, has_files=has_files)
+        self._output = output
+        self._values = values = Values(store.clone(), signer, worker, has_files=has_files)
         self.execution = Execution(worker, self.runner, output, values)
         self._store = store
         self._slot = slot
@@ -146,7 +148,25 @@ class TaskWorker:
     def on_leave_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit after the task that runs now; at once when idle."""
         self._leaving = True
+        self._slot.leave(Leaving.ASKED)
         self._break_wait(_Leave)
+
+    def forked(self) -> None:
+        """Be no worker any more, in a process that a task has forked."""
+        self._output.forked()
+        self.runner.forked()
+        self._values.forked()
+        worker, depth = host(), self.execution.depth
+        if worker is not None:
+            set_host(
+                replace(
+                    worker,
+                    depth=lambda: depth,
+                    task=lambda: None,
+                    help_until=lambda *_: None,
+                    progress=lambda *_: None,
+                )
+            )
 
     def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Take from the lanes that the slot says are in use, the next time or now."""
@@ -416,6 +436,8 @@ class TaskWorker:
     ) -> None:
         """Run deeper tasks, and those of `lanes`, until ``wait(seconds)`` returns true.
 
+        A worker that leaves just waits: others run them.
+
         Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
         implementing efficient futures", 1993; here by depth instead of by thief.
         """
@@ -431,7 +453,7 @@ class TaskWorker:
                 if time.monotonic() >= deadline:
                     return
                 self.runner.check_stop()
-                helped = self._help_once(served)
+                helped = not self._leaving and self._help_once(served)
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
 
         self.runner.help(run_others)

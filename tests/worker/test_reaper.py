@@ -17,6 +17,7 @@ from nbstreamq.worker.slots import NO_ITEM, Level, Stop
 class Death:
     levels: list = field(default_factory=list)
     stopped: tuple = (0, 0, Stop.NONE)
+    is_planned: bool = False
     certificate: DeathCertificate = field(
         default_factory=lambda: DeathCertificate(worker="w1", cause="SIGSEGV")
     )

@@ -1,0 +1,202 @@
+"""A requested end of workers - a deploy, a spot machine, a scheduler - is no crash of what runs."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.real_workers import node_command
+
+ENDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+
+
+@pytest.fixture
+def start_workers(start, server_url, queue_name, store, wait_until):
+    """``start_workers(drain)``: `nbstreamq worker` with one worker, once that has joined."""
+
+    def start_workers(drain, *options):
+        before = set(store.workers())
+        command = ("-m", "nbstreamq", "worker", server_url, "--queue", queue_name, "-n", "1")
+        node = start(*command, "--drain", str(drain), *options)
+        wait_until(lambda: set(store.workers()) - before, timeout=30, describe="its worker")
+        return node
+
+    return start_workers
+
+
+@pytest.fixture
+def queue(new_queue):
+    return new_queue(workers=0)
+
+
+def worker_of(node):
+    (worker,) = psutil.Process(node.pid).children()
+    return worker
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_what_runs_is_finished_and_what_waits_is_given_back(
+    start_workers, queue, gate, number, wait_for_end
+):
+    first, begun, go = start_workers(60), gate("begun"), gate("go")
+    running = queue.submit(lambda: (begun.open(), go.wait(60), os.getppid())[-1])
+    begun.wait()
+    waiting = queue.submit(os.getppid)
+
+    first.kill(number)
+    second = start_workers(60)
+
+    assert waiting.result(30) == second.pid, "the first takes nothing more"
+    go.open()
+    assert running.result(30) == first.pid
+    assert running.attempts == 1
+    assert first.wait()[0] == 0
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_what_takes_longer_than_the_drain_is_handed_back_uncharged(
+    start_workers, queue, gate, number, tmp_path
+):
+    go = gate("go")
+
+    def work(folder):
+        (folder / f"{os.getppid()}").touch()
+        go.wait(60)
+        return "done"
+
+    future = queue.submit(work, tmp_path)
+    for _ in range(4):  # a loss more than a call may have
+        node = start_workers(0.2)
+        while not (tmp_path / str(node.pid)).exists():
+            time.sleep(0.01)
+        node.kill(number)
+        assert node.wait()[0] == 0
+        assert not future.done()
+    go.open()
+    start_workers(1)
+
+    assert future.result(30) == "done"
+    assert queue.dead() == []
+
+
+def test_a_second_signal_hands_over_at_once(start_workers, queue, gate):
+    node, begun = start_workers(600), gate("begun")
+
+    def work():
+        if begun.first():
+            time.sleep(600)
+        return "elsewhere"
+
+    future = queue.submit(work)
+    begun.wait()
+    node.kill(signal.SIGTERM)
+    while "told to end" not in node.line():
+        pass
+    node.kill(signal.SIGTERM)
+
+    assert node.wait()[0] == 0
+    start_workers(1)
+    assert future.result(30) == "elsewhere"
+
+
+def test_a_signal_to_a_single_worker_is_a_drain_of_that_one(start_workers, queue, gate, wait_until):
+    node, begun, go = start_workers(60), gate("begun"), gate("go")
+    running = queue.submit(lambda: (begun.open(), go.wait(60), os.getpid())[-1])
+    begun.wait()
+    worker = worker_of(node)
+
+    worker.terminate()
+
+    assert queue.submit(os.getpid).result(30) != worker.pid, "it is replaced at once"
+    go.open()
+    assert running.result(30) == worker.pid
+    assert running.attempts == 1
+
+
+def test_a_single_worker_that_does_not_drain_in_time_hands_over(start_workers, queue, gate):
+    node, begun = start_workers(0.5), gate("begun")
+
+    def work():
+        if begun.first():
+            time.sleep(600)
+        return "done"
+
+    future = queue.submit(work)
+    begun.wait()
+    worker_of(node).terminate()
+
+    assert future.result(30) == "done"
+    assert queue.dead() == []
+
+
+def test_a_signal_to_all_processes_at_once_is_a_drain(start_workers, queue, gate):
+    node, begun, go = start_workers(60), gate("begun"), gate("go")
+    running = queue.submit(lambda: (begun.open(), go.wait(60), "done")[-1])
+    begun.wait()
+
+    for process in (worker_of(node), psutil.Process(node.pid)):
+        process.terminate()
+    go.open()
+
+    assert running.result(30) == "done"
+    assert node.wait()[0] == 0
+
+
+def test_a_machine_that_is_killed_while_it_drains_has_said_that_it_leaves(
+    start, server_url, queue_name, store, queue, gate, wait_until
+):
+    timing = {"heartbeat": 0.2, "silence": 1.0, "hearing": 2.0, "drain": 600.0}
+
+    def start_node():
+        before = set(store.workers())
+        node = start(*node_command(server_url, queue_name, 1, **timing))
+        wait_until(lambda: set(store.workers()) - before, timeout=30, describe="its worker")
+        return node
+
+    begun = [gate(str(n)) for n in range(5)]
+
+    def work():
+        n = next(n for n, one in enumerate(begun) if one.first())
+        if n < 4:
+            time.sleep(600)
+        return "done"
+
+    future = queue.submit(work)
+    for n in range(4):
+        node = start_node()
+        begun[n].wait()
+        node.kill(signal.SIGTERM)
+        wait_until(
+            lambda: any(w.get("leaving") for w in store.workers().values()),
+            describe="the word that it leaves",
+        )
+        node.kill(signal.SIGKILL)
+        node.wait()
+    start_node()
+
+    assert future.result(60) == "done"
+
+
+def test_a_cancelled_call_is_stopped_during_a_drain(start_workers, queue, gate):
+    node, begun = start_workers(600), gate("begun")
+    future = queue.submit(lambda: (begun.open(), time.sleep(600)))
+    begun.wait()
+    node.kill(signal.SIGTERM)
+
+    future.cancel()
+
+    assert node.wait()[0] == 0
+
+
+def test_a_worker_that_ignores_the_end_of_its_terminal_goes_on(start_workers, queue, start):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        node = start_workers(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    node.kill(signal.SIGHUP)
+
+    assert queue.submit(os.getppid).result(30) == node.pid
