@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from .arguments import MAX_SECONDS, MAX_WORKERS, check_lane, check_queue_name, shown
 from .errors import NbstreamqError
 from .secret import Address, Secret
 from .settings import Settings, conceal, n_cores, receive
@@ -19,19 +21,31 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+T = TypeVar("T")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exits with 2 on wrong arguments, with 1 on an error."""
+    """Run a command; exits with 2 on wrong arguments or variables, with 1 on an error."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
     try:
         options.run(options)
-    except (NbstreamqError, ValueError, OSError) as error:
+    except (NbstreamqError, OSError) as error:
         sys.exit(f"nbstreamq: {error}")
+    except ValueError as error:
+        print(f"nbstreamq: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nbstreamq", description=__doc__)
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See `{self.prog} --help`.\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="nbstreamq", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     worker = commands.add_parser(
         "worker",
@@ -43,11 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "url",
             nargs="?",
+            type=_argument(_url),
             metavar="URL",
             help="server; the default is $NBSTREAMQ_URL, else the embedded server",
         )
         command.add_argument(
-            "--queue", default="default", metavar="NAME", help="default: 'default'"
+            "--queue",
+            type=_argument(functools.partial(check_queue_name, "--queue")),
+            default="default",
+            metavar="NAME",
+            help="default: 'default'",
         )
         command.add_argument(
             "--insecure",
@@ -57,12 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_examine)
     worker.add_argument(
         "-n",
-        type=_count,
+        type=_argument(_number_of_workers),
         metavar="N",
         help="number of workers; default: one for each core that may be used",
     )
     worker.add_argument(
         "--lane",
+        type=_argument(functools.partial(check_lane, "--lane")),
         action="append",
         dest="lanes",
         metavar="LANE",
@@ -70,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.add_argument(
         "--drain",
-        type=_seconds,
+        type=_argument(_seconds),
         default=30.0,
         metavar="SECONDS",
         help="how long calls may go on after Ctrl-C, SIGTERM or SIGHUP, while no others are taken;"
@@ -84,18 +104,44 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    n = int(text)
-    if n < 0:
-        raise argparse.ArgumentTypeError(f"{n} is negative")
+def _argument(check: Callable[[str], T]) -> Callable[[str], T]:
+    """Return `check` for argparse, which says of a ValueError only that there was one."""
+
+    def read(text: str) -> T:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+    return read
+
+
+def _number_of_workers(text: str) -> int:
+    try:
+        n = int(text)
+    except ValueError:
+        n = -1
+    if not 0 <= n <= MAX_WORKERS:
+        raise ValueError(f"it is {shown(text)}: it must be an integer from 1 to {MAX_WORKERS:,}")
     return n
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_SECONDS:  # nan is not
+        raise ValueError(
+            f"it is {shown(text)}: it must be a number of seconds from 0 to {MAX_SECONDS:,}"
+        )
     return seconds
+
+
+def _url(text: str) -> Address:
+    from .protocol.urls import check_url
+
+    return check_url("URL", Address(text))
 
 
 def _print_secret(_options: argparse.Namespace) -> None:
@@ -124,15 +170,20 @@ def _open(options: argparse.Namespace) -> tuple[Address, Secret, Store]:
     from .protocol.signing import Signer
     from .protocol.store import Store
     from .protocol.trust import choose_secret
+    from .protocol.urls import check_url
 
     settings = Settings.from_environment()
-    address = Address(options.url) if options.url else settings.url
+    address = options.url
+    if address is None and settings.url is not None:
+        address = check_url("NBSTREAMQ_URL", settings.url)
     secret = choose_secret(settings, address, insecure=options.insecure)
     url = address or Address(ensure_server(settings))
     return url, secret, Store(open_client(url), options.queue, Signer(secret, options.queue))
 
 
 def _run_workers(options: argparse.Namespace) -> None:
+    if options.n == 0 and not options.door:  # a kernel tells its supervisor how many it wants
+        raise ValueError(f"-n is 0: it must be an integer from 1 to {MAX_WORKERS:,}")
     # Heavy imports come here: --help is quick; and before the fork: workers are warm.
     import cloudpickle  # noqa: F401
 
@@ -146,7 +197,7 @@ def _run_workers(options: argparse.Namespace) -> None:
     conceal(**(receive() if options.door else {}))
     url, secret, store = _open(options)
     settings = Settings.from_environment()
-    lanes = (*options.lanes, *NESTED) if options.lanes else LANES
+    lanes = tuple(dict.fromkeys((*options.lanes, *NESTED))) if options.lanes else LANES
     supervisor = Supervisor(
         store,
         url=url,

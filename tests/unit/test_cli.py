@@ -44,22 +44,78 @@ def test_help_names_all_options_but_those_of_our_own(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["work"], ["worker", "-n", "many"], ["worker", "a", "b"], ["worker", "--no-such"]],
+    [
+        [],
+        ["work"],
+        ["worker", "redis://a", "b"],
+        ["worker", "--no-such"],
+        ["worker", "--queue"],
+        ["secret", "more"],
+        ["--queue", "a", "worker"],
+    ],
 )
-def test_wrong_arguments_exit_with_2(capsys, arguments):
+def test_wrong_arguments_exit_with_2_and_one_line(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
 
     assert caught.value.code == 2
-    assert "usage: nbstreamq" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nbstreamq")
+    assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("n", ["-1", "1.5"])
-def test_a_number_of_workers_that_is_none_exits_with_2(capsys, n):
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *(("-n", n) for n in ("0", "-1", "1.5", "many", "", "nan", "1e3", "99999999999999999999")),
+        *(
+            (option, name)
+            for option in ("--queue", "--lane")
+            for name in ("", "a b", "-", "{a}", "a\n", "a\0", "\udcff", "x" * 10_000)
+        ),
+        ("--lane", "@worker"),
+        *(("--drain", seconds) for seconds in ("", "soon", "-1", "nan", "inf", "1e30")),
+        *(
+            ("URL", url)
+            for url in ("", "h", "http://h", "redis://", "redis://h/abc", "redis://h?foo=bar")
+        ),
+    ],
+)
+def test_a_wrong_value_exits_with_2_and_says_what_is_allowed(capsys, option, text):
+    where = [text] if option == "URL" else ["unix:///nowhere", f"{option}={text}"]
+    where = ["unix:///nowhere", "-n", text] if option == "-n" else where
+
     with pytest.raises(SystemExit) as caught:
-        cli.main(["worker", "unix:///nowhere", "-n", n])
+        cli.main(["worker", *where])
 
     assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nbstreamq")
+    assert option in line
+    assert re.search("must|no host|redis://host|it takes", line)
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("URL", "http://:hush@h"),
+        ("SILENCE", "-1"),
+        ("SERVER_IDLE", "nan"),
+        ("START_METHOD", "foo"),
+        ("RUNTIME_DIR", "here"),
+        ("STORE", "somewhere"),
+    ],
+)
+def test_a_wrong_variable_exits_with_2_and_one_line(variable, value):
+    status, out, err = run("doctor", **{f"NBSTREAMQ_{variable}": value})
+
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert f"NBSTREAMQ_{variable} " in line
+    assert "must" in line
+    assert "hush" not in line
 
 
 def test_a_server_that_is_not_there_exits_with_1_and_one_line(tmp_path):
@@ -69,13 +125,6 @@ def test_a_server_that_is_not_there_exits_with_1_and_one_line(tmp_path):
     assert err.startswith("nbstreamq: ")
     assert "Traceback" not in err
     assert "nowhere" in err
-
-
-def test_an_address_of_no_kind_exits_with_1(tmp_path):
-    status, _, err = run("worker", "ftp://example", "-n", "1")
-
-    assert status == 1
-    assert err.startswith("nbstreamq: ")
 
 
 def test_another_secret_than_the_queues_exits_with_1(server_url, queue_name, store):
