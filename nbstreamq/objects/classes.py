@@ -42,8 +42,8 @@ __all__ = [
     "reduce_member",
 ]
 
-#: Attributes that Python makes for each class.
-_OF_PYTHON = frozenset({"__dict__", "__weakref__", "__module__", "_abc_impl"})
+#: Attributes that Python makes for each class, or keeps there as a cache.
+_OF_PYTHON = frozenset({"__dict__", "__weakref__", "__module__", "__slotnames__", "_abc_impl"})
 #: A class needs these before the others: it may be subscripted while the others are read.
 _EARLY = frozenset({"__parameters__", "__type_params__"})
 #: Where an enum keeps its members; the second one grows as flags are combined.
@@ -161,6 +161,7 @@ def attributes_of(cls: type) -> dict[str, Any]:
         for name, value in vars(cls).items()
         if name not in skipped
         and not _is_slot(value, cls)
+        and not (name == "__annotations__" and not value)  # made when somebody asks for them
         and type(value).__name__ != "CField"  # ctypes makes them from `_fields_`
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -533,3 +534,158 @@ def test_a_class_and_its_instances_travel_both_ways(case, shared_queue):
     # Then both are as if the calls had been made here
     for r in (first, again):
         assert eval(expected.strip(), found | {"r": r}), r
+
+
+# Stored results have the classes of the session that reads them
+
+SESSION = """
+import enum, sys
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+import shapes
+from nbstreamq import TaskQueue
+
+T = TypeVar("T")
+
+@dataclass
+class P:
+    x: int
+    y: list = field(default_factory=list)
+    def double(self): return helper(self.x)
+
+@dataclass(slots=True)
+class S:
+    x: int = {default}
+
+class Col(enum.Enum):
+    R = {code}, "rgb"
+    G = 2, "rgb"
+    def __init__(self, code, kind): self.code = code
+
+class Perm(enum.Flag):
+    R = 1
+    W = 2
+
+class Outer:
+    class Inner(NamedTuple):
+        a: int = 0
+
+class Box(Generic[T]):
+    def __init__(self, x: T): self.x = x
+
+class Sub(Box[int]): pass
+
+class Bad(Exception):
+    def __init__(self, code, why): self.code = code
+
+def helper(x): return 2 * x
+
+def work(i):
+    if i == 0:
+        raise Bad(3, "no")
+    return [P(i), S(), Col.R, Perm.R | Perm.W, Outer.Inner(i), Box(i), Sub(i), shapes.Square(i),
+            shapes.Kind.FLAT]
+
+def seen(row):
+    return [row[0] == P(1), row[1] == S(), row[2] is Col.R, row[3] is Perm.R | Perm.W,
+            row[4] == Outer.Inner(1) and type(row[4]) is Outer.Inner, type(row[5]) is Box,
+            isinstance(row[6], Box) and type(row[6]) is Sub, row[7] == shapes.Square(1),
+            row[8] is shapes.Kind.FLAT]
+
+q = TaskQueue(sys.argv[1], sys.argv[2], workers=1)
+{rest}
+q.shutdown()
+"""
+SHAPES = """
+import enum, dataclasses
+@dataclasses.dataclass
+class Square:
+    side: int
+class Kind(enum.IntEnum):
+    FLAT = 1
+"""
+FIRST = """
+job = q.map(work, [0, 1], name="kept")
+print(seen(job[1].result()))
+kept = q.options(cache=True).submit(work, 1)
+print(seen(kept.result()))
+"""
+LATER = """
+job = q.attach("kept")
+print(seen(job[1].result()))
+try: job[0].result()
+except Bad as e: print(e.code)
+"""
+CACHED = "print(seen(q.options(cache=True).submit(work, 1).result()))"
+
+
+@pytest.fixture
+def session(run_script, tmp_path, queue_name, server_url):
+    """``session(rest)`` runs a script that defines the classes, in a new process each time."""
+    (tmp_path / "shapes.py").write_text(SHAPES)
+
+    def run(rest: str, default: int = 1, code: int = 1) -> list[str]:
+        source = SESSION.format(rest=rest, default=default, code=code)
+        return run_script(source, queue_name, server_url).splitlines()
+
+    return run
+
+
+def test_results_of_an_earlier_session_have_the_classes_of_this_one(session):
+    # Given results that are kept
+    assert session(FIRST) == [str([True] * 9)] * 2
+    # When they are read by another process that defines the same classes
+    # Then they are of its classes, and its `except` catches its errors
+    assert session(LATER) == [str([True] * 9), "3"]
+    assert session(CACHED) == [str([True] * 9)]
+
+
+def test_what_fails_again_raises_the_error_of_this_session(session):
+    session(FIRST)
+    again = "q.run(1)\njob.retry_failed()\ntry: job[0].result()\nexcept Bad as e: print('again', e.code)"
+    assert session(f"job = q.attach('kept')\n{again}") == ["again 3"]
+
+
+def test_another_definition_is_another_class(session):
+    session(FIRST)
+    # When the default of a slot, or an attribute of a member, has changed
+    changed = session("print(seen(q.attach('kept')[1].result()))", default=2, code=5)
+    # Then only these classes are others
+    expected = [True] * 9
+    expected[1] = expected[2] = False
+    assert changed == [str(expected)]
+
+
+def test_a_change_of_a_class_is_a_change_of_its_job(session):
+    session(FIRST)
+    same = "import nbstreamq\ntry: q.map(work, [0, 1], name='kept'); print('same')\n"
+    same += "except nbstreamq.JobChanged: print('changed')"
+    assert session(same) == ["same"]
+    assert session(same, default=2) == ["changed"]
+    assert session(same, code=5) == ["changed"]
+
+
+def test_a_cell_that_is_run_again_defines_the_class_of_later_results(
+    shared_queue, gate, monkeypatch
+):
+    # Given a job that returns instances of a cell's class
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    cell = (
+        "from dataclasses import dataclass\n@dataclass\nclass P: x: int\ndef make(x): return P(x)"
+    )
+    exec(cell, vars(main))
+    old, hold = main.P, gate.hold
+    make = main.make
+    future = shared_queue.submit(lambda: (hold(), make(1))[1])
+    # When the cell is run again in the meantime
+    exec(cell, vars(main))
+    gate.open()
+    # Then the result is of the class that has the name now
+    result = future.result(20)
+    assert main.P is not old
+    assert result == main.P(1)
+    # And one of another definition stays apart
+    future = shared_queue.submit(main.make, 2)
+    exec(cell.replace("x: int", "x: float"), vars(main))
+    assert type(future.result(20)) is not main.P
