@@ -5,27 +5,20 @@ What those raise is logged, as `concurrent.futures` does, and harms nobody.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-__all__ = ["call_all", "hold_callbacks", "let_go", "resolve"]
-
-
-def call_all(callbacks: Iterable[Callable[[], object]]) -> None:
-    for callback in callbacks:
-        try:
-            callback()
-        except Exception:
-            logging.getLogger(__name__).exception("exception calling callback %r", callback)
+__all__ = ["hold_callbacks", "let_go", "resolve"]
 
 
 def resolve(
     future: Future[Any], value: Any, error: BaseException | None, *, is_cancelled: bool
 ) -> None:
     """Give `future` its result, or what it has instead."""
-    if is_cancelled:
+    if future.done():  # an exception came after that, and before it had told anybody
+        future._invoke_callbacks()  # type: ignore[attr-defined]  # noqa: SLF001
+    elif is_cancelled:
         Future.cancel(future)
         future.set_running_or_notify_cancel()
     elif error is not None:
@@ -48,8 +41,10 @@ def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
     return held
 
 
-def let_go(held: Iterable[tuple[Any, list[Any]]]) -> None:
-    """Call the callbacks that were held."""
+def let_go(held: Sequence[tuple[Any, list[Any]]]) -> None:
+    """Call the callbacks that were held; those of a future that has no result yet wait for it."""
     for future, callbacks in held:
         future._done_callbacks = callbacks  # noqa: SLF001
-        future._invoke_callbacks()  # noqa: SLF001
+    for future, _ in held:
+        if future.done():
+            future._invoke_callbacks()  # noqa: SLF001

@@ -110,10 +110,11 @@ class CallLedger(Ledger):
     def add_call(self, data: bytes) -> int:
         """Add a call, of which `data` are the arguments; return its number."""
         with self._lock:
+            item = len(self._states)
             self._arguments.append(data)
             self._states.append(0)  # it waits
             self._values.append(None)
-            return len(self) - 1
+            return item
 
     def payload(self, item: int) -> Payload:
         return Payload(item, 1, "apply", self._arguments[item])
@@ -153,16 +154,16 @@ class Call(NamedTuple):
 
 
 def gather(queue: deque[Any]) -> list[Call]:
-    """Take the calls for the next message off `queue`, which begins with one."""
-    calls: list[Call] = [queue.popleft()]
+    """Return the calls for the next message: the first of `queue`, which keeps them."""
+    calls: list[Call] = [queue[0]]
     ledger = calls[0].ledger
-    most, n_bytes = min(ledger.pace.most, len(queue) // SHARE), len(calls[0].args)
-    while len(calls) < most and type(call := queue[0]) is Call and call.ledger is ledger:
+    most, n_bytes = min(ledger.pace.most, (len(queue) - 1) // SHARE), len(calls[0].args)
+    while len(calls) < most and type(call := queue[len(calls)]) is Call and call.ledger is ledger:
         n_bytes += len(call.args)
         # Not the next one: another thread was in between.
         if call.item != calls[-1].item + 1 or n_bytes > MOST_BYTES:
             break
-        calls.append(queue.popleft())
+        calls.append(call)
     return calls
 
 

@@ -16,5 +16,10 @@ def echo(name: str, event: Event) -> None:
         target = sys.stderr if stream == "stderr" else sys.stdout
         mark = f"[{name} {event.n + item}] "
         for line in text.splitlines():
-            target.write(f"{mark}{line}\n")
+            try:
+                target.write(f"{mark}{line}\n")
+            except UnicodeEncodeError:  # not in the terminal's encoding, or half a surrogate pair
+                coding = getattr(target, "encoding", None) or "ascii"
+                plain = line.encode(coding, "backslashreplace").decode(coding)
+                target.write(f"{mark}{plain}\n")
         target.flush()

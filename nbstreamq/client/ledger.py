@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -9,18 +10,21 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from ..errors import NbstreamqError
+from ..locks import Condition
 from ..objects.outcomes import load_outcomes
 from ..protocol.messages import Event, Options
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
 from .annotation import annotate
-from .callbacks import call_all, hold_callbacks, let_go, resolve
+from .callbacks import hold_callbacks, let_go, resolve
 from .echo import echo
 from .output import Output
 from .payload import Payload
 from .report import Report
 
 __all__ = ["Ledger"]
+
+logger = logging.getLogger(__name__)
 
 _STATES = tuple(State)
 _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
@@ -181,7 +185,7 @@ class Ledger:
         """Wait until `is_reached`, for at most `timeout` seconds; return whether it is."""
         with self._lock:
             if self._changed is None:
-                self._changed = threading.Condition(self._lock)
+                self._changed = Condition(self._lock)
             return self._changed.wait_for(is_reached, timeout)
 
     # -- writing -------------------------------------------------------------------------------
@@ -258,15 +262,39 @@ class Ledger:
         if len(values) > 1 and len(event.span) == 1 and not errors and self._end_run(event, values):
             return
         ended = [event.n + item for item in items(event.span)]
-        futures = {item: self._futures.pop(item) for item in ended if item in self._futures}
         for k, item in enumerate(ended):
             code = _DONE if (error := errors.get(k)) is None else _FAILED
             self._end(item, code, values[k], error, report)
-        held = hold_callbacks(futures.values()) if len(futures) > 1 else ()
-        for item, future in futures.items():
-            self._resolve(item, future)
-        let_go(held)
+        self._resolve_all(ended)
         self._drop_payload(event)
+
+    def _resolve_all(self, ended: Iterable[int]) -> None:
+        """Give the futures of items that are over what they have.
+
+        Those that don't get it, since this fails in between, are kept: it can be done again.
+        """
+        if not self._futures:
+            return
+        left: dict[int, Future[Any]] = {}
+        for item in ended:
+            # Let go: the two would keep each other alive. Two threads may be here.
+            if self._states[item] >= _DONE and (found := self._futures.pop(item, None)) is not None:
+                left[item] = found
+        held: Sequence[Any] = ()
+        try:
+            held = hold_callbacks(left.values()) if len(left) > 1 else ()
+            for item, future in list(left.items()):
+                try:
+                    self._resolve(item, future)
+                except Exception:
+                    raise
+                except BaseException:  # of a callback, which is not to be called again
+                    del left[item]
+                    raise
+                del left[item]
+        finally:
+            self._futures.update(left)
+            let_go(held)
 
     def _end_run(self, event: Event, values: list[Any]) -> bool:
         """Write the results of successive items at once, if that is all there is to do."""
@@ -278,7 +306,9 @@ class Ledger:
                 return False
             self._values[first:last] = values
             self._states[first:last] = bytes([_DONE]) * len(values)
-            self._count(range(first, last))
+            self.n_over += len(values)
+            if self._order is not None:
+                self._order.append(range(first, last))
         self._drop_payload(event)
         return True
 
@@ -302,6 +332,7 @@ class Ledger:
     def cancel(self, chosen: Iterable[int]) -> Span:
         """Mark items as cancelled; return those that were not over yet."""
         newly = [i for i in chosen if not self.has_ended(i) and self._end(i, _CANCELLED)]
+        self._resolve_all(newly)
         self._tell()
         return span_of(newly)
 
@@ -313,7 +344,14 @@ class Ledger:
         """Fail those of the items that are not over."""
         for item in chosen:
             self._end(item, _FAILED, None, error)
+        self._resolve_all(chosen)
         self._tell()
+
+    def give_up(self, event: Event, error: BaseException) -> None:
+        """Have what an event ended be over, though it can't be taken in: with `error`."""
+        if event.kind in ("finished", "cancelled"):
+            there = range(len(self))[event.n :]
+            self.fail([i for part in event.span for i in there[part.start : part.stop]], error)
 
     def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:
         """Fail what is open, in a forked process: who held the old lock is gone."""
@@ -329,7 +367,10 @@ class Ledger:
         error: BaseException | None = None,
         report: Report | None = None,
     ) -> bool:
-        """Write how an item ended; False if it had ended already: the first word counts."""
+        """Write how an item ended; False if it had ended already: the first word counts.
+
+        All of it or nothing: once something is written, no call that may fail is between.
+        """
         with self._lock:
             if self.has_ended(item):
                 return False
@@ -341,17 +382,10 @@ class Ledger:
                 self._errors = self._errors or {}
                 self._errors[item] = error
             self._states[item] = code
-            self._count(range(item, item + 1))
-            # Let go: the two would keep each other alive.
-            future = self._futures.pop(item, None)
-        if future is not None:
-            self._resolve(item, future)
+            self.n_over += 1
+            if self._order is not None:
+                self._order.append(range(item, item + 1))
         return True
-
-    def _count(self, ended: range) -> None:
-        self.n_over += len(ended)
-        if self._order is not None:
-            self._order.append(ended)
 
     def _complete(self, item: int, error: BaseException) -> BaseException:
         """Add to an error what only this side knows, once it is asked for."""
@@ -385,9 +419,15 @@ class Ledger:
             callbacks: tuple[Callable[[], object], ...] = ()
             if self._over_callbacks and self.is_over:
                 callbacks, self._over_callbacks = self._over_callbacks, ()
-        if self.wake is not None:
-            self.wake()
-        call_all(callbacks)
+        try:
+            if self.wake is not None:
+                self.wake()
+        finally:
+            for callback in callbacks:
+                try:
+                    callback()
+                except Exception:
+                    logger.exception("exception calling callback %r", callback)
 
     _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
         "cancelled": _cancelled,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -11,13 +12,16 @@ from collections import deque
 from collections.abc import Callable
 
 from ..errors import NbstreamqError, ServerUnreachable, SignatureError
+from ..locks import Event
+from ..protocol import messages
 from ..protocol.clients import REPLY_TIMEOUT
 from ..protocol.connection import RECONNECT
-from ..protocol.messages import Event
 from ..protocol.store import Store
 from .interrupts import uninterrupted
 
 __all__ = ["Listener"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that one request waits for news. Longer costs nothing; it must stay below what firewalls
 #: allow a silent connection.
@@ -47,6 +51,8 @@ class Listener:
         Whose events.
     deliver
         Called with each event, in order; returns whether to go on.
+    on_fault
+        Called with an event that could not be delivered, and why; returns the same.
     on_delivered
         Called when all events that were read are delivered.
     on_trouble
@@ -57,16 +63,18 @@ class Listener:
         self,
         store: Store,
         session: str,
-        deliver: Callable[[Event], bool],
+        *,
+        deliver: Callable[[messages.Event], bool],
+        on_fault: Callable[[messages.Event, Exception], bool],
         on_delivered: Callable[[], object],
         on_trouble: Callable[[ServerUnreachable | None], None],
     ) -> None:
         self._store = store
         self._session = session
-        self._deliver = deliver
+        self._deliver, self._on_fault = deliver, on_fault
         self._on_delivered = on_delivered
         self._on_trouble = on_trouble
-        self._closing = threading.Event()
+        self._closing = Event()
         #: Session, and each named job that is followed -> the last entry that was read.
         self._after = {session: b"0"}
         #: Jobs to follow from an entry on, or no more (None), from the next request on.
@@ -80,10 +88,11 @@ class Listener:
         self._soon = False  # whether the next wait ends soon
         self._led = 0.0  # when somebody else has read last
         self._overdue = 0.0  # when the answer should have come
-        self._events: deque[Event | SignatureError] = deque()  # came, but are not delivered yet
+        #: What came, and is not delivered yet.
+        self._events: deque[messages.Event | SignatureError] = deque()
         self._n_deliveries = 0  # a callback that waits reads on
         self._bell, self._ring = socket.socketpair()
-        self._resume = threading.Event()
+        self._resume = Event()
         self._thread = threading.Thread(
             target=self._run, name=f"nbstreamq-listener-{store.keys.queue}", daemon=True
         )
@@ -140,10 +149,17 @@ class Listener:
         if not self._asked and not self._lost and self._reading.acquire(blocking=False):
             try:
                 self._ask()
-            except NbstreamqError:
-                self._asked = False
+            except Exception as error:  # noqa: BLE001 - our thread meets it again, or is not hurt
+                self._start_anew(error)
             finally:
                 self._reading.release()
+
+    def _start_anew(self, error: BaseException) -> None:
+        """Ask again for what was not delivered: what was read of a reply is not known."""
+        self._asked = False
+        if not isinstance(error, NbstreamqError):
+            self._store.close()
+            logger.error("results are read again after a fault", exc_info=error)
 
     @property
     def is_delivering(self) -> bool:
@@ -203,8 +219,8 @@ class Listener:
             while not is_reached() and (left := deadline - time.monotonic()) > 0:
                 if self._ended or self._lost or (self._wait(left, shield) and not self._read()):
                     return False
-        except NbstreamqError:
-            self._asked = False  # our own thread meets the error again, and deals with it
+        except Exception as error:  # noqa: BLE001 - our own thread meets it again, and deals with it
+            self._start_anew(error)
             return False
         else:
             return True
@@ -212,30 +228,39 @@ class Listener:
             self._n_leads -= 1
 
     def _run(self) -> None:
-        while not self._ended:
+        is_open = True
+        while is_open:
             try:
-                self._step_aside()
-                with self._reading:
-                    if self._ended:  # another thread has read the last event
-                        break
-                    self._reader = threading.get_ident()
-                    # After a loss it shall not take a whole wait to notice that all is well again.
-                    news = self._wait(None)
-                    if news and self._lost:
-                        self._lost = False
-                        self._on_trouble(None)
-                    if news and not self._read():
-                        break
-            except NbstreamqError as error:
-                self._asked = False
-                if isinstance(error, ServerUnreachable):
-                    self._lost = True
-                    self._on_trouble(error)
-                else:
-                    warnings.warn(f"nbstreamq can't read results: {error}", stacklevel=1)
-                if self._closing.wait(RECONNECT):
-                    break
+                is_open = self._turn()
+            except BaseException:  # no fault of ours may end the thread
+                logger.exception("the listener goes on after a fault")
+                time.sleep(RECONNECT)
         self._forget()
+
+    def _turn(self) -> bool:
+        """Read once, when nobody else does; return whether to go on."""
+        if self._ended:
+            return False
+        try:
+            self._step_aside()
+            with self._reading:
+                if self._ended:  # another thread has read the last event
+                    return False
+                self._reader = threading.get_ident()
+                # After a loss it shall not take a whole wait to notice that all is well again.
+                news = self._wait(None)
+                if news and self._lost:
+                    self._lost = False
+                    self._on_trouble(None)
+                return not news or self._read()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the rest can be read
+            self._start_anew(error)
+            if isinstance(error, ServerUnreachable):
+                self._lost = True
+                self._on_trouble(error)
+            elif isinstance(error, NbstreamqError):
+                warnings.warn(f"nbstreamq can't read results: {error}", stacklevel=1)
+            return not self._closing.wait(RECONNECT)
 
     def _step_aside(self) -> None:
         """Leave the reading to others, until they have not done it for a while."""
@@ -286,20 +311,36 @@ class Listener:
         """
         if not self._events:
             after = self._after.copy()
-            self._events.extend(self._store.events(after))
-            self._after, self._asked = after, False  # not before: see `unfollow`
+            self._asked = False  # first: if this fails, it is asked for again
+            try:
+                events = self._store.events(after)
+            except BaseException:
+                self._store.close()  # a part of the reply may be left in it
+                raise
+            self._events.extend(events)
+            self._after = after  # not before: see `unfollow`
         self._n_deliveries += 1
         try:
             while self._events:
-                event = self._events.popleft()
-                if isinstance(event, SignatureError):
-                    self._warn_of(event)
-                elif not self._deliver(event):
-                    self._ended = True
+                self._deliver_next()
             self._on_delivered()
         finally:
             self._n_deliveries -= 1
         return not self._ended
+
+    def _deliver_next(self) -> None:
+        event = self._events.popleft()
+        try:
+            if isinstance(event, SignatureError):
+                self._warn_of(event)
+            elif not self._deliver(event):
+                self._ended = True
+        except Exception as error:  # noqa: BLE001 - it fails what it is about, and no other
+            if isinstance(event, messages.Event) and not self._on_fault(event, error):
+                self._ended = True
+        except BaseException:  # an interrupt of a callback
+            self._events.appendleft(event)
+            raise
 
     def _warn_of(self, forgery: SignatureError) -> None:
         """Say once that something was refused: there may be thousands."""
@@ -312,8 +353,10 @@ class Listener:
 
     def _forget(self) -> None:
         self._ended = True
-        with contextlib.suppress(NbstreamqError):  # else its keys expire by themselves
-            self._store.forget_session(self._session)
-        self._store.close()
-        self._bell.close()
-        self._ring.close()
+        try:
+            with contextlib.suppress(NbstreamqError):  # else its keys expire by themselves
+                self._store.forget_session(self._session)
+        finally:
+            self._store.close()
+            self._bell.close()
+            self._ring.close()

@@ -148,7 +148,7 @@ class TaskQueue(Executor):
         function = session.pickle_function(fn)
         with collecting() as needed:
             data = dump((args, kwargs), f"an argument of {function.name}()", session.large.keeper)
-        options, call = self._options, None
+        options, ledger = self._options, None
         alone = bool(needed or options.cache or options.delay)
         kind = Kind(fn, function, self._lane(), options, outer_task())
         try:
@@ -164,7 +164,7 @@ class TaskQueue(Executor):
             elif options.cache and not recall(session, ledger, fn, (args, kwargs), future):
                 session.send(call)
         except BaseException:
-            if call:
+            if ledger is not None:
                 give_up(session, ledger, [item])
             raise
         return future

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import NbstreamqError, ServerUnreachable
+from ..locks import Condition, Event
 from ..protocol.connection import RECONNECT
 from ..protocol.messages import Fields
 from ..protocol.store import Store
@@ -19,12 +21,17 @@ from .memory import Memory
 
 __all__ = ["Entry", "Order", "Sender"]
 
+logger = logging.getLogger(__name__)
+
 #: Bytes that may wait to be sent; who submits more waits. More hides a longer outage.
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
 #: Seconds after which who waits for room notices Ctrl-C.
 FULL_WAIT = 0.1
+#: How often a parcel is tried that our own code fails with; then its calls fail. More outlive rarer
+#: faults; fewer tell sooner.
+MOST_TRIES = 3
 #: Bytes up to which the submitting thread sends by itself.
 SMALL_BYTES = 2**16
 
@@ -66,6 +73,18 @@ class Order(NamedTuple):
     size_bytes: int = 0
 
 
+#: What could not be sent, and why.
+Refused: TypeAlias = list[tuple[Any, BaseException]]
+
+
+def _fail(refused: Refused) -> None:
+    for item, error in refused:
+        try:
+            item.fail(error)
+        except Exception:
+            logger.exception("a call that could not be sent could not be failed, either")
+
+
 class Sender:
     """Sends entries and orders in the order in which they came.
 
@@ -101,7 +120,7 @@ class Sender:
         self._meanwhile = meanwhile
         self._on_trouble = on_trouble
         self._queue: deque[Entry | Call | Order] = deque()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         #: Held by who sends; what is sent is taken from the queue by him, so that order is kept.
         self._sending = threading.Lock()
         self._parcel: list[Entry | Order] = []
@@ -109,7 +128,7 @@ class Sender:
         self._batch = 0
         self._again = self._lost = False
         self._idle = self._full = False
-        self._closing = threading.Event()
+        self._closing = Event()
         self._giving_up = False
         self._thread = threading.Thread(
             target=self._run, name=f"nbstreamq-sender-{store.keys.queue}", daemon=True
@@ -164,8 +183,8 @@ class Sender:
                 self._full = True
                 self._changed.wait(FULL_WAIT)
                 return False
-            self._queue.append(item)
             self._waiting_bytes += item.size_bytes
+            self._queue.append(item)
             if self._idle:
                 self._changed.notify_all()
             return True
@@ -175,16 +194,20 @@ class Sender:
         with self._changed:
             if self._queue or self._parcel or self._closing.is_set():
                 return False
-            self._queue.append(item)
             self._waiting_bytes += item.size_bytes
-            self._pack()
-            return True
+            self._queue.append(item)
+            refused = self._pack()
+        _fail(refused)
+        return True
 
     def _send_once(self, meanwhile: Callable[[], object]) -> None:
         try:
             self._send_parcel(meanwhile)
         except ServerUnreachable:
             self._lost = True
+        except Exception:
+            self._store.close()  # a reply may be left in it
+            logger.exception("a message could not be sent; it is tried again")
         finally:
             if self._parcel:  # a second Ctrl-C does it, too
                 with self._changed:
@@ -204,9 +227,16 @@ class Sender:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        while self._wait_for_work():
-            with self._sending:
-                self._send_next()
+        is_open = True
+        while is_open:
+            try:
+                is_open = self._wait_for_work()
+                if is_open:
+                    with self._sending:
+                        self._send_next()
+            except BaseException:  # no fault of ours, nor of a callback, may end the thread
+                logger.exception("the sender goes on after a fault")
+                time.sleep(RECONNECT)
         self._store.close()
 
     def _wait_for_work(self) -> bool:
@@ -220,9 +250,12 @@ class Sender:
 
     def _send_next(self) -> None:
         """Send the next parcel, again and again until the server has answered."""
+        refused: Refused = []
         with self._changed:
             if not self._parcel:
-                self._pack()
+                refused = self._pack()
+        _fail(refused)
+        n_tries = 0
         while self._parcel:
             try:
                 if self._lost:
@@ -231,36 +264,68 @@ class Sender:
                     self._lost = False
                 self._send_parcel()
             except ServerUnreachable as error:
-                self._on_trouble(error)
                 self._lost = True
+                self._report(error)
                 if self._giving_up:
                     self._done()
                 time.sleep(RECONNECT)
+            except BaseException as error:
+                # Whether the server has it is not known: it takes the same number once.
+                self._store.close()
+                n_tries += 1
+                logger.exception("a message could not be sent")
+                if n_tries == MOST_TRIES:
+                    _fail([(item, error) for item in self._parcel])
+                    self._done()
 
-    def _pack(self) -> None:
-        """Take the next order, or the next tasks, from the queue."""
-        parcel: list[Entry | Order] = []
-        n_bytes = 0
-        while self._queue and len(parcel) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
-            if type(self._queue[0]) is Order and parcel:
-                break
-            parcel.append(self._next())
-            n_bytes += parcel[-1].size_bytes
-            if type(parcel[-1]) is Order:
-                break
-        self._parcel = parcel
+    def _report(self, error: ServerUnreachable) -> None:
+        try:
+            self._on_trouble(error)
+        except Exception:
+            logger.exception("the server is lost, and this went wrong besides")
+
+    def _pack(self) -> Refused:
+        """Take the next order, or the next tasks, from the queue; return what can't be sent.
+
+        What is taken is in the parcel before it is out of the queue.
+        """
         # However often it is sent, the server takes a number once.
         self._batch += 1
         self._again = False
+        parcel: list[Entry | Order] = []
+        refused: Refused = []
+        self._parcel, n_bytes = parcel, 0
+        while self._queue and len(parcel) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
+            first = self._queue[0]
+            if isinstance(first, Order):
+                if not parcel:
+                    parcel.append(first)
+                    self._queue.popleft()
+                break
+            try:
+                entry, n = self._entry(first)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
+                refused.append((self._queue.popleft(), error))
+                self._waiting_bytes -= first.size_bytes
+                continue
+            parcel.append(entry)
+            for _ in range(n):
+                self._queue.popleft()
+            n_bytes += entry.size_bytes
+        return refused
 
-    def _next(self) -> Entry | Order:
-        if type(self._queue[0]) is not Call:
-            return self._queue.popleft()  # type: ignore[return-value]
-        calls = gather(self._queue)
-        ledger, item, _, delay = calls[0]
-        fields = self._store.encode_task(task_of_calls(calls))
-        n_bytes = sum(call.size_bytes for call in calls)
-        return Entry(ledger.lane, delay, fields, n_bytes, ledger, range(item, item + len(calls)))
+    def _entry(self, first: Any) -> tuple[Entry, int]:
+        """Return the next entry, and how many of the queue it stands for."""
+        entry, n = first, 1
+        if type(first) is Call:
+            calls = gather(self._queue)
+            ledger, item, _, delay = calls[0]
+            fields, n = self._store.encode_task(task_of_calls(calls)), len(calls)
+            n_bytes = sum(call.size_bytes for call in calls)
+            entry = Entry(ledger.lane, delay, fields, n_bytes, ledger, range(item, item + n))
+        if entry.delay:
+            int(entry.delay * 1000)  # fails here, for this one, if that is no time
+        return entry, n
 
     def _send_parcel(self, meanwhile: Callable[[], object] | None = None) -> None:
         parcel = self._parcel
@@ -283,13 +348,14 @@ class Sender:
         except ServerUnreachable:
             raise
         except NbstreamqError as error:
-            for item in parcel:
-                item.fail(error)
+            _fail([(item, error) for item in parcel])
         self._done()
 
     def _done(self) -> None:
         with self._changed:
-            self._waiting_bytes -= sum(item.size_bytes for item in self._parcel)
+            n_bytes = sum(item.size_bytes for item in self._parcel)
+            # Both or neither: no call is between.
+            self._waiting_bytes -= n_bytes
             self._parcel = []
             if self._full:  # not else: waking the thread for nothing costs more than the rest
                 self._full = False

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
+from .. import locks
 from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..launch.local import LocalWorkers
-from ..objects.blobs import Place
+from ..locks import Condition
+from ..objects.blobs import Place, refers
 from ..objects.functions import FunctionPickle
 from ..objects.places import Tell
 from ..protocol.keys import is_named
@@ -37,6 +41,8 @@ from .memory import Memory
 from .sender import Entry, Order, Sender
 
 __all__ = ["Session"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
@@ -90,14 +96,14 @@ class Session:
         self._lock = threading.Lock()
         self._ledgers_lock = threading.RLock()
         #: Of all futures: held for moments only.
-        self.condition = threading.Condition(self._ledgers_lock)
+        self.condition = Condition(self._ledgers_lock)
         self._numbers = itertools.count(1)
         self.calls: CallLedger | None = None  #: what the next call may join
         self.pace = "", CallPace()  #: of the last function that was called, by its digest
         self._ledgers: dict[str, Ledger] = {}
         self._set_ups: dict[str, Ledger] = {}
         self.warn = Warner().say
-        self._state, self._has_ended = "open", threading.Event()
+        self._state, self._has_ended = "open", locks.Event()
         self._memory = Memory(session, store.keys.queue)
         self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory, self._ask)
         try:
@@ -107,8 +113,14 @@ class Session:
             raise
         self._functions = Functions(self.large.pickler, self.tell)
         self._put_off: list[Ledger] = []
-        receive = self._deliver, self._on_delivered
-        self._listener = Listener(store.clone(), self.id, *receive, self._on_trouble)
+        self._listener = Listener(
+            store.clone(),
+            self.id,
+            deliver=self._deliver,
+            on_fault=self._on_fault,
+            on_delivered=self._on_delivered,
+            on_trouble=self._on_trouble,
+        )
         lifetime.follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
@@ -173,7 +185,7 @@ class Session:
         """Cancel items: here at once, on the workers soon."""
         self._check_owner()
         if self._state != "closed" and (newly := ledger.cancel(chosen)):
-            said = threading.Event()
+            said = locks.Event()
 
             def carry_out(store: Store) -> None:
                 store.cancel(ledger.job, ledger.cancelled(), newly)
@@ -274,6 +286,22 @@ class Session:
         self._retire(ledger)
         return True
 
+    def _on_fault(self, event: Event, error: Exception) -> bool:
+        """Take an event that `_deliver` failed with once more; else what it is about fails."""
+        logger.error("an event (%s) of %s failed here", event.kind, event.job, exc_info=error)
+        if event.kind == _KIND_CLOSE:
+            return False
+        ledger = self._ledgers.get(event.job)
+        if ledger is not None and event.kind in ("finished", "cancelled"):
+            try:
+                if refers(event.body):  # what it refers to can be read once
+                    raise error
+                ledger.apply(event)
+            except Exception as second:  # noqa: BLE001 - whatever it is, it is about these items
+                ledger.give_up(event, second)
+            self._retire(ledger)
+        return True
+
     def _retire(self, ledger: Ledger) -> None:
         """Forget a job that is over; end a session that waited for the last."""
         with self._lock:
@@ -291,12 +319,11 @@ class Session:
             # At the interpreter's exit no thread can be started, and `abandon` ends the session.
             is_last = self._state == "closing" and not self._ledgers and not lifetime.is_exiting()
         if is_last:
-            threading.Thread(target=self._end, name="nbstreamq-closing").start()
+            threading.Thread(target=self._end_at_last, name="nbstreamq-closing").start()
 
     def _on_delivered(self) -> None:
-        put_off, self._put_off = self._put_off, []
-        for ledger in put_off:
-            self._retire(ledger)
+        for _ in range(len(self._put_off)):
+            self._retire(self._put_off.pop(0))
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
         if error is None and self._state != "closed":
@@ -366,21 +393,42 @@ class Session:
 
     def _end(self, farewell: float | None = None) -> None:
         """Close all connections; `farewell` bounds the seconds that the server may take."""
+        last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
+        say_so = Order(lambda store: store.publish([last], own=True), lambda _: None)
+        steps = (
+            self.large.keeper.close,
+            functools.partial(self._sender.put, say_so),
+            functools.partial(self._sender.close, farewell),
+            functools.partial(self._listener.close, farewell or FAREWELL),
+            functools.partial(self.workers.close, wait=farewell is None),
+            self._close_store,
+        )
         with self._lock:
             if self._state in ("closed", "foreign"):
                 return
             self._state = "closed"
-        self.large.keeper.close()
         try:
-            last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
-            self._sender.put(Order(lambda store: store.publish([last], own=True), lambda _: None))
-            self._sender.close(farewell)
-            self._listener.close(farewell or FAREWELL)
-            self.workers.close(wait=farewell is None)
-            with self._store_lock:
-                self._store.close()
+            for step in steps:
+                try:
+                    step()
+                except Exception:
+                    logger.exception("closing a queue goes on after a fault")
+                    with suppress(Exception):
+                        step()
         finally:
             self._has_ended.set()
+
+    def _end_at_last(self) -> None:
+        """End in a thread: nobody is there to try again."""
+        try:
+            self._end()
+        except Exception:
+            logger.exception("closing a queue is tried again")
+            self._end()
+
+    def _close_store(self) -> None:
+        with self._store_lock:
+            self._store.close()
 
     # -- the interpreter's exit ----------------------------------------------------------------
 
@@ -458,7 +506,7 @@ class Session:
             self._state = "leaving"
         n = sum(size(ledger.cancel(range(len(ledger)))) for ledger in dropped)
         if n:
-            said = threading.Event()
+            said = locks.Event()
 
             def carry_out(store: Store) -> None:
                 store.cancel(self.id, EVERYTHING, EVERYTHING)

@@ -52,7 +52,6 @@ class Wire:
         self._slot_key = slot_key
         self._scripts = scripts
         self._connection: Any = None
-        self._pool: Any = None
         self._socket: Any = None
         self._reader: Any = None
         self._timeout = 0.0
@@ -175,7 +174,6 @@ class Wire:
             self._was_closed = True
             self._socket = self._reader = None
             connection.disconnect()
-            self._pool.release(connection)
 
     def _give_up(self, error: BaseException) -> None:
         """Close, after an interrupt too: the next reply would be a wrong one; raise what we say."""
@@ -251,12 +249,19 @@ class Wire:
     def _open(self) -> None:
         """Let redis-py connect and log in; from then on its socket is read and written here.
 
-        Its own reading and writing takes several times as long.
+        Its own reading and writing takes several times as long. The connection never was in a pool:
+        after an interrupt, that could hand out one which is half open, and has not logged in.
         """
-        self._pool = self._find_pool()
-        self._connection = self._pool.get_connection()
-        self._socket = self._connection._sock  # noqa: SLF001 - it has no other name for it
+        pool = self._find_pool()
+        connection = pool.connection_class(**pool.connection_kwargs)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
         self._reader = Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
+        self._socket = connection._sock  # noqa: SLF001 - it has no other name for it
+        self._connection = connection
         self._timeout = 0.0
         if self._was_closed:
             # The server may have been restarted without its scripts. If that showed in the

@@ -23,6 +23,16 @@ __all__ = ["Control", "Event", "Fields", "Options", "Task"]
 
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
+#: What is raised when a pickle is none, or holds something else than an event.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    pickle.UnpicklingError,
+)
 #: Longest pause between two attempts, in seconds.
 MAX_PAUSE = float(DAY)
 #: Numbers the events and orders of this process, so that no two are the same: what comes twice is a
@@ -301,7 +311,7 @@ class Event:
                 seconds=seconds,
                 body=body,
             )
-        except Exception as error:  # a pickle that is damaged raises anything
+        except _MALFORMED as error:
             raise SignatureError(f"A malformed event was refused: {error!r}") from error
 
     def encode(self, signer: Signer) -> Fields:

@@ -21,6 +21,7 @@ from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of
 from .output import Output, Piece
+from .reaper import MAX_LOSSES
 from .run import Run, Runner, Stopped
 from .values import Values
 
@@ -97,7 +98,7 @@ class Execution:
         Parameters
         ----------
         run
-            What came of its items, which is kept; None: they end with the error.
+            What came of its items, which is kept; None: nothing has begun.
         depth
             How many other deliveries wait for it.
         """
@@ -118,7 +119,12 @@ class Execution:
                 error = second
             else:
                 return settlement, run.stopped
-        return self._failed(delivery, error), run.stopped if run else None
+        task = delivery.task
+        if run is None and size(task.span) > 1 and task.losses + 1 < MAX_LOSSES:
+            # Nothing has begun, and which of them is to blame, if any, is not known.
+            settlement.successors.append(Successor(task=task.again(task.span, losses=1)))
+            return settlement, None
+        return self.fail(delivery, error), run.stopped if run else None
 
     def _begin(self, delivery: Delivery) -> tuple[Settlement, Span]:
         """Return a settlement that says what of a delivery is not to be run; and what is."""
@@ -132,7 +138,7 @@ class Execution:
             settlement.count(cancelled=size(dropped))
         return settlement, todo
 
-    def _failed(self, delivery: Delivery, error: BaseException) -> Settlement:
+    def fail(self, delivery: Delivery, error: BaseException) -> Settlement:
         """Return a settlement that ends all items of a delivery with `error`."""
         task, n = delivery.task, size(delivery.task.span)
         dumped = dump_error(error, task=task.id_of(task.span[0].start))

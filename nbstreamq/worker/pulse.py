@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 
 from ..errors import ServerRefused, ServerUnreachable
-from ..protocol.messages import Event, Task
+from ..locks import Event
+from ..protocol import messages
+from ..protocol.messages import Task
 from ..protocol.store import Store
 from .execution import Execution
 from .output import Output
@@ -43,12 +45,12 @@ class Pulse:
         self._output = output
         self._free = free
         self._store = store
-        self._busy = threading.Event()
+        self._busy = Event()
         self._n_wakes = 0
         #: The item that ran at the last look; and the last one that was announced.
         self._seen: tuple[Task, int] | None = None
         self._announced: tuple[Task, int] | None = None
-        self._unsent: list[Event] = []
+        self._unsent: list[messages.Event] = []
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="nbstreamq-pulse", daemon=True).start()
@@ -90,8 +92,8 @@ class Pulse:
         self._free(self._store)
         with self._output.reporting():
             if lasts and (task, item) != self._announced:
-                self._announced = task, item
                 self._unsent.append(self._execution.started(task, item))
+                self._announced = task, item
             self._unsent += self._execution.reports(self._output.collect())
             if self._unsent:
                 self._store.publish(self._unsent)

@@ -79,12 +79,6 @@ class Run:
             self._items = list(items(self.done))
         return self._items[position]
 
-    def add(self, some: range) -> None:
-        """Say that `some`, which come next, are over."""
-        if self.done and self.done[-1].stop == some.start:
-            some = range(self.done.pop().start, some.stop)
-        self.done.append(some)
-
     def fail(self, error: bytes) -> None:
         """Put an error in the place of the next value."""
         self.errors[len(self.values)] = error
@@ -118,10 +112,23 @@ class _Work:
         return self.left[0][n_over : n_over + self.n_together] if self.left else range(0)
 
     def commit(self) -> None:
-        """Take note of which items are over; they are all of the first range that is left."""
-        n, self.n_committed = len(self.run.values) - self.n_committed, len(self.run.values)
-        if n:
-            self.run.add(self.cut(n))
+        """Take note of which items are over; they are all of the first range that is left.
+
+        All of it or nothing: no call that may fail is between.
+        """
+        n, done = len(self.run.values) - self.n_committed, self.run.done
+        if not n:
+            return
+        over, rest = self.left[0][:n], self.left[0][n:]
+        if done and done[-1].stop == over.start:
+            done[-1] = range(done[-1].start, over.stop)
+        else:
+            done.append(over)
+        if rest:
+            self.left[0] = rest
+        else:
+            self.left.popleft()
+        self.n_committed += n
 
     def cut(self, n: int) -> range:
         """Take the next `n` items, which are of one range, from what is left."""

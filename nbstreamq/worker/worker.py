@@ -225,7 +225,7 @@ class TaskWorker:
                 except (ServerUnreachable, ServerRefused):
                     continue  # it may be taken later
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
-                    instead = [self.execution.rescue(one.delivery, None, error, 0)[0]]
+                    instead = [self.execution.fail(one.delivery, error)]
                 with self._lock:
                     at = next(k for k, other in enumerate(self._settled) if other is one)
                     self._settled[at : at + 1] = instead

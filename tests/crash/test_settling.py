@@ -1,5 +1,7 @@
 """What fails between the take and the settlement of a task is that task's error alone."""
 
+import threading
+
 import pytest
 
 from nbstreamq import WorkerLost
@@ -91,3 +93,37 @@ def test_whatever_is_raised_comes_back_and_the_worker_lives(shared_queue, fn, op
     assert not isinstance(error, WorkerLost)
     assert [i for i in range(20) if i in among.errors or among[i].exception(10) is not None] == [5]
     assert {w.pid for w in shared_queue.workers()} == pids
+
+
+def test_names_and_words_that_no_encoding_holds(shared_queue):
+    def speak():
+        print(HALF)
+        return 1
+
+    speak.__qualname__ = speak.__name__ = HALF
+    future = shared_queue.submit(speak)
+
+    assert future.result(10) == 1
+    assert "bad \\udcff.txt" in future.logs
+
+
+def test_a_dead_letter_holds_any_reason(new_queue):
+    queue = new_queue(workers=1)
+    assert queue.submit(surrogates).exception(10).args == (HALF,)
+    letters = queue.dead()
+    assert "\\udcff" in repr(letters)
+
+
+@pytest.mark.parametrize("raised", [SystemExit, ValueError])
+def test_a_callback_that_raises_takes_no_later_call_with_it(shared_queue, raised, caplog):
+    def fails(_):
+        called.append(1)
+        raise raised("callback")
+
+    called, over = [], threading.Event()
+    shared_queue.submit(abs, -1).add_done_callback(fails)
+    shared_queue.submit(abs, -2).add_done_callback(lambda _: over.set())
+
+    assert over.wait(10)
+    assert shared_queue.submit(abs, -3).result(10) == 3
+    assert called == [1]
