@@ -17,6 +17,7 @@ from ..protocol.settlement import KEPT_BYTES
 from ..protocol.spans import items
 from ..protocol.states import State
 from ..protocol.store import Store
+from ..protocol.unsigned import MAX_TIME, printable
 from .future import TaskFuture
 from .ledger import Ledger
 from .payload import Payload
@@ -111,7 +112,8 @@ class DeadLetter:
 
     def __str__(self) -> str:
         where = " ".join(part for part in (self.task_text, self.name, self.lane) if part)
-        return f"{self.when:%Y-%m-%d %H:%M:%S} {self.kind} {where or '(no task)'}: {self.why}"
+        said = f"{self.when:%Y-%m-%d %H:%M:%S} {self.kind} {where or '(no task)'}: {self.why}"
+        return printable(said)
 
 
 class DeadLetters(list[DeadLetter]):
@@ -131,7 +133,7 @@ def _letter(entry: DeadEntry, session: Session) -> DeadLetter:
     milliseconds, task = int(entry.entry_id.partition(b"-")[0]), entry.task
     return DeadLetter(
         id=entry.entry_id.decode(),
-        when=datetime.fromtimestamp(milliseconds / 1000, UTC),
+        when=datetime.fromtimestamp(min(milliseconds / 1000, MAX_TIME), UTC),
         kind="failed" if entry.has_failed else "refused",
         why=entry.reason,
         lane=entry.lane or entry.source,

@@ -14,6 +14,7 @@ from ..protocol.jobs import Chunk, JobRecord
 from ..protocol.messages import Options
 from ..protocol.states import State
 from ..protocol.store import Store
+from ..protocol.unsigned import printable
 from .changes import check_function, check_inputs
 from .chunks import Pace, chunks
 from .job import Futures, Job
@@ -96,7 +97,9 @@ def attach(session: Session, name: str) -> Job[Any]:
     record = session.ask(lambda store: store.find_job(name))
     if record is None:
         names = sorted(session.ask(lambda store: store.job_names()))
-        known = f" There are: {', '.join(names[:20])}." if names else " There are none."
+        known = (
+            f" There are: {', '.join(map(printable, names[:20]))}." if names else " There are none."
+        )
         raise JobNotFound(f"No job {name!r} on this queue: it expired, or never was.{known}")
     fn = stored_function(session, record.about["fn"], f"of job {name!r}")
     ledger = _ledger_of(session, record, fn)

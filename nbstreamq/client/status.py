@@ -128,7 +128,8 @@ class JobList(list[JobStatus]):
 
 def job_statuses(store: Store) -> JobList:
     """Return the named jobs, the newest first."""
-    found = [store.readable_record(job) for job in store.job_names().values()]
+    known = store.job_names().items()
+    found = [record for name, job in known if (record := store.readable_record(job, name))]
     return JobList(
         JobStatus(
             name=record.name,
@@ -142,7 +143,7 @@ def job_statuses(store: Store) -> JobList:
             expires=record.expires,
             size_bytes=store.job_bytes(record.id),
         )
-        for record in sorted(filter(None, found), key=lambda record: -record.made)
+        for record in sorted(found, key=lambda record: -record.made)
     )
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from ..arguments import shown
 from ..errors import ServerRefused, ServerUnreachable
 from ..secret import Address, Secret, hide_password, without_frames
+from .unsigned import printable
 
 if TYPE_CHECKING:
     import redis
@@ -214,7 +215,7 @@ class ReplyError(Exception):
 def translate(error: Exception, address: str) -> Exception:
     import redis
 
-    text = str(error).rstrip(".")[:300]
+    text = printable(str(error).rstrip(".")[:300])  # whoever controls the server wrote that
     where = f" ({hide_password(address)})" if address else ""
     login = redis.AuthenticationError | redis.exceptions.AuthorizationError
     if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):

@@ -15,6 +15,7 @@ from .messages import Fields, Task
 from .refusal import Refusal
 from .settlement import LETTER, letter_name
 from .spans import items
+from .unsigned import printable
 
 __all__ = ["Dead", "DeadEntry"]
 
@@ -122,4 +123,4 @@ def _claim(flat: Fields) -> str:
 
 
 def _shown(text: bytes) -> str:
-    return text[:_SHOWN_BYTES].decode(errors="replace")
+    return printable(text[:_SHOWN_BYTES])

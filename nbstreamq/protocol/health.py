@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ServerRefused
 from .connection import Wire
 from .keys import Keys
+from .unsigned import count, printable
 
 __all__ = ["Health", "ServerFacts"]
 
@@ -47,7 +48,7 @@ class ServerFacts:
         """Return what endangers tasks, in words, and what to do about it."""
         found = []
         major = (self.version or "").partition(".")[0]
-        if major.isdigit() and int(major) < _OLDEST[self.product]:
+        if 0 < count(major) < _OLDEST[self.product]:
             found.append(
                 f"{self.product} {self.version} is too old: nbstreamq needs Redis 7.0 or Valkey 8.0"
                 " at least."
@@ -88,10 +89,10 @@ class Health:
         is_valkey = info.get("server_name") == "valkey"
         return ServerFacts(
             product="Valkey" if is_valkey else "Redis",
-            version=info.get("valkey_version" if is_valkey else "redis_version"),
+            version=_shown(info.get("valkey_version" if is_valkey else "redis_version")),
             used_bytes=_number(info.get("used_memory")),
             limit_bytes=_number(info.get("maxmemory")),
-            policy=info.get("maxmemory_policy"),
+            policy=_shown(info.get("maxmemory_policy")),
             saves=self._saves(info.get("aof_enabled")),
         )
 
@@ -128,5 +129,9 @@ def _text(reply: Any) -> str:
     return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
 
 
+def _shown(text: str | None) -> str | None:
+    return None if text is None else printable(text)
+
+
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return count(text) if text and text.isdigit() else None

@@ -17,6 +17,7 @@ from .messages import Control, Event, Fields
 from .refusal import Refusal
 from .replies import mapping
 from .spans import Span, size
+from .unsigned import MAX_COUNT, count, printable, seconds
 
 __all__ = ["Chunk", "JobRecord", "NamedJobs"]
 
@@ -93,9 +94,25 @@ class NamedJobs(Refusal, Lanes):
         }
 
     def find_job(self, name: str) -> JobRecord | None:
-        """Return the job of that name, None if there is none."""
+        """Return the job of that name, None if there is none.
+
+        Raises
+        ------
+        SignatureError
+            The name leads to the job of another name: somebody else wrote that, since a job's id
+            begins with its name, and what is kept of it is bound to the id.
+        """
         job = self._wire.call(("HGET", self.keys.jobs, name))[0]
-        return None if job is None else self.job_record(job.decode())
+        if job is None:
+            return None
+        record = self.job_record(job.decode(errors="replace"))
+        if record is not None and record.name != name:
+            raise SignatureError(
+                f"The name {name!r} leads to the results of another job, {printable(record.id)}:"
+                " somebody else who can write to the server has changed that. Look who can;"
+                f" delete the field {name} of the hash {self.keys.jobs}, and make the job again."
+            )
+        return record
 
     def job_record(self, job: str) -> JobRecord | None:
         """Return what is kept of the job with that id; None if it was deleted, or has expired."""
@@ -104,32 +121,33 @@ class NamedJobs(Refusal, Lanes):
         known = mapping(reply)
         if b"about" not in known:
             return None
-        chunks = sorted((int(k), v.decode()) for k, v in known.items() if k.isdigit())
+        chunks = sorted((_number(k), v) for k, v in known.items() if k.isdigit())
         return JobRecord(
             id=job,
             name=job.rpartition(":")[0],
             about=json.loads(self._signer.unseal(b"job", job.encode(), known[b"about"])),
-            chunks=tuple(_chunk(first, mark) for first, mark in chunks),
-            n_items=int(known[b"n"]),
-            total=int(known[b"total"]) if b"total" in known else None,
-            n_done=int(known.get(b"done", 0)),
-            n_failed=int(known.get(b"failed", 0)),
-            n_cancelled=int(known.get(b"cancelled", 0)),
-            n_reruns=int(known[b"run"]),
-            made=float(known[b"made"]),
+            chunks=_chunks(chunks, _number(known[b"n"])),
+            n_items=_number(known[b"n"]),
+            total=_number(known[b"total"]) if b"total" in known else None,
+            n_done=_number(known.get(b"done", b"0")),
+            n_failed=_number(known.get(b"failed", b"0")),
+            n_cancelled=_number(known.get(b"cancelled", b"0")),
+            n_reruns=_number(known[b"run"]),
+            made=seconds(known[b"made"]),
             expires=ttl / 1000 if ttl >= 0 else None,
         )
 
-    def readable_record(self, job: str) -> JobRecord | None:
-        """Return `job_record`; None also if somebody else wrote it, or damaged it."""
+    def readable_record(self, job: str, name: str) -> JobRecord | None:
+        """Return `job_record`; None also if somebody else wrote or damaged it, or its name."""
         try:
-            return self.job_record(job)
+            record = self.job_record(job)
         except (ValueError, KeyError):
             return None
+        return record if record is not None and record.name == name else None
 
     def has_open_jobs(self) -> bool:
         """Return whether there is a named job that is not over."""
-        records = map(self.readable_record, self.job_names().values())
+        records = (self.readable_record(job, name) for name, job in self.job_names().items())
         return any(record is not None and not record.is_over for record in records)
 
     def job_bytes(self, job: str) -> int | None:
@@ -289,9 +307,28 @@ class NamedJobs(Refusal, Lanes):
         )
 
 
-def _chunk(first: int, mark: str) -> Chunk:
-    n_items, _, digest = mark.partition(":")
-    return Chunk(first, int(n_items), digest)
+def _chunks(marks: list[tuple[int, bytes]], n_items: int) -> tuple[Chunk, ...]:
+    """Return a job's chunks, which follow one another; SignatureError if somebody changed them."""
+    chunks, end = [], 0
+    for first, mark in marks:
+        n, _, digest = mark.partition(b":")
+        chunks.append(Chunk(first, _number(n), printable(digest)))
+        if first != end:
+            break
+        end += _number(n)
+    if end != n_items:
+        raise SignatureError("What the server keeps of the job was changed: its inputs have gaps.")
+    return tuple(chunks)
+
+
+def _number(text: bytes) -> int:
+    """Return a number in a job's record; SignatureError if somebody has changed it to none."""
+    found = count(text)
+    if not text.isdigit() or found == MAX_COUNT:
+        raise SignatureError(
+            f"What the server keeps of the job was changed: {printable(text[:20])!r} is no number."
+        )
+    return found
 
 
 def _name(job: str, first: int) -> bytes:

@@ -15,11 +15,14 @@ from .replies import mapping
 from .seen import Seen
 from .settlement import KEPT_BYTES, Delivery, Settlement
 from .signing import Signer
+from .unsigned import count, printable
 
 __all__ = ["DEAD_ENTRIES", "REPLAYED", "Refusal"]
 
 #: About how many entries the dead stream keeps: the newest. More keeps evidence for longer.
 DEAD_ENTRIES = 1000
+#: Most bytes that are shown of a kind of message: others may have written any.
+_KIND_BYTES = 200
 #: Why a copy was refused.
 REPLAYED = (
     "A message that was dealt with before was refused. Likely cause: somebody who can write to the"
@@ -61,7 +64,9 @@ class Refusal:
     def refused(self) -> dict[str, int]:
         """Return kind of message -> how many were refused, by all clients and workers."""
         counts = mapping(self._wire.call(("HGETALL", self.keys.refused))[0])
-        return {kind.decode(errors="replace"): int(n) for kind, n in counts.items() if n.isdigit()}
+        return {
+            printable(kind[:_KIND_BYTES]): count(n) for kind, n in counts.items() if n.isdigit()
+        }
 
     def _refuse(self, kind: str, stream: str, entry_id: bytes, error: Exception) -> bool:
         """Move an entry of `stream` to the dead stream, unless somebody else just did.

@@ -203,7 +203,7 @@ def encode_return(lane: str, entry_id: bytes) -> tuple[list[str], list[Any]]:
 
 def letter_name(source: bytes, fields: Fields) -> bytes:
     """Return what the reason in a dead letter is bound to: its task, and where that was."""
-    return fields[-1] + source
+    return b"%d:%b%b" % (len(fields[-1]), fields[-1], source)
 
 
 def _letter(what: GivenUp, lane: str, signer: Signer) -> list[Any]:

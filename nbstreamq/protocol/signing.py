@@ -93,7 +93,10 @@ class Signer:
 
 
 def _keyed(secret: Secret, queue: str) -> blake3:
-    return blake3(queue.encode() + b"\0", key=blake3(secret.reveal().encode()).digest())
+    name = queue.encode()
+    return blake3(
+        struct.pack("<Q", len(name)) + name, key=blake3(secret.reveal().encode()).digest()
+    )
 
 
 def load_secret(settings: Settings) -> Secret:

@@ -21,6 +21,7 @@ from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
 from .spans import Span, format_span, read_span
 from .supervision import Supervision
+from .unsigned import count
 from .values import Values
 
 __all__ = ["Store"]
@@ -187,7 +188,7 @@ class Store(NamedJobs, Supervision, Values):
         )
         if known and not batch and last is None:
             self._wire.call(("SET", key, 0, "NX", "EX", WEEK))
-        return bool(known) and int(last or 0) >= batch
+        return bool(known) and count(last) >= batch
 
     def cancel(self, job: str, span: Span, newly: Span) -> None:
         """Cancel items of a job, waiting or running.

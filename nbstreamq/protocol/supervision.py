@@ -27,9 +27,13 @@ _DESCRIPTION: dict[str, Any] = {
     "python": str,
     "state": str,
     "lanes": list,
+    "memory": int,
+    "cpu": float,
 }
 #: Process ids are below; os.kill takes no others.
 _PID_LIMIT = 2**31
+#: Longest text in a description, and largest number: both are shown.
+_MAX_TEXT, _MAX_NUMBER = 1000, 2**53
 
 
 class Supervision(Dead, Health):
@@ -44,7 +48,7 @@ class Supervision(Dead, Health):
         found = {}
         for name, text in described.items():
             try:
-                found[name.decode()] = _description(text)
+                found[_text(name.decode())] = _description(text)
             except (ValueError, RecursionError):
                 if self._wire.call(("HDEL", self.keys.workers, name))[0]:
                     problem = "A worker's description could not be read."
@@ -167,6 +171,23 @@ class Supervision(Dead, Health):
         return [*LANES, *sorted(served - set(LANES))]
 
 
+def _is_sound(value: Any, name: str) -> bool:
+    """Return whether a part of a description can be used, and shown."""
+    if isinstance(value, str):
+        return len(value) <= _MAX_TEXT and value.isprintable()
+    if isinstance(value, list):
+        return all(isinstance(one, str) and _is_sound(one, name) for one in value)
+    limit = _PID_LIMIT if name in ("pid", "supervisor") else _MAX_NUMBER
+    return bool(0 <= value < limit)  # and no NaN
+
+
+def _text(text: str) -> str:
+    """Return a worker's name; ValueError if none has such a name."""
+    if not _is_sound(text, "name"):
+        raise ValueError("not a name")
+    return text
+
+
 def _description(text: bytes) -> dict[str, Any]:
     """Return a worker's description; ValueError if it is none, or holds what nobody can use."""
     found = json.loads(text)
@@ -174,9 +195,7 @@ def _description(text: bytes) -> dict[str, Any]:
         raise ValueError("not a description")  # noqa: TRY004 - of what was sent, not of our own
     for name, kind in _DESCRIPTION.items():
         value = found.get(name, kind())
-        if type(value) is not kind or (kind is int and not 0 <= value < _PID_LIMIT):
+        if type(value) is not kind or not _is_sound(value, name):
             raise ValueError(f"not a description: {name}")
-    if not all(isinstance(lane, str) for lane in found.get("lanes", ())):
-        raise ValueError("not a description: lanes")
     json.dumps(found, ensure_ascii=False).encode()  # ValueError: a half of a surrogate pair
     return found

@@ -11,8 +11,8 @@ when the worker is about to leave.
     q[5] which of the rare lanes are in use, one bit each
     q[6] process id of the supervisor   q[7] whether that watches closely
     q[8] whether the worker leaves, and why
-    level k, from q[16 + 32 k]: item, serial, deadline (s), memory limit (bytes), whether it has
-        limits, length of text, text
+    level k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
+        limits, length of text, text: three lengths and n, then lane, entry id and job
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import struct
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ __all__ = [
 
 SLOT_BYTES = 16384
 #: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
-MAX_LEVELS = 60
+MAX_LEVELS = 50
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
-_FIRST, _WORDS = 16, 32
+_FIRST, _WORDS = 16, 40
 _ITEM, _SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
+#: Before the text: the lengths of lane, entry id and job, and n.
+_HEADER = struct.Struct("<HHHQ")
 #: Slots that a supervisor maps at once. More use address space, fewer use descriptors.
 _BLOCK = 64
 
@@ -150,7 +153,8 @@ class Slot:
         depth = self.words[1]
         at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
         lane, entry_id, job, n = entry
-        text = b"%b\0%b\0%b\0%d" % (lane.encode(), entry_id, job.encode(), n)
+        texts = lane.encode(), entry_id, job.encode()
+        text = _HEADER.pack(*map(len, texts), n) + b"".join(texts)
         text = text[:_TEXT_BYTES]
         self.words[at + _SERIAL] = 0
         self._bytes[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
@@ -225,9 +229,14 @@ class Slot:
     def _level(self, at: int) -> Level | None:
         serial = self.words[at + _SERIAL]
         start = (at + _TEXT) * 8
-        text = bytes(self._bytes[start : start + self.words[at + _LENGTH]])
-        parts = text.split(b"\0")
-        if not serial or len(parts) != 4:
+        length = self.words[at + _LENGTH]
+        if not serial or length < _HEADER.size:
+            return None
+        # Copied at once: it may be changed at any moment.
+        text = bytes(self._bytes[start : start + length])
+        n_lane, n_id, n_job, n = _HEADER.unpack_from(text)
+        end_lane, end_id = _HEADER.size + n_lane, _HEADER.size + n_lane + n_id
+        if end_id + n_job != length:
             return None
         level = Level(
             serial=serial,
@@ -235,10 +244,10 @@ class Slot:
             deadline=self._times[at + _DEADLINE],
             memory_limit=self.words[at + _MEMORY],
             is_limited=bool(self.words[at + _LIMITED]),
-            lane=parts[0].decode(),
-            entry_id=parts[1],
-            job=parts[2].decode(),
-            n=int(parts[3]),
+            lane=text[_HEADER.size : end_lane].decode(errors="replace"),
+            entry_id=text[end_lane:end_id],
+            job=text[end_id:].decode(errors="replace"),
+            n=n,
         )
         return level if self.words[at + _SERIAL] == serial else None
 

@@ -1,0 +1,48 @@
+"""What anybody who can write to the server may have written there, in a form that does no harm.
+
+Names, counts and descriptions are not signed. Nothing of them is run; but a text may hold escape
+sequences, which a terminal obeys, and a number may be none, or have more digits than Python reads.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["MAX_COUNT", "MAX_TIME", "count", "printable", "seconds"]
+
+#: Largest number that the server counts to.
+MAX_COUNT = 2**63 - 1
+#: Seconds since the epoch at the end of the year 9999, the last that `datetime` knows.
+MAX_TIME = 253_402_300_799.0
+
+
+def printable(text: str | bytes) -> str:
+    """Return a text with an escape such as ``\\x1b`` for each character that can't be printed.
+
+    Examples
+    --------
+    >>> print(printable(b"red: \\x1b[31m"))
+    red: \\x1b[31m
+    """
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
+
+
+def count(text: str | bytes | None) -> int:
+    """Return a number from 0 to `MAX_COUNT`; 0 for what is none."""
+    if not text or not text.isdigit() or not text.isascii():
+        return 0
+    return int(text) if len(text) < 19 else MAX_COUNT
+
+
+def seconds(text: bytes) -> float:
+    """Return a time that `datetime` knows, in seconds since the epoch; 0 for what is none."""
+    try:
+        found = float(text)
+    except ValueError:
+        return 0.0
+    return min(max(found, 0.0), MAX_TIME) if math.isfinite(found) else 0.0
