@@ -35,6 +35,9 @@ class Host:
         worker's main thread. Raises only what stops the running task.
     progress
         Takes (items done, items in all or None) of the running task.
+    put_off
+        Puts off stops of the running task, if true, until it is called with false: the main thread
+        is where an exception could leave a lock held.
     """
 
     url: Address
@@ -44,6 +47,7 @@ class Host:
     depth: Callable[[], int]
     help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
     progress: Callable[[int, int | None], None]
+    put_off: Callable[[bool], None]
 
     def __repr__(self) -> str:
         return f"<Host of {self.queue!r}>"

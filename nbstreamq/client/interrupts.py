@@ -1,4 +1,4 @@
-"""Ctrl-C: put off where it must not come at any moment; in a wait, in two stages.
+"""Interrupts: put off where they must not come at any moment; Ctrl-C in a wait, in two stages.
 
 The first one ends the wait and leaves the job as it is. The second one, within two seconds, cancels
 what the first one's wait was for; by then another wait may be running, other code, or nothing.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from ..current import Host, host
 from ..protocol.states import State
 from .ledger import Ledger
 
@@ -31,16 +32,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class uninterrupted:  # noqa: N801 - used like a function; a generator would take thrice as long
-    """Puts off Ctrl-C, which in the midst of an event would leave half of it undone.
+    """Puts off what raises in the main thread at any moment: it could leave a lock held.
 
-    A second one is not put off: a callback may hang.
+    Outside a task that is Ctrl-C; a second one is not put off: a callback may hang. In a task it is
+    a stop, by cancel or time limit; if it is put off for long, the worker is killed.
     """
 
     def __enter__(self) -> uninterrupted:
         self._interrupts: list[Any] = []
         self._known: Any = None
+        self._worker: Host | None = None
         self._is_low = False
         if threading.current_thread() is threading.main_thread():
+            worker = host()
+            if worker is not None:
+                worker.put_off(True)
+                self._worker = worker
+                return self
             known = signal.getsignal(signal.SIGINT)
             if callable(known):
                 self._known = known
@@ -56,13 +64,17 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
             self._interrupts.append(frame)
 
     def __exit__(self, *_: object) -> None:
+        if self._worker is not None:
+            self._worker.put_off(False)
         if self._known is not None:
             signal.signal(signal.SIGINT, self._known)
         self._catch_up()
 
     def lower(self, is_low: bool) -> None:
-        """Let Ctrl-C pass, also one that was put off; or no more."""
+        """Let interrupts pass, also one that was put off; or no more."""
         self._is_low = is_low
+        if self._worker is not None:
+            self._worker.put_off(not is_low)
         if is_low:
             self._catch_up()
 

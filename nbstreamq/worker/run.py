@@ -20,6 +20,7 @@ from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
 from ..protocol.spans import Span, items
 from .output import Output
+from .sessions import has_started
 from .slots import Slot, Stop
 
 __all__ = ["Run", "Runner", "Stopped"]
@@ -162,9 +163,16 @@ class Runner:
         Where the supervisor sees what runs.
     output
         Is told which item runs.
+
+    Attributes
+    ----------
+    is_torn
+        Whether an item was stopped where it may have left something half done that outlives it,
+        such as an import: nothing else may run in this process.
     """
 
     def __init__(self, slot: Slot, output: Output) -> None:
+        self.is_torn = False
         self._slot = slot
         self._output = output
         self._serial = 0
@@ -175,12 +183,28 @@ class Runner:
         #: Not empty if the delivery takes long.
         self._long: list[bool] = []
         self._is_fork = False
+        self._n_shields, self._is_put_off = 0, False
 
-    def on_stop_signal(self, _signal: int, _frame: FrameType | None) -> None:
+    def on_stop_signal(self, _signal: int, frame: FrameType | None) -> None:
         """Stop the running item, if it is still the one that shall be stopped."""
         # Elsewhere than in user code an exception could tear a message apart: `check_stop` follows.
-        if self._serials[-1]:
-            self.check_stop()
+        if self._n_shields:
+            self._is_put_off = True
+        elif self._serials[-1]:
+            try:
+                self.check_stop()
+            except Stopped:
+                if not _is_plain(frame):
+                    self.is_torn = True
+                    self._long.append(True)  # a task may catch it: no other item runs here
+                raise
+
+    def put_off(self, puts_off: bool) -> None:
+        """Put off stops; or no more, and then catch up with one. Calls may be nested."""
+        self._n_shields += 1 if puts_off else -1
+        if self._is_put_off and not self._n_shields:
+            self._is_put_off = False
+            self.on_stop_signal(0, sys._getframe())  # noqa: SLF001 - documented, in spite of its name
 
     def check_stop(self) -> None:
         """Raise `Stopped` if a running or waiting item shall be stopped."""
@@ -279,20 +303,23 @@ class Runner:
                 _end_fork()
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
+            self._n_shields, self._is_put_off = 0, False
             self._slot.rest(work.at)
             self._output.look()
+            # What it has started, and did not end, ends with this process.
+            self.is_torn = self.is_torn or has_started(time.time() - work.run.started)
             work.commit()
             if stop.serial != mine:
                 work.run.stopped = stop
                 return False
             if not work.left or work.left[0].start != stop.item:
-                return True  # it was over when it was stopped
+                return not self.is_torn  # it was over when it was stopped
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)
             else:
                 work.run.fail(_over_time(work, stop.item, stop))
                 work.commit()
-            return True
+            return not self.is_torn
         work.commit()
         return False
 
@@ -364,6 +391,8 @@ class Runner:
         """
         if self._is_fork:
             _end_fork()
+        if self.is_torn:
+            return range(0)
         if seconds > LOOK / 2:
             work.n_together = max(1, work.n_together // 2)
         elif n_run == work.n_together and not (work.time_limit or self._long):
@@ -372,6 +401,30 @@ class Runner:
         if block and now - output.looked > output.pause:
             output.look()
         return block if output.pause else block[:1]
+
+
+def _is_plain(frame: FrameType | None) -> bool:
+    """Return whether only the task's function runs, and what its notebook defines.
+
+    What an imported module was doing may be half done: an import, a set-up at its first use, a lock
+    that it holds. All that runs later in this process would find it so. Our own code is made for
+    stops.
+    """
+    frames = []
+    while frame is not None and frame.f_code is not _RUN_ITEMS:
+        if not str(frame.f_globals.get("__name__")).startswith("nbstreamq."):
+            frames.append(frame)
+        frame = frame.f_back
+    return not any(map(_is_of_module, frames[:-1]))  # the last is the task's function
+
+
+def _is_of_module(frame: FrameType) -> bool:
+    module = sys.modules.get(str(frame.f_globals.get("__name__")))
+    is_import = frame.f_code.co_filename.startswith("<frozen importlib")
+    return is_import or getattr(module, "__dict__", None) is frame.f_globals
+
+
+_RUN_ITEMS = Runner._run_items.__code__  # noqa: SLF001 - below it begins what a task is made of
 
 
 def _end_fork(error: BaseException | None = None) -> NoReturn:

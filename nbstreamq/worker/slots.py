@@ -68,6 +68,7 @@ class Leaving(IntEnum):
 
     NO = 0
     ASKED = 1  #: somebody sent it a signal
+    TORN = 2  #: an item was stopped where it may have left something half done
 
 
 class Stop(IntEnum):

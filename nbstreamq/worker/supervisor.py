@@ -40,7 +40,7 @@ from .door import Door
 from .orders import Orders
 from .reaper import bury, has_lost_its_supervisor
 from .sessions import members
-from .slots import NO_ITEM, Level, Slots, State, Stop
+from .slots import NO_ITEM, Leaving, Level, Slots, State, Stop
 from .timing import Timing
 from .usage import over_memory
 
@@ -311,7 +311,8 @@ class Supervisor:
         for child in self._children.values():
             if child.slot.leaving and not child.leaving:
                 child.leaving = True
-                child.leave_by = time.monotonic() + self._timing.drain
+                if child.slot.leaving is Leaving.ASKED:
+                    child.leave_by = time.monotonic() + self._timing.drain
         staying = [c for c in self._children.values() if not c.leaving]
         surplus = len(staying) - self.n_workers
         for child in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:

@@ -140,6 +140,7 @@ class TaskWorker:
                 task=lambda: self.execution.task,
                 help_until=self.help_until,
                 progress=self.execution.report_progress,
+                put_off=self.runner.put_off,
             )
         )
 
@@ -165,6 +166,7 @@ class TaskWorker:
                     task=lambda: None,
                     help_until=lambda *_: None,
                     progress=lambda *_: None,
+                    put_off=lambda _: None,
                 )
             )
 
@@ -330,6 +332,9 @@ class TaskWorker:
             self._running.pop()
             if settlement is not None:
                 self._settled.append(settlement)
+        if self.runner.is_torn and not self._leaving:
+            self._leaving = True
+            self._slot.leave(Leaving.TORN)
         if is_copy:
             self._store.refuse_copy(delivery)
         if stopped:
