@@ -192,7 +192,7 @@ def find_class(label: Label) -> type | None:
     """
     with _lock:
         known = cast("type | None", _things.get(label.id))
-    if known in _received or not label.definition or host() is not None:
+    if not label.definition or host() is not None:
         return known
     here = _named(label.module, label.qualname)
     if here is None or here is known or here in _received:

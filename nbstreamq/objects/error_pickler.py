@@ -5,14 +5,18 @@ Imported late, since cloudpickle is slow to import.
 
 from __future__ import annotations
 
+import io
 from types import FrameType, TracebackType
 from typing import Any
 
-from .pickler import Pickler
+from .pickler import Pickler, Rehearsal
 
-__all__ = ["ErrorPickler"]
+__all__ = ["ErrorPickler", "NotSent", "pickle_error"]
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a `class` statement
+
+#: Parts of an exception that can't be pickled; with more of them it is sent in another way.
+_MOST_REPLACED = 50
 
 #: One frame: file, function, line, first line of the function, `__name__` of its globals.
 _FrameRecord = tuple[str, str, int, int, str]
@@ -25,38 +29,173 @@ class ErrorPickler(Pickler):
     ----------
     own_folder
         Frames of files below it are dropped from the top of tracebacks.
+    replaced
+        Id of what can't be pickled -> what stands for it; None: all must be pickled.
+    plain
+        Take exceptions apart without their own ``__reduce__``, and leave out what does not arrive.
+
+    Attributes
+    ----------
+    begun
+        What was being pickled last: if that failed, the culprit.
     """
 
-    def __init__(self, file: Any, *, own_folder: str, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        file: Any,
+        *,
+        own_folder: str,
+        lenient: bool = False,
+        replaced: dict[int, NotSent] | None = None,
+        plain: bool = False,
+        entered: frozenset[int] = frozenset(),
+    ) -> None:
         super().__init__(file, lenient=lenient)
         self._own_folder = own_folder
+        self._replaced = replaced
+        self._plain = plain
+        self._entered_values = entered
+        self.begun: object = None
 
     def reducer_override(self, obj: Any) -> Any:
+        self.begun = obj
+        if self._replaced is not None and (stand_in := self._stand_in(obj)):
+            return stand_in.__reduce__()
         if isinstance(obj, BaseException):
-            return _reduce_error(obj)
+            return self._reduce_apart(obj) if self._plain else _reduce_error(obj)
         if isinstance(obj, TracebackType):
             return make_traceback, (_frames_of(obj, self._own_folder),)
         return super().reducer_override(obj)
+
+    def _stand_in(self, obj: Any) -> NotSent | None:
+        assert self._replaced is not None  # noqa: S101 - it was asked for
+        found = self._replaced.get(id(obj))
+        # A copy without some of its parts must not clean up.
+        if found is None and hasattr(type(obj), "__del__") and not isinstance(obj, type):
+            return NotSent(obj, "it cleans up when it goes")
+        return found
+
+    def _reduce_apart(self, error: BaseException) -> Any:
+        """Return how to make an exception, of what arrives of its arguments and attributes."""
+        base: Any = _built_in_base(type(error))
+        args, final = (
+            tuple(self._arriving(part) for part in args)
+            for args in (base.__reduce__(error)[1], error.args)
+        )
+        state = {name: self._arriving(part) for name, part in _state_of(error).items()}
+        made_of = (type(error), args, final)
+        return make_error, made_of, (state, _chain_of(error)), None, None, set_error_parts
+
+    def _arriving(self, part: Any) -> Any:
+        if id(part) in self._entered_values:
+            return part
+        entered = self._entered_values | {id(part)}
+        try:
+            pickle_error(part, own_folder=self._own_folder, plain=True, entered=entered)
+        except MemoryError:
+            raise
+        except Exception as problem:  # noqa: BLE001 - the code of a library runs here
+            return NotSent(part, str(problem))
+        return part
+
+
+class NotSent:
+    """Stands for a part of an exception that could not be sent from the worker."""
+
+    def __init__(self, what: object, why: str) -> None:
+        self._type = f"{type(what).__module__}.{type(what).__qualname__}"
+        self._why = why
+
+    def __repr__(self) -> str:
+        return f"<{self._type}, which stayed in the worker: {self._why}>"
+
+    def __reduce__(self) -> Any:
+        return _not_sent, (self._type, self._why)
+
+
+def _not_sent(type_: str, why: str) -> NotSent:
+    made = NotSent.__new__(NotSent)
+    made._type, made._why = type_, why  # noqa: SLF001 - as its __init__ does
+    return made
+
+
+def pickle_error(
+    error: Any, *, own_folder: str, plain: bool, entered: frozenset[int] = frozenset()
+) -> bytes:
+    """Return `error`, or a part of one, pickled; `NotSent` stands for what can't be.
+
+    Raises
+    ------
+    Exception
+        It can't be pickled, or not be unpickled again.
+    """
+    replaced: dict[int, NotSent] | None = None
+    #: Their ids are those of other objects once they are gone.
+    culprits: list[object] = []
+    while True:
+        file = io.BytesIO()
+        pickler = ErrorPickler(
+            file,
+            own_folder=own_folder,
+            lenient=True,
+            replaced=replaced,
+            plain=plain,
+            entered=entered,
+        )
+        try:
+            pickler.dump(error)
+            break
+        except Exception as problem:
+            culprit = pickler.begun
+            if (
+                len(culprits) == _MOST_REPLACED
+                or culprit is error
+                or id(culprit) in (replaced or ())
+            ):
+                raise
+            culprits.append(culprit)
+            replaced = (replaced or {}) | {id(culprit): NotSent(culprit, str(problem))}
+    # Some can be pickled and not unpickled: https://github.com/python/cpython/issues/79492
+    copy = Rehearsal(io.BytesIO(file.getvalue())).load()
+    if type(copy) is not type(error):
+        raise TypeError(f"it came back as {type(copy).__qualname__}")
+    return file.getvalue()
 
 
 def _reduce_error(error: BaseException) -> Any:
     cls = type(error)
     if _reduces_as_builtin(cls):
         _, args, *rest = _reduced(error.__reduce__())
-        state = _extend(rest[0] if rest else None, error)
+        state = rest[0] if rest else None
+        if state is None or type(state) is dict:
+            state = (state or {}) | _state_of(error)
         make: Any = make_error
         made_of: Any = (cls, args, error.args)
     else:
         make, made_of, *rest = _reduced(error.__reduce_ex__(5))
         state = rest[0] if rest else None
-    chain = (
+    return make, made_of, (state, _chain_of(error)), None, None, set_error_state
+
+
+def _chain_of(error: BaseException) -> tuple[Any, ...]:
+    return (
         error.__traceback__,
         error.__cause__,
         error.__context__,
         error.__suppress_context__,
         getattr(error, "__notes__", None),
     )
-    return make, made_of, (state, chain), None, None, set_error_state
+
+
+def _state_of(error: BaseException) -> dict[str, Any]:
+    """Return the attributes of an exception, those in slots too, but for its notes."""
+    state = object.__getstate__(error)
+    own, slots = state if isinstance(state, tuple) else (state, None)
+    found = {**(own or {}), **(slots or {})}
+    found.pop("__notes__", None)
+    if isinstance(error, NameError | AttributeError):
+        found["name"] = error.name  # Python 3.11 doesn't pickle it, and suggests names by it
+    return found
 
 
 def _reduced(reduced: str | tuple[Any, ...]) -> tuple[Any, ...]:
@@ -74,41 +213,57 @@ def _reduces_as_builtin(cls: type) -> bool:
     return True
 
 
-def _extend(state: Any, error: BaseException) -> Any:
-    """Add to `state` the name that Python 3.11 doesn't pickle, and it suggests names by."""
-    if isinstance(error, NameError | AttributeError) and (state is None or type(state) is dict):
-        return {**(state or {}), "name": error.name}
-    return state
-
-
 def make_error(cls: type[BaseException], args: tuple[Any, ...], final: tuple[Any, ...]) -> Any:
     """Return an exception like one made with other arguments than its ``.args``.
 
     Its own __init__ is not called: it may want other arguments, or decorate them once more.
     """
-    static = [c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE]
-    base = max(static, key=lambda c: c.__basicsize__)
+    base = _built_in_base(cls)
     try:
         error = base.__new__(cls, *args)
     except TypeError:  # MemoryError makes only those that have it as their first base
         error = BaseException.__new__(cls, *args)
-    base.__init__(error, *args)  # type: ignore[misc]  # of the class that made it, two lines up
+    base.__init__(error, *args)
     if error.args != final:
-        error.args = final
+        _set(error, "args", final)
     return error
+
+
+def _built_in_base(cls: type[BaseException]) -> type[BaseException]:
+    """Return the built-in exception that the instances of `cls` are built on."""
+    built_in = [c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE]
+    return max(built_in, key=lambda c: c.__basicsize__)
 
 
 def set_error_state(error: BaseException, state: tuple[Any, tuple[Any, ...]]) -> None:
     """Give `error` its attributes, and what pickle would drop."""
-    own, (trace, cause, context, suppress, notes) = state
-    if own is not None:
+    own, chain = state
+    if own is None or type(error).__setstate__ is BaseException.__setstate__:
+        set_error_parts(error, (own or {}, chain))
+    else:
         error.__setstate__(own)
+        set_error_parts(error, ({}, chain))
+
+
+def set_error_parts(error: BaseException, parts: tuple[dict[str, Any], tuple[Any, ...]]) -> None:
+    """Give `error` its attributes without running code of its class."""
+    own, (trace, cause, context, suppress, notes) = parts
+    for name, value in own.items():
+        _set(error, name, value)
     if notes is not None:
-        error.__notes__ = list(notes)
-    error.__cause__ = cause
-    error.__context__ = context
-    error.__suppress_context__ = suppress
-    error.__traceback__ = trace
+        _set(error, "__notes__", list(notes))
+    _set(error, "__cause__", cause)
+    _set(error, "__context__", context)
+    _set(error, "__suppress_context__", suppress)
+    _set(error, "__traceback__", trace)
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    """Set an attribute past the class, which may be frozen, or have a property of that name."""
+    try:
+        object.__setattr__(error, name, value)
+    except AttributeError:
+        vars(error)[name] = value
 
 
 def _frames_of(trace: TracebackType, own_folder: str) -> list[_FrameRecord]:

@@ -5,7 +5,6 @@ Format: a plain pickle of (task, type name, text, traceback text, pickled except
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import traceback
@@ -74,20 +73,15 @@ def summary(data: bytes) -> str:
 
 def _pickle_or_reason(error: BaseException) -> tuple[bytes | None, str]:
     """Return the pickle of `error` and why there is none; one of them is empty."""
-    try:
-        from .error_pickler import ErrorPickler
-        from .pickler import Rehearsal
+    from .error_pickler import pickle_error
 
-        with io.BytesIO() as file:
-            ErrorPickler(file, lenient=True, own_folder=_OWN_FOLDER).dump(error)
-            body = file.getvalue()
-        # Some can be pickled and not unpickled: https://github.com/python/cpython/issues/79492
-        copy = Rehearsal(io.BytesIO(body)).load()
-    except BaseException as problem:  # noqa: BLE001  # even a __reduce__ that exits is no end
-        return None, f"{type(problem).__name__}: {_text_of(problem)}"
-    if type(copy) is not type(error):
-        return None, f"it came back as {type(copy).__qualname__}"
-    return body, ""
+    reason = ""
+    for plain in (False, True):
+        try:
+            return pickle_error(error, own_folder=_OWN_FOLDER, plain=plain), ""
+        except BaseException as problem:  # noqa: BLE001  # even a __reduce__ that exits is no end
+            reason = reason or f"{type(problem).__name__}: {_text_of(problem)}"
+    return None, reason
 
 
 def _type_name(error: BaseException) -> str:

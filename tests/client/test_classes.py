@@ -642,8 +642,9 @@ def test_results_of_an_earlier_session_have_the_classes_of_this_one(session):
 
 def test_what_fails_again_raises_the_error_of_this_session(session):
     session(FIRST)
-    again = "q.run(1)\njob.retry_failed()\ntry: job[0].result()\nexcept Bad as e: print('again', e.code)"
-    assert session(f"job = q.attach('kept')\n{again}") == ["again 3"]
+    again = "q.run(1)\njob = q.attach('kept').retry_failed()\n"
+    again += "try: job[0].result()\nexcept Bad as e: print('again', e.code)"
+    assert session(again) == ["again 3"]
 
 
 def test_another_definition_is_another_class(session):

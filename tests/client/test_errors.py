@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import linecache
+import socket
+import sys
 import threading
 import traceback
 import types
@@ -20,6 +23,13 @@ from nbstreamq import (
 from nbstreamq.client.annotation import annotate
 from nbstreamq.client.report import Report
 from nbstreamq.protocol.spans import span_of
+
+
+def raise_missing(*args):
+    """Raise an error of a module that there is only where this runs."""
+    module = sys.modules["only_there"] = types.ModuleType("only_there")
+    exec("class MyError(Exception): pass", vars(module))
+    raise module.MyError(*args)
 
 
 class TestType:
@@ -53,7 +63,7 @@ class TestType:
         error = shared_queue.submit(fail).exception(10)
         assert isinstance(error, RuntimeError)
         assert isinstance(error.__cause__, KeyError)
-        assert "a note" in error.__notes__
+        assert type(error) is Frozen or "a note" in error.__notes__
 
     def test_group(self, shared_queue):
         def fail():
@@ -62,24 +72,161 @@ class TestType:
         error = shared_queue.submit(fail).exception(10)
         assert [type(e) for e in error.exceptions] == [ValueError, KeyError]
 
-    def test_unpicklable_comes_as_text(self, shared_queue):
-        class Unpicklable(Exception):
-            def __reduce__(self):
-                raise TypeError("never")
-
+    def test_one_of_a_module_that_is_missing_here_comes_as_text(self, shared_queue):
         def fail():
-            raise Unpicklable("the words")
+            raise_missing("the words")
 
         error = shared_queue.submit(fail).exception(10)
         assert isinstance(error, RemoteError)
         assert "the words" in str(error)
-        assert "Unpicklable" in error.type_name
+        assert error.type_name == "only_there.MyError"
         assert "in fail" in error.traceback_text
 
     def test_of_a_map_one_for_each_item(self, shared_queue):
         job = shared_queue.map(lambda x: [][x], range(3))
         job.wait(10)
         assert [type(e) for e in job.errors.values()] == [IndexError] * 3
+
+
+class Status(Exception):
+    """As those of HTTP clients: it wants arguments by keyword, and holds a connection."""
+
+    def __init__(self, request, history, *, status, headers=None):
+        super().__init__(request, history)
+        self.status = status
+        self.request = request
+        self.headers = headers
+
+    def __str__(self):
+        return f"{self.status}, url={self.request['url']}"
+
+
+class Finalised:
+    def __init__(self):
+        self.n = 1
+
+    def __del__(self):
+        raise AssertionError("a copy cleans up")
+
+
+class Slotted(Exception):
+    __slots__ = ("code", "lock")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class Reduced(Exception):
+    def __init__(self, code, lock):
+        super().__init__(f"code {code}")
+        self.code, self.lock = code, lock
+
+    def __reduce__(self):
+        return type(self), (self.code, self.lock)
+
+
+class Unreducible(Exception):
+    def __reduce__(self):
+        raise TypeError("never")
+
+
+class Signature(Exception):
+    def __init__(self, a, b, c):
+        super().__init__(f"{a}{b}{c}")
+        self.a = a
+
+    def __reduce__(self):
+        return type(self), self.args  # too few
+
+
+class Setter(Exception):
+    code = property(lambda self: self.__dict__["code"])
+
+    def __init__(self, code):
+        self.__dict__["code"] = code
+
+
+def status_of_a_request():
+    request = {"url": "/x", "socket": socket.socket()}
+    return Status(request, ((x for x in []), threading.Lock()), status=429, headers={"a": "b"})
+
+
+def with_attributes(error, **attributes):
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
+def a_circle():
+    error = Unreducible("u")
+    return with_attributes(error, me=[error], lock=threading.Lock())
+
+
+#: What makes an error in the task, and what is true of the one that arrives, `e`.
+PARTS = {
+    "required arguments, a generator, a lock, a socket": (
+        status_of_a_request,
+        lambda e: (
+            (type(e), e.status, e.headers, str(e)) == (Status, 429, {"a": "b"}, "429, url=/x")
+            and "which stayed in the worker" in repr(e.args[1])
+            and "socket.socket" in repr(e.request["socket"])
+        ),
+    ),
+    "something that cleans up": (
+        lambda: with_attributes(ValueError("why"), lock=threading.Lock(), part=[Finalised(), 2]),
+        lambda e: str(e) == "why" and e.part[1] == 2 and type(e.part[0]) is not Finalised,
+    ),
+    "slots": (
+        lambda: with_attributes(Slotted(1), code=5, lock=threading.Lock()),
+        lambda e: (type(e), e.code) == (Slotted, 5) and "_thread.lock" in repr(e.lock),
+    ),
+    "frozen": (lambda: Frozen(7), lambda e: (type(e), e.code) == (Frozen, 7)),
+    "its own way to be pickled": (
+        lambda: Reduced(6, threading.Lock()),
+        lambda e: (type(e), e.code, str(e)) == (Reduced, 6, "code 6"),
+    ),
+    "no way to be pickled": (
+        lambda: with_attributes(Unreducible("why"), code=3),
+        lambda e: (type(e), e.code, str(e)) == (Unreducible, 3, "why"),
+    ),
+    "another signature than its arguments": (
+        lambda: Signature(1, 2, 3),
+        lambda e: (type(e), e.a, str(e)) == (Signature, 1, "123"),
+    ),
+    "a property": (lambda: Setter(4), lambda e: (type(e), e.code) == (Setter, 4)),
+    "a group": (
+        lambda: ExceptionGroup("all", [KeyError("k"), Unreducible("u"), OSError(2, "no", "f")]),
+        lambda e: (
+            [type(x) for x in e.exceptions] == [KeyError, Unreducible, FileNotFoundError]
+            and e.exceptions[2].filename == "f"
+        ),
+    ),
+    "a circle": (
+        a_circle,
+        lambda e: type(e) is Unreducible and e.me[0] is e,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_an_error_arrives_with_what_can_be_pickled_of_it(case, shared_queue):
+    make, expected = PARTS[case]
+
+    def fail():
+        try:
+            raise with_attributes(LookupError("before"), lock=threading.Lock())
+        except LookupError as cause:
+            error = make()
+            if type(error) is not Frozen:
+                error.add_note("a note")
+            raise error from cause
+
+    error = shared_queue.submit(fail).exception(20)
+    assert expected(error), repr(error)
+    assert type(error.__cause__) is LookupError
+    assert type(error) is Frozen or "a note" in error.__notes__
 
 
 class TestTraceback:
@@ -220,12 +367,8 @@ class TestNote:
         assert f"{future.id} (outer(3))" in own
 
     def test_of_an_error_as_text(self, shared_queue):
-        class Unpicklable(Exception):
-            def __reduce__(self):
-                raise TypeError("never")
-
         def fail(x):
-            raise Unpicklable
+            raise_missing()
 
         error = shared_queue.submit(fail, 5).exception(10)
         assert isinstance(error, RemoteError)
