@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -44,6 +45,10 @@ ONE_TRY = Retry(NoBackoff(), 0)
 # A busy machine is no reason to fail.
 hypothesis.settings.register_profile("nbstreamq", deadline=None)
 hypothesis.settings.load_profile("nbstreamq")
+
+# Under nohup, or in the background of a shell without job control, SIGINT is ignored, and processes
+# that tests start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _queue_numbers = itertools.count(1)
 

@@ -11,6 +11,7 @@ from ..arguments import check_flag, check_timeout
 from ..current import host
 from ..objects.references import dependency, place_of
 from ..protocol.states import State
+from ..tracebacks import shortened
 from .helping import HelpedWaiters
 from .ledger import Ledger
 from .replay import replay
@@ -123,7 +124,10 @@ class TaskFuture(Future[T], Generic[T]):
     def _wait(self, timeout: float | None) -> None:
         __tracebackhide__ = True
         if timeout is not None:
-            timeout = check_timeout("timeout", timeout)
+            try:
+                timeout = check_timeout("timeout", timeout)
+            except (TypeError, ValueError) as error:
+                raise shortened(error)  # noqa: B904 - it is the same error
         session, ledger, item = self._session, self._ledger, self._index
         if not self.done() and not session.wait_until(ledger, self.done, timeout, item=item):
             raise TimeoutError(

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from socket import gethostname
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
 from ..arguments import check_callable, check_timeout
-from ..errors import NbstreamqError
+from ..errors import NbstreamqError, NotPicklable
 from ..protocol.states import State
+from ..tracebacks import concise
 from .delay import survey
 from .frame import frame_of
 from .future import TaskFuture
@@ -175,6 +176,7 @@ class Job(Generic[T]):
             f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
         )
 
+    @concise
     def result(self, timeout: float | None = None) -> list[T]:
         """Return all results in order; raises the first exception in that order, once all are over.
 
@@ -202,6 +204,7 @@ class Job(Generic[T]):
             results += ledger.values_from(index) or [self._futures[index].result(timeout)]
         return results
 
+    @concise
     def wait(self, timeout: float | None = None) -> None:
         """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
         __tracebackhide__ = True
@@ -234,6 +237,7 @@ class Job(Generic[T]):
         futures = [self._futures[i] for i in places]
         return futures if isinstance(found, range) else futures[0]
 
+    @concise
     def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[T]]:
         """Yield the futures in the order in which they end.
 
@@ -342,6 +346,7 @@ class Job(Generic[T]):
         """Return how many calls are waiting, running, done, failed and cancelled."""
         return self._ledger.counts()
 
+    @concise
     def to_frame(self) -> Any:
         """Return a pandas DataFrame of what is known now, a row for each call; waits for nothing.
 
@@ -366,6 +371,7 @@ class Job(Generic[T]):
         """Return whether all calls are over."""
         return self._ledger.is_over
 
+    @concise
     def retry_failed(self, fn: Callable[..., Any] | None = None) -> Job[T]:
         """Run the calls that failed once more: the same job, the same order.
 
@@ -402,10 +408,12 @@ class Job(Generic[T]):
         workers, _ = self.survey()
         self._session.scale(1 + sum(d.get("host") == gethostname() for d in workers.values()))
 
+    @concise
     def keep(self) -> None:
         """Keep this named job until it is deleted; others are forgotten after a week of rest."""
         keep(self._session, self._ledger)
 
+    @concise
     def delete(self) -> None:
         """Forget this named job and its results, everywhere; what is not done is cancelled."""
         delete(self._session, self._ledger)
@@ -419,10 +427,17 @@ class Job(Generic[T]):
         self._session.cancel(self._ledger, range(len(self)))
         return True
 
+    @concise
     def add_done_callback(self, fn: Callable[[Job[T]], object]) -> None:
         """Call ``fn(job)`` when all calls are over; at once if they are."""
         check_callable("fn", fn)
         self._ledger.when_over(lambda: fn(self))
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklable(
+            "A Job can't be pickled. Send its results, job.result(); a named job is found by"
+            " q.attach(name)."
+        )
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)

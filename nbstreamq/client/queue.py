@@ -20,12 +20,13 @@ from ..arguments import (
 from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed
 from ..objects.payloads import dump
-from ..objects.references import Ref, collecting
+from ..objects.references import Ref, Traveller, collecting
 from ..protocol.clients import Client, same_server
 from ..protocol.keys import nested_lane
 from ..protocol.messages import Options
 from ..secret import Address, Secret
 from ..settings import n_cores
+from ..tracebacks import concise, shortened
 from .cache import recall
 from .calls import Call, Kind
 from .checks import MapArguments, check_map, check_options
@@ -54,7 +55,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TaskQueue(Executor):
+class TaskQueue(Executor, Traveller):
     """A named queue of calls on a Redis or Valkey server, and the workers that run them.
 
     It is a `concurrent.futures.Executor`: whatever takes one takes a queue.
@@ -101,6 +102,9 @@ class TaskQueue(Executor):
     [1, 2, 3]
     """
 
+    _instead = "A task can use it, as an argument or a global; any other process makes its own."
+
+    @concise
     def __init__(
         self,
         name: str | None = None,
@@ -142,12 +146,17 @@ class TaskQueue(Executor):
         QueueClosed
             After `shutdown`, or in a forked process.
         """
-        if not callable(fn):
-            check_callable("fn", fn)
+        __tracebackhide__ = True  # IPython leaves such frames out
         session = self._session
-        function = session.pickle_function(fn)
-        with collecting() as needed:
-            data = dump((args, kwargs), f"an argument of {function.name}()", session.large.keeper)
+        try:
+            if not callable(fn):
+                check_callable("fn", fn)
+            function = session.pickle_function(fn)
+            what = f"an argument of {function.name}()"
+            with collecting() as needed:
+                data = dump((args, kwargs), what, session.large.keeper)
+        except BaseException as error:  # noqa: BLE001 - raised again
+            raise shortened(error)  # noqa: B904 - it is the same error
         options, ledger = self._options, None
         alone = bool(needed or options.cache or options.delay)
         kind = Kind(fn, function, self._lane(), options, outer_task())
@@ -169,6 +178,7 @@ class TaskQueue(Executor):
             raise
         return future
 
+    @concise
     def map(
         self,
         fn: Callable[..., T],
@@ -234,6 +244,7 @@ class TaskQueue(Executor):
     def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...
     @overload
     def task(self, /, **options: Any) -> Callable[[Callable[P, T]], TaskFunction[P, T]]: ...
+    @concise
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Decorate a function: calling it submits it, and returns a `TaskFuture`.
 
@@ -248,6 +259,7 @@ class TaskQueue(Executor):
         check_callable("fn", fn)
         return TaskFunction(queue, fn)
 
+    @concise
     def options(
         self,
         *,
@@ -305,6 +317,7 @@ class TaskQueue(Executor):
         view._options = replace(self._options, **changes)
         return view
 
+    @concise
     def put(self, obj: Any) -> Ref:
         """Store a value once; the `Ref` stands for it in the arguments of calls.
 
@@ -314,6 +327,7 @@ class TaskQueue(Executor):
         self._session.check_open()
         return self._session.large.put(obj)
 
+    @concise
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
         """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
 
@@ -339,6 +353,7 @@ class TaskQueue(Executor):
         check_callable("fn", fn)
         return everywhere(self._session, fn, args, kwargs, lane=self._lane())
 
+    @concise
     def attach(self, name: str) -> Job[Any]:
         """Return the named job, made by whichever kernel on whichever machine, as it is now.
 
@@ -360,6 +375,7 @@ class TaskQueue(Executor):
 
     # -- workers -------------------------------------------------------------------------------
 
+    @concise
     def run(self, nworkers: int | None = None) -> None:
         """Start or stop local workers of this kernel, until there are `nworkers`.
 
@@ -378,6 +394,7 @@ class TaskQueue(Executor):
         """Return all workers of the queue, on all machines."""
         return WorkerList(self.status().workers)
 
+    @concise
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
         session, url = self._session, str(self._url)
@@ -385,10 +402,12 @@ class TaskQueue(Executor):
         found = session.ask(lambda store: queue_status(store, url, n_open, trouble))
         return cast("QueueStatus", found)
 
+    @concise
     def dead(self) -> DeadLetters:
         """Return what was refused, or failed for good, in the last week: some 1000, newest last."""
         return dead_letters(self._session)
 
+    @concise
     def jobs(self) -> JobList:
         """Return the named jobs of the queue, the newest first: whoever made them."""
         return cast("JobList", self._session.ask(job_statuses))
@@ -407,6 +426,7 @@ class TaskQueue(Executor):
             return True
         return False
 
+    @concise
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; this kernel's workers stop with the last queue that uses them.
 
@@ -426,7 +446,7 @@ class TaskQueue(Executor):
     def __repr__(self) -> str:
         return f"<TaskQueue {self.name!r} on {self._url}>"
 
-    def __reduce__(self) -> Any:
+    def reduce_for_task(self) -> Any:
         # Never the url itself: it may hold a password.
         address = None if self._embedded else str(self._url)
         return queue_in_task, (self.name, address, self._options)

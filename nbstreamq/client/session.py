@@ -235,6 +235,7 @@ class Session:
             Other jobs that the caller waits for, too.
         """
         self._check_owner()
+        __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
         if host() is not None:
             help_until(self, functools.partial(ledger.wait, is_reached), timeout, [ledger.lane])

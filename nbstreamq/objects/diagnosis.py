@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType, FunctionType, MethodType, ModuleType
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from types import (
+    AsyncGeneratorType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    TracebackType,
+)
 from typing import Any, NamedTuple
 
+from ..errors import NotPicklable
 from .code import names_of
 
 __all__ = ["explain"]
@@ -18,6 +32,23 @@ _MOST_VISITED = 5000
 _MOST_CAPTURES = 8
 #: Below this nobody wants to know the size, in bytes.
 _WORTH_TELLING = 1000
+_LOCKS = frozenset(
+    {
+        *("_thread.lock", "_thread.RLock"),
+        *(f"threading.{kind}" for kind in ("Condition", "Event", "Semaphore", "Barrier")),
+        *(f"multiprocessing.synchronize.{kind}" for kind in ("Lock", "RLock", "Semaphore")),
+    }
+)
+_ADVICE: tuple[tuple[tuple[type, ...], str], ...] = (
+    (
+        (CoroutineType, AsyncGeneratorType),
+        "Run it with asyncio.run inside the function, and return the result.",
+    ),
+    ((io.IOBase,), "Open it inside the function, or pass what it holds."),
+    ((re.Match,), "Pass what you need of it, such as match.group() or match.groupdict()."),
+    ((Thread, Executor, BaseProcess), "Start it inside the function."),
+    ((TracebackType, FrameType), "Pass its text, which the module traceback makes."),
+)
 _LEAVES = frozenset({int, float, complex, str, bytes, bytearray, bool, type(None), type(...)})
 
 
@@ -58,7 +89,9 @@ def explain(value: object, error: BaseException, what: str, first: int = 0) -> s
         why = f"{_where(path, thing)}, which can't be pickled: {_text(error)}"
         sentences = [f"{subject} {_fate(what)}: {why}."]
         sentences.append(_captures(value, thing))
-        sentences.append(_advice(thing))
+        if not isinstance(error, NotPicklable):  # which says itself what to do
+            is_result = what.startswith("the result")
+            sentences.append(_advice_for_result(thing) if is_result else _advice(thing))
         return " ".join(s for s in sentences if s)
     except Exception:  # noqa: BLE001  # any object's methods may fail; the first error counts
         return f"{what} {_fate(what)}: {_text(error)}"
@@ -239,11 +272,27 @@ def _in_units(size: float) -> str:
 
 
 def _advice(thing: Any) -> str:
-    if isinstance(thing, CoroutineType | AsyncGeneratorType):
-        return "Run it with asyncio.run inside the function, and return the result."
+    """Return what to do instead of sending `thing` to a worker."""
+    if _type_name(thing) in _LOCKS:
+        return (
+            "A lock works within one process, and each call runs in a process of its own: make it"
+            " inside the function, or leave it out."
+        )
+    for kinds, advice in _ADVICE:
+        if isinstance(thing, kinds):
+            return advice
     if hasattr(thing, "__next__"):
         return "Make a list of it first."
-    return "Open it inside the function, or pass what is needed to make it."
+    verb = "Open" if hasattr(thing, "close") else "Make"
+    return f"{verb} it inside the function, or pass what is needed to make it."
+
+
+def _advice_for_result(thing: Any) -> str:
+    """Return what to do instead of returning `thing`."""
+    advice = _advice(thing)
+    if advice.startswith(("Run", "Make a list", "Pass")):
+        return advice.replace("Pass", "Return")
+    return "Return what you need of it instead."
 
 
 def _type_name(thing: Any) -> str:

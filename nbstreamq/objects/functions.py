@@ -164,10 +164,10 @@ def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool)
         pickler = pickled(fn, apart=None if blobs is None else blobs.large)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - its text is in ours
         from .diagnosis import explain
 
-        raise NotPicklable(explain(fn, error, f"{name}()")) from error
+        raise NotPicklable(explain(fn, error, f"{name}()")) from None
     body = pickler.message(blobs, f"what {name}() captures")
     handles = handles_of(body)
     data = pickle.dumps((_PYTHON, name, pure, _sources(pickler.filenames), bytes(body), handles), 5)

@@ -61,10 +61,10 @@ def dump(
         pickler = pickled(value, apart=None if blobs is None else blobs.large)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - its text is in ours
         from .diagnosis import explain
 
-        raise NotPicklable(explain(value, error, what, first)) from error
+        raise NotPicklable(explain(value, error, what, first)) from None
     return pickler.message(blobs, what, large)
 
 

@@ -26,7 +26,7 @@ from .blobs import Blobs, Parcel
 from .classes import reduce_class, reduce_member
 from .code import names_of, needed_modules
 from .modules import is_local
-from .references import Ref
+from .references import Ref, Traveller
 from .standard import REDUCERS, is_generic, reduce_generic
 from .surroundings import arriving_here
 
@@ -151,15 +151,18 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_lru_cache(obj)
         return (
             self._reduce_holder(obj)
-            if isinstance(obj, Parcel | Ref)
+            if isinstance(obj, Parcel | Traveller)
             else _reduce_tensor(obj, self._apart)
         )
 
     def _reduce_holder(self, obj: Any) -> Any:
+        if not isinstance(obj, Parcel | Ref):
+            return obj.reduce_for_task()
         self.held.append(obj)
+        if isinstance(obj, Parcel):
+            return NotImplemented
         # One in a pickle that may outlive us refers to what does so, too.
-        lasts = isinstance(obj, Ref) and not self._apart
-        return obj.reduce_lasting() if lasts else NotImplemented
+        return obj.reduce_for_task() if self._apart else obj.reduce_lasting()
 
     def _reduce_function(self, func: types.FunctionType) -> Any:
         return reduce_generic(func) if is_generic(func) else self._dynamic_function_reduce(func)

@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
-from ..errors import NbstreamqError
+from ..errors import NbstreamqError, NotPicklable
 from .blobs import Handle, handles_of
 
-__all__ = ["Dependent", "Ref", "collecting", "dependency", "fetch_by", "place_of", "resolving"]
+__all__ = [
+    "Dependent",
+    "Ref",
+    "Traveller",
+    "collecting",
+    "dependency",
+    "fetch_by",
+    "place_of",
+    "resolving",
+]
 
 #: Takes what the value is known by, the message that gives it, and where its parts lie.
 Fetch = Callable[[str, bytes, tuple[Handle, ...]], Any]
@@ -24,7 +33,25 @@ _dependencies: ContextVar[Sequence[Any]] = ContextVar("nbstreamq_dependencies", 
 _collected: ContextVar[list[Any] | None] = ContextVar("nbstreamq_collected", default=None)
 
 
-class Ref:
+class Traveller:
+    """Base of what only nbstreamq itself can send: it means something where a task runs.
+
+    Other picklers are refused. What they write could not be read, and a process pool of the
+    standard library hangs when its worker can't read a call.
+    """
+
+    #: What to do instead, for the message.
+    _instead: ClassVar[str]
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklable(f"A {type(self).__name__} can't be pickled. {self._instead}")
+
+    def reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Return how to have it where a task runs, as `__reduce__` does."""
+        raise NotImplementedError
+
+
+class Ref(Traveller):
     """A value that `TaskQueue.put` stored once; as an argument, the task gets the value itself.
 
     Attributes
@@ -44,6 +71,8 @@ class Ref:
         Turns that into one that does so for a week, whoever lives.
     """
 
+    _instead = "Pass it to a task as an argument; elsewhere use the value that it stands for."
+
     def __init__(
         self,
         digest: str,
@@ -62,7 +91,7 @@ class Ref:
     def __repr__(self) -> str:
         return f"<Ref to {self.type_name}, {self.size_bytes:,} bytes>"
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return self._reduce(self._data)
 
     def reduce_lasting(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -95,12 +124,12 @@ def place_of(future: Any) -> int:
 
     Raises
     ------
-    NbstreamqError
+    NotPicklable
         Nothing is being submitted: a future can only travel as an argument.
     """
     found = _collected.get()
     if found is None:
-        raise NbstreamqError(
+        raise NotPicklable(
             "A TaskFuture can't be pickled. Pass it as an argument of submit(), where the task gets"
             " its result, or return its result."
         )

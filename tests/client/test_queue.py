@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import socket
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 
+import cloudpickle
 import pytest
 
 from nbstreamq import (
     NbstreamqError,
+    NotPicklable,
     SecretMismatch,
     ServerUnreachable,
     TaskFuture,
@@ -286,6 +292,44 @@ class TestInTasks:
             return other.name, other.submit(abs, -2).result()
 
         assert shared_queue.submit(outer).result(10) == (other.name, 2)
+
+
+class TestPickling:
+    """Only a task can have the queue: what other picklers wrote could not be read."""
+
+    @pytest.mark.parametrize(
+        ("kind", "make"),
+        [
+            ("TaskQueue", lambda q: q),
+            ("TaskQueue", lambda q: [q.options(retries=1)]),
+            ("TaskQueue", lambda q: q.task(abs)),
+            ("TaskQueue", lambda q: q.submit),
+            ("TaskFuture", lambda q: q.submit(int)),
+            ("Job", lambda q: q.map(abs, [1])),
+            ("Ref", lambda q: q.put(1)),
+        ],
+    )
+    def test_is_refused_outside_of_a_call(self, shared_queue, kind, make):
+        thing = make(shared_queue)
+        for dump in (pickle.dumps, cloudpickle.dumps, copy.deepcopy, ForkingPickler.dumps):
+            with pytest.raises(TypeError, match=rf"^A {kind} can't be pickled\. ") as caught:
+                dump(thing)
+            assert isinstance(caught.value, NbstreamqError)
+        shared_queue.submit(abs, 1).result(10)
+
+    def test_a_process_pool_says_so_and_goes_on(self, shared_queue):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with pytest.raises(TypeError, match="A TaskQueue can't be pickled"):
+                pool.submit(repr, shared_queue).result(20)
+            assert pool.submit(abs, -1).result(20) == 1
+
+    def test_a_job_in_a_call_is_refused_in_words_about_a_job(self, shared_queue):
+        job = shared_queue.map(abs, [1])
+        for fn, args in ((len, (job,)), (lambda: job, ())):
+            with pytest.raises(NotPicklable, match=r"A Job can't be pickled\. Send its") as caught:
+                shared_queue.submit(fn, *args)
+            assert "socket" not in str(caught.value)
+        assert job.result(10) == [1]
 
 
 class TestDecorator:

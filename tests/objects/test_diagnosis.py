@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import socket
 import sqlite3
+import sys
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import numpy
@@ -90,8 +96,31 @@ def test_arguments_of_a_partial_are_named(notebook):
     assert "captures `sep` (_thread.lock)" in function_message(partial(print, sep=threading.Lock()))
 
 
-def test_a_generator_gets_its_own_advice():
-    assert message_of(((x for x in ()),)).endswith("Make a list of it first.")
+@pytest.mark.parametrize(
+    ("make", "advice", "of_a_result"),
+    [
+        (lambda: (x for x in ()), "Make a list of it first.", "Make a list of it first."),
+        (threading.Lock, "make it inside the function, or leave it out.", "what you need of it"),
+        (threading.Condition, "make it inside the function, or leave it out.", "what you need"),
+        (lambda: open(os.devnull, "rb"), "or pass what it holds.", "Return what you need of it"),  # noqa: SIM115, PTH123
+        (lambda: re.match("a", "a"), "Pass what you need of it, such as match.group()", "Return"),
+        (threading.Thread, "make it inside the function", "Return what you need of it"),
+        (sys._getframe, "Pass its text", "Return its text"),
+        (socket.socket, "Open it inside the function", "Return what you need of it"),
+    ],
+)
+def test_each_kind_gets_its_own_advice(make, advice, of_a_result):
+    with contextlib.closing(thing) if hasattr(thing := make(), "close") else nullcontext():
+        assert advice in message_of((thing,))
+        assert of_a_result in message_of([thing], "the result of task 3f-1")
+
+
+def test_what_says_itself_what_to_do_gets_no_other_advice():
+    class Job:
+        def __reduce__(self):
+            raise NotPicklable("A Job can't be pickled. Send its results.")
+
+    assert message_of((Job(),)).endswith("Send its results.")
 
 
 def test_results_are_sent_back_not_to_a_worker():

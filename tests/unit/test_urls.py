@@ -62,7 +62,7 @@ def test_these_are_taken(url):
     ],
 )
 def test_what_is_wrong_is_said_but_not_the_password(url, what):
-    with pytest.raises(ValueError, match="^url ") as caught:
+    with pytest.raises(ValueError, match=r"^url ") as caught:
         check_url("url", url)
     text = str(caught.value)
     assert what in text

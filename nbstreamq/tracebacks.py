@@ -1,0 +1,71 @@
+"""Short tracebacks: an error about what a user gave does not show the frames that found it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from .errors import NbstreamqError
+
+__all__ = ["concise", "shortened"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+
+_OWN_FOLDER = f"{Path(__file__).parent}/"
+
+
+def shortened(error: E) -> E:
+    """Return `error` without the frames of nbstreamq, if its message says what is to be done.
+
+    Any other may be a fault of nbstreamq, or come from a user's iterable: it keeps its frames.
+    """
+    frames = list(_frames(error.__traceback__))
+    is_ours = isinstance(error, NbstreamqError | KeyboardInterrupt | TimeoutError)
+    if not is_ours and isinstance(error, TypeError | ValueError):
+        is_ours = bool(frames) and _is_own(frames[-1]) and any(map(_is_told, frames))
+    if not is_ours:
+        return error
+    following: TracebackType | None = None
+    for frame in reversed(frames):
+        if not _is_own(frame):
+            following = TracebackType(following, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return error.with_traceback(following)
+
+
+def concise(function: Callable[P, T]) -> Callable[P, T]:
+    """Let `function` raise errors with a short traceback.
+
+    For functions that are not called often: a call takes 0.1 us longer.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        __tracebackhide__ = True  # IPython leaves such frames out
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - raised again
+            raise shortened(error)  # noqa: B904 - it is the same error
+
+    return call
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _is_own(frame: TracebackType) -> bool:
+    return frame.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER)
+
+
+def _is_told(frame: TracebackType) -> bool:
+    """Return whether a check of an argument is in this frame, or was before it was shortened."""
+    code = frame.tb_frame.f_code
+    is_check = code.co_name.startswith(("check_", "_check_"))
+    return _is_own(frame) and (is_check or (frame.tb_next is None and code.co_filename == __file__))

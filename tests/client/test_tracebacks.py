@@ -1,0 +1,75 @@
+"""An error about what was given shows the call, and next to nothing of nbstreamq."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+
+import nbstreamq
+from nbstreamq import TaskQueue
+from tests.interrupts import interrupt_wait
+
+OWN = str(Path(nbstreamq.__file__).parent)
+
+
+def own_frames(error):
+    """Return the frames of nbstreamq that a printed traceback has, those of causes included."""
+    text = "".join(traceback.format_exception(error))
+    return [line for line in text.splitlines() if line.lstrip().startswith(f'File "{OWN}')]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q: q.submit(lambda: LOCK),
+        lambda q: q.submit(print, LOCK),
+        lambda q: q.submit(5),
+        lambda q: q.map(print, [LOCK]),
+        lambda q: q.map(abs, [1], chunksize=-1),
+        lambda q: q.map(abs, [1], name="a b"),
+        lambda q: q.options(retries=1.5),
+        lambda q: q.task(lane="")(abs),
+        lambda q: q.task(abs).options(delay=-1),
+        lambda q: q.put(LOCK),
+        lambda q: q.everywhere(print, LOCK),
+        lambda q: q.run(-1),
+        lambda q: q.attach("no such job"),
+        lambda q: q.submit(int).result(float("nan")),
+        lambda q: q.map(abs, [1]).wait("soon"),
+        lambda q: TaskQueue(2),
+        lambda q: TaskQueue("a", "http://h"),
+        lambda q: TaskQueue("a", workers=None),
+        lambda q: TaskQueue("a", "unix:///no/such/socket"),
+    ],
+)
+def test_has_at_most_two_frames_of_ours(shared_queue, call):
+    with pytest.raises((nbstreamq.NbstreamqError, TypeError, ValueError)) as caught:
+        call(shared_queue)
+    assert len(own_frames(caught.value)) <= 2, own_frames(caught.value)
+    assert caught.value.__cause__ is None or not own_frames(caught.value.__cause__)
+
+
+LOCK = threading.Lock()
+
+
+def test_an_error_of_the_user_s_code_keeps_its_frames(shared_queue):
+    def items():
+        yield 1
+        raise ValueError("of the user")
+
+    with pytest.raises(ValueError, match="of the user") as caught:
+        shared_queue.map(abs, items())
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "items"
+
+
+def test_an_interrupted_wait_has_few_frames(shared_queue, gate):
+    future = shared_queue.submit(gate.hold)
+    pressing = interrupt_wait()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        future.result(30)
+    pressing.join()
+    assert len(own_frames(caught.value)) <= 3
+    assert future.cancel()
