@@ -23,7 +23,7 @@ from .ledger import Ledger
 from .payload import Payload
 from .replay import stored_function
 from .rerun import rerun
-from .session import Session
+from .session import LOOK_PATIENCE, Session
 from .submission import submit
 
 __all__ = ["DeadLetter", "DeadLetters", "dead_letters"]
@@ -125,7 +125,7 @@ class DeadLetters(list[DeadLetter]):
 
 def dead_letters(session: Session) -> DeadLetters:
     """Return what was refused by a queue, or failed for good in it, the newest last."""
-    found: Iterable[DeadEntry] = session.ask(Store.dead)
+    found: Iterable[DeadEntry] = session.ask(Store.dead, patience=LOOK_PATIENCE)
     return DeadLetters(_letter(entry, session) for entry in found)
 
 

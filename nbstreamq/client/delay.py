@@ -18,7 +18,7 @@ class _Session(Protocol):
     workers: LocalWorkers
 
     def warn(self, text: str) -> None: ...
-    def ask(self, question: Callable[[Store], Any]) -> Any: ...
+    def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any: ...
     def check_memory(self) -> None: ...
 
 
@@ -33,7 +33,9 @@ def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]]
     """Return the workers there are, and why none may run the calls; empty if one may."""
     try:
         session.check_memory()
-        workers, queue = session.ask(lambda store: (store.workers(), store.keys.queue))
+        workers, queue = session.ask(
+            lambda store: (store.workers(), store.keys.queue), patience=0.0
+        )
     except NbstreamqError as error:
         return {}, str(error)
     return workers, _reason(workers, queue, ledger.lane) or ledger.delay()

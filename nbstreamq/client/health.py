@@ -25,7 +25,7 @@ def warn_of_risks(session: Session) -> None:
     """Warn of what endangers tasks on the server; inside a task, nobody would read it."""
     if host() is None:
         with suppress(NbstreamqError):
-            facts: ServerFacts = session.ask(Store.server_facts)
+            facts: ServerFacts = session.ask(Store.server_facts, patience=0.0)
             for problem in facts.problems():
                 session.warn(problem)
 

@@ -55,6 +55,9 @@ class Listener:
         Called with an event that could not be delivered, and why; returns the same.
     on_delivered
         Called when all events that were read are delivered.
+    is_far
+        Tells whether a part of the event has to be fetched from the server first, which may be
+        away for a while: only our own thread waits for that.
     on_trouble
         Called with the error when the server can't be reached, and with None when it can again.
     """
@@ -68,10 +71,11 @@ class Listener:
         on_fault: Callable[[messages.Event, Exception], bool],
         on_delivered: Callable[[], object],
         on_trouble: Callable[[ServerUnreachable | None], None],
+        is_far: Callable[[messages.Event], bool],
     ) -> None:
         self._store = store
         self._session = session
-        self._deliver, self._on_fault = deliver, on_fault
+        self._deliver, self._on_fault, self._is_far = deliver, on_fault, is_far
         self._on_delivered = on_delivered
         self._on_trouble = on_trouble
         self._closing = Event()
@@ -322,11 +326,20 @@ class Listener:
         self._n_deliveries += 1
         try:
             while self._events:
+                if self._must_be_left(self._events[0]):
+                    self._resume.set()
+                    return False
                 self._deliver_next()
             self._on_delivered()
         finally:
             self._n_deliveries -= 1
         return not self._ended
+
+    def _must_be_left(self, event: messages.Event | SignatureError) -> bool:
+        """Return whether an event is for our own thread: others have timeouts to keep."""
+        if isinstance(event, SignatureError) or threading.current_thread() is self._thread:
+            return False
+        return self._is_far(event)
 
     def _deliver_next(self) -> None:
         event = self._events.popleft()

@@ -129,9 +129,10 @@ def _ledger_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> N
 
     def exists() -> bool:
         try:
-            return session.ask(lambda store: store.job_record(record.id)) is not None
+            found = session.ask(lambda store: store.job_record(record.id), patience=0.0)
         except NbstreamqError:
             return True
+        return found is not None
 
     ledger = NamedLedger(record, fn, lambda first: _fetch(session, record.id, first), exists)
     ledger.position = catch_up(session, ledger)

@@ -36,7 +36,7 @@ from .future import TaskFuture
 from .interrupts import uninterrupted
 from .job import Job
 from .opening import open_session
-from .session import Session
+from .session import LOOK_PATIENCE, Session
 from .status import JobList, QueueStatus, WorkerList, job_statuses, queue_status
 from .submission import (
     Feed,
@@ -399,7 +399,9 @@ class TaskQueue(Executor, Traveller):
         """Return what is known of the queue now."""
         session, url = self._session, str(self._url)
         n_open, trouble = len(session.open_ledgers()), str(session.trouble or "")
-        found = session.ask(lambda store: queue_status(store, url, n_open, trouble))
+        found = session.ask(
+            lambda store: queue_status(store, url, n_open, trouble), patience=LOOK_PATIENCE
+        )
         return cast("QueueStatus", found)
 
     @concise
@@ -410,7 +412,7 @@ class TaskQueue(Executor, Traveller):
     @concise
     def jobs(self) -> JobList:
         """Return the named jobs of the queue, the newest first: whoever made them."""
-        return cast("JobList", self._session.ask(job_statuses))
+        return cast("JobList", self._session.ask(job_statuses, patience=LOOK_PATIENCE))
 
     @property
     def session(self) -> Session:

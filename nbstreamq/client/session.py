@@ -23,7 +23,8 @@ from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.blobs import Place, refers
 from ..objects.functions import FunctionPickle
-from ..objects.places import Tell
+from ..objects.places import Tell, refers_to_server
+from ..protocol.connection import RECONNECT
 from ..protocol.keys import is_named
 from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING, size
@@ -40,12 +41,14 @@ from .listener import Listener
 from .memory import Memory
 from .sender import Entry, Order, Sender
 
-__all__ = ["Session"]
+__all__ = ["LOOK_PATIENCE", "Session"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
+#: Seconds for which questions about the state of the queue wait for a server that is away.
+LOOK_PATIENCE = 5.0
 #: Seconds after which the interpreter's exit no longer waits for a lost server: time for a warning.
 LAST_PATIENCE = 2 * PATIENCE
 #: Seconds after which the exit says again what it waits for, and why.
@@ -120,6 +123,7 @@ class Session:
             on_fault=self._on_fault,
             on_delivered=self._on_delivered,
             on_trouble=self._on_trouble,
+            is_far=lambda event: refers_to_server(event.body),
         )
         lifetime.follow(self)
 
@@ -256,13 +260,41 @@ class Session:
             interrupted(interrupt, self, waited)
             raise
 
-    def ask(self, question: Callable[[Store], Any]) -> Any:
-        """Return the answer of the server to `question`, which changes nothing there."""
+    def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any:
+        """Return the answer of the server to `question`, which can be asked again.
+
+        While the server can't be reached this waits, as calls do, and says so after a while.
+
+        Parameters
+        ----------
+        patience
+            Seconds to wait at most; None: as long as it takes. 0: ask twice at once, since the
+            connection may be older than a restart of the server.
+
+        Raises
+        ------
+        ServerUnreachable
+            It was away for longer.
+        """
         self._check_owner()
+        begun, n_asked = time.monotonic(), 0
+        while True:
+            n_asked += 1
+            try:
+                return self._ask_once(question)
+            except ServerUnreachable as error:
+                away = time.monotonic() - begun
+                is_closed = self._state == "closed"
+                if n_asked > 1 and (is_closed or (patience is not None and away >= patience)):
+                    raise
+                if away > PATIENCE:
+                    self.warn(f"waiting for the server: {error}")
+                if n_asked > 1:
+                    time.sleep(RECONNECT)
+
+    def _ask_once(self, question: Callable[[Store], Any]) -> Any:
         with self._store_lock:
             try:
-                return question(self._store)
-            except ServerUnreachable:  # the connection may be older than a restart of the server
                 return question(self._store)
             finally:
                 if self._state == "closed":  # after a shutdown, too, can be asked
@@ -338,7 +370,7 @@ class Session:
 
     def check_memory(self) -> None:
         """Fail what is open if the server has forgotten it: nobody else would ever end it."""
-        if error := self._memory.check(self.ask):
+        if error := self._memory.check(functools.partial(self.ask, patience=0.0)):
             self._on_refusal(error)
 
     def _on_refusal(self, error: BaseException) -> None:

@@ -285,17 +285,23 @@ def _assemble(
     session: str, once: bool, what: str, body: bytes | None, handles: list[Handle]
 ) -> Any:
     """Return the value that `Blobs.pack` wrote: this is what its messages call."""
-    parts = [_read(session, handle, once, what) for handle in handles]
+    parts = [_read(session, handle, what) for handle in handles]
+    if once:  # not before: if one can't be read now, all are read again later
+        for handle in handles:
+            _place_of(session, handle).free(handle)
     whole = parts.pop() if body is None else body
     return pickle.loads(whole, buffers=parts)
 
 
-def _read(session: str, handle: Handle, once: bool, what: str) -> Any:
+def _place_of(session: str, handle: Handle) -> Any:
+    if segments.is_file(handle[0]):
+        return segments
+    return _readers.get(session) or next(iter(_readers.values()), None)
+
+
+def _read(session: str, handle: Handle, what: str) -> Any:
     address, size = handle
-    if segments.is_file(address):
-        place: Any = segments
-    else:
-        place = _readers.get(session) or next(iter(_readers.values()), None)
+    place = _place_of(session, handle)
     try:
         found = None if place is None else place.read(handle)
     except SignatureError as error:
@@ -306,8 +312,6 @@ def _read(session: str, handle: Handle, once: bool, what: str) -> Any:
             " more. The queue that sent it was shut down, its kernel has ended, or the server lost"
             " it; or it is a Ref of another queue. Submit the call again."
         )
-    if once:
-        place.free(handle)
     return found
 
 

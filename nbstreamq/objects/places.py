@@ -14,8 +14,18 @@ from ..errors import NbstreamqError
 from ..protocol.signing import SIGNATURE_BYTES, Signer
 from ..protocol.store import Store
 from ..secret import Address, hide_password, without_frames
+from .blobs import refers
 
-__all__ = ["LARGE", "Ask", "Everywhere", "ServerPlace", "Tell", "UrlPlace", "check_fsspec"]
+__all__ = [
+    "LARGE",
+    "Ask",
+    "Everywhere",
+    "ServerPlace",
+    "Tell",
+    "UrlPlace",
+    "check_fsspec",
+    "refers_to_server",
+]
 
 #: Bytes of a value in one key: the server serves nobody else meanwhile. What all on the way copy is
 #: memory that is used again: it is new with larger parts, which take twice as long. Smaller ones
@@ -78,6 +88,11 @@ class ServerPlace:
 
     def close(self) -> None:
         """Do nothing: what is left expires."""
+
+
+def refers_to_server(data: bytes) -> bool:
+    """Tell whether a message may refer to values that lie on the server."""
+    return b"server:" in data and refers(data)
 
 
 def _parts(size: int) -> Iterator[slice]:
