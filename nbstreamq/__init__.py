@@ -34,7 +34,7 @@ from .errors import (
     WorkerLost,
 )
 from .objects.references import Ref
-from .worker.context import track
+from .worker.context import rng, track
 
 __all__ = [
     "DataLost",
@@ -67,6 +67,7 @@ __all__ = [
     "TimeLimitExceeded",
     "WorkerLost",
     "load_ipython_extension",
+    "rng",
     "track",
 ]
 

@@ -35,6 +35,7 @@ __all__ = [
     "check_queue_name",
     "check_seconds",
     "check_secret",
+    "check_seed",
     "check_store",
     "check_text",
     "check_timeout",
@@ -55,6 +56,8 @@ MAX_SECONDS = 365 * 86_400
 MAX_QUEUE_NAME = 200
 #: Longest names of a job and a lane, in bytes: a worker notes both in memory of a fixed size.
 MAX_NAME = 80
+#: Seeds are below this, and consist of at most so many numbers.
+MAX_SEED, MAX_SEED_WORDS = 2**1024, 1000
 _SHOWN = 60
 
 
@@ -94,6 +97,26 @@ def check_count(
     if not least <= number <= most:
         raise ValueError(_must_be(parameter, value, allowed))
     return number
+
+
+def check_seed(parameter: str, value: Any) -> int | tuple[int, ...]:
+    """Return a number, or a tuple of some, as NumPy's SeedSequence takes them."""
+    allowed = (
+        "None, an integer that is not negative and below 2**1024, or a list of"
+        f" 1 to {MAX_SEED_WORDS} of them"
+    )
+    if getattr(value, "ndim", 0):  # an array
+        value = value.tolist()
+    words = list(value) if isinstance(value, list | tuple | range) else [value]
+    try:
+        numbers = [operator.index(w) for w in words if not isinstance(w, bool)]
+    except TypeError:
+        numbers = []
+    if len(numbers) < len(words):
+        raise TypeError(_must_be(parameter, value, allowed))
+    if not 1 <= len(numbers) <= MAX_SEED_WORDS or not all(0 <= n < MAX_SEED for n in numbers):
+        raise ValueError(_must_be(parameter, value, allowed))
+    return tuple(numbers) if isinstance(value, list | tuple | range) else numbers[0]
 
 
 def check_count_or_auto(

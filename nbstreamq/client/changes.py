@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -23,6 +24,10 @@ def check_function(record: JobRecord, about: dict[str, Any]) -> None:
         changed.append(_other_function(known[-1], now, record.about["function"]))
     if about["call"] != record.about["call"]:
         changed.append("its calls take another number of arguments")
+    # As JSON has it: of a tuple, a list.
+    then, seed = record.about.get("seed"), json.loads(json.dumps(about["seed"]))
+    if then != seed:
+        changed.append(f"its seed is {then}, this one is {seed}")
     if changed:
         raise _changed(record, " and ".join(changed))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..arguments import (
@@ -16,6 +16,7 @@ from ..arguments import (
     check_job_name,
     check_lane,
     check_seconds,
+    check_seed,
     check_timeout,
 )
 from ..protocol.keys import DAY
@@ -38,6 +39,7 @@ class MapArguments(NamedTuple):
     buffersize: int | None
     name: str | None
     replace: bool
+    seed: int | Sequence[int] | None
 
 
 def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArguments:
@@ -60,7 +62,9 @@ def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArgu
     if name is not None and buffersize is not None:
         raise ValueError("name and buffersize: a job that is kept keeps all its inputs and results")
     timeout = check_timeout("timeout", how.timeout)
-    return MapArguments(timeout, chunksize, buffersize, name, check_flag("replace", how.replace))
+    replace = check_flag("replace", how.replace)
+    seed = None if how.seed is None else check_seed("seed", how.seed)
+    return MapArguments(timeout, chunksize, buffersize, name, replace, seed)
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {

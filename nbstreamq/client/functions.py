@@ -9,6 +9,7 @@ from typing import Any
 
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..protocol.store import Store
+from .repeats import Repeats
 
 __all__ = ["Functions"]
 
@@ -25,11 +26,17 @@ class Functions:
         What pickles them.
     tell
         Has something done at the server, that sends so many bytes.
+    repeats
+        Is told of functions that capture random number generators.
     """
 
     def __init__(
-        self, pickler: FunctionPickler, tell: Callable[[Callable[[Store], object], int], object]
+        self,
+        pickler: FunctionPickler,
+        tell: Callable[[Callable[[Store], object], int], object],
+        repeats: Repeats,
     ) -> None:
+        self._repeats = repeats
         self._pickler = pickler
         self._tell = tell
         self._sent: dict[str, float] = {}
@@ -37,6 +44,8 @@ class Functions:
     def pickle(self, fn: Callable[..., Any], *, lasting: bool) -> FunctionPickle:
         """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
         pickled = self._pickler.dump(fn, lasting=lasting)
+        if pickled.generator:
+            self._repeats.captured(pickled.name, pickled.generator)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -LIFETIME) <= now - LIFETIME:
             self._sent[pickled.digest] = now  # before: if it is refused, it is sent again

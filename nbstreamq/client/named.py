@@ -56,7 +56,7 @@ def map_named(
     Raises
     ------
     JobChanged
-        The job has another function, or other inputs.
+        The job has another function, other inputs or another seed.
     """
     name, lane, options, deadline = definition
     call, items = call_of(iterables)
@@ -67,6 +67,7 @@ def map_named(
         "call": call,
         "lane": lane,
         "opts": options.encode().decode(),
+        "seed": options.seed,
     }
     record = session.ask(lambda store: store.find_job(name))
     if record is None or anew:

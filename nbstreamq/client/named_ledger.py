@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ..errors import JobNotFound
 from ..protocol.jobs import Chunk, JobRecord
-from ..protocol.messages import Event
+from ..protocol.messages import Event, Options
 from ..protocol.spans import items
 from ..protocol.states import State
 from .ledger import Ledger
@@ -52,6 +52,7 @@ class NamedLedger(Ledger):
         self.title = record.name
         self.growing = True
         self.call: str = record.about["call"]
+        self.options = Options.decode(record.about["opts"].encode())
         self.futures: Any = None
         self._fetch = fetch
         self._exists = exists

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..arguments import (
@@ -148,15 +148,18 @@ class TaskQueue(Executor, Traveller):
         """
         __tracebackhide__ = True  # IPython leaves such frames out
         session = self._session
+        generators: list[Any] = []
         try:
             if not callable(fn):
                 check_callable("fn", fn)
             function = session.pickle_function(fn)
             what = f"an argument of {function.name}()"
             with collecting() as needed:
-                data = dump((args, kwargs), what, session.large.keeper)
+                data = dump((args, kwargs), what, session.large.keeper, generators=generators)
         except BaseException as error:  # noqa: BLE001 - raised again
             raise shortened(error)  # noqa: B904 - it is the same error
+        if generators:
+            session.repeats.argument(function.name, generators)
         options, ledger = self._options, None
         alone = bool(needed or options.cache or options.delay)
         kind = Kind(fn, function, self._lane(), options, outer_task())
@@ -189,6 +192,7 @@ class TaskQueue(Executor, Traveller):
         buffersize: int | None = None,
         name: str | None = None,
         replace: bool = False,
+        seed: int | Sequence[int] | None = None,
     ) -> Job[T]:
         """Call `fn` on every item in the workers; results come in input order.
 
@@ -214,16 +218,27 @@ class TaskQueue(Executor, Traveller):
             colons and braces.
         replace
             Forget a job that has the name already, and begin anew.
+        seed
+            An integer that is not negative, or a list of such. Each item then has random numbers
+            of its own, which are the same for any number of workers, any chunks and each retry:
+            `nbstreamq.rng()` returns its generator, and `random` and `numpy.random` are seeded
+            while it runs. None: random numbers differ each time.
 
         Raises
         ------
         NotPicklable
             The function or an item can't travel; nothing more is submitted, the rest is cancelled.
         JobChanged
-            The job of that name has another function, or other inputs.
+            The job of that name has another function, other inputs or another seed.
         """
-        how = MapArguments(timeout, chunksize, buffersize, name, replace)
-        timeout, chunksize, buffersize, name, replace = check_map(fn, iterables, how)
+        how = MapArguments(timeout, chunksize, buffersize, name, replace, seed)
+        return self._map(fn, iterables, check_map(fn, iterables, how))
+
+    def _map(
+        self, fn: Callable[..., T], iterables: tuple[Iterable[Any], ...], how: MapArguments
+    ) -> Job[T]:
+        timeout, chunksize, buffersize, name, replace, seed = how
+        options = self._options if seed is None else dataclasses.replace(self._options, seed=seed)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn, lasting=name is not None)
@@ -231,10 +246,10 @@ class TaskQueue(Executor, Traveller):
         if name is not None:
             from .named import Definition, map_named  # needs cloudpickle: slow to import
 
-            what = Definition(name, self._lane(), self._options, deadline)
+            what = Definition(name, self._lane(), options, deadline)
             return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
         with opening(session, fn, function.name, self._lane()) as ledger:
-            ledger.options = self._options
+            ledger.options = options
             sends = send_chunks(session, ledger, function, iterables, pace)
             feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
             feed()
@@ -314,7 +329,7 @@ class TaskQueue(Executor, Traveller):
         changes = check_options(given)
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
-        view._options = replace(self._options, **changes)
+        view._options = dataclasses.replace(self._options, **changes)
         return view
 
     @concise

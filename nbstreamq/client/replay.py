@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import FunctionMissing, NbstreamqError
+from ..objects import seeds
 from ..objects.functions import load_function
 from ..objects.payloads import load
 from ..objects.references import resolving
@@ -50,4 +51,8 @@ def replay(ledger: Ledger, item: int) -> Any:
 
     with resolving(lambda _digest, data, _handles: load(data)):
         args, kwargs = payload.arguments(item)
-    return ledger.fn(*args, **kwargs)
+    if ledger.options.seed is None:
+        return ledger.fn(*args, **kwargs)
+    with seeds.apart():
+        seeds.begin(ledger.options.seed, item)
+        return ledger.fn(*args, **kwargs)

@@ -39,6 +39,7 @@ from .large import LargeValues
 from .ledger import Ledger
 from .listener import Listener
 from .memory import Memory
+from .repeats import Repeats
 from .sender import Entry, Order, Sender
 
 __all__ = ["LOOK_PATIENCE", "Session"]
@@ -114,7 +115,8 @@ class Session:
         except BaseException:
             self._sender.close(0)
             raise
-        self._functions = Functions(self.large.pickler, self.tell)
+        self.repeats = Repeats(self.warn)
+        self._functions = Functions(self.large.pickler, self.tell, self.repeats)
         self._put_off: list[Ledger] = []
         self._listener = Listener(
             store.clone(),

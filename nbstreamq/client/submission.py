@@ -147,7 +147,11 @@ def send_chunks(
         for piece in chunks(source, pace):
             session.check_open()
             what = f"an item of {function.name}()"
-            data = dump(piece, what, session.large.keeper, first=len(ledger))
+            generators: list[Any] = []
+            first, keeper = len(ledger), session.large.keeper
+            data = dump(piece, what, keeper, first=first, generators=generators)
+            if generators:
+                session.repeats.items(function.name, generators, len(piece))
             payload = Payload(len(ledger), len(piece), call, data)
             with uninterrupted():
                 ledger.add(payload)

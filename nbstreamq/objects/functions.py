@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from ..errors import NotPicklable, PythonMismatch
 from .blobs import Blobs, Handle, Parcel, handles_of
 from .captures import Snapshot, take
+from .generators import type_name
 from .surroundings import Surroundings, arriving
 
 __all__ = ["FunctionPickle", "FunctionPickler", "LoadedFunction", "load_function", "name_of"]
@@ -49,11 +50,14 @@ class FunctionPickle:
         What `load_function` reads; a parcel if it refers to large values.
     name
         For people.
+    generator
+        The type of a random number generator that it captures, and takes a copy of; or nothing.
     """
 
     digest: str
     data: bytes
     name: str
+    generator: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool)
     if isinstance(body, Parcel):
         data = Parcel.around(data, body.held)
     digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
-    return FunctionPickle(digest, data, name)
+    return FunctionPickle(digest, data, name, "".join(map(type_name, pickler.generators[:1])))
 
 
 def load_function(data: bytes) -> LoadedFunction:

@@ -26,6 +26,7 @@ def dump(
     *,
     large: int | None = None,
     first: int = 0,
+    generators: list[Any] | None = None,
 ) -> bytes:
     """Return `value` as bytes; with `blobs`, as a parcel if something large was laid there.
 
@@ -41,6 +42,8 @@ def dump(
         From how many bytes on the pickle itself lies there; None: as `blobs` has it.
     first
         The number, for the message of an error, of the first element of a list.
+    generators
+        Gets the random number generators that are copied.
 
     Raises
     ------
@@ -65,6 +68,8 @@ def dump(
         from .diagnosis import explain
 
         raise NotPicklable(explain(value, error, what, first)) from None
+    if generators is not None:
+        generators += pickler.generators
     return pickler.message(blobs, what, large)
 
 

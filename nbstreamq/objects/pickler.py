@@ -25,6 +25,7 @@ import cloudpickle.cloudpickle as cp
 from .blobs import Blobs, Parcel
 from .classes import reduce_class, reduce_member
 from .code import names_of, needed_modules
+from .generators import reducers
 from .modules import is_local
 from .references import Ref, Traveller
 from .standard import REDUCERS, is_generic, reduce_generic
@@ -97,6 +98,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         Whether nobody's code runs when it is unpickled, but NumPy's.
     buffers
         What was left out.
+    generators
+        Random number generators of which the pickle has a copy.
     held
         The parcels and Refs that were met: what they refer to must live as long as the pickle.
     """
@@ -113,7 +116,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         # Not a method: that would be a cycle, and keep what was pickled until it is collected.
         leave_in = functools.partial(_leave_in, self.buffers, apart) if apart else None
         # cloudpickle's is a ChainMap, which takes longer to search than most objects to pickle.
-        self.dispatch_table = copyreg.dispatch_table | _REDUCERS
+        self.generators: list[Any] = []
+        self.dispatch_table = copyreg.dispatch_table | _REDUCERS | reducers(self.generators)
         super().__init__(file, protocol=5, buffer_callback=leave_in)
         self.held: list[Any] = []
         self._apart = apart

@@ -11,6 +11,7 @@ import itertools
 import json
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -62,6 +63,8 @@ class Options:
         Whether the result of a single call is kept, and taken for the same call again.
     rerun
         Which rerun of a job that had ended this is part of; 0: none.
+    seed
+        What the random numbers of each item follow from, with its index; None: from nothing.
     """
 
     retries: int = 0
@@ -72,6 +75,7 @@ class Options:
     delay: float = 0.0
     cache: bool = False
     rerun: int = 0
+    seed: int | Sequence[int] | None = None
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""

@@ -1,16 +1,43 @@
-"""What a task may say of itself while it runs."""
+"""What a task may say of itself while it runs, and its random numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..arguments import check_count, check_iterable
 from ..current import Host, host
+from ..objects import seeds
 
-__all__ = ["track"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["rng", "track"]
 
 T = TypeVar("T")
+
+
+def rng() -> np.random.Generator:
+    """Return the random number generator of the running task.
+
+    In an item of ``q.map(f, xs, seed=42)`` it is the item's own: its numbers are the same for any
+    number of workers, any chunks and each retry, and differ from those of all other items. It is
+    ``numpy.random.default_rng(SeedSequence(42).spawn(n)[index])``. Without a seed, in a call of
+    ``q.submit``, and outside tasks, it is a new generator whose numbers differ each time.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        NumPy is not installed on the worker.
+
+    Examples
+    --------
+    >>> def estimate(n):
+    ...     x, y = nbstreamq.rng().random((2, n))
+    ...     return 4 * np.mean(x * x + y * y < 1)
+    >>> q.map(estimate, [1000] * 8, seed=42)  # doctest: +SKIP
+    """
+    return seeds.generator()
 
 
 def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:

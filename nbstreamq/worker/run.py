@@ -9,11 +9,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
 from typing import Any, NoReturn
 
 from ..errors import TimeLimitExceeded
+from ..objects import seeds
 from ..objects.payloads import load
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
@@ -276,24 +278,43 @@ class Runner:
         begun = time.monotonic()
         at = self._places[-1]
         self._long.clear()
+        options = Options.decode(task.opts)
+        one = _caller(task.call, fn)
+        if options.seed is not None:
+            one = self._seeded(one, task, options.seed)
         work = _Work(
             task=task,
-            one=_caller(task.call, fn),
+            one=one,
             args=args,
             left=deque(todo),
             at=at,
-            time_limit=Options.decode(task.opts).time_limit or 0.0,
+            time_limit=options.time_limit or 0.0,
             run=Run(started=time.time()),
         )
+        is_apart = options.seed is not None or seeds.is_seeded()
         try:
-            while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
-                pass
+            with seeds.apart() if is_apart else nullcontext():
+                while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
+                    pass
             self._slot.rest(at)
         except BaseException as error:  # noqa: BLE001 - not of an item, whose errors end there
             self._charge_next(work, error)
         work.run.rest = tuple(work.left)
         work.run.seconds = time.monotonic() - begun
         return work.run
+
+    def _seeded(
+        self, one: Callable[[Any], Any], task: Task, seed: seeds.Seed
+    ) -> Callable[[Any], Any]:
+        """Return what calls an item after it was given its random numbers."""
+        output = self._output
+
+        def call(value: Any) -> Any:
+            seeds.begin(seed, task.n + output.item)
+            found = one(value)
+            return list(found) if type(found) is GeneratorType else found
+
+        return call
 
     def _run_until_stopped(self, work: _Work) -> bool:
         """Run items; return whether it ended because one of them was stopped."""

@@ -136,6 +136,9 @@ TAKES = {
     "a client or None": {"None"},
     "a secret or None": {"None"} | TEXTS,
     "a store or None": {"None", "a URL of a folder"},
+    "a seed or None": {
+        "None", "0", "1", "an int of NumPy", "a large int of NumPy", "an array", "2**63", *LARGE
+    },
     "a function": {"a function"},
     "a function or None": {"None", "a function"},
     "an iterable": {
@@ -241,6 +244,10 @@ ROWS = {
     "TaskQueue.map.name": (
         "the name of a job or None",
         lambda c, v: c.drop(c.queue.map(abs, [1], name=v)),
+    ),
+    "TaskQueue.map.seed": (
+        "a seed or None",
+        lambda c, v: c.drop(c.queue.map(abs, [1], seed=v)),
     ),
     "TaskQueue.map.replace": ("a flag", lambda c, v: c.drop(c.queue.map(abs, [1], replace=v))),
     "TaskQueue.task.fn": ("a function or None", lambda c, v: c.queue.task(v)),
