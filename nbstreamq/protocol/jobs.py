@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ServerRefused, SignatureError
 from . import scripts
+from .keys import MONTH
 from .lanes import Lanes
 from .messages import Control, Event, Fields
 from .refusal import Refusal
@@ -287,12 +288,18 @@ class NamedJobs(Refusal, Lanes):
         return int(self._submit([lane], command)[0])
 
     def keep_job(self, job: str) -> None:
-        """Never forget a job by itself."""
-        self._wire.call(*(("PERSIST", key) for key in self._keys_of(job)))
+        """Never forget a job by itself, nor that its queue is this secret's."""
+        keys = *self._keys_of(job), self.keys.jobs, self.keys.meta
+        self._wire.call(*(("PERSIST", key) for key in keys))
 
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; what of it is in a lane should be cancelled first."""
-        self._wire.call(scripts.delete(self.keys.jobs, self._keys_of(job), name, job))
+        keys = self.keys
+        self._wire.call(scripts.delete(keys.jobs, self._keys_of(job), name, job))
+        others = self.job_names().values()
+        if -1 not in (self._wire.call(*(("TTL", keys.job(j)) for j in others)) if others else ()):
+            # None that is left is kept for ever.
+            self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
 
     def _keys_of(self, job: str) -> tuple[str, ...]:
         keys = self.keys

@@ -1,21 +1,23 @@
 """Names and lifetimes of everything a queue keeps on the server.
 
 All keys of a queue share one hash tag, so that every script may touch any of them on a cluster.
+All keys expire. What the queue itself needs lives for 30 days after its last client or worker, and
+longer if a named job is kept for ever.
 
 ========================  =================  ========  ========================================
 key                       type               lifetime  holds
 ========================  =================  ========  ========================================
-``lane:<lane>``           stream, one group  queue     tasks waiting or in flight
+``lane:<lane>``           stream, one group  30 days   tasks waiting or in flight
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
-``delayed:<lane>``        sorted set         queue     tasks not due yet, scored by due time (ms)
-``lanes``                 hash               queue     rare lanes that were ever submitted to
-``meta``                  hash               queue     fingerprints of the secret and earlier ones
-``setup``                 stream             queue     1000 calls of `everywhere` for late joiners
+``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
+``lanes``                 hash               30 days   rare lanes that were ever submitted to
+``meta``                  hash               30 days   fingerprints of the secret and earlier ones
+``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
 ``events:<session>``      stream             1 day     what comes back to one client
 ``events:<job>``          stream             7 days    the same for a named job, whoever asks
-``jobs``                  hash               queue     name -> id of the named job
+``jobs``                  hash               30 days   name -> id of the named job
 ``job:<job>``             hash               7 days    what a named job is, its chunks and counts
 ``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
 ``settled:<job>``         hash               7 days    digests of its messages that were settled
@@ -41,6 +43,7 @@ __all__ = [
     "GROUP",
     "LANES",
     "MAX_DEPTH",
+    "MONTH",
     "NESTED",
     "PREFIX",
     "RARE",
@@ -71,6 +74,7 @@ RARE = tuple(lane for lane in LANES if lane != "default")
 #: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
 DAY = 86_400
 WEEK = 7 * DAY
+MONTH = 30 * DAY
 
 
 class Keys:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ServerRefused
 from .connection import Command, Wire
-from .keys import GROUP, RARE, WEEK, Keys
+from .keys import GROUP, LANES, MONTH, RARE, WEEK, Keys
 from .replies import mapping
 
 __all__ = ["Lanes"]
@@ -19,7 +19,7 @@ class Lanes:
 
     keys: Keys
     _wire: Wire
-    #: The rare lanes that were said to be in use, through this connection.
+    #: The lanes that were submitted to through this connection.
     _told: set[str]
 
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
@@ -57,12 +57,21 @@ class Lanes:
     def ensure_lanes(self, lanes: Iterable[str]) -> None:
         """Create the lanes, and their consumer group, that do not exist."""
         for lane in lanes:
-            create = ("XGROUP", "CREATE", self.keys.lane(lane), GROUP, "0", "MKSTREAM")
+            key = self.keys.lane(lane)
             try:
-                self._wire.call(create)
+                self._wire.call(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
+                self._wire.call(("EXPIRE", key, MONTH))
             except ServerRefused as error:
                 if "BUSYGROUP" not in str(error):
                     raise
+
+    def renew(self, lanes: Iterable[str] = LANES) -> None:
+        """Keep the queue, and `lanes`, for another month; what is kept for ever stays so."""
+        keys = self.keys
+        wanted = [keys.meta, keys.jobs, keys.setup, keys.lanes]
+        for lane in lanes:
+            wanted += keys.lane(lane), keys.delayed(lane)
+        self._wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
 
     def used_lanes(self) -> frozenset[str]:
         """Return those of `RARE` that somebody has submitted to, or that hold anything.
@@ -82,13 +91,16 @@ class Lanes:
     def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
         """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
         replies = self._wire.call(*commands, **options)
-        if new := {lane for lane in lanes if lane in RARE} - self._told:
+        if new := set(lanes) - self._told:
+            self._told |= new
             with suppress(ServerRefused):  # that harms little: see `used_lanes`
-                self._tell(new)
+                self._wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
+                self._tell(new & set(RARE))
         return replies
 
     def _tell(self, lanes: set[str]) -> None:
-        self._told |= lanes
-        if any(self._wire.call(*(("HSET", self.keys.lanes, lane, 1) for lane in lanes))):
-            wake = ("XADD", self.keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
-            self._wire.call(wake, ("EXPIRE", self.keys.control, WEEK))
+        keys = self.keys
+        if lanes and any(self._wire.call(*(("HSET", keys.lanes, lane, 1) for lane in lanes))):
+            wake = ("XADD", keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
+            lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
+            self._wire.call(wake, *lasting)

@@ -24,11 +24,11 @@ from .supervision import Supervision
 from .unsigned import count
 from .values import Values
 
-__all__ = ["Store"]
+__all__ = ["RENEW_EVERY", "Store"]
 
 #: Entries that an event stream may hold though they were read; fewer cost more commands.
 TRIM_EVERY = 100
-#: Seconds after which a session says again that it is there; its week begins anew.
+#: Seconds after which a session says again that it is there, and that its queue is used.
 RENEW_EVERY = 3600.0
 
 
@@ -146,6 +146,7 @@ class Store(NamedJobs, Supervision, Values):
             # What waits for long is wanted still.
             self._renewal = time.monotonic() + RENEW_EVERY
             self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
+            self.renew()
         keys = [self.keys.events(name) for name in after]
         self._asked = dict(zip(map(str.encode, keys), after, strict=True))
         read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")

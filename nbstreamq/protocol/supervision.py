@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from ..errors import SignatureError
 from . import scripts
 from .dead import Dead
 from .health import Health
-from .keys import LANES, WEEK, tail_of
+from .keys import LANES, PREFIX, WEEK, tail_of
 from .messages import Control, Task
 from .replies import block_ms, mapping, stream_entries
 
@@ -164,6 +165,28 @@ class Supervision(Dead, Health):
         """Return the id of the newest control entry, where a new supervisor starts to listen."""
         newest = self._wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
         return newest[0][0] if newest else b"0"
+
+    def queue_names(self) -> list[str]:
+        """Return the names of all queues on the server, this one's neighbours."""
+        start = f"{PREFIX}:{{"
+        found = self._scan(f"{start}*}}:meta")
+        return sorted(key.decode(errors="replace")[len(start) : -len("}:meta")] for key in found)
+
+    def delete_queue(self) -> int:
+        """Delete all keys of the queue; return how many there were."""
+        start = self.keys.meta.removesuffix("meta")
+        literal = re.sub(r"([][*?^\\-])", r"\\\1", start)
+        found = self._scan(f"{literal}*")
+        return sum(self._wire.call(("UNLINK", *found))) if found else 0
+
+    def _scan(self, pattern: str) -> list[bytes]:
+        cursor, found = b"0", set[bytes]()
+        while True:
+            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor, keys = self._wire.call(scan)[0]
+            found.update(keys)
+            if cursor == b"0":
+                return sorted(found)
 
     def known_lanes(self) -> list[str]:
         """Return the lanes that the registered workers serve, and the usual ones."""

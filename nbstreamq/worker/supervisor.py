@@ -31,7 +31,7 @@ from ..objects.segments import sweep
 from ..protocol.keys import LANES
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
-from ..protocol.store import Store
+from ..protocol.store import RENEW_EVERY, Store
 from ..secret import Address, Secret
 from ..settings import Settings, n_cores
 from .child import DUMP, N_DESCRIPTORS, STOP, Child, ended_file, shared_file, start
@@ -114,6 +114,7 @@ class Supervisor:
         self._failure: SecretMismatch | None = None
         self._unswept = ""  #: Why large values of the dead could not be deleted.
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
+        self._renewal_due = 0.0
         self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = self._deaf_until = 0.0
@@ -530,6 +531,9 @@ class Supervisor:
         silent = self._store.heartbeat(self.node, self._timing.silence, living)
         self._store.owners.tidy()
         self._tell_trouble()
+        if now > self._renewal_due:
+            self._store.renew(self._lanes)
+            self._renewal_due = now + RENEW_EVERY
         self._heartbeat_due = now + self._timing.heartbeat
         self._sweep()
         now = time.monotonic()

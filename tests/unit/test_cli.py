@@ -37,7 +37,8 @@ def test_help_names_all_options_but_those_of_our_own(capsys):
         cli.main(["worker", "--help"])
 
     text = capsys.readouterr().out
-    assert set(re.findall(r"--\w+", text)) == {"--help", "--queue", "--lane", "--insecure"}
+    options = {"--help", "--queue", "--lane", "--insecure", "--drain"}
+    assert set(re.findall(r"--\w+", text)) == options
     assert "URL" in text
     assert "-n N" in text
 
@@ -217,3 +218,43 @@ def test_help_loads_no_redis():
     )
 
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_queues_are_listed_and_deleted(server_url, store, queue_name, client):
+    store.check_secret()
+    store.open_job("sweep", "sweep:1", {"fn": "f"}, instead_of="")
+
+    status, out, _ = run("queues", "list", server_url)
+    line = next(line for line in out.splitlines() if queue_name in line)
+    assert status == 0
+    assert re.search(r"0 waiting +0 running +0 workers +1 named jobs", line)
+
+    assert run("queues", "delete", queue_name, server_url)[:2] == (
+        0,
+        f"Deleted queue {queue_name!r}.\n",
+    )
+    assert [*client.scan_iter(f"nbq1:{{{queue_name}}}*")] == []
+    status, _, error = run("queues", "delete", queue_name, server_url)
+    assert status == 1
+    assert f"there is no queue {queue_name!r}" in error
+
+
+def test_a_queue_with_workers_is_deleted_by_force_only(server_url, store, queue_name, client):
+    store.check_secret()
+    store.join("w1", {"host": "node4", "pid": 1})
+
+    status, _, error = run("queues", "delete", queue_name, server_url)
+    assert status == 1
+    assert "1 workers on node4" in error
+    assert [*client.scan_iter(f"nbq1:{{{queue_name}}}*")] != []
+
+    assert run("queues", "delete", "--force", queue_name, server_url)[0] == 0
+    assert [*client.scan_iter(f"nbq1:{{{queue_name}}}*")] == []
+
+
+def test_deletion_leaves_queues_of_similar_names_alone(server_url, store, queue_name, client):
+    store.check_secret()
+    client.set(f"nbq1:{{{queue_name[:-1]}?}}:meta", 1, ex=60)
+
+    assert run("queues", "delete", f"{queue_name[:-1]}?", server_url)[0] == 0
+    assert client.exists(store.keys.meta)

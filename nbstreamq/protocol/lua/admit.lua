@@ -9,6 +9,7 @@ local write = ARGV[1] == '1'
 if not known then
   if write then
     redis.call('HSET', KEYS[1], 'secret', ARGV[2])
+    redis.call('EXPIRE', KEYS[1], 2592000)
   end
   return 1
 end

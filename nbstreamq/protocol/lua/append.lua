@@ -23,6 +23,7 @@ if tonumber(ARGV[5]) > 0 then
   local time = redis.call('TIME')
   local at = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[5]
   redis.call('ZADD', KEYS[5], at, cmsgpack.pack({unpack(ARGV, 7)}))
+  redis.call('EXPIRE', KEYS[5], 2592000)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', '1000', '*', 'kind', 'due')
   redis.call('EXPIRE', KEYS[3], ARGV[6])
 else

@@ -22,4 +22,5 @@ for k = 1, n do
 end
 -- A late joiner does all of them before its first task: the newest 1000 must do.
 redis.call('XADD', KEYS[2], 'MAXLEN', 1000, '*', unpack(ARGV, i, i + size - 1))
+redis.call('EXPIRE', KEYS[2], 2592000)
 return 1

@@ -89,6 +89,7 @@ while i <= #ARGV do
         local time = redis.call('TIME')
         local now = time[1] * 1000 + math.floor(time[2] / 1000)
         redis.call('ZADD', target, now + delay, cmsgpack.pack(fields))
+        redis.call('EXPIRE', target, 2592000)
         due = true
       else
         redis.call('XADD', target, '*', unpack(fields))
@@ -114,6 +115,6 @@ for stream, list in pairs(events) do  -- where the owner is gone, nobody would r
 end
 if due then
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', '1000', '*', 'kind', 'due')
-  redis.call('PEXPIRE', KEYS[1], ARGV[1])
+  redis.call('EXPIRE', KEYS[1], 604800)
 end
 return settled

@@ -17,6 +17,7 @@ while i <= #ARGV do
     local entry = cmsgpack.pack({unpack(ARGV, first, last)})
     local time = redis.call('TIME')
     redis.call('ZADD', KEYS[at + 1], time[1] * 1000 + math.floor(time[2] / 1000) + delay, entry)
+    redis.call('EXPIRE', KEYS[at + 1], 2592000)
     due = true
   else
     redis.call('XADD', KEYS[at], '*', unpack(ARGV, first, last))
