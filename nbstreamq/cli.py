@@ -1,4 +1,4 @@
-"""The command line: ``nbstreamq worker URL -n 4``, ``doctor URL``, ``queues list`` and ``secret``."""
+"""The command line: ``worker URL -n 4``, ``doctor URL``, ``queues list``, ``secret``."""
 
 from __future__ import annotations
 
