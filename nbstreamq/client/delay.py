@@ -25,7 +25,7 @@ class _Session(Protocol):
 def explain(session: _Session, ledger: Ledger) -> None:
     """Warn, once for each reason, if there is a reason why nothing happens."""
     # Workers that are started again have not joined yet.
-    if not session.workers.revive() and (reason := survey(session, ledger)[1]):
+    if not session.workers.is_restarting and (reason := survey(session, ledger)[1]):
         session.warn(f"waiting for {ledger.name}: {reason}")
 
 
@@ -38,7 +38,8 @@ def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]]
         )
     except NbstreamqError as error:
         return {}, str(error)
-    return workers, _reason(workers, queue, ledger.lane) or ledger.delay()
+    reason = session.workers.trouble or _reason(workers, queue, ledger.lane)
+    return workers, reason or ledger.delay()
 
 
 def _reason(workers: dict[str, dict[str, Any]], queue: str, lane: str) -> str:

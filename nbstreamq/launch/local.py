@@ -5,8 +5,9 @@
     LocalWorkers ──socket──> door of the supervisor ──fork──> workers
 
 Workers have the folder, interpreter, `sys.path` and environment of their kernel, as these are when
-the supervisor starts. Each session of the kernel has a connection: while one is open the supervisor
-lives; when the last one ends, however it ends, it stops its workers and exits.
+the supervisor starts. Each session of the kernel has a connection, and says when it leaves. When
+the last one has left, or the kernel is dead, the supervisor stops its workers and exits. When it
+dies, a thread of each session notices and starts it again, whatever the session does meanwhile.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import fcntl
 import hashlib
 import json
 import os
+import select
 import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -37,8 +40,12 @@ __all__ = ["LocalWorkers"]
 START_TIMEOUT = 20.0
 #: Seconds that a supervisor may take to stop its workers.
 STOP_TIMEOUT = 10.0
-#: Restarts of a supervisor that dies, within a minute: more means that it can't live here.
+#: Seconds in which it may die, or fail to start, `MAX_RESTARTS` times: then it is started again
+#: when they are over. More burns the machine with what can't live here.
+RESTART_SPAN = 60.0
 MAX_RESTARTS = 5
+#: Seconds after which it is tried again, when it could not be started.
+RETRY = 1.0
 #: Seconds for which the log of a supervisor that is gone is kept.
 LOG_LIFETIME = 7 * 86_400.0
 
@@ -87,12 +94,17 @@ class LocalWorkers:
             ).encode()
         )
         self._stem = settings.runtime_dir / f"workers-{key.hexdigest()[:16]}"
-        self._connection: socket.socket | None = None
+        self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._restarts: list[float] = []
-        self._closing = False
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
         self.n_workers = 0
+        #: Why there are none for now; empty: there are, as far as is known.
+        self.trouble = ""
+        #: Whether the supervisor has died, and will soon be there again.
+        self.is_restarting = False
 
     @property
     def log(self) -> Path:
@@ -109,9 +121,12 @@ class LocalWorkers:
         """
         with self._lock:
             self.n_workers = n_workers
-            if self._connection is None:
-                self._open()
-            answer = self._ask({"session": self._session, "scale": n_workers})
+            answer = self._ask()
+            if self._watcher is None:
+                self._watcher = threading.Thread(
+                    target=self._watch, name=f"nbstreamq-supervisor-{self._queue}", daemon=True
+                )
+                self._watcher.start()
         if note := answer.get("note"):
             warnings.warn(f"nbstreamq: {note}", stacklevel=2)
 
@@ -123,41 +138,67 @@ class LocalWorkers:
         wait
             Return when they are gone, or others still use them.
         """
+        self._closing.set()
         with self._lock:
-            self._closing = True
-            connection, self._connection = self._connection, None
-            if connection is None:
+            if self._connection is None:
                 return
-            stopping = False
-            with contextlib.suppress(OSError, ValueError):
-                stopping = _converse(connection, {"leave": True})["others"] == 0
-            connection.close()
-            if wait and stopping and self._process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(STOP_TIMEOUT)
+            stopping = self._leave()
+            self._connection.end()
+        if wait and stopping and self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT)
+
+    def _leave(self) -> bool:
+        """Tell the supervisor that this session ends; return whether it was the last one."""
+        for connection in (self._connection, None):
+            # Where the connection was lost the supervisor waits for us, as long as we live.
+            found = connection or self._connect()
+            if found is None:
+                break
+            try:
+                return bool(found.ask({"leave": True}).get("others") == 0)
+            except TimeoutError:  # it reads that when it goes on
+                break
+            except (OSError, ValueError):
+                continue
+            finally:
+                if found is not self._connection:
+                    found.close()
+        return False
 
     def forget(self) -> None:
         """Drop the connection without a word: it belongs to the process this was forked from."""
         if self._connection is not None:
             self._connection.close()
-        self._connection, self._process, self._closing = None, None, True
+        self._connection, self._process, self._lock = None, None, threading.Lock()
+        self._closing = threading.Event()
+        self._closing.set()
 
     # -- the supervisor ------------------------------------------------------------------------
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask, once more if the supervisor has gone meanwhile."""
+    def _ask(self) -> dict[str, Any]:
+        """Ask for the workers; start a supervisor if there is none."""
+        request = {"session": self._session, "scale": self.n_workers}
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionError, ValueError):
+                return self._put(self._connection, request)
+        return self._put(self._open(), request)
+
+    def _put(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return _converse(self._connected(), request)
-        except (OSError, ValueError):
-            self._open()
-            return _converse(self._connected(), request)
+            answer = connection.ask(request)
+        except TimeoutError:
+            # It is not dead, and does it when it goes on: another one would make it worse.
+            self.trouble = (
+                f"the supervisor of the local workers{connection.peer} has not answered for"
+                f" {STOP_TIMEOUT:g} s: it is stopped, or the machine is too busy. It goes on with"
+                " what it was told as soon as it can."
+            )
+            return {}
+        self.trouble = ""
+        return answer
 
-    def _connected(self) -> socket.socket:
-        if self._connection is None:
-            raise ConnectionError("no connection to the supervisor")
-        return self._connection
-
-    def _open(self) -> None:
+    def _open(self) -> Connection:
         """Connect to the supervisor; start it if there is none."""
         connection = self._connect()
         if connection is None:
@@ -167,9 +208,10 @@ class LocalWorkers:
                     self._tidy()
                     self._spawn()
                     connection = self._await_door()
-        if self._connection is not None:  # to one that has died
-            self._connection.close()
+        if self._connection is not None:  # to one that has died; the watcher closes it
+            self._connection.end()
         self._connection = connection
+        return connection
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -189,11 +231,21 @@ class LocalWorkers:
             if (is_old or not about.st_size) and not log.with_suffix(".sock").exists():
                 log.unlink()
 
-    def _connect(self) -> socket.socket | None:
-        connection = socket.socket(socket.AF_UNIX)
+    def _connect(self) -> Connection | None:
+        """Return a connection to the supervisor; None if there is none."""
         try:
-            connection.connect(os.fspath(self._stem.with_suffix(".sock")))
-            _converse(connection, {"session": self._session})
+            connection = Connection(self._stem.with_suffix(".sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except BlockingIOError as error:
+            raise ServerError(
+                "The supervisor of the local workers lets nobody in: it is stopped, or too busy,"
+                " and many wait at its door already."
+            ) from error
+        try:
+            connection.ask({"session": self._session})
+        except TimeoutError:
+            return connection  # it will read that, and what follows, when it goes on
         except (OSError, ValueError):
             connection.close()
             return None
@@ -202,6 +254,9 @@ class LocalWorkers:
     def _spawn(self) -> None:
         command = python_command("nbstreamq", "worker", "--queue", self._queue)
         command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
+        if self._process is not None:  # else it stays as a zombie, which seems to live
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 command,
@@ -213,13 +268,8 @@ class LocalWorkers:
                 start_new_session=True,  # Ctrl-C in this terminal is not for it
             )
         hand_over(self._process.stdin, url=self._url, secret=self._secret, store=self._store)
-        # It may end long after we have left it to others: somebody must wait for it, or it stays
-        # as a zombie.
-        threading.Thread(
-            target=self._process.wait, name=f"nbstreamq-supervisor-{self._queue}", daemon=True
-        ).start()
 
-    def _await_door(self) -> socket.socket:
+    def _await_door(self) -> Connection:
         process, deadline = self._process, time.monotonic() + START_TIMEOUT
         while process is not None and process.poll() is None and time.monotonic() < deadline:
             connection = self._connect()
@@ -231,30 +281,120 @@ class LocalWorkers:
             f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}"
         )
 
-    def revive(self) -> bool:
-        """Start the supervisor again, with as many workers, if it has died; return whether."""
-        if self._closing or not self.n_workers or self._alive():
-            return False
-        now = time.monotonic()
-        self._restarts = [t for t in self._restarts if t > now - 60] + [now]
-        if len(self._restarts) > MAX_RESTARTS:
-            return False
-        self.scale(self.n_workers)
-        return True
+    # -- its death -----------------------------------------------------------------------------
 
-    def _alive(self) -> bool:
-        """Return whether the connection stands; it carries nothing but answers."""
-        with self._lock:
-            if self._connection is None:
-                return False
-            # Its timeout would be waited for even with MSG_DONTWAIT.
-            self._connection.setblocking(False)
-            try:
-                return bool(self._connection.recv(1, socket.MSG_PEEK))
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
+    def _watch(self) -> None:
+        """Start the supervisor again whenever it dies, until we leave."""
+        while (connection := self._connection) is not None:
+            connection.wait_for_end()
+            while self._is_lost(connection):
+                self._restart(connection)
+            connection.close()
+            if self._connection is connection:
+                break
+        if self._process is not None:  # it may end long after we have left it to others
+            self._process.wait()
+
+    def _is_lost(self, connection: Connection) -> bool:
+        """Return whether there is no other one in the place of a connection that has ended."""
+        return self._connection is connection and not self._closing.is_set()
+
+    def _restart(self, connection: Connection) -> None:
+        self._brake(connection)
+        self.is_restarting = True
+        try:
+            with self._lock:
+                if self._is_lost(connection):
+                    self._reopen()
+        except Exception as error:  # noqa: BLE001 - else nobody would ever try again
+            self.trouble = f"the local workers can't be started again, which is tried on: {error}"
+            self._closing.wait(RETRY)
+        finally:
+            self.is_restarting = False
+
+    def _reopen(self) -> None:
+        connection = self._open()
+        self.trouble = ""
+        if self.n_workers:  # how many others of the kernel want is not known here
+            self._put(connection, {"session": self._session, "scale": self.n_workers})
+
+    def _brake(self, connection: Connection) -> None:
+        """Wait, if it has died too often, until the first of these deaths is long ago."""
+        now = time.monotonic()
+        self._restarts = [t for t in self._restarts if t > now - RESTART_SPAN]
+        if len(self._restarts) >= MAX_RESTARTS:
+            until = self._restarts.pop(0) + RESTART_SPAN
+            at = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
+            self.trouble = (
+                f"the supervisor of the local workers has died {MAX_RESTARTS + 1} times within"
+                f" {RESTART_SPAN:g} s. It is started again at {at}; q.run(n) starts it at once."
+                f" Its log: {self.log}"
+            )
+            while self._is_lost(connection) and (left := until - time.monotonic()) > 0:
+                self._closing.wait(min(left, RETRY))
+        self._restarts.append(time.monotonic())
+
+
+class Connection:
+    """A connection to a supervisor's door, which answers each request by a line, in order."""
+
+    def __init__(self, door: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(STOP_TIMEOUT)
+        self._unread = b""
+        #: Answers that have not come yet: some may be late.
+        self._n_owed = 0
+        try:
+            self._socket.connect(os.fspath(door))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def peer(self) -> str:
+        """Which process it leads to, for people."""
+        if not hasattr(socket, "SO_PEERCRED"):
+            return ""
+        data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return f" (process {int.from_bytes(data[:4], sys.byteorder)})"
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer.
+
+        Raises
+        ------
+        TimeoutError
+            It has not come in time; it will, if the supervisor lives.
+        OSError, ValueError
+            The other side is gone.
+        """
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        self._n_owed += 1
+        while True:
+            *lines, self._unread = self._unread.split(b"\n")
+            self._n_owed -= len(lines)
+            if not self._n_owed:
+                answer: dict[str, Any] = json.loads(lines[-1])
+                return answer
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionError("the supervisor closed the connection")
+            self._unread += data
+
+    def wait_for_end(self) -> None:
+        """Return when the other side is gone, or `end` was called."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # what is always told: errors, and its end
+        while not poll.poll():
+            pass
+
+    def end(self) -> None:
+        """End it; who waits for the end closes it."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def _is_open(door: Path) -> bool:
@@ -267,17 +407,3 @@ def _is_open(door: Path) -> bool:
         except OSError:  # it is busy
             return True
     return True
-
-
-def _converse(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
-    """Send a line and return the answer; ValueError or OSError if the other side is gone."""
-    connection.settimeout(STOP_TIMEOUT)
-    connection.sendall(json.dumps(request).encode() + b"\n")
-    answer = b""
-    while not answer.endswith(b"\n"):
-        data = connection.recv(65536)
-        if not data:
-            raise ConnectionError("the supervisor closed the connection")
-        answer += data
-    reply: dict[str, Any] = json.loads(answer)
-    return reply

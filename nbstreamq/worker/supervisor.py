@@ -36,7 +36,7 @@ from ..secret import Address, Secret
 from ..settings import Settings, n_cores
 from .child import DUMP, N_DESCRIPTORS, STOP, Child, ended_file, shared_file, start
 from .death import Death, cause_of, tail
-from .door import Door
+from .door import Door, HasFile
 from .orders import Orders
 from .reaper import bury, has_lost_its_supervisor
 from .sessions import members
@@ -142,7 +142,7 @@ class Supervisor:
         try:
             while not self._stopping:
                 self._turn()
-                if self.door and not self.door.users:
+                if self.door and not self.door.in_use:
                     waited = time.monotonic() - born > self._timing.visit
                     if (self.door.visited or waited) and not self._has_named_work():
                         break
@@ -260,7 +260,7 @@ class Supervisor:
         for session in door.serve(ready, self.scale) if door else ():
             self._drop_session(session)
 
-    def _poll(self, sockets: Sequence[socket.socket], timeout: float) -> set[int]:
+    def _poll(self, sockets: Sequence[HasFile], timeout: float) -> set[int]:
         """Wait for a signal, or something to read; return the descriptors that can be read."""
         poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
         for descriptor in (self._wakeup, *(one.fileno() for one in sockets)):

@@ -129,7 +129,7 @@ def test_ctrl_c_that_ends_the_script_drops_them(start, make_queue):
     script.end(-signal.SIGINT)
     script.open_gate()
     assert make_queue().submit(abs, -1).result(20) == 1  # behind all that was open
-    assert script.written == set()
+    assert script.written <= {"0", "1"}  # of those that ran one may have been over already
 
 
 def test_ctrl_c_in_the_wait_drops_them(start):

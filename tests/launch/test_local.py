@@ -111,8 +111,6 @@ def test_it_is_started_again_when_it_has_died(new_local, wait_for_workers, wait_
     os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: not any(map(psutil.pid_exists, before)), describe="the workers' end")
 
-    local.revive()
-
     after = wait_until(
         lambda: (w := wait_for_workers(2)) and not set(w) & set(before) and w, describe="new ones"
     )
@@ -124,9 +122,22 @@ def test_what_lives_is_not_started_again(new_local, wait_for_workers):
     local.scale(1)
     before = wait_for_workers(1)
 
-    local.revive()
+    local._connection.end()  # as if it was lost
 
-    assert wait_for_workers(1) == before
+    local.scale(2)
+    assert set(before) < set(wait_for_workers(2))
+
+
+def test_it_leaves_although_its_connection_was_lost(new_local, wait_for_workers):
+    local, other = new_local("s1"), new_local("s2")
+    local.scale(1)
+    other.scale(1)
+    processes = wait_for_workers(1)
+    local._connection.end()
+    local.close(wait=True)
+    assert wait_for_workers(1) == processes
+    other.close(wait=True)
+    assert wait_for_workers(0) == {}
 
 
 def test_scaling_starts_it_again_when_it_has_died(new_local, wait_for_workers, wait_until):
