@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 from ..protocol.messages import Event
 
 __all__ = ["echo"]
+
+#: `splitlines` knows more of them, such as a form feed.
+_LINE_ENDS = re.compile(r"\r\n|\n|\r")
 
 
 def echo(name: str, event: Event) -> None:
@@ -15,7 +19,7 @@ def echo(name: str, event: Event) -> None:
     for item, stream, text in json.loads(event.body):
         target = sys.stderr if stream == "stderr" else sys.stdout
         mark = f"[{name} {event.n + item}] "
-        for line in text.splitlines():
+        for line in _LINE_ENDS.split(text.removesuffix("\n")):
             try:
                 target.write(f"{mark}{line}\n")
             except UnicodeEncodeError:  # not in the terminal's encoding, or half a surrogate pair

@@ -19,7 +19,8 @@ import os
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..protocol.messages import Task
 
@@ -32,6 +33,8 @@ FILE_LIMIT_BYTES = 64 * 2**20
 #: Seconds of items that share a look at what others than Python code printed, after a look that
 #: found nothing: what comes then is taken for the last one's. Shorter costs more.
 PAUSE = 0.005
+#: Seconds for which the begin of a line waits for its end. Longer shows a prompt later.
+LINE_PATIENCE = 1.0
 _DROPPED = f"\n[more than {ITEM_LIMIT_BYTES // 2**20} MB printed: the rest is dropped]\n"
 
 
@@ -96,10 +99,16 @@ class Output:
         self.item = 0
         self.looked = self.pause = 0.0
         self._tasks: list[Task] = []
+        #: What `sys.stdout` and `sys.stderr` were before each of the tasks began: a task that waits
+        #: for others may have redirected them.
+        self._outer: list[tuple[Any, Any]] = []
         self._last: tuple[Task | None, int] = (None, 0)
         self._channels: list[_Channel] = []
         self._flush_c = ctypes.CDLL(None).fflush
         self._pieces: list[Piece] = []
+        #: Since when the end of the last line is missing.
+        self._unfinished_since = 0.0
+        self._streams: tuple[Stream, Stream] | None = None
         self._lock = threading.RLock()
         self._reporting = threading.Lock()
         self._seen: dict[tuple[int, int], int] = {}
@@ -111,11 +120,16 @@ class Output:
         for target, (name, file) in enumerate((("stdout", stdout), ("stderr", stderr)), start=1):
             os.dup2(file, target)
             self._channels.append(_Channel(name, file))
-        sys.stdout = Stream(self, "stdout", 1)
-        sys.stderr = Stream(self, "stderr", 2)
+        self._streams = Stream(self, "stdout", 1), Stream(self, "stderr", 2)
+        self.put_streams_back()
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
         logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
+
+    def put_streams_back(self) -> None:
+        """Have `sys.stdout` and `sys.stderr` be ours again, also if an item has set others."""
+        if self._streams is not None:
+            sys.stdout, sys.stderr = self._streams
 
     def forked(self) -> None:
         """Only write, in a process that a task has forked: its parent sees what comes."""
@@ -129,6 +143,8 @@ class Output:
             self.look()
         self.item = item
         self._tasks.append(task)
+        self._outer.append((sys.stdout, sys.stderr))
+        self.put_streams_back()
         self.pause = 0.0
 
     def restore(self, depth: int) -> None:
@@ -136,7 +152,8 @@ class Output:
         with self._lock:
             if len(self._tasks) > depth:
                 self._last = self._owner()
-                del self._tasks[depth:]
+                sys.stdout, sys.stderr = self._outer[depth]
+                del self._tasks[depth:], self._outer[depth:]
 
     def leave(self) -> list[Piece]:
         """Say that the current task is over; return what was printed since the last `collect`."""
@@ -144,6 +161,7 @@ class Output:
             self.look()
             self._last = self._owner()
             self._tasks.pop()
+            sys.stdout, sys.stderr = self._outer.pop()
             if self._seen:
                 waiting = set(map(id, self._tasks))
                 self._seen = {k: n for k, n in self._seen.items() if k[0] in waiting}
@@ -155,11 +173,32 @@ class Output:
         return self._reporting
 
     def collect(self) -> list[Piece]:
-        """Return what anything printed since the last call."""
+        """Return what anything printed since the last call, but for a line that has just begun.
+
+        Else a line that is printed in parts would be shown as two.
+        """
         with self._lock:
             self._take_in()
-            pieces, self._pieces = self._pieces, []
+            pieces, self._pieces = self._pieces, self._unfinished()
+            if self._pieces:
+                begun, last = self._pieces[0], pieces.pop()
+                if text := last.text.removesuffix(begun.text):
+                    pieces.append(replace(last, text=text))
             return pieces
+
+    def _unfinished(self) -> list[Piece]:
+        """Return the begin of a line whose end may come soon; it is the end of what was printed."""
+        last = self._pieces[-1] if self._pieces else None
+        end = 0 if last is None else 1 + max(last.text.rfind("\n"), last.text.rfind("\r"))
+        if last is None or end == len(last.text):
+            self._unfinished_since = 0.0
+            return []
+        if end or not self._unfinished_since:
+            self._unfinished_since = self.looked
+        if self.looked - self._unfinished_since > LINE_PATIENCE:
+            self._unfinished_since = 0.0
+            return []
+        return [replace(last, text=last.text[end:])]
 
     def look(self) -> None:
         """Take in what anybody wrote to the descriptors: the running item, for all we know."""
@@ -238,6 +277,9 @@ class Stream(io.TextIOBase):
     def fileno(self) -> int:
         return self._descriptor
 
+    def close(self) -> None:
+        """Stay open: later tasks print here, too."""
+
     def writable(self) -> bool:
         return True
 
@@ -251,6 +293,9 @@ class _Bytes(io.RawIOBase):
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+
+    def close(self) -> None:
+        """Stay open: later tasks print here, too."""
 
     def writable(self) -> bool:
         return True

@@ -419,6 +419,7 @@ class Runner:
         elif n_run == work.n_together and not (work.time_limit or self._long):
             work.n_together *= 2
         block, output = work.next(), self._output
+        output.put_streams_back()
         if block and now - output.looked > output.pause:
             output.look()
         return block if output.pause else block[:1]

@@ -1,6 +1,8 @@
 """What tasks print comes back: by the right task, in order, soon, and not without end."""
 
+import contextlib
 import ctypes
+import io
 import logging
 import os
 import subprocess
@@ -377,3 +379,79 @@ def test_what_a_thread_prints_after_its_task_is_not_lost(queue, gate, wait_until
 
     # Whose it is can't be told; it must be somebody's, and harm nobody.
     assert queue.submit(lambda: 1).result(20) == 1
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_a_task_that_replaces_the_streams_silences_no_other(new_queue, close):
+    def replace():
+        if close:
+            sys.stdout.close()
+            sys.stderr.close()
+        sys.stdout = sys.stderr = io.StringIO()
+        print("unheard")
+
+    def say():
+        print("out")
+        print("err", file=sys.stderr)
+
+    queue = new_queue(workers=1)
+    first, second = queue.submit(replace), queue.submit(say)
+    second.result(20)
+    assert (first.logs, second.logs) == ("", "out\nerr\n")
+    job = queue.map(lambda i: replace() if i % 2 else say(), range(4), chunksize=4)
+    job.result(20)
+    assert job.logs[0] == "out\nerr\n"
+
+
+def test_a_task_that_waits_keeps_its_redirection(new_queue):
+    queue = new_queue(workers=1)
+
+    def outer():
+        with contextlib.redirect_stdout(io.StringIO()) as caught:
+            print("before")
+            inner = queue.submit(print, "inner")
+            inner.result(20)
+            print("after")
+        return caught.getvalue(), inner.logs
+
+    future = queue.submit(outer)
+    caught, inner = future.result(20)
+    assert inner == "inner\n"
+    assert {"before", "after"} <= set(caught.splitlines())
+    assert future.logs == ""
+
+
+def test_a_line_that_is_printed_in_parts_is_shown_whole(new_queue, gate, capsys, wait_until):
+    middle = gate()
+
+    def say():
+        print("first")
+        print("second: begin", end="")
+        middle.wait()
+        print(", end")
+        print("third\x0cis one line", end="")
+
+    queue = new_queue(workers=1)
+    future = queue.submit(say)
+    wait_until(lambda: future.logs, describe="the first line")
+    assert future.logs == "first\n"
+    middle.open()
+    future.result(20)
+    assert future.logs == "first\nsecond: begin, end\nthird\x0cis one line"
+    assert capsys.readouterr().out.splitlines(keepends=False)[:2] == [
+        "[say 0] first", "[say 0] second: begin, end"
+    ]  # fmt: skip
+
+
+def test_a_prompt_is_shown_while_the_task_waits(new_queue, gate, wait_until):
+    done = gate()
+
+    def ask():
+        print("Continue? ", end="")
+        done.wait()
+
+    future = new_queue(workers=1).submit(ask)
+    wait_until(lambda: future.logs == "Continue? ", describe="the prompt")
+    done.open()
+    future.result(20)
+    assert future.logs == "Continue? "
