@@ -123,7 +123,7 @@ def _find_culprit(value: object) -> tuple[Any, BaseException] | None:
             return super().reducer_override(obj)
 
     try:
-        Watch(Sink()).dump(value)
+        Watch(Sink(), maps=True).dump(value)
     except Exception as error:  # noqa: BLE001  # that is what we are after
         return begun[0], error
     return None

@@ -165,7 +165,7 @@ def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool)
 
     name = name_of(fn)
     try:
-        pickler = pickled(fn, apart=None if blobs is None else blobs.large)
+        pickler = pickled(fn, apart=None if blobs is None else blobs.large, maps=True)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - its text is in ours

@@ -79,7 +79,7 @@ def _dump(
 ) -> bytes:
     task = id_of(position)
     try:
-        return dump(value, f"the result of task {task}", blobs)
+        return dump(value, f"the result of task {task}", blobs, maps=False)
     except BaseException as error:  # noqa: BLE001 - a __reduce__ that exits must not end the worker
         known = isinstance(error, NbstreamqError)
         text = str(error) if known else f"The result of task {task} can't be pickled: {error!r}"

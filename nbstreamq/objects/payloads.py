@@ -27,6 +27,7 @@ def dump(
     large: int | None = None,
     first: int = 0,
     generators: list[Any] | None = None,
+    maps: bool = True,
 ) -> bytes:
     """Return `value` as bytes; with `blobs`, as a parcel if something large was laid there.
 
@@ -44,6 +45,9 @@ def dump(
         The number, for the message of an error, of the first element of a list.
     generators
         Gets the random number generators that are copied.
+    maps
+        Send an array that maps a file as that file. A result is sent as a copy: the file may be on
+        another machine, or gone with the task.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def dump(
     from .pickler import pickled
 
     try:
-        pickler = pickled(value, apart=None if blobs is None else blobs.large)
+        pickler = pickled(value, apart=None if blobs is None else blobs.large, maps=maps)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - its text is in ours

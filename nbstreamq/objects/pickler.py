@@ -26,6 +26,7 @@ from .blobs import Blobs, Parcel
 from .classes import reduce_class, reduce_member
 from .code import names_of, needed_modules
 from .generators import reducers
+from .mapped import reduce_mapped
 from .modules import is_local
 from .references import Ref, Traveller
 from .standard import REDUCERS, is_generic, reduce_generic
@@ -49,9 +50,9 @@ _MADE_BY_CODE = 1 << 9
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 
-def pickled(value: object, *, apart: int | None = None) -> Pickler:
+def pickled(value: object, *, apart: int | None = None, maps: bool = False) -> Pickler:
     """Return a pickler that has pickled `value`, but for buffers of `apart` bytes or more."""
-    pickler = Pickler(io.BytesIO(), apart=apart)
+    pickler = Pickler(io.BytesIO(), apart=apart, maps=maps)
     try:
         pickler.dump(value)
     except MemoryError:
@@ -60,7 +61,7 @@ def pickled(value: object, *, apart: int | None = None) -> Pickler:
         if not pickler.sent_modules:
             raise
         # What a local module holds and the function doesn't need (a lock, a connection) may stay.
-        pickler = Pickler(io.BytesIO(), lenient=True, apart=apart)
+        pickler = Pickler(io.BytesIO(), lenient=True, apart=apart, maps=maps)
         pickler.dump(value)
     return pickler
 
@@ -87,6 +88,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         Names of the modules whose contents are being tried; their contents aren't pickled.
     apart
         Bytes from which buffers are left out of the pickle; None: none is.
+    maps
+        Send an array that maps a file as that file, and not as a copy of its elements.
 
     Attributes
     ----------
@@ -111,6 +114,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         lenient: bool = False,
         entered: frozenset[str] = frozenset(),
         apart: int | None = None,
+        maps: bool = False,
     ) -> None:
         self.buffers: list[memoryview] = []
         # Not a method: that would be a cycle, and keep what was pickled until it is collected.
@@ -121,6 +125,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         super().__init__(file, protocol=5, buffer_callback=leave_in)
         self.held: list[Any] = []
         self._apart = apart
+        self._maps = maps
         self._file = file
         self.filenames: set[str] = set()
         self.sent_modules = False
@@ -137,10 +142,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to make `obj` again; NotImplemented leaves it to pickle."""
-        if type(obj) in _numpys_types:  # quickly: there may be many
-            return NotImplemented
-        self.is_harmless &= _is_numpys(obj)
-        return _reduce_code(obj) if isinstance(obj, types.CodeType) else self._reduce(obj)
+        if type(obj) not in _numpys_types:  # quickly: there may be many of these
+            self.is_harmless &= _is_numpys(obj)
+            if type(obj) not in _numpys_types:
+                return _reduce_code(obj) if isinstance(obj, types.CodeType) else self._reduce(obj)
+        # Only an array has a base: what its memory belongs to.
+        has_owner = self._maps and getattr(obj, "base", None) is not None
+        return reduce_mapped(obj) if has_owner else NotImplemented
 
     def _reduce(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
