@@ -20,6 +20,7 @@ from .secret import Address, Secret
 
 __all__ = [
     "Settings",
+    "check_sockets",
     "conceal",
     "environment_without_secrets",
     "hand_over",
@@ -35,6 +36,10 @@ _concealed: dict[str, Secret] = {}
 
 #: More cores than any machine has: the CPU quota of a process that has none.
 _NO_QUOTA = 2.0**31
+#: Bytes that the path of a socket may have.
+_SOCKET_BYTES = 107 if sys.platform == "linux" else 103
+#: Longest name of a socket in `Settings.runtime_dir`.
+WORKERS_SOCKET = "workers-0123456789abcdef.sock"
 #: How a supervisor can start workers.
 METHODS = ("fork", "spawn")
 
@@ -245,17 +250,39 @@ def receive() -> dict[str, Secret]:
     return known
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter; refuse one that others could have planted."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    link, target = folder.lstat(), folder.stat()
-    if {link.st_uid, target.st_uid} != {os.getuid()}:
+def make_private(folder: Path, variable: str) -> None:
+    """Make a folder that only this user can enter; refuse one that others could have planted.
+
+    Parameters
+    ----------
+    variable
+        The environment variable that names another folder, for the message.
+    """
+    advice = f"Set {variable} to a folder of yours where you may write."
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        link, target = folder.lstat(), folder.stat()
+    except OSError as error:
         raise ServerStartFailed(
-            f"{folder} belongs to another user: set NBSTREAMQ_RUNTIME_DIR or NBSTREAMQ_DATA_DIR."
-        )
+            f"The folder {folder} can't be made or looked at: {error.strerror}. {advice}"
+        ) from None
+    if {link.st_uid, target.st_uid} != {os.getuid()}:
+        raise ServerStartFailed(f"The folder {folder} belongs to another user. {advice}")
     if stat.S_IMODE(target.st_mode) & 0o077:
         raise ServerStartFailed(f"{folder} is open to other users: run `chmod 700 {folder}`.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ServerStartFailed(f"The folder {folder} can't be written to. {advice}")
+
+
+def check_sockets(folder: Path) -> None:
+    """Raise `ServerStartFailed` if `folder` has a path too long for the sockets in it."""
+    most = _SOCKET_BYTES - len(f"/{WORKERS_SOCKET}")
+    if (n := len(os.fsencode(folder.absolute()))) > most:
+        raise ServerStartFailed(
+            f"The path of {folder} has {n} bytes, and sockets in it need one of at most {most}. Set"
+            " NBSTREAMQ_RUNTIME_DIR to a folder with a shorter path, such as one in /tmp."
+        )
 
 
 def n_cores(

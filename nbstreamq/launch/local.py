@@ -31,7 +31,13 @@ from typing import Any
 from ..errors import ServerError
 from ..home import Home
 from ..secret import Address, Secret
-from ..settings import Settings, environment_without_secrets, hand_over, make_private
+from ..settings import (
+    Settings,
+    check_sockets,
+    environment_without_secrets,
+    hand_over,
+    make_private,
+)
 from .python import python_command
 
 __all__ = ["LocalWorkers"]
@@ -80,7 +86,7 @@ class LocalWorkers:
         self._secret = secret = Secret(secret)
         self._home = home
         self._session = session
-        make_private(settings.runtime_dir)
+        make_private(settings.runtime_dir, "NBSTREAMQ_RUNTIME_DIR")
         self._store = settings.store
         key = hashlib.sha256(
             json.dumps(
@@ -200,6 +206,7 @@ class LocalWorkers:
 
     def _open(self) -> Connection:
         """Connect to the supervisor; start it if there is none."""
+        check_sockets(self._stem.parent)
         connection = self._connect()
         if connection is None:
             with self._locked():

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from ..errors import ServerError, ServerStartFailed
 from ..secret import Address
-from ..settings import Settings, make_private
+from ..settings import Settings, check_sockets, make_private
 from . import CLOSING
 from .binary import find_binary
 
@@ -37,8 +37,6 @@ POLL = 0.002
 #: Seconds for one reply, after which the server counts as silent.
 _REPLY_TIMEOUT = 1.0
 _SOCKET = "server.sock"
-#: Bytes of a socket's path that both Linux (107) and macOS (103) take.
-_PATH_LIMIT_BYTES = 103
 #: What keeper and server see of the environment: no kernel's secrets.
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "PYTHONHOME", "PYTHONUSERBASE")
 _LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
@@ -63,7 +61,7 @@ def ensure_server(settings: Settings) -> str:
     path = _socket_path(settings)
     try:
         # Before each use: a folder in /tmp that another user planted has that user's server.
-        make_private(path.parent)
+        make_private(path.parent, "NBSTREAMQ_RUNTIME_DIR")
         if not _is_ready(_ask(path, b"PING")):
             _start_or_wait(settings, path)
     except ServerError:
@@ -97,7 +95,7 @@ def stop_server(settings: Settings) -> bool:
     path = _socket_path(settings)
     if not path.parent.exists():
         return False
-    make_private(path.parent)
+    make_private(path.parent, "NBSTREAMQ_RUNTIME_DIR")
     deadline = time.monotonic() + DATA_TIMEOUT
     ran = False
     while not _is_free(path.with_name("lock")):
@@ -135,7 +133,7 @@ def _start(settings: Settings, path: Path, lock: int) -> Path:
     """Start keeper and server, which inherit the lock; return the folder of data and logs."""
     binary = find_binary(settings)
     data = settings.data_dir.absolute() / binary.name
-    make_private(data)
+    make_private(data, "NBSTREAMQ_DATA_DIR")
     with _lock(data / "lock") as data_lock:
         if data_lock is None:
             raise ServerStartFailed(
@@ -200,13 +198,8 @@ def _failure(what: str, data: Path | None) -> ServerStartFailed:
 
 
 def _socket_path(settings: Settings) -> Path:
-    path = settings.runtime_dir.absolute() / _SOCKET
-    if len(os.fsencode(path)) > _PATH_LIMIT_BYTES:
-        raise ServerStartFailed(
-            f"{path} is too long for a socket, which takes {_PATH_LIMIT_BYTES} bytes."
-            " Set NBSTREAMQ_RUNTIME_DIR to a folder with a shorter path."
-        )
-    return path
+    check_sockets(settings.runtime_dir)
+    return settings.runtime_dir.absolute() / _SOCKET
 
 
 @contextmanager

@@ -114,8 +114,14 @@ def load_secret(settings: Settings) -> Secret:
     path = settings.data_dir / "secret"
     try:
         return _read_private(path)
-    except FileNotFoundError:
-        _create_private(path, Secret(secrets.token_hex(32)))
+    except (FileNotFoundError, NotADirectoryError):
+        try:
+            _create_private(path, Secret(secrets.token_hex(32)))
+        except OSError as error:
+            raise PermissionError(
+                f"The key file {path} can't be made: {error.strerror}. Set NBSTREAMQ_DATA_DIR to a"
+                " folder of yours where you may write, or set NBSTREAMQ_SECRET."
+            ) from None
         return _read_private(path)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from nbstreamq import TaskQueue
 from nbstreamq.errors import ServerNotFound, ServerStartFailed, ServerUnreachable
 from nbstreamq.launch.binary import find_binary
 from nbstreamq.launch.keeper import Usage
@@ -419,10 +420,60 @@ def test_folder_that_cannot_be_made(folder):
         ensure_server(settings)
 
 
-def test_long_socket_path_is_refused(folder):
-    settings = replace(make_settings(folder), runtime_dir=folder / ("x" * 100))
-    with pytest.raises(ServerStartFailed, match="NBSTREAMQ_RUNTIME_DIR"):
+def test_data_folder_of_another_user_is_refused(folder):
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    settings = make_settings(folder)
+    data = settings.data_dir / find_binary(settings).name
+    data.mkdir(mode=0o700, parents=True)
+    os.chown(data, 12345, -1)
+    with pytest.raises(ServerStartFailed, match=r"another user\. Set NBSTREAMQ_DATA_DIR"):
         ensure_server(settings)
+
+
+def test_runtime_folder_below_a_file_is_refused(folder):
+    (folder / "file").touch()
+    settings = replace(make_settings(folder), runtime_dir=folder / "file" / "run")
+    with pytest.raises(ServerStartFailed, match=r"\. Set NBSTREAMQ_RUNTIME_DIR"):
+        ensure_server(settings)
+
+
+@pytest.mark.parametrize("n_bytes", [78, 91, 92, 200])
+def test_long_socket_path_is_refused(folder, n_bytes):
+    path = folder / ("x" * (n_bytes - 1 - len(str(folder))))
+    with pytest.raises(ServerStartFailed, match=rf"has {n_bytes} bytes.* NBSTREAMQ_RUNTIME_DIR"):
+        ensure_server(replace(make_settings(folder), runtime_dir=path))
+    assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere paths must be shorter")
+def test_the_longest_path_is_long_enough_for_workers(short_folder, monkeypatch, queue_name):
+    folder = short_folder()
+    path = folder / ("x" * (77 - 1 - len(str(folder))))
+    monkeypatch.setenv("NBSTREAMQ_RUNTIME_DIR", str(path))
+    monkeypatch.setenv("NBSTREAMQ_DATA_DIR", str(folder / "data"))
+    with TaskQueue(queue_name, workers=1) as queue:
+        assert queue.submit(abs, -1).result(20) == 1
+
+
+def test_workers_of_another_server_need_a_short_path_too(
+    server_url, queue_name, monkeypatch, folder
+):
+    path = folder / ("x" * (80 - 1 - len(str(folder))))
+    monkeypatch.setenv("NBSTREAMQ_RUNTIME_DIR", str(path))
+    with (
+        TaskQueue(queue_name, server_url, workers=1) as queue,
+        pytest.raises(ServerStartFailed, match=r"has 80 bytes.* NBSTREAMQ_RUNTIME_DIR"),
+    ):
+        queue.submit(abs, -1)
+
+
+def test_a_key_file_that_can_not_be_made_names_the_variable(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setenv("NBSTREAMQ_DATA_DIR", str(folder / "file" / "data"))
+    monkeypatch.delenv("NBSTREAMQ_SECRET")
+    with pytest.raises(PermissionError, match=r"can't be made: .*Set NBSTREAMQ_DATA_DIR"):
+        TaskQueue(workers=0)
 
 
 def test_special_characters_in_the_path(folder, connect):
