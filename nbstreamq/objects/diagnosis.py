@@ -23,7 +23,7 @@ from types import (
 from typing import Any, NamedTuple
 
 from ..errors import NotPicklable
-from .code import names_of
+from .shells import captured_globals
 
 __all__ = ["explain"]
 
@@ -184,9 +184,7 @@ def captures_of(fn: Any) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
         except ValueError:  # not yet bound
             continue
-    for name in names_of(code).globals:
-        if name in fn.__globals__:
-            yield name, fn.__globals__[name]
+    yield from captured_globals(fn).items()
     defaults = fn.__defaults__ or ()
     yield from zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False)
     yield from (fn.__kwdefaults__ or {}).items()

@@ -20,6 +20,7 @@ from ..errors import NotPicklable, PythonMismatch
 from .blobs import Blobs, Handle, Parcel, handles_of
 from .captures import Snapshot, take
 from .generators import type_name
+from .shells import ShellLine
 from .surroundings import Surroundings, arriving
 
 __all__ = ["FunctionPickle", "FunctionPickler", "LoadedFunction", "load_function", "name_of"]
@@ -166,7 +167,7 @@ def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool)
     name = name_of(fn)
     try:
         pickler = pickled(fn, apart=None if blobs is None else blobs.large, maps=True)
-    except MemoryError:
+    except (MemoryError, ShellLine):
         raise
     except Exception as error:  # noqa: BLE001 - its text is in ours
         from .diagnosis import explain

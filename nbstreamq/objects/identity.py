@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from .classes import attributes_of, own_states
-from .code import OF_TEXT, names_of, steps_of
+from .code import OF_TEXT, steps_of
 from .modules import is_local
 from .payloads import SIMPLE
 from .pickler import Pickler, by_reference
 from .references import Ref
+from .shells import captured_globals
 from .standard import is_generic
 
 __all__ = ["identities", "identity", "inputs_digest"]
@@ -137,12 +138,11 @@ def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
 def _parts(fn: types.FunctionType) -> dict[str, Any]:
     """Return what a function consists of, by names for people."""
     code, defaults = fn.__code__, fn.__defaults__ or ()
-    names = names_of(code).globals
     optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
     given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})
     return {
         "its code": code,
-        **{f"`{name}`": fn.__globals__[name] for name in names if name in fn.__globals__},
+        **{f"`{name}`": value for name, value in captured_globals(fn).items()},
         **{
             f"`{name}`": _contents(cell)
             for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True)

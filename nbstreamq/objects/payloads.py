@@ -63,10 +63,11 @@ def dump(
             return data
         return blobs.pack(data, (), what, large=large)
     from .pickler import pickled
+    from .shells import ShellLine
 
     try:
         pickler = pickled(value, apart=None if blobs is None else blobs.large, maps=maps)
-    except MemoryError:
+    except (MemoryError, ShellLine):
         raise
     except Exception as error:  # noqa: BLE001 - its text is in ours
         from .diagnosis import explain

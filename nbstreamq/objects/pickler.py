@@ -29,6 +29,7 @@ from .generators import reducers
 from .mapped import reduce_mapped
 from .modules import is_local
 from .references import Ref, Traveller
+from .shells import captured_globals, check_shell_lines
 from .standard import REDUCERS, is_generic, reduce_generic
 from .surroundings import arriving_here
 
@@ -184,9 +185,10 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         reduced = super()._dynamic_function_reduce(func)
         make, args, state, *_ = reduced
         slots = state[1]
+        check_shell_lines(func)
         names, defined = names_of(func.__code__), func.__globals__
         # cloudpickle overlooks the globals that the body of a nested class reads.
-        slots["__globals__"] |= {name: defined[name] for name in names.globals if name in defined}
+        slots["__globals__"] = captured_globals(func)
         slots["_cloudpickle_submodules"] += needed_modules(func)
         sets = names.sets - defined.keys()
         reads = {n for n in names.globals if n not in defined and not hasattr(builtins, n)}

@@ -11,6 +11,7 @@ foreign code fills it.
 
 from __future__ import annotations
 
+import builtins
 import codecs
 import ctypes
 import io
@@ -122,6 +123,7 @@ class Output:
             self._channels.append(_Channel(name, file))
         self._streams = Stream(self, "stdout", 1), Stream(self, "stderr", 2)
         self.put_streams_back()
+        builtins.display = display  # type: ignore[attr-defined]  # as in a notebook
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
         logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
@@ -255,6 +257,12 @@ class Output:
             self._pieces[-1] = Piece(task, item, stream, last.text + text)
         else:
             self._pieces.append(Piece(task, item, stream, text))
+
+
+def display(*values: object, **_: object) -> None:
+    """Print values as a notebook without a browser shows them."""
+    for value in values:
+        sys.stdout.write(f"{value!r}\n")
 
 
 class Stream(io.TextIOBase):

@@ -279,6 +279,66 @@ def test_cells_and_functions_share_what_the_notebook_does_not_define(shell, run_
     assert set(job.result(20)) == {("open", 1, ("open", 1))}
 
 
+# -- IPython's names in functions ---------------------------------------------------------------
+
+
+def run_function(shell, source, *args):
+    """Run a cell that defines `f`, and call that on a worker."""
+    assert shell.run_cell(source).success
+    return shell.user_ns["q"].submit(shell.user_ns["f"], *args)
+
+
+@pytest.mark.parametrize("name", ["exit", "quit"])
+def test_exit_is_the_worker_s_own(shell, name):
+    shell.user_ns.update(exit=shell.exiter, quit=shell.exiter)
+    future = run_function(shell, f"def f(wrong):\n    if wrong: {name}(3)\n    return 1", True)
+    with pytest.raises(SystemExit, match="3"):
+        future.result(20)
+    assert shell.user_ns["q"].submit(shell.user_ns["f"], False).result(20) == 1
+    job = shell.user_ns["q"].map(shell.user_ns["f"], [False], name="exits")
+    assert job.result(20) == [1]
+    job.delete()
+
+
+@pytest.mark.parametrize("source", ["", "from IPython.display import display\n"])
+def test_display_prints_on_the_worker(shell, source):
+    shell.run_cell(source)
+    body = "with contextlib.redirect_stdout(io.StringIO()) as out:\n        display(x, 'text')"
+    code = f"import contextlib, io\ndef f(x):\n    {body}\n    return out.getvalue()"
+    assert run_function(shell, code, [1]).result(20) == "[1]\n'text'\n"
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_there_is_no_shell_on_the_worker(shell, imported):
+    source = "def f():\n    try:\n        get_ipython().run_line_magic('matplotlib', 'agg')\n"
+    source += (
+        "        return 'shell'\n    except (NameError, AttributeError):\n        return 'none'"
+    )
+    if imported:
+        shell.run_cell("from IPython import get_ipython")
+    assert run_function(shell, source).result(20) == "none"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("!ls -l", "the line `!ls -l`.*subprocess"),
+        ("files = !ls {x}", r"the line `!ls \{x\}`.*subprocess"),
+        ("%time x + 1", "the line `%time x \\+ 1`.*plain Python"),
+        ("with open(x):\n        !ls", "the line `!ls`"),
+        ("return [g() for _ in x]", r"g\(\) can't be sent.*the line `%pwd`"),
+        ("def inner():\n        !pwd\n    inner()", "the line `!pwd`"),
+    ],
+)
+def test_lines_for_ipython_are_refused_by_name(shell, line, says):
+    shell.run_cell("def g():\n    %pwd")
+    assert shell.run_cell(f"def f(x=()):\n    {line}").success
+    f, q = shell.user_ns["f"], shell.user_ns["q"]
+    for call in (lambda: q.submit(f), lambda: q.map(f, [1]), lambda: q.submit(map, f, [1])):
+        with pytest.raises(NotPicklable, match=says):
+            call()
+
+
 def test_what_late_joiners_print_comes_to_the_cell(empty_shell, new_queue, wait_until):
     shell, outputs = empty_shell, empty_shell.display_pub.outputs
     shell.user_ns["q"] = new_queue(workers=0)

@@ -1,0 +1,93 @@
+"""What IPython adds to a notebook's functions: names of its own, and lines with ``!`` and ``%``."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from ..errors import NotPicklable
+from .code import names_of
+
+__all__ = ["ShellLine", "captured_globals", "check_shell_lines"]
+
+#: Modules and names of what IPython puts into a notebook, or of its type.
+_OF_SHELL = frozenset(
+    {
+        ("IPython.core.autocall", "ExitAutocall"),
+        ("IPython.core.display_functions", "display"),
+        ("IPython.core.interactiveshell", "InteractiveShell.get_ipython"),
+    }
+)
+#: What a line with ``!`` or ``%`` calls -> how it begins in the notebook.
+_CALLS = {"system": "!", "getoutput": "!", "run_line_magic": "%", "run_cell_magic": "%%"}
+
+
+class ShellLine(NotPicklable):
+    """A function has a line that only IPython can run."""
+
+
+def captured_globals(fn: FunctionType) -> dict[str, Any]:
+    """Return the globals that a function uses, without those of IPython.
+
+    A worker has an `exit`, a `quit` and a `display` of its own, and no `get_ipython`.
+    """
+    known = fn.__globals__
+    return {
+        name: known[name]
+        for name in names_of(fn.__code__).globals
+        if name in known and not _is_of_shell(known[name])
+    }
+
+
+def _is_of_shell(value: Any) -> bool:
+    if isinstance(value, FunctionType | MethodType):
+        return (value.__module__, value.__qualname__) in _OF_SHELL
+    return any((c.__module__, c.__qualname__) in _OF_SHELL for c in type(value).__mro__)
+
+
+def check_shell_lines(fn: FunctionType) -> None:
+    """Raise `ShellLine` if a function has a line with ``!`` or ``%`` outside of `try`."""
+    if "get_ipython" not in names_of(fn.__code__).globals:
+        return
+    if line := _shell_line(fn.__code__):
+        instead = "subprocess.run" if line.startswith("!") else "plain Python"
+        raise ShellLine(
+            f"{fn.__qualname__}() can't be sent to a worker: it has the line `{line}`, which only"
+            f" IPython can run, and a worker runs plain Python. Use {instead} in the function, or"
+            " have the line in a cell of its own."
+        )
+
+
+@lru_cache(1000)
+def _shell_line(code: CodeType) -> str:
+    """Return the first such line, as it stands in the notebook; nothing if there is none."""
+    for before, now, after in _windows(code):
+        if before == "get_ipython" and now.argval in _CALLS and not _is_guarded(code, now.offset):
+            return (_CALLS[now.argval] + " ".join(map(str, after))).strip()
+    nested = (_shell_line(c) for c in code.co_consts if isinstance(c, CodeType))
+    return next(filter(None, nested), "")
+
+
+def _windows(code: CodeType) -> Iterator[tuple[str, dis.Instruction, list[Any]]]:
+    """Yield what was loaded last, each attribute, and the constants that follow it."""
+    told = [i for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")]
+    for k, (before, now) in enumerate(pairwise(told), 1):
+        following = [i.argval for i in told[k + 1 : k + 3] if i.opname == "LOAD_CONST"]
+        wanted = 1 if _CALLS.get(now.argval) == "!" else 2
+        yield before.argval, now, following[:wanted]
+
+
+def _is_guarded(code: CodeType, offset: int) -> bool:
+    """Tell whether an instruction is in a `try`, and not only in a `with`."""
+    following = dict(pairwise(dis.get_instructions(code)))
+    starts = {i.offset: (i.opname, following[i].opname) for i in following}
+    return any(
+        entry.start <= offset < entry.end
+        and starts.get(entry.target, ("", ""))[0] == "PUSH_EXC_INFO"
+        and starts[entry.target][1] != "WITH_EXCEPT_START"
+        for entry in dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+    )
