@@ -55,6 +55,9 @@ RETRY = 1.0
 #: Seconds for which the log of a supervisor that is gone is kept.
 LOG_LIFETIME = 7 * 86_400.0
 
+#: See `LocalWorkers._digest`.
+_SALT = os.urandom(16)
+
 
 class LocalWorkers:
     """The local workers of a queue that this kernel has started.
@@ -88,18 +91,7 @@ class LocalWorkers:
         self._session = session
         make_private(settings.runtime_dir, "NBSTREAMQ_RUNTIME_DIR")
         self._store = settings.store
-        key = hashlib.sha256(
-            json.dumps(
-                [
-                    url.reveal(),
-                    queue,
-                    secret.reveal(),
-                    home.calls,
-                    self._store and self._store.reveal(),
-                ]
-            ).encode()
-        )
-        self._stem = settings.runtime_dir / f"workers-{key.hexdigest()[:16]}"
+        self._stem = settings.runtime_dir / f"workers-{self._digest()}"
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -111,6 +103,16 @@ class LocalWorkers:
         self.trouble = ""
         #: Whether the supervisor has died, and will soon be there again.
         self.is_restarting = False
+
+    def _digest(self) -> str:
+        """Return what is the same for all queues of this process that share workers.
+
+        It is part of a command line, which all users can read: the salt keeps them from guessing
+        the secret.
+        """
+        store = self._store and self._store.reveal()
+        shared = [self._url.reveal(), self._queue, self._secret.reveal(), self._home.calls, store]
+        return hashlib.blake2b(json.dumps(shared).encode(), key=_SALT, digest_size=8).hexdigest()
 
     @property
     def log(self) -> Path:

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from nbstreamq import JobNotFound, SignatureError, cli
+from nbstreamq.notebook.reprs import dead_html, jobs_html, status_html, workers_html
 from nbstreamq.protocol.keys import Keys
 from nbstreamq.protocol.unsigned import MAX_COUNT, count, printable, seconds
 
@@ -106,6 +107,15 @@ def test_escapes_in_what_others_wrote_reach_no_terminal(quiet, client, keys, ser
     with pytest.raises(SystemExit):
         cli.main(["doctor", server_url, "--queue", quiet.name])
     assert_shown_safely(capsys.readouterr().out)
+
+
+def test_tags_in_what_others_wrote_reach_no_notebook(quiet, client, keys):
+    tag = "<img src=x onerror=alert(1)>"
+    plant(client, keys, tag)
+    shown = [status_html(quiet.status()), workers_html(quiet.workers())]
+    shown += [dead_html(quiet.dead()), jobs_html(quiet.jobs())]
+    assert "&lt;img" in shown[0]
+    assert "<img" not in "".join(shown)
 
 
 def test_nor_does_one_in_an_answer_of_the_server(quiet):

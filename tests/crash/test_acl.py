@@ -224,3 +224,15 @@ def test_a_client_takes_no_tasks(guarded):
         pytest.raises(redis.exceptions.NoPermissionError),
     ):
         client.execute_command(*read)
+
+
+@pytest.mark.parametrize("user", ["nbq-client", "nbq-worker"])
+def test_a_rule_for_one_queue_allows_no_other(guarded, user):
+    (rule,) = [line for line in rules() if f" {user} " in line]
+    narrow = rule.replace("~nbq1:{*}:*", "~nbq1:{sims}:*").split()[2:]
+    guarded.admin.execute_command("ACL", "SETUSER", user, "resetkeys", *narrow)
+    with redis.Redis.from_url(guarded.url(user)) as client:
+        assert client.hset("nbq1:{sims}:lanes", "low", 1) == 1
+        for other in ("nbq1:{other}:lanes", "nbq1:{sims2}:lanes", "nbq1:{*}:lanes", "sims"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.hset(other, "low", 1)
