@@ -49,6 +49,8 @@ def concise(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - raised again
+            # A traceback that shows variables would show a secret among them.
+            args, kwargs = (), {}  # type: ignore[assignment]
             raise shortened(error)  # noqa: B904 - it is the same error
 
     return call
