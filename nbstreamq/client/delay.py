@@ -38,8 +38,37 @@ def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]]
         )
     except NbstreamqError as error:
         return {}, str(error)
-    reason = session.workers.trouble or _reason(workers, queue, ledger.lane)
-    return workers, reason or ledger.delay()
+    reason = session.workers.trouble or _reason(workers, queue, ledger.lane) or ledger.delay()
+    return workers, reason or _vanished(session, ledger)
+
+
+def _has_tasks(store: Store) -> bool:
+    own = [f"@{worker}" for worker in store.workers()]
+    return store.has_tasks([*store.known_lanes(), *own])
+
+
+def _vanished(session: _Session, ledger: Ledger) -> str:
+    """Say that nothing of a job is on the server any more, though some of it has no result.
+
+    At the second look only: a result may be on its way.
+    """
+    try:
+        is_there = session.ask(_has_tasks, patience=0.0)
+    except NbstreamqError:
+        return ""
+    before, ledger.n_when_empty = ledger.n_when_empty, -1 if is_there else ledger.n_over
+    if is_there or before != ledger.n_over or ledger.growing or ledger.is_over:
+        return ""
+    name, n_left = ledger.title or ledger.name, len(ledger) - ledger.n_over
+    remedy = (
+        f"q.map(..., name={name!r}, replace=True) runs it again"
+        if ledger.title
+        else "cancel() them, and submit them again"
+    )
+    return (
+        f"{n_left:,} calls of {name} have no result, and nothing waits or runs on the server: their"
+        f" messages were deleted there. They will never run; {remedy}."
+    )
 
 
 def _reason(workers: dict[str, dict[str, Any]], queue: str, lane: str) -> str:

@@ -43,7 +43,7 @@ def everywhere(
     function = session.pickle_function(fn, lasting=True)
     data = dump((args, kwargs or {}), f"an argument of {function.name}()")
     ledger = session.new_ledger(fn, function.name, lane, Ledger)
-    ledger.growing = True
+    ledger.growing, ledger.held = True, function
     session.register(ledger)
     if show is not None:
         ledger.show = show

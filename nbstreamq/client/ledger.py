@@ -67,6 +67,8 @@ class Ledger:
     #: The last entry of a named job's events that was read.
     position = b"0"
     growing = False  #: whether more items may come
+    #: How many were over when nothing was found on the server; -1: something was.
+    n_when_empty = -1
     #: Gets the name and the event when items print; who shows that elsewhere takes its place.
     show: Callable[[str, Event], object] = staticmethod(echo)
     outer: object = None  # in a worker: the task in which the job was made
@@ -437,4 +439,5 @@ class Ledger:
         "progress": lambda self, event: self.output.add_progress(event),
         "retried": _again,
         "started": _started,
+        "wanted": lambda _self, _event: None,  # in a job's history; by then it was dealt with
     }

@@ -39,6 +39,19 @@ class Memory:
         # By the wall clock: the other one stands still while a machine sleeps.
         self._last = (batch, time.time())
 
+    def knows(self, previous: int) -> bool:
+        """Return whether a server that knew the batch `previous` as our last has lost none."""
+        batch, at = self._last
+        return previous >= batch or time.time() > at + REMEMBERED
+
+    def lost(self) -> DataLost:
+        """Return what is said to those whose calls the server has forgotten."""
+        return DataLost(
+            f"The server has lost the data of queue {self._queue!r}, this call's too; probably it"
+            " was restarted without them. Calls can be submitted again, after what they need of"
+            " everywhere() and put(). So that a server keeps its data: appendonly yes."
+        )
+
     def check(self, ask: Callable[[Callable[[Store], Any]], Any]) -> DataLost | None:
         """Return an error, once, if the server has forgotten the queue, or what it took for it.
 
@@ -55,8 +68,4 @@ class Memory:
                 return None
             self._last = (0, 0.0)
             ask(Store.check_secret)
-        return DataLost(
-            f"The server has lost the data of queue {self._queue!r}, this call's too; probably it"
-            " was restarted without them. Calls can be submitted again, after what they need of"
-            " everywhere() and put(). So that a server keeps its data: appendonly yes."
-        )
+        return self.lost()

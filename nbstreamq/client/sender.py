@@ -104,17 +104,22 @@ class Sender:
         Is told what the server took.
     meanwhile
         Called when a lone call is on its way: it asks for the result while the server is awake.
+    on_forgotten
+        Called with a number of calls when the server took these, and had forgotten all before.
     """
 
     def __init__(
         self,
         store: Store,
         session: str,
+        *,
         on_trouble: Callable[[ServerUnreachable | None], None],
         memory: Memory,
         meanwhile: Callable[[], object],
+        on_forgotten: Callable[[int], None],
     ) -> None:
         self._store = store
+        self._on_forgotten = on_forgotten
         self._session = session
         self._memory = memory
         self._meanwhile = meanwhile
@@ -341,10 +346,13 @@ class Sender:
                     entries = [e for e in entries if not all(map(e.ledger.has_ended, e.items))]
                 tasks = [(e.lane, e.delay, e.fields) for e in entries]
                 if tasks:
-                    self._store.submit(
+                    previous = self._store.submit(
                         self._session, self._batch, tasks, again=again, meanwhile=meanwhile
                     )
+                    is_known = self._memory.knows(previous)
                     self._memory.took(self._batch)
+                    if not is_known:
+                        self._on_forgotten(sum(len(entry.items) for entry in entries))
         except ServerUnreachable:
             raise
         except NbstreamqError as error:

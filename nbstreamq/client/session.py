@@ -109,7 +109,14 @@ class Session:
         self.warn = Warner().say
         self._state, self._has_ended = "open", locks.Event()
         self._memory = Memory(session, store.keys.queue)
-        self._sender = Sender(store.clone(), self.id, self._on_trouble, self._memory, self._ask)
+        self._sender = Sender(
+            store.clone(),
+            self.id,
+            on_trouble=self._on_trouble,
+            memory=self._memory,
+            meanwhile=self._ask,
+            on_forgotten=self._on_forgotten,
+        )
         try:
             self.large = LargeValues(self, self._sender, place)
         except BaseException:
@@ -309,6 +316,9 @@ class Session:
         if event.kind == _KIND_CLOSE:
             return False
         ledger = self._ledgers.get(event.job)
+        if event.kind == "wanted":
+            self._supply(ledger or self._set_ups.get(event.job), event.body.decode())
+            return True
         if ledger is None or not ledger.expects(event):
             self.large.discard(event)
             ledger = self._set_ups.get(event.job)
@@ -320,6 +330,31 @@ class Session:
             ledger.show(ledger.name, event)
         self._retire(ledger)
         return True
+
+    def _supply(self, ledger: Ledger | None, digest: str) -> None:
+        """Send a function again that the server has lost; and values when they are used next."""
+        function: object = ledger.held if ledger else None
+        if isinstance(ledger, CallLedger):
+            function = ledger.kind.function
+        if isinstance(function, FunctionPickle) and function.digest == digest:
+            self._functions.send_again(function)
+        elif not digest:
+            self.large.keeper.forget()
+            self._functions.forget()
+
+    def _on_forgotten(self, n_calls: int) -> None:
+        """Go on after the server has lost its data, if nothing of ours was in them.
+
+        Parameters
+        ----------
+        n_calls
+            How many calls it has taken since.
+        """
+        self._functions.forget_sent()
+        self.large.keeper.forget()
+        self.ask(Store.check_secret, patience=0.0)
+        if sum(len(ledger) - ledger.n_over for ledger in self.open_ledgers()) > n_calls:
+            self._on_refusal(self._memory.lost())
 
     def _on_fault(self, event: Event, error: Exception) -> bool:
         """Take an event that `_deliver` failed with once more; else what it is about fails."""

@@ -241,6 +241,10 @@ class Keeper(Blobs):
         alike.add(blob)
         return blob
 
+    def forget(self) -> None:
+        """Write each value again when it is wanted next: what was written may be gone."""
+        self._known.clear()
+
     def close(self) -> None:
         """Free all that is left."""
         for alike in list(self._known.values()):

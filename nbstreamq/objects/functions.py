@@ -122,6 +122,11 @@ class FunctionPickler:
                 return known[1]
         return self._dump_anew(fn, None if lasting else self._blobs)
 
+    def forget(self) -> None:
+        """Pickle each function again when it is wanted next."""
+        with self._lock:
+            self._known.clear()
+
     def _dump_anew(self, fn: Callable[..., Any], blobs: Blobs | None) -> FunctionPickle:
         _refuse_async(fn)
         snapshot = take(fn)

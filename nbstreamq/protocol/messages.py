@@ -245,7 +245,7 @@ class Event:
     ----------
     kind
         ``finished`` (body: pickled outcomes), ``started``, ``output``, ``progress``, ``retried`` or
-        ``lost`` (bodies: JSON).
+        ``lost`` (bodies: JSON), ``wanted`` (body: digest of a function that the server lacks).
     job, n, span
         The items it concerns, as in `Task`.
     worker

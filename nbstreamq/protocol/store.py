@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from socket import socket
 from typing import Any
 
-from ..errors import SignatureError
+from ..errors import DataLost, ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import SPIN, Command, Wire
@@ -97,7 +97,7 @@ class Store(NamedJobs, Supervision, Values):
         *,
         again: bool = True,
         meanwhile: Callable[[], object] | None = None,
-    ) -> None:
+    ) -> int:
         """Put tasks into their lanes; sending the same batch again does nothing.
 
         Parameters
@@ -112,21 +112,29 @@ class Store(NamedJobs, Supervision, Values):
             Whether this batch may have been sent before.
         meanwhile
             Called, if it is a single task, while the server is at it.
+
+        Returns
+        -------
+        int
+            The number of the last batch that the server knew before; 0: none.
         """
         key = self.keys.session(session)
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
             add = ("XADD", self.keys.lane(lane), "*", *fields)
-            write = (("MULTI",), add, ("SET", key, batch, "EX", WEEK), ("EXEC",))
-            self._submit([lane], *write, soon=SPIN, meanwhile=meanwhile)
-            return
+            write = (("MULTI",), add, ("SET", key, batch, "EX", WEEK, "GET"), ("EXEC",))
+            replies = self._submit([lane], *write, soon=SPIN, meanwhile=meanwhile)
+            last = replies[-1][-1]
+            return int(last) if isinstance(last, bytes) and last.isdigit() else 0
         index: dict[str, int] = {}
         args: list[Any] = []
         for lane, delay, fields in tasks:
             at = index.setdefault(lane, len(index))
             args += (at, int(delay * 1000), len(fields), *fields)
         lanes = [name for lane in index for name in (self.keys.lane(lane), self.keys.delayed(lane))]
-        self._submit(index, scripts.submit(key, self.keys.control, lanes, batch, args))
+        return int(
+            self._submit(index, scripts.submit(key, self.keys.control, lanes, batch, args))[0]
+        )
 
     def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
         """Ask for the next events, for at most `block` seconds; `events` returns them.
@@ -260,6 +268,8 @@ class Store(NamedJobs, Supervision, Values):
 
         Raises
         ------
+        DataLost
+            The lanes are gone: `join` makes them again.
         SecretMismatch
             The queue has got another secret, and some task is signed with that: it was put back.
             Others that came with it are in `held`.
@@ -272,9 +282,14 @@ class Store(NamedJobs, Supervision, Values):
         settle = (self._settle(settlements),) if settlements else ()
         # What is cancelled is asked after the wait, in the same breath.
         timeout, first = (block or 0) + REPLY_TIMEOUT, on_settled if settlements else None
-        *settled, reply, version = self._wire.call(
-            *settle, read, self._ask_version, timeout=timeout, soon=soon, on_first=first
-        )
+        try:
+            *settled, reply, version = self._wire.call(
+                *settle, read, self._ask_version, timeout=timeout, soon=soon, on_first=first
+            )
+        except ServerRefused as error:
+            if "NOGROUP" in str(error):
+                raise DataLost(f"The server has lost the lanes of {self.keys.queue!r}.") from error
+            raise
         if settled and 2 in settled[0]:  # not before: the read was under way
             self._note_copies(settlements, settled[0])
         entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]

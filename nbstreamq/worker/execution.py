@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ..errors import SecretMismatch
+from ..errors import SecretMismatch, ValueMissing
 from ..objects.outcomes import dump_outcomes
 from ..objects.payloads import load
 from ..objects.references import Dependent, resolving
@@ -220,6 +220,8 @@ class Execution:
                 raise
             if isinstance(error, SecretMismatch) and self._values.has_other_secret():
                 return Run(started=time.time(), rest=todo)  # others know it: back to the lane
+            if isinstance(error, ValueMissing):
+                self._values.want(task)
             run = Run(started=time.time(), done=[*todo])
             dumped = dump_error(error, task=task.id_of(0))
             for _ in items(todo):

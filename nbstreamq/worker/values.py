@@ -17,7 +17,7 @@ from ..objects.places import Ask, Everywhere, ServerPlace, UrlPlace
 from ..objects.segments import Segments, is_file
 from ..protocol.connection import RECONNECT
 from ..protocol.keys import is_named, session_of
-from ..protocol.messages import Task
+from ..protocol.messages import Event, Task
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..settings import Settings
@@ -30,6 +30,9 @@ V = TypeVar("V")
 
 #: Bytes of the functions, and of the values, kept at once.
 MAX_BYTES = 2**30
+#: Seconds in which a client sends a function again that the server does not hold, and between two
+#: looks for it. Longer helps a busier client; shorter tells sooner that there is none.
+SUPPLY, SUPPLY_PAUSE = 5.0, 0.02
 #: What a function counts for besides: it may have made objects.
 FUNCTION_BYTES = 2**22
 
@@ -116,7 +119,7 @@ class Values:
     def __init__(
         self, store: Store, signer: Signer, worker: str, *, has_files: bool = False
     ) -> None:
-        self._store = store
+        self._store, self._worker = store, worker
         self._settings = Settings.from_environment()
         self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache()
         self._values: _Cache[tuple[str, str], Any] = _Cache()
@@ -183,14 +186,33 @@ class Values:
             data = self._ask(lambda store: store.get_function(task.fn))
         except SignatureError as error:
             raise refused(what) from error
-        if data is None:
+        if data is None and (data := self._await_function(task)) is None:
             raise FunctionMissing(
                 f"The server no longer holds the function {task.name} of job {task.job}: it expired"
-                " after a week, was evicted, or the server lost its data. Submit the call again."
+                " after a week, was evicted, or the server lost its data; and no client that knows"
+                " it is there. Submit the call again."
             )
         loaded = load_function(data)
         key = (task.fn, "" if loaded.pure else task.job)
         return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.handles)
+
+    def _await_function(self, task: Task) -> bytes | None:
+        """Ask the client for a function that the server does not hold, and wait for it a while."""
+        self.want(task, task.fn)
+        until = time.monotonic() + SUPPLY
+        while (data := self._ask(lambda store: store.get_function(task.fn))) is None:
+            if time.monotonic() > until:
+                return None
+            time.sleep(SUPPLY_PAUSE)
+        found: bytes = data
+        return found
+
+    def want(self, task: Task, digest: str = "") -> None:
+        """Tell the client that the server does not hold a function; or, without one, a value."""
+        event = Event.about(
+            task, task.span, kind="wanted", worker=self._worker, body=digest.encode()
+        )
+        self._ask(lambda store: store.publish([event]))
 
     def has_other_secret(self) -> bool:
         """Return whether the queue has got a secret that this worker does not know."""

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from ..current import Host, host, set_host
-from ..errors import SecretMismatch, ServerRefused, ServerUnreachable
+from ..errors import DataLost, SecretMismatch, ServerRefused, ServerUnreachable
 from ..launch.server import is_embedded
 from ..objects.references import fetch_by
 from ..protocol.connection import RECONNECT, SPIN
@@ -129,6 +129,7 @@ class TaskWorker:
         #: Whether the server may have given us something that we don't know of.
         self._lost = False
         self._fault_pause = FAULT_PAUSE[0]
+        self._set_ups = set[str]()  #: the jobs of those that were run
         self._pulse = Pulse(self.execution, output, self._free, store.clone())
         fetch_by(values.value)
         set_host(
@@ -188,7 +189,8 @@ class TaskWorker:
             What others may know of this worker: host, process id, ...
         """
         self._pulse.start()
-        step: Callable[[], None] = functools.partial(self._join, description)
+        join = functools.partial(self._join, description)
+        step: Callable[[], None] = join
         while not self._leaving:
             try:
                 self._until_reachable(step)
@@ -198,6 +200,9 @@ class TaskWorker:
             except SecretMismatch:  # the supervisor will tell us to leave
                 time.sleep(RECONNECT)
                 self._lost = True
+            except DataLost as error:
+                logger.warning("%s", error)
+                step = join
             except BaseException as error:  # noqa: BLE001 - no fault of ours may end the worker
                 self._survive(error)
         self.release_batch()
@@ -267,7 +272,9 @@ class TaskWorker:
     def _join(self, description: dict[str, Any]) -> None:
         self._store.ensure_lanes(self._lanes[1:])
         for task in self._store.join(self.id, description):
-            self._store.publish(self.execution.set_up(task, self._lanes[0]))
+            if task.job not in self._set_ups:  # else it joins again, after the server lost its data
+                self._set_ups.add(task.job)
+                self._store.publish(self.execution.set_up(task, self._lanes[0]))
         self._slot.set_state(State.BUSY)
 
     def _round(self) -> None:
