@@ -115,14 +115,15 @@ def test_a_dead_letter_holds_any_reason(new_queue):
 
 
 @pytest.mark.parametrize("raised", [SystemExit, ValueError])
-def test_a_callback_that_raises_takes_no_later_call_with_it(shared_queue, raised, caplog):
+def test_a_callback_that_raises_takes_no_later_call_with_it(shared_queue, gate, raised):
     def fails(_):
         called.append(1)
         raise raised("callback")
 
-    called, over = [], threading.Event()
-    shared_queue.submit(abs, -1).add_done_callback(fails)
-    shared_queue.submit(abs, -2).add_done_callback(lambda _: over.set())
+    called, over, go = [], threading.Event(), gate(f"go{raised.__name__}")
+    shared_queue.submit(go.wait).add_done_callback(fails)
+    shared_queue.submit(go.wait).add_done_callback(lambda _: over.set())
+    go.open()  # and nobody else reads: the callbacks run in the listener's thread
 
     assert over.wait(10)
     assert shared_queue.submit(abs, -3).result(10) == 3
