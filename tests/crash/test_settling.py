@@ -115,7 +115,7 @@ def test_a_dead_letter_holds_any_reason(new_queue):
 
 
 @pytest.mark.parametrize("raised", [SystemExit, ValueError])
-def test_a_callback_that_raises_takes_no_later_call_with_it(shared_queue, gate, raised):
+def test_a_callback_that_raises_takes_no_later_call_with_it(shared_queue, gate, raised, wait_until):
     def fails(_):
         called.append(1)
         raise raised("callback")
@@ -126,5 +126,6 @@ def test_a_callback_that_raises_takes_no_later_call_with_it(shared_queue, gate, 
     go.open()  # and nobody else reads: the callbacks run in the listener's thread
 
     assert over.wait(10)
+    wait_until(lambda: called, describe="the other callback")
     assert shared_queue.submit(abs, -3).result(10) == 3
     assert called == [1]
