@@ -287,9 +287,7 @@ class Store(NamedJobs, Supervision, Values):
                 *settle, read, self._ask_version, timeout=timeout, soon=soon, on_first=first
             )
         except ServerRefused as error:
-            if "NOGROUP" in str(error):
-                raise DataLost(f"The server has lost the lanes of {self.keys.queue!r}.") from error
-            raise
+            raise self._lanes_lost(error) from error
         if settled and 2 in settled[0]:  # not before: the read was under way
             self._note_copies(settlements, settled[0])
         entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
@@ -297,6 +295,12 @@ class Store(NamedJobs, Supervision, Values):
         if not is_trusted:
             raise self._mismatch()
         return deliveries
+
+    def _lanes_lost(self, error: ServerRefused) -> Exception:
+        """Return what a refused read says: that the lanes are gone, or what the server said."""
+        if "NOGROUP" not in str(error):
+            return error
+        return DataLost(f"The server has lost the lanes of {self.keys.queue!r}.")
 
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
         """Return what `worker` was given and has not settled."""
