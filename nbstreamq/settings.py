@@ -232,9 +232,15 @@ def _erase(name: str) -> None:
 
 
 def hand_over(pipe: IO[bytes] | None, **known: Secret | None) -> None:
-    """Write secrets to the standard input of a process of ours, for `receive`; close it."""
+    """Write secrets to the standard input of a process of ours, for `receive`; close it.
+
+    The key of this process for `multiprocessing` goes along: its managers let nobody else in.
+    """
+    import multiprocessing
+
     if pipe is None:
         raise ValueError("the process was started without a pipe")
+    known["authkey"] = Secret(multiprocessing.current_process().authkey.hex())
     # One that dies at its start says why in its log.
     with contextlib.suppress(BrokenPipeError), pipe:
         pipe.write(json.dumps({k: v.reveal() for k, v in known.items() if v}).encode())
@@ -242,11 +248,14 @@ def hand_over(pipe: IO[bytes] | None, **known: Secret | None) -> None:
 
 def receive() -> dict[str, Secret]:
     """Return what the parent process wrote by `hand_over`; the standard input is empty then."""
+    import multiprocessing
+
     with open(0, "rb", closefd=False) as pipe:
         known = {field: Secret(text) for field, text in json.load(pipe).items()}
     empty = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(empty, 0)
     os.close(empty)
+    multiprocessing.current_process().authkey = bytes.fromhex(known.pop("authkey").reveal())
     return known
 
 

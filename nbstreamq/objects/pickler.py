@@ -30,7 +30,7 @@ from .mapped import reduce_mapped
 from .modules import is_local
 from .references import Ref, Traveller
 from .shells import captured_globals, check_shell_lines
-from .standard import REDUCERS, is_generic, reduce_generic
+from .standard import REDUCERS, is_generic, is_proxy, reduce_generic, reduce_proxy
 from .surroundings import arriving_here
 
 __all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "pickled"]
@@ -158,15 +158,16 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_class(obj)
         if isinstance(obj, types.ModuleType):
             return self._reduce_module(obj) if is_local(obj) else NotImplemented
+        return self._reduce_instance(obj)
+
+    def _reduce_instance(self, obj: Any) -> Any:
         if isinstance(obj, enum.Enum):
             return NotImplemented if by_reference(type(obj)) else reduce_member(obj)
         if isinstance(obj, lru_cache_wrapper):
             return self._reduce_lru_cache(obj)
-        return (
-            self._reduce_holder(obj)
-            if isinstance(obj, Parcel | Traveller)
-            else _reduce_tensor(obj, self._apart)
-        )
+        if isinstance(obj, Parcel | Traveller):
+            return self._reduce_holder(obj)
+        return reduce_proxy(obj) if is_proxy(obj) else _reduce_tensor(obj, self._apart)
 
     def _reduce_holder(self, obj: Any) -> Any:
         if not isinstance(obj, Parcel | Ref):

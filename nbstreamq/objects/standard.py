@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import socket
 import sys
 import types
 import typing
@@ -16,14 +17,17 @@ from .modules import is_local
 __all__ = [
     "REDUCERS",
     "is_generic",
+    "is_proxy",
     "make_alias",
     "make_alias_of",
     "make_cached_property",
     "make_generic",
     "make_generic_method",
     "make_new_type",
+    "make_proxy",
     "make_variable",
     "reduce_generic",
+    "reduce_proxy",
     "set_implementations",
 ]
 
@@ -157,6 +161,43 @@ def make_alias_of(name: str, value: Any, variables: tuple[Any, ...]) -> Any:
     """Return what ``type name[variables] = value`` defines."""
     alias: Any = typing.TypeAliasType  # type: ignore[attr-defined]  # from Python 3.12 on
     return alias(name, value, type_params=variables)
+
+
+# multiprocessing
+
+
+def is_proxy(found: Any) -> bool:
+    """Tell whether something is the proxy of an object in a `multiprocessing` manager."""
+    managers = sys.modules.get("multiprocessing.managers")
+    return managers is not None and isinstance(found, managers.BaseProxy)
+
+
+def reduce_proxy(proxy: Any) -> Any:
+    """Send the proxy of a manager, with the machine that it works on."""
+    return make_proxy, (*proxy.__reduce__(), socket.gethostname())
+
+
+def make_proxy(rebuild: Any, args: tuple[Any, ...], machine: str) -> Any:
+    """Return a proxy that is connected to its manager.
+
+    Raises
+    ------
+    ConnectionError
+        The manager is on another machine, has ended, or has another key than this process.
+    """
+    from multiprocessing import AuthenticationError
+
+    try:
+        return rebuild(*args)
+    except (AuthenticationError, OSError, EOFError) as error:
+        token = args[1]
+        raise ConnectionError(
+            f"The proxy of a {token.typeid} in a multiprocessing manager on {machine}"
+            f" ({token.address!r}) can't be used here, on {socket.gethostname()}:"
+            f" {type(error).__name__}: {error}. Only workers that the notebook itself has started"
+            " (q.run(n), on its own machine) can use its managers, and only those with the"
+            " notebook's own authkey. Elsewhere pass plain values, and return results."
+        ) from error
 
 
 #: How objects of a type are sent, as in `copyreg.dispatch_table`.
