@@ -77,8 +77,9 @@ class TaskQueue(Executor, Traveller):
     workers
         Number of local workers that start at the first call, 0 to 10,000. ``"auto"``: as many as
         there are cores with the embedded server, none with a url or a client. They have the working
-        folder that this process has now, and its interpreter, `sys.path` and environment as these
-        are when they start; what changes later, such as by `os.chdir`, does not reach them.
+        folder that this process has now, and its interpreter, `sys.path`, environment, warnings
+        filters, log levels and recursion limit as these are when they start; what changes later,
+        such as by `os.chdir`, does not reach them.
     secret
         Signs all messages; clients and workers need the same. Of several, ``new,old``, the first
         signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
-from ..launch.python import python_command
+from ..launch.python import python_command, take_on
 from ..protocol.clients import open_client
 from ..protocol.signing import Signer
 from ..protocol.store import Store
@@ -342,6 +342,7 @@ def _serve(spec: Spec, url: Address, secret: Secret) -> None:
     for number in (LOOK, signal.SIGINT):
         signal.siginterrupt(number, False)  # the busy get it, too: system calls of C code go on
     _be_plain_in_forks(worker, handlers)
+    take_on()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     worker.run(spec.description | {"pid": os.getpid(), "state": "idle"})
 
