@@ -17,7 +17,7 @@ from typing import Protocol
 from ..current import host
 from ..errors import QueueClosed
 
-__all__ = ["drop_calls_at_exit", "follow", "forked", "is_exiting", "say"]
+__all__ = ["drop_calls_at_exit", "follow", "forked", "is_exiting", "may_submit", "say"]
 
 
 class Follower(Protocol):
@@ -74,6 +74,12 @@ def say(text: str) -> None:
 def is_exiting() -> bool:
     """Return whether the main thread has ended."""
     return _is_exiting
+
+
+def may_submit() -> bool:
+    """Return whether this thread may submit calls at the exit: callbacks, and threads that end."""
+    thread = threading.current_thread()
+    return not thread.daemon or thread.name.startswith("nbstreamq-")
 
 
 def _finish_all() -> None:

@@ -427,11 +427,17 @@ class Session:
     def check_open(self) -> None:
         """Raise `QueueClosed` unless calls can be submitted."""
         self._check_owner()
-        if self._state != "open":
+        if self._state == "open" or (self._state == "exiting" and lifetime.may_submit()):
+            return
+        if self._state == "exiting":
             raise QueueClosed(
-                "cannot schedule new futures after shutdown: make another TaskQueue"
-                f" ({self._store.keys.queue!r})"
+                "cannot schedule new futures after interpreter shutdown: a daemon thread could go"
+                " on for ever"
             )
+        raise QueueClosed(
+            "cannot schedule new futures after shutdown: make another TaskQueue"
+            f" ({self._store.keys.queue!r})"
+        )
 
     def _check_owner(self) -> None:
         if self._state == "foreign":
@@ -521,7 +527,10 @@ class Session:
         return bool(self.n_open() or self._listener.is_delivering or self._sender.is_busy)
 
     def announce(self) -> None:
-        """Say that the exit waits, and for how much."""
+        """Say that the exit waits, and for how much; daemon threads can submit nothing more."""
+        with self._lock:
+            if self._state == "open":
+                self._state = "exiting"
         if n := self.n_open():
             lifetime.say(
                 f"waiting for {_calls(n)} of queue {self._store.keys.queue!r} before Python exits."
@@ -571,7 +580,7 @@ class Session:
         """Cancel the open calls, and take no more; return how many they were."""
         dropped = self._unnamed()
         with self._lock:
-            if self._state not in ("open", "closing"):
+            if self._state not in ("open", "exiting", "closing"):
                 return 0
             self._state = "leaving"
         n = sum(size(ledger.cancel(range(len(ledger)))) for ledger in dropped)

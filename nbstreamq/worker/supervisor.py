@@ -101,6 +101,7 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._dead: list[tuple[Child, Death]] = []
         self._dropped: list[str] = []
+        self._drop_until = 0.0  # until when the server has to be there to learn of those
         self._number, self._ended, self._slots = 0, ended_file(), Slots(shared_file())
         #: How many rounds of workers in a row have died young; and what is said of that.
         self._n_young, self._trouble, self._told = 0, "", ""
@@ -142,16 +143,24 @@ class Supervisor:
         try:
             while not self._stopping:
                 self._turn()
-                if self.door and not self.door.in_use:
-                    waited = time.monotonic() - born > self._timing.visit
-                    if (self.door.visited or waited) and not self._has_named_work():
-                        break
+                if self.door and not self.door.in_use and self._may_leave(self.door, born):
+                    break
                 if self._failure and not self._children:
                     raise self._failure
             if self._stopping:
                 self._drain()
         finally:
             self._end()
+
+    def _may_leave(self, door: Door, born: float) -> bool:
+        """Return whether there is nothing left to do for the kernel, which has gone."""
+        now = time.monotonic()
+        if not door.visited and now - born <= self._timing.visit:
+            return False
+        # The server may be away: what is not cancelled there would wait for ever.
+        if self._dropped and now < self._drop_until:
+            return False
+        return not self._has_named_work()
 
     def _handle_signals(self) -> None:
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
@@ -274,6 +283,7 @@ class Supervisor:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
         self._orders.keep(Control(kind="cancel", job=session, span=EVERYTHING))
         self._dropped.append(session)
+        self._drop_until = time.monotonic() + self._timing.visit
 
     def _cancel_dropped(self) -> None:
         while self._dropped:

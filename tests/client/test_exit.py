@@ -145,8 +145,11 @@ def test_of_two_queues_and_of_a_map(start):
         "queues = [TaskQueue(name + end, url, workers=1) for end in 'ab']\n"
         "queues[0].map(write, range(5))\nqueues[1].submit(write, 5)\nqueues[1].shutdown(wait=False)"
     )
-    assert "5 open calls" in script.hear("-[0-9]+a'")
-    assert "1 open call " in script.hear("-[0-9]+b'")
+    said = {script.hear("waiting"), script.hear("waiting")}
+    assert {re.sub(r"'.*(.)'.*\n", r"\1", line) for line in said} == {
+        "nbstreamq: waiting for 5 open calls of queue a",
+        "nbstreamq: waiting for 1 open call of queue b",
+    }
     script.open_gate()
     script.end()
     assert script.written == set(map(str, range(6)))
@@ -166,6 +169,20 @@ def test_calls_that_callbacks_and_threads_submit(start):
     script.open_gate()
     script.end()
     assert script.written == {"callback", "thread"}
+
+
+def test_daemon_threads_do_not_keep_it_up(start):
+    script = start(
+        "queue = TaskQueue(name, url, workers=1)\n"
+        "def work():\n"
+        "    while True:\n"
+        "        queue.submit(time.sleep, 0.01).result()\n"
+        "threading.Thread(target=work, daemon=True).start()\n"
+        "queue.submit(write, 1)\n"
+    )
+    script.open_gate()
+    script.end()
+    assert script.written == {"1"}
 
 
 def test_functions_of_atexit_run_behind_the_calls(start):
