@@ -82,9 +82,9 @@ def _parser() -> _Parser:
         type=_argument(_seconds),
         default=30.0,
         metavar="SECONDS",
-        help="how long calls may go on after Ctrl-C, SIGTERM or SIGHUP, while no others are taken;"
-        " then they are handed back, and run elsewhere as if nothing had been; a second signal"
-        " hands them back at once; default: 30",
+        help="how long calls may go on after SIGTERM or SIGHUP, while no others are taken; then"
+        " they are handed back, and run elsewhere as if nothing had been; a second signal hands"
+        " them back at once, Ctrl-C after 1 s; default: 30",
     )
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)

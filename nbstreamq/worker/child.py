@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import gc
+import io
 import json
 import os
 import resource
@@ -16,9 +18,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ..launch.python import python_command, take_on
 from ..protocol.clients import open_client
@@ -54,6 +57,8 @@ LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal
 _HANDLED = {LEAVE, signal.SIGHUP, STOP, DUMP, LOOK, signal.SIGINT}
 #: Files that a supervisor has open for each worker.
 N_DESCRIPTORS = 3
+#: Seconds in which a worker ends, once it has nothing in hand. Longer lets tasks' threads go on.
+END_TIME = 3.0
 #: Libraries that would otherwise start a thread for each core in each worker.
 _THREAD_LIMITS = (
     "BLIS_NUM_THREADS",
@@ -257,6 +262,7 @@ def start(
 
 def _fork(spec: Spec, url: Address, secret: Secret, forget: Callable[[], object]) -> int:
     # A signal between the fork and the worker's own handlers would run the supervisor's.
+    pid = -1
     gc.freeze()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
@@ -269,11 +275,14 @@ def _fork(spec: Spec, url: Address, secret: Secret, forget: Callable[[], object]
                 os.setsid()
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 main(spec, url, secret)
-            finally:
+            except SystemExit:
+                raise  # up through the supervisor, which leaves it alone
+            except BaseException:  # noqa: BLE001 - whatever it is: never go on as a second supervisor
                 os._exit(1)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        gc.unfreeze()
+        if pid:  # the worker need not copy these pages at its end, to look for garbage in them
+            gc.unfreeze()
     return pid
 
 
@@ -293,16 +302,37 @@ def _spawn(spec: Spec, url: Address, secret: Secret) -> int:
     return process.pid
 
 
-def main(spec: Spec, url: Address, secret: Secret) -> None:
-    """Be a worker process until told to leave; never returns."""
-    code = 1
+def main(spec: Spec, url: Address, secret: Secret) -> NoReturn:
+    """Be a worker process until told to leave.
+
+    Raises
+    ------
+    SystemExit
+        At the end: as in any other process, files that tasks have left open are flushed, temporary
+        folders go, and what they have registered with `atexit` is called.
+    """
     try:
         conceal(url=url, secret=secret)
         _serve(spec, url, secret)
-        code = 0
     except BaseException:  # noqa: BLE001 - the last place that can say why
         os.write(spec.stderr, traceback.format_exc().encode())
-    os._exit(code)
+        os._exit(1)
+    threading.Thread(target=_end_in_time, name="nbstreamq-end", daemon=True).start()
+    sys.exit(0)
+
+
+def _end_in_time() -> None:
+    """End the process if its end takes too long: threads, or what is called then, may hang."""
+    is_called = threading.Event()
+    atexit.register(is_called.set)  # the last that is registered is called first
+    time.sleep(END_TIME)
+    if not is_called.is_set():  # threads that tasks have left behind hold it up
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way to call them
+    for kept in gc.get_objects():
+        if issubclass(type(kept), io.IOBase):
+            with suppress(Exception):
+                kept.flush()
+    os._exit(0)
 
 
 def _serve(spec: Spec, url: Address, secret: Secret) -> None:

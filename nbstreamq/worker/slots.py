@@ -61,6 +61,7 @@ class State(IntEnum):
     STARTING = 0
     IDLE = 1
     BUSY = 2
+    ENDING = 3  #: it has nothing in hand any more
 
 
 class Leaving(IntEnum):

@@ -102,12 +102,13 @@ class Supervisor:
         self._dead: list[tuple[Child, Death]] = []
         self._dropped: list[str] = []
         self._drop_until = 0.0  # until when the server has to be there to learn of those
+        self._pid = os.getpid()
         self._number, self._ended, self._slots = 0, ended_file(), Slots(shared_file())
         #: How many rounds of workers in a row have died young; and what is said of that.
         self._n_young, self._trouble, self._told = 0, "", ""
         self._watches = False  # looks often at what runs
         self._stopping = self._hurrying = False
-        self._drained = float("inf")
+        self._patience, self._drained = self._timing.drain, float("inf")
         #: Leaders of sessions whose worker has died -> when what is left in them is killed.
         self._sessions: dict[int, float] = {}
         self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -150,7 +151,8 @@ class Supervisor:
             if self._stopping:
                 self._drain()
         finally:
-            self._end()
+            if os.getpid() == self._pid:  # a worker that was forked ends through here, too
+                self._end()
 
     def _may_leave(self, door: Door, born: float) -> bool:
         """Return whether there is nothing left to do for the kernel, which has gone."""
@@ -168,21 +170,21 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # nohup has it ignore the end of its terminal.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda *_: self.stop())
+                signal.signal(number, lambda number, _: self.stop(number))
         # Who started us may have had signals blocked, and a mask is inherited.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _drain(self) -> None:
         """Let what runs go on for a while, but take nothing more, so that little work is lost."""
         self.n_workers, self._heartbeat_due = 0, 0.0  # others shall know that this is planned
-        self._drained = time.monotonic() + self._timing.drain
+        self._drained = time.monotonic() + self._patience
         n_busy = sum(child.slot.n_levels > 0 for child in self._children.values())
-        if n_busy and not self.door:
+        if n_busy and not self.door and self._patience > self._timing.grace:
             logger.warning(
                 "told to end: %d running calls get %g s, then they are handed back. To hand them"
                 " back at once, send the signal again.",
                 n_busy,
-                self._timing.drain,
+                self._patience,
             )
         while self._children and not self._hurrying and time.monotonic() < self._drained:
             self._turn()
@@ -206,9 +208,13 @@ class Supervisor:
             logger.warning("%s", error)
             return False
 
-    def stop(self) -> None:
-        """End when what runs is over, or has had its time to drain; at once at the second call."""
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End when what runs is over, or has had its time to drain; at once at the second call.
+
+        Who presses Ctrl-C does not want to wait: then that is just the grace.
+        """
         self._hurrying, self._stopping = self._stopping, True
+        self._patience = self._timing.grace if number == signal.SIGINT else self._timing.drain
 
     def scale(self, n_workers: int) -> str:
         """Have so many workers from now on; return what there is to say to that, if anything."""
@@ -478,6 +484,8 @@ class Supervisor:
             levels, soon = child.look()
             self._watches |= soon
             reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
+            if child.slot.state is State.ENDING:
+                child.leave_by = min(child.leave_by, now + self._timing.farewell)
             if now > child.leave_by:
                 child.hand_over()
             elif hog := over_memory(child.pid, levels):

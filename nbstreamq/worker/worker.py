@@ -207,6 +207,7 @@ class TaskWorker:
                 self._survive(error)
         self.release_batch()
         self._until_reachable(lambda: self.flush(self._store))
+        self._slot.set_state(State.ENDING)
 
     def _survive(self, error: BaseException) -> None:
         """Go on after an error that is no task's own: what was in hand ends with it."""

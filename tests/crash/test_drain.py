@@ -36,7 +36,7 @@ def worker_of(node):
     return worker
 
 
-@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_runs_is_finished_and_what_waits_is_given_back(
     start_workers, queue, gate, number, wait_for_end
 ):
