@@ -297,7 +297,7 @@ class NamedJobs(Refusal, Lanes):
         keys = self.keys
         self._wire.call(scripts.delete(keys.jobs, self._keys_of(job), name, job))
         others = self.job_names().values()
-        if -1 not in (self._wire.call(*(("TTL", keys.job(j)) for j in others)) if others else ()):
+        if -1 not in (self._wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
             # None that is left is kept for ever.
             self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
 

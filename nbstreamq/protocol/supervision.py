@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from ..arguments import check_queue_name
 from ..errors import SignatureError
 from . import scripts
 from .dead import Dead
@@ -170,7 +171,8 @@ class Supervision(Dead, Health):
         """Return the names of all queues on the server, this one's neighbours."""
         start = f"{PREFIX}:{{"
         found = self._scan(f"{start}*}}:meta")
-        return sorted(key.decode(errors="replace")[len(start) : -len("}:meta")] for key in found)
+        names = (key.decode(errors="replace")[len(start) : -len("}:meta")] for key in found)
+        return sorted(filter(_is_queue_name, names))  # others may have written any key
 
     def delete_queue(self) -> int:
         """Delete all keys of the queue; return how many there were."""
@@ -192,6 +194,14 @@ class Supervision(Dead, Health):
         """Return the lanes that the registered workers serve, and the usual ones."""
         served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
         return [*LANES, *sorted(served - set(LANES))]
+
+
+def _is_queue_name(text: str) -> bool:
+    try:
+        check_queue_name("name", text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_sound(value: Any, name: str) -> bool:

@@ -94,7 +94,8 @@ def plant(client, keys, evil):
 def quiet(make_queue, client, keys):
     """A queue without workers."""
     yield make_queue(workers=0)
-    client.delete(keys.dead, keys.nodes, keys.workers, keys.troubles)  # planted, without a TTL
+    planted = keys.dead, keys.nodes, keys.workers, keys.troubles, keys.jobs, keys.lanes
+    client.delete(*planted)  # they have no TTL
 
 
 def test_escapes_in_what_others_wrote_reach_no_terminal(quiet, client, keys, server_url, capsys):
@@ -116,6 +117,18 @@ def test_tags_in_what_others_wrote_reach_no_notebook(quiet, client, keys):
     shown += [dead_html(quiet.dead()), jobs_html(quiet.jobs())]
     assert "&lt;img" in shown[0]
     assert "<img" not in "".join(shown)
+
+
+def test_a_queue_s_name_that_none_can_have_is_not_listed(quiet, client, server_url, capsys):
+    others = [f"nbq1:{{{name}}}:meta".encode() for name in (EVIL, "a b", "", "x" * 999)]
+    others.append(b"nbq1:{\xff\x00}:meta")
+    for key in others:
+        client.set(key, "", ex=60)
+    cli.main(["queues", "list", server_url])
+    client.delete(*others)
+    said = capsys.readouterr().out
+    assert quiet.name in said
+    assert_shown_safely(said)
 
 
 def test_nor_does_one_in_an_answer_of_the_server(quiet):

@@ -250,5 +250,10 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
     assert not any(letter.can_retry for letter in queue.dead())
     assert client.xlen(store.keys.dead) < DEAD_ENTRIES + 200
     assert queue.jobs() == []
-    for key in (store.keys.job("forged:1"), store.keys.jobs, store.keys.cancelled):
+    for key in (
+        store.keys.job("forged:1"),
+        store.keys.jobs,
+        store.keys.cancelled,
+        store.keys.setup,
+    ):
         client.expire(key, 60)  # as it has if the queue itself wrote it

@@ -18,7 +18,7 @@ end
 if owner ~= ARGV[2] then
   return 0
 end
-local is_first = redis.call('EXISTS', KEYS[1]) == 0
+local is_first = redis.call('HLEN', KEYS[1]) == 0
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 if is_first then redis.call('EXPIRE', KEYS[1], 2592000) end  -- else a job that is kept may have made it last
 redis.call('DEL', unpack(KEYS, 4))
