@@ -73,6 +73,8 @@ def by_reference(thing: Any) -> bool:
     if found is None:
         return False
     module = found[0]
+    if module.__name__ == "__mp_main__":  # the main script, in a child of multiprocessing
+        return False
     return not (cp._is_registered_pickle_by_value(module) or is_local(module))  # noqa: SLF001
 
 

@@ -146,3 +146,55 @@ def test_exit_with_work_in_flight(run_script, make_queue, queue_name, server_url
     assert sweep.result(20) == [0, 1, 2, 3]
     assert {future.attempts for future in sweep[:]} == {1}
     sweep.delete()
+
+
+CHILD = """
+import enum
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from nbstreamq import TaskQueue
+
+@dataclass
+class Point:
+    x: int
+
+class Colour(enum.Enum):
+    RED = 1
+
+class Wrong(Exception):
+    pass
+
+def shift(point):
+    if point.x < 0:
+        raise Wrong(point)
+    return Point(helper(point.x)), Colour.RED
+
+def helper(x):
+    return x + 1
+
+def run(name, url):
+    with TaskQueue(name, url, workers=1) as q:
+        assert q.map(shift, [Point(1)]).result(20) == [(Point(2), Colour.RED)]
+        assert q.submit(Point, 1).result(20) == Point(1)
+        try:
+            q.submit(shift, Point(-1)).result(20)
+        except Wrong as error:
+            assert error.args == (Point(-1),)
+        job = q.map(shift, [Point(1)], name=f"child-{sys.argv[3]}")
+        assert job.result(20) == [(Point(2), Colour.RED)]
+        job.delete()
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context(sys.argv[3]).Process(target=run, args=sys.argv[1:3])
+    child.start()
+    child.join(30)
+    print(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_child_of_multiprocessing_maps_functions_of_the_script(
+    run_script, server_url, queue_name, method
+):
+    assert run_script(CHILD, queue_name, server_url, method) == "0\n"
