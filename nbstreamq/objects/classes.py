@@ -73,6 +73,8 @@ _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 #: The classes that were made here from what another process sent, and their definitions there.
 _received: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+#: What the classes of this process did when they were sent last.
+_sent: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 #: The definitions of classes of this process, each with a mark of what it was taken of.
 _defined: weakref.WeakKeyDictionary[type, tuple[int, str]] = weakref.WeakKeyDictionary()
 
@@ -122,6 +124,7 @@ def known_or(id_: str, thing: Any) -> Any:
 def reduce_class(cls: type) -> tuple[Any, ...]:
     """Return how to make `cls` again, as a `__reduce__` does."""
     own = vars(cls)
+    _renew_id(cls)
     label = Label(id_of(cls), cls.__module__, cls.__qualname__, _definition_of(cls))
     first = {name: own[name] for name in own if _goes_first(type(cls), name, own[name])}
     later = {name: value for name, value in attributes_of(cls).items() if name not in first}
@@ -137,6 +140,34 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
     # Not by its name if it can be had otherwise: those of ctypes have none.
     metaclass = None if type(cls) is type(cls.__bases__[0]) else type(cls)
     return make_class, (label, metaclass, cls.__bases__, first), state, None, None, fill_class
+
+
+def _renew_id(cls: type) -> None:
+    """Give a class another id if it was changed since it was sent.
+
+    So a worker makes another class of it, and calls that were sent before keep theirs. Results of
+    the older one are of this class all the same.
+    """
+    if cls in _received:
+        return
+    bases = [base for base in cls.__mro__ if "<locals>" in base.__qualname__ or _is_here(base)]
+    now = [[(k, _code_of(v)) for k, v in attributes_of(base).items()] for base in bases]
+    before = _sent.get(cls, now)
+    _sent[cls] = now
+    if before != now:
+        with _lock:
+            _ids[cls] = changed = uuid.uuid4().hex
+            _things[changed] = cls
+
+
+def _code_of(value: Any) -> Any:
+    """Return what an attribute of a class does, in a form that does not hold the class."""
+    if type(value) in _ATOMS:
+        return value
+    if isinstance(value, property):
+        return [_code_of(function) for function in (value.fget, value.fset, value.fdel)]
+    function = getattr(value, "__func__", value)
+    return getattr(getattr(function, "__wrapped__", function), "__code__", type(value).__qualname__)
 
 
 def _goes_first(metaclass: type, name: str, value: Any) -> bool:

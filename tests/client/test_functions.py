@@ -170,6 +170,68 @@ class TestNeverStale:
         scale.factor = 5
         assert shared_queue.submit(scale.times, 3).result(10) == 15
 
+    def test_a_method_that_was_deleted_is_gone(self, make_queue):
+        queue = make_queue("-deleted", workers=1)
+
+        class Base:
+            def run(self):
+                return "base"
+
+        class Sub(Base):
+            def run(self):
+                return "sub"
+
+        call = lambda: Sub().run()
+        assert queue.submit(call).result(10) == queue.submit(Sub().run).result(10) == "sub"
+        assert queue.submit(lambda one: one.run(), Sub()).result(10) == "sub"
+        del Sub.run
+        assert queue.submit(call).result(10) == queue.submit(Sub().run).result(10) == "base"
+        assert queue.submit(lambda one: one.run(), Sub()).result(10) == "base"
+        Base.run = lambda _: "new"
+        assert queue.submit(call).result(10) == queue.submit(Sub().run).result(10) == "new"
+
+    def test_an_older_job_keeps_its_classes(self, make_queue, gate):
+        queue, hold = make_queue("-older", workers=1), gate.hold
+
+        class Base:
+            step = 1
+
+            def run(self):
+                return self.step, "one"
+
+        class Sub(Base):
+            @staticmethod
+            def again():
+                return "one"
+
+        def run(_):
+            return hold(), Sub().run(), Sub.again()
+
+        older = queue.map(run, range(3), chunksize=1)
+        Base.step, Base.run, Sub.again = 2, lambda s: (s.step, "two"), staticmethod(lambda: "two")
+        newer = queue.options(lane="high").map(run, range(3), chunksize=1)
+        gate.open()
+        assert newer.result(10) == [(None, (2, "two"), "two")] * 3
+        assert older.result(10) == [(None, (1, "one"), "one")] * 3
+        assert isinstance(queue.submit(Sub).result(10), Sub)
+
+    def test_attributes_that_a_call_sets_on_a_class_stay_its_own(self, make_queue):
+        queue = make_queue("-attributes", workers=1)
+
+        class Model:
+            count = 0
+
+            def run(self):
+                type(self).count += 1
+                found = self.count, hasattr(Model, "extra")
+                Model.extra = 1
+                return found
+
+        for _ in range(3):
+            assert queue.submit(lambda: Model().run()).result(10) == (1, False)
+            assert queue.submit(Model().run).result(10) == (1, False)
+            assert queue.submit(lambda m: m.run(), Model()).result(10) == (1, False)
+
     def test_what_a_call_changes_stays_its_own(self, make_queue):
         queue = make_queue("-own", workers=1)
         captured = []
