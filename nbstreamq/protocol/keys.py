@@ -15,7 +15,7 @@ key                       type               lifetime  holds
 ``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
-``events:<session>``      stream             1 day     what comes back to one client
+``events:<session>``      stream             7 days    what comes back to one client
 ``events:<job>``          stream             7 days    the same for a named job, whoever asks
 ``jobs``                  hash               30 days   name -> id of the named job
 ``job:<job>``             hash               7 days    what a named job is, its chunks and counts

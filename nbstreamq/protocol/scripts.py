@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from .connection import Command
-from .keys import DAY, WEEK
+from .keys import WEEK
 from .messages import Fields
 
 __all__ = ["NAMES", "source", "texts"]
@@ -61,7 +61,7 @@ def submit(
 
 
 def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
-    return _run("settle", (control, *keys), (DAY * 1000, *entries))
+    return _run("settle", (control, *keys), (WEEK * 1000, *entries))
 
 
 def promote(delayed: str, lane: str, dead: str, refused: str, source: str) -> Command:

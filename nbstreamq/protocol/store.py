@@ -12,7 +12,7 @@ from . import scripts
 from .clients import REPLY_TIMEOUT, Client
 from .connection import SPIN, Command, Wire
 from .jobs import NamedJobs
-from .keys import DAY, GROUP, WEEK, Keys, is_named, session_of
+from .keys import GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
 from .owners import Owners
 from .replies import block_ms, mapping, stream_entries
@@ -381,7 +381,7 @@ class Store(NamedJobs, Supervision, Values):
             stream = self.keys.events(session_of(event.job))
             add.append(("XADD", stream, *option, "*", *event.encode(self._signer)))
             if not is_named(event.job):
-                live_on.append(("EXPIRE", stream, DAY))
+                live_on.append(("EXPIRE", stream, WEEK))
         replies = self._wire.call(*add, *live_on)
         # What is not there may also be a stream that this is the first event of; a job's is there.
         pairs = zip(events, replies, strict=False)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from nbstreamq.errors import SignatureError
-from nbstreamq.protocol.keys import DAY
+from nbstreamq.protocol.keys import DAY, WEEK
 from nbstreamq.protocol.messages import Event
 from tests.protocol.reading import read_events
 
@@ -81,4 +81,4 @@ def test_publishing_nothing_is_allowed(store):
 
 def test_published_events_go_away_by_themselves(store, client):
     store.publish([event(0)], own=True)
-    assert 0 < client.ttl(store.keys.events("s")) <= DAY
+    assert WEEK - DAY < client.ttl(store.keys.events("s")) <= WEEK  # a laptop may sleep
