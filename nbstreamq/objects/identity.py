@@ -27,6 +27,8 @@ __all__ = ["identities", "identity", "inputs_digest"]
 _DIGEST_BYTES = 16
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
+#: What travels under an id of its process, or as a place on the server.
+_NAMED = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType, Ref)
 #: Attributes of a class that say nothing of it, or are made anew in each process.
 _OF_PROCESS = OF_TEXT | {"__orig_bases__", "__parameters__"}
 
@@ -124,7 +126,7 @@ class _IdentityPickler(Pickler):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
             return _Stands, (), _module_state(obj)
-        if isinstance(obj, typing.TypeVar | Ref):
+        if isinstance(obj, _NAMED):
             return _Stands, (), obj.digest if isinstance(obj, Ref) else obj.__name__
         return super().reducer_override(obj)
 

@@ -20,6 +20,7 @@ __all__ = [
     "is_proxy",
     "make_alias",
     "make_alias_of",
+    "make_bound",
     "make_cached_property",
     "make_generic",
     "make_generic_method",
@@ -123,6 +124,8 @@ def _reduce_variable(found: Any) -> Any:
             options[name] = value
     if getattr(found, "has_default", bool)():  # from Python 3.13 on
         options["default"] = found.__default__
+    if options.keys() == {"bound", "infer_variance"}:  # as in ``class Node[T: Node]``
+        return make_bound, (id_of(found), found.__name__, _late(found, options["bound"]))
     args = (found.__name__, *getattr(found, "__constraints__", ()))
     return make_variable, (id_of(found), type(found), args, options)
 
@@ -132,6 +135,13 @@ def make_variable(id_: str, kind: Any, args: tuple[Any, ...], options: dict[str,
     return known_or(id_, kind(*args, **options))
 
 
+def make_bound(id_: str, name: str, bound: list[Any]) -> Any:
+    """Return the type variable of ``def f[name: bound[0]]``: it asks for its bound late."""
+    namespace: dict[str, Any] = {"bound": bound}
+    exec(f"def f[{name}: bound[0]](): pass", namespace)  # noqa: S102 - a statement of our own
+    return known_or(id_, namespace["f"].__type_params__[0])
+
+
 def _reduce_variable_part(found: Any) -> Any:
     return type(found), (found.__origin__,)
 
@@ -139,21 +149,34 @@ def _reduce_variable_part(found: Any) -> Any:
 def _reduce_alias(found: Any) -> Any:
     if _is_importable(found, found.__name__):
         return found.__name__
-    if found.__type_params__:
-        return make_alias_of, (found.__name__, found.__value__, found.__type_params__)
-    # In a list, the same one each time: the value of an alias may refer to the alias.
-    value = _values.setdefault(found, [found.__value__])
-    return make_alias, (found.__name__, found.__module__, value)
+    variables = found.__type_params__
+    if variables and not _names(found.__value__, found):
+        return make_alias_of, (found.__name__, found.__value__, variables)
+    signs = {typing.TypeVarTuple: "*", typing.ParamSpec: "**"}
+    names = ", ".join(signs.get(type(one), "") + one.__name__ for one in variables)
+    head = f"{found.__name__}[{names}]" if names else found.__name__
+    return make_alias, (head, found.__name__, found.__module__, _late(found, found.__value__))
 
 
-#: The values of the aliases that were sent.
+def _names(value: Any, alias: Any) -> bool:
+    """Tell whether a type names an alias."""
+    parts = (getattr(value, "__origin__", None), *getattr(value, "__args__", ()))
+    return value is alias or any(part is not None and _names(part, alias) for part in parts)
+
+
+def _late(of: Any, value: Any) -> list[Any]:
+    """Return a list with `value`, the same one each time: the value may refer to what it is of."""
+    return _values.setdefault(of, [value])
+
+
+#: The values that were sent of aliases and type variables which look for them when asked.
 _values: dict[Any, list[Any]] = {}
 
 
-def make_alias(name: str, module: str, value: list[Any]) -> Any:
-    """Return what ``type name = value[0]`` defines: it looks for its value when it is asked."""
+def make_alias(head: str, name: str, module: str, value: list[Any]) -> Any:
+    """Return what ``type head = value[0]`` defines: it looks for its value when it is asked."""
     namespace = {"value": value, "__name__": module}
-    exec(f"type {name} = value[0]", namespace)  # noqa: S102 - a statement of our own
+    exec(f"type {head} = value[0]", namespace)  # noqa: S102 - a statement of our own
     return namespace[name]
 
 

@@ -505,11 +505,13 @@ if sys.version_info >= (3, 12):
         "type statements and parameters": """
 type Json = dict[str, Json] | int
 type Pair[T] = tuple[T, T]
+type Tree[T] = T | list[Tree[T]]
+class Node[T: Node]: pass
 class Box[T]:
     def __init__(self, x: T): self.x = x
-def f[U: int](x: U, j: Json, p: Pair[U]) -> Box[U]: return Box[U](x)
->>> (f(1, {}, (1, 2)), Json.__value__.__args__[1], Pair[int].__args__, Json.__name__)
-==> r[0].x == 1 and type(r[0]) is Box and r[1:] == (int, (int,), 'Json')
+def f[U: int](x: U, j: Json, p: Pair[U], t: Tree[U]) -> Box[U]: return Box[U](x)
+>>> (f(1, {}, (1, 2), 3), Json.__value__.__args__[1], Pair[int].__args__, Json.__name__, Node())
+==> r[0].x == 1 and type(r[0]) is Box and r[1:4] == (int, (int,), 'Json') and type(r[4]) is Node
 """,
     }
 
@@ -541,17 +543,28 @@ def test_a_class_and_its_instances_travel_both_ways(case, shared_queue):
 SESSION = """
 import enum, sys
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from functools import cached_property, singledispatch
+from typing import Callable, Generic, NamedTuple, NewType, ParamSpec, TypeVar
 import shapes
 from nbstreamq import TaskQueue
 
 T = TypeVar("T")
+Args = ParamSpec("Args")
+UserId = NewType("UserId", int)
+
+@singledispatch
+def size(x): return 1
+
+@size.register
+def _(x: list): return sum(map(size, x))
 
 @dataclass
 class P:
     x: int
     y: list = field(default_factory=list)
     def double(self): return helper(self.x)
+    @cached_property
+    def big(self): return 10 * self.x
 
 @dataclass(slots=True)
 class S:
@@ -576,13 +589,13 @@ class Box(Generic[T]):
 class Sub(Box[int]): pass
 
 class Bad(Exception):
-    def __init__(self, code, why): self.code = code
+    def __init__(self, code, why, more): self.code = code
 
 def helper(x): return 2 * x
 
 def work(i):
-    if i == 0:
-        raise Bad(3, "no")
+    if UserId(i) == 0:
+        raise Bad(size([1, [2, 3]]), "no", Callable[Args, T])
     return [P(i), S(), Col.R, Perm.R | Perm.W, Outer.Inner(i), Box(i), Sub(i), shapes.Square(i),
             shapes.Kind.FLAT]
 
