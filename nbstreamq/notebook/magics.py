@@ -9,6 +9,7 @@ import itertools
 import keyword
 import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, kwds, magic_arguments, parse_argstring
 from IPython.display import DisplayHandle
 
+from ..arguments import shown
 from ..client.everywhere import everywhere
 from ..client.job import Job
 from ..client.queue import TaskQueue
@@ -33,13 +35,31 @@ __all__ = ["NbstreamqMagics"]
 #: Where the options of ``%%pmap`` begin: the loop before them is no argument, but Python.
 _OPTION = re.compile(r"(?:^|\s)(?=(?:-o|--output|--lane|--time-limit|--retries)(?:[\s=]|$))")
 
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"it is {shown(text)}: it must be an integer") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"it is {shown(text)}: it must be a number of seconds") from None
+
+
 _lane = argument(
     "--lane",
     metavar="L",
     help="lane to submit to: high, default, low, or a tag; default: 'default'",
 )
 _time_limit = argument(
-    "--time-limit", type=float, metavar="S", help="seconds that a call may take; default: no limit"
+    "--time-limit",
+    type=_seconds,
+    metavar="S",
+    help="seconds that a call may take; default: no limit",
 )
 
 
@@ -58,7 +78,7 @@ class NbstreamqMagics(Magics):
     # -- queues and workers --------------------------------------------------------------------
 
     @magic_arguments()
-    @argument("n", nargs="?", type=int, help="number of local workers that there shall be")
+    @argument("n", nargs="?", type=_integer, help="number of local workers that there shall be")
     @argument("--lane", nargs="+", metavar="L", default=(), help="show the workers of these lanes")
     @line_magic
     def workers(self, line: str) -> WorkerList | None:
@@ -152,7 +172,9 @@ class NbstreamqMagics(Magics):
     @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
     @_lane
     @_time_limit
-    @argument("--retries", type=int, metavar="N", help="how often an item that raises is run again")
+    @argument(
+        "--retries", type=_integer, metavar="N", help="how often an item that raises is run again"
+    )
     @cell_magic
     def pmap(self, line: str, cell: str) -> Job[Any]:
         """Run the cell for each item of a loop, on the workers.
@@ -205,10 +227,8 @@ class NbstreamqMagics(Magics):
         `%jobs` lists them.
         """
         args = parse_argstring(self.attach, line)
-        try:
+        with _usage_errors():
             job = self._queue().attach(args.name)
-        except JobNotFound as error:
-            raise UsageError(str(error)) from None
         for name in [*_names(args.output, "-o"), "_job"]:
             self._bind(name, job)
         self._follow(job)
@@ -258,10 +278,10 @@ class NbstreamqMagics(Magics):
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Make of a ValueError, of a wrong option, a line without a traceback."""
+    """Show the error of a wrong argument as a line without a traceback."""
     try:
         yield
-    except ValueError as error:
+    except (TypeError, ValueError, JobNotFound) as error:
         raise UsageError(str(error)) from None
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
+import sys
 import traceback
 
 from ..errors import RemoteError
@@ -31,6 +33,8 @@ def dump_error(error: BaseException, *, task: str) -> bytes:
         Id of the task, for a `RemoteError`.
     """
     try:
+        if isinstance(error, ModuleNotFoundError):
+            _say_where(error)
         body, reason = _pickle_or_reason(error)
         name = _type_name(error)
         text = _text_of(error) + (f"\n(It could not be pickled: {reason})" if reason else "")
@@ -38,6 +42,21 @@ def dump_error(error: BaseException, *, task: str) -> bytes:
     except BaseException:  # noqa: BLE001  # no memory, or an error that hides even its class
         name = type.__dict__["__qualname__"].__get__(type(error))
         return pickle.dumps((task, name, "(it could not be described)", "", None), 5)
+
+
+def _say_where(error: ModuleNotFoundError) -> None:
+    """Have the error of a module that this process lacks say which Python that is, and where."""
+    note = (
+        f"The module is missing for {sys.executable} on {socket.gethostname()}, where the worker"
+        " runs. Install it there."
+    )
+    if not any(known.startswith("The module is missing for") for known in _notes_of(error)):
+        error.add_note(note)
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    """Return the notes of an error; the list is not its own."""
+    return [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
 
 
 def load_error(data: bytes) -> BaseException:

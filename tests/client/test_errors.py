@@ -286,6 +286,18 @@ def notes_of(error):
     return [n for n in getattr(error, "__notes__", ()) if "on worker" in n]
 
 
+def test_a_missing_module_says_where_it_is_missing(shared_queue):
+    def load():
+        import no_such_module  # noqa: F401
+
+    with pytest.raises(ModuleNotFoundError) as caught:
+        shared_queue.submit(load).result(10)
+    (note,) = [n for n in caught.value.__notes__ if "is missing" in n]
+    assert sys.executable in note
+    assert socket.gethostname() in note
+    assert note in "".join(traceback.format_exception(caught.value))
+
+
 class TestNote:
     def test_names_the_call_and_the_worker(self, shared_queue):
         def divide(a, *, by):

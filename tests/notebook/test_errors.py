@@ -39,6 +39,24 @@ def shown(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("default")  # of what Jupyter uses
+def test_an_error_about_what_was_given_is_short(shown, jupyter_home):
+    calls = {
+        "import threading; q.submit(print, threading.Lock())": "A lock works within one process",
+        "q.map(abs, [1], chunksize=0)": "chunksize is 0: it must be 'auto' or",
+        "q.options(retries=-1)": "retries is -1",
+        "q.submit(int).result('soon')": "timeout is 'soon'",
+        "TaskQueue(2)": "name is 2",
+        "q.map(invert, [1]).wait(float('nan'))": "timeout is nan",
+    }
+    texts = shown(*calls)
+    assert len(texts) == len(calls)
+    for text, says in zip(texts, calls.values(), strict=True):
+        assert says in text
+        assert "nbstreamq/" not in text
+        assert len(text.splitlines()) < 15
+
+
+@pytest.mark.filterwarnings("default")  # of what Jupyter uses
 def test_a_task_s_error_is_short_and_shows_the_lines_of_cells(shown, jupyter_home):
     calls = ("q.submit(middle, 0)()", "q.map(middle, [1, 0]).result()", "list(q.map(middle, [0]))")
     texts = shown(*calls)

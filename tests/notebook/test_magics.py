@@ -210,7 +210,6 @@ def test_a_time_limit(shell, wait_until):
     ("magic", "line", "cell", "says"),
     [
         ("task", "--lane @x", "1", "must be a name"),
-        ("task", "--time-limit soon", "1", "invalid float value"),
         ("task", "--nope", "1", "unrecognized arguments"),
         ("task", "-o 1a", "1", "no name of a variable"),
         ("task", "", "1 +", "SyntaxError in line 2"),
@@ -219,7 +218,13 @@ def test_a_time_limit(shell, wait_until):
         ("task", "", " ", "is empty"),
         ("pmap", "", "1", "is not a loop"),
         ("pmap", "x of xs", "1", "is not a loop"),
-        ("pmap", "x in [1] --retries many", "1", "invalid int value"),
+        ("pmap", "x in [1] --retries many", "1", "it is 'many': it must be an integer"),
+        ("pmap", "x in [1] --retries -1", "1", "retries is -1: it must be an integer from 0"),
+        ("pmap", "x in [1] --lane {a}", "1", "lane is '{a}'"),
+        ("task", "--time-limit 0", "1", "time_limit is 0.0: it must be a number of seconds above"),
+        ("task", "--time-limit nan", "1", "time_limit is nan"),
+        ("task", "--time-limit soon", "1", "'soon': it must be a number of seconds"),
+        ("task", "--lane @a", "1", "lane is '@a'"),
         ("everywhere", "x", "1", "no arguments"),
     ],
 )
@@ -369,8 +374,26 @@ def test_workers_are_shown_by_lane(shell):
     assert shell.run_line_magic("workers", "--lane gpu") == []
     with pytest.raises(UsageError, match="nbstreamq worker URL --lane gpu"):
         shell.run_line_magic("workers", "2 --lane gpu")
-    with pytest.raises(UsageError, match="nworkers is -1"):
-        shell.run_line_magic("workers", "-- -1")
+    for n in ("-- -1", "99999999999", "two", "1.5", "nan"):
+        with pytest.raises(UsageError, match=r"-1|99999999999|'two'|'1\.5'|'nan'.*must be"):
+            shell.run_line_magic("workers", n)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{a}", "name is '{a}'"),
+        ("-- -n", "name is '-n'"),
+        ("a --url http://h", "must start with redis://"),
+        ("a --url redis://:hush@h/abc", "must be a number"),
+    ],
+)
+def test_a_wrong_queue_is_refused_in_a_line(shell, line, says):
+    before = shell.user_ns["q"]
+    with pytest.raises(UsageError, match=says) as caught:
+        shell.run_line_magic("queue", line)
+    assert "hush" not in str(caught.value)
+    assert shell.user_ns["q"] is before
 
 
 def test_workers_are_started(empty_shell, queue, wait_until):
@@ -443,6 +466,8 @@ def test_a_named_job_is_attached(shell, capsys):
     assert shell.user_ns["found"] is shell.user_ns["_job"] is job
     assert job.result(10) == [1, 2]
     assert [j.name for j in shell.run_line_magic("jobs", "")] == ["sweep"]
+    with pytest.raises(UsageError, match=r"name is 'a:b': it must be a name"):
+        shell.run_line_magic("attach", "a:b")
     with pytest.raises(UsageError, match=r"No job 'other'.*There are: sweep"):
         shell.run_line_magic("attach", "other")
     job.delete()

@@ -212,15 +212,19 @@ def test_a_stop_in_the_midst_of_short_items_is_for_one_of_them_only(run, stop_he
             raise ValueError(x)
         return x
 
-    result = run(maybe_stop, list(range(1000)))
+    results, left = [], (range(1000),)
+    while left:  # on a busy machine, a slice of time may end at any item
+        results.append(run(maybe_stop, list(range(1000)), todo=left))
+        left = results[-1].rest
 
-    assert result.cancelled == [700, 702, 703, 999]
-    assert [*items(result.done)] == [x for x in range(999) if x not in (700, 702, 703)]
-    assert [result.item(k) for k in result.errors] == [701]
-    assert [v for v in result.values if v is not None] == [
+    assert [x for r in results for x in r.cancelled] == [700, 702, 703, 999]
+    assert [x for r in results for x in items(r.done)] == [
+        x for x in range(999) if x not in (700, 702, 703)
+    ]
+    assert [r.item(k) for r in results for k in r.errors] == [701]
+    assert [v for r in results for v in r.values if v is not None] == [
         x for x in range(999) if x not in (700, 701, 702, 703)
     ]
-    assert result.rest == ()
 
 
 def test_a_stop_that_comes_when_the_item_is_over_harms_nobody(run, slot, runner):
