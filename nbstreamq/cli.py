@@ -87,6 +87,7 @@ def _parser() -> _Parser:
         " them back at once, Ctrl-C after 1 s; default: 30",
     )
     worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
+    worker.add_argument("--homes", nargs="+", default=(), help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
     _add_queues(commands)
     secret = commands.add_parser("secret", help="print a new secret, to be set everywhere")
@@ -262,6 +263,7 @@ def _run_workers(options: argparse.Namespace) -> None:
         secret=secret,
         n_workers=n_cores() if options.n is None else options.n,
         lanes=lanes,
+        homes=options.homes,
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
         door=Door(options.door) if options.door else None,
         timing=Timing(

@@ -27,6 +27,10 @@ class Host:
         The queue's secret.
     task
         Returns the running task, whatever that is to a worker.
+    homes
+        Tags of the calls and of the named jobs that it runs, see `Home`; empty: it runs all.
+    home
+        Returns the tag of what the running task submits: its own.
     depth
         Returns how deep the running task is nested: 0 for one that a notebook submitted.
     help_until
@@ -44,6 +48,8 @@ class Host:
     queue: str
     secret: Secret
     task: Callable[[], object]
+    homes: tuple[str, ...]
+    home: Callable[[], str]
     depth: Callable[[], int]
     help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
     progress: Callable[[int, int | None], None]

@@ -8,15 +8,20 @@ from typing import Any, Protocol
 
 from ..errors import NbstreamqError
 from ..launch.local import LocalWorkers
+from ..protocol.keys import home_of
 from ..protocol.store import Store
 from .ledger import Ledger
+from .named_ledger import NamedLedger
 
-__all__ = ["Warner", "explain", "survey"]
+__all__ = ["Warner", "accepts", "explain", "stranded", "survey"]
 
 
 class _Session(Protocol):
     workers: LocalWorkers
 
+    @property
+    def homes(self) -> tuple[str, str]: ...
+    def worker_command(self, folder: str = "", python: str = "python", lane: str = "") -> str: ...
     def warn(self, text: str) -> None: ...
     def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any: ...
     def check_memory(self) -> None: ...
@@ -38,7 +43,7 @@ def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]]
         )
     except NbstreamqError as error:
         return {}, str(error)
-    reason = session.workers.trouble or _reason(workers, queue, ledger.lane) or ledger.delay()
+    reason = session.workers.trouble or _reason(session, workers, queue, ledger) or ledger.delay()
     return workers, reason or _vanished(session, ledger)
 
 
@@ -71,25 +76,61 @@ def _vanished(session: _Session, ledger: Ledger) -> str:
     )
 
 
-def _reason(workers: dict[str, dict[str, Any]], queue: str, lane: str) -> str:
-    """Return why nobody runs what waits in `lane`, and what to do; empty if somebody may.
+def _reason(
+    session: _Session, workers: dict[str, dict[str, Any]], queue: str, ledger: Ledger
+) -> str:
+    """Return why nobody runs what waits of `ledger`, and what to do; empty if somebody may.
 
     Parameters
     ----------
     workers
         Id -> description of the registered workers of `queue`.
     """
-    if not workers:
+    home, lane = home_of(ledger.job), ledger.lane
+    ours = [about for about in workers.values() if accepts(about, home)]
+    if not ours and isinstance(ledger, NamedLedger):
+        return _no_worker_left(session, ledger.title, ledger.job, ledger.about)
+    if not ours:
+        what = "no workers but those of other kernels" if workers else "no workers"
         return (
-            f"queue {queue!r} has no workers. Start some: q.run(4) here, or"
-            " `python -m nbstreamq worker URL` anywhere."
+            f"queue {queue!r} has {what}. Start some: q.run(4) here, or"
+            f" `{session.worker_command()}` anywhere."
         )
-    if not any(lane in description.get("lanes", ()) for description in workers.values()):
-        return (
-            f"no worker serves its lane {lane!r}. Start one:"
-            f" python -m nbstreamq worker URL --lane {lane}"
-        )
+    if not any(lane in about.get("lanes", ()) for about in ours):
+        command = session.worker_command(lane=lane)
+        return f"no worker serves its lane {lane!r}. Start one: {command}"
     return ""
+
+
+def accepts(description: dict[str, Any], home: str) -> bool:
+    """Return whether a worker runs tasks of `home`: those of `nbstreamq worker` run all."""
+    homes = description.get("homes", ())
+    return not homes or home in homes
+
+
+def stranded(session: _Session, store: Store) -> list[str]:
+    """Return, for each named job that waits for workers there are none of, how to start some."""
+    workers = store.workers().values()
+    records = (
+        store.readable_record(job, name)
+        for name, job in store.job_names().items()
+        if not any(accepts(about, home_of(job)) for about in workers)
+    )
+    return [
+        _no_worker_left(session, record.name, record.id, record.about)
+        for record in records
+        if record is not None and record.n_ended < record.n_items
+    ]
+
+
+def _no_worker_left(session: _Session, name: str, job: str, about: dict[str, Any]) -> str:
+    folder = about["folder"]
+    command = session.worker_command(folder, about["python"])
+    here = "q.run(4) here, or " if home_of(job) in session.homes else ""
+    return (
+        f"job {name!r} waits: no worker with its folder, {folder}, and its Python is left. Start"
+        f" some: {here}`{command}`"
+    )
 
 
 class Warner:

@@ -11,6 +11,7 @@ from ..objects.functions import FunctionPickle
 from ..objects.payloads import dump
 from ..protocol.messages import Event, Options, Task
 from ..protocol.store import Store
+from .delay import accepts
 from .job import Job
 from .ledger import Ledger
 from .payload import Payload
@@ -60,7 +61,8 @@ def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: byt
     def carry_out(store: Store) -> None:
         patient_until = time.monotonic() + START_PATIENCE
         while True:
-            names = sorted(store.workers())
+            workers, home = store.workers(), session.homes[0]
+            names = sorted(n for n, about in workers.items() if accepts(about, home))
             # Local ones that are starting are waited for.
             if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
@@ -71,7 +73,9 @@ def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: byt
                 sent.append(names)
             # Others get other messages: the same ones could be taken for copies.
             options = Options(rerun=len(sent) - 1)
-            if store.everywhere(names, _tasks(ledger.job, function, args, options, len(names))):
+            others = sorted(set(workers) - set(names))
+            tasks = _tasks(ledger.job, function, args, options, len(names))
+            if store.everywhere(names, tasks, others):
                 break
         session.stop_growing(ledger)
 

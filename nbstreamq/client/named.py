@@ -68,6 +68,8 @@ def map_named(
         "lane": lane,
         "opts": options.encode().decode(),
         "seed": options.seed,
+        "folder": session.home.folder,
+        "python": session.home.python,
     }
     record = session.ask(lambda store: store.find_job(name))
     if record is None or anew:
@@ -111,7 +113,7 @@ def attach(session: Session, name: str) -> Job[Any]:
 
 def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | None) -> JobRecord:
     """Make the job, instead of `old`; or find the one that another client made at the same time."""
-    new, instead_of = f"{name}:{secrets.token_hex(4)}", old.id if old else ""
+    new, instead_of = f"{name}:{session.homes[1]}{secrets.token_hex(4)}", old.id if old else ""
     is_made = session.ask(lambda store: store.open_job(name, new, about, instead_of=instead_of))
     if is_made and old:
         forget(session, old.id)

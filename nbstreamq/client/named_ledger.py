@@ -35,6 +35,8 @@ class NamedLedger(Ledger):
     ----------
     title
         The name that people gave the job.
+    about
+        What its client wrote down, see `JobRecord`.
     call
         How its items are called, as in `Task`.
     futures
@@ -50,6 +52,7 @@ class NamedLedger(Ledger):
     ) -> None:
         super().__init__(record.id, record.about["function"], fn, record.about["lane"])
         self.title = record.name
+        self.about = record.about
         self.growing = True
         self.call: str = record.about["call"]
         self.options = Options.decode(record.about["opts"].encode())

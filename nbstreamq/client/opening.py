@@ -88,6 +88,8 @@ def open_session(
         default if workers == "auto" else workers,
         revive=functools.partial(ensure_server, settings) if embedded else None,
         session=session,
+        home=home,
+        server="" if embedded else "URL" if found.has_password() else str(found),
         place=_place(settings, found, session, signer),
     )
     if not embedded:

@@ -31,6 +31,7 @@ from .cache import recall
 from .calls import Call, Kind
 from .checks import MapArguments, check_map, check_options
 from .dead import DeadLetters, dead_letters
+from .delay import stranded
 from .everywhere import everywhere
 from .future import TaskFuture
 from .interrupts import uninterrupted
@@ -416,7 +417,8 @@ class TaskQueue(Executor, Traveller):
         session, url = self._session, str(self._url)
         n_open, trouble = len(session.open_ledgers()), str(session.trouble or "")
         found = session.ask(
-            lambda store: queue_status(store, url, n_open, trouble), patience=LOOK_PATIENCE
+            lambda store: queue_status(store, url, n_open, trouble, stranded(session, store)),
+            patience=LOOK_PATIENCE,
         )
         return cast("QueueStatus", found)
 

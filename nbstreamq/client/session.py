@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from .. import locks
 from ..current import host, outer_task
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
+from ..home import Home
 from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.blobs import Place, refers
@@ -75,6 +77,10 @@ class Session:
         How many are started at the first submit; None: none.
     revive
         Brings the server back; None if that is not in our hands.
+    home
+        Of this process.
+    server
+        Address for the command of workers that may run its calls; empty: the embedded server's.
     place
         Opens the place of large values; None: they go to the server.
     """
@@ -87,9 +93,13 @@ class Session:
         revive: Callable[[], object] | None,
         *,
         session: str,
+        home: Home,
+        server: str,
         place: Callable[[Tell], Place] | None,
     ) -> None:
         self.id = session
+        self.home = home
+        self._server = server
         self.workers = workers
         self.trouble: ServerUnreachable | None = None
         self._n_workers = n_workers
@@ -140,9 +150,27 @@ class Session:
 
     def new_ledger(self, fn: Callable[..., Any], name: str, lane: str, kind: type[L]) -> L:
         """Return the ledger of a new job, to `register` when it is growing or has an item."""
-        ledger = kind(f"{self.id}.{next(self._numbers)}", name, fn, lane, self._ledgers_lock)
+        job, worker = f"{self.id}.{next(self._numbers)}", host()
+        if worker is not None:  # where a task may run, what it submits may, too
+            job += f"@{worker.home()}"
+        ledger = kind(job, name, fn, lane, self._ledgers_lock)
         ledger.outer = outer_task()
         return ledger
+
+    @property
+    def homes(self) -> tuple[str, str]:
+        """Tags of the calls, and of the named jobs, that are made now; see `Home`."""
+        worker = host()
+        if worker is None:
+            return self.home.tags
+        return worker.home(), (worker.homes[-1] if worker.homes else worker.home())
+
+    def worker_command(self, folder: str = "", python: str = "python", lane: str = "") -> str:
+        """Return the command that starts workers for this queue."""
+        words = [python, "-m", "nbstreamq", "worker", *filter(None, [self._server])]
+        words += ["--queue", self._store.keys.queue]
+        words += ["--lane", lane] if lane else []
+        return f"cd {shlex.quote(folder)} && {shlex.join(words)}" if folder else shlex.join(words)
 
     def join(self, ledger: CallLedger, data: bytes) -> int | None:
         """Add a call to a job and return its number; None if the job is over."""

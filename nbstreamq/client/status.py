@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..protocol.keys import LANES
@@ -167,7 +167,8 @@ class QueueStatus:
         Kind of message -> how many came without this queue's signature, or a second time, in
         the last week. They were not unpickled, and are kept: see `TaskQueue.dead`.
     warnings
-        What endangers tasks, on the server or because workers die young, and what to do about it.
+        What endangers or holds up tasks, and what to do about it: on the server, because workers
+        die young, or because a named job has no workers left.
     """
 
     queue: str
@@ -206,8 +207,10 @@ class QueueStatus:
     __repr__ = __str__
 
 
-def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> QueueStatus:
-    """Ask the server about the queue of `store`."""
+def queue_status(
+    store: Store, server: str, open_jobs: int, trouble: str, warnings: Sequence[str] = ()
+) -> QueueStatus:
+    """Ask the server about the queue of `store`; `warnings` come before its own."""
     workers = tuple(
         WorkerStatus(
             id=name,
@@ -230,5 +233,5 @@ def queue_status(store: Store, server: str, open_jobs: int, trouble: str) -> Que
         open_jobs=open_jobs,
         trouble=trouble,
         refused=store.refused(),
-        warnings=(*store.troubles(), *store.server_facts().problems()),
+        warnings=(*warnings, *store.troubles(), *store.server_facts().problems()),
     )

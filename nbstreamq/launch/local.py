@@ -263,6 +263,7 @@ class LocalWorkers:
     def _spawn(self) -> None:
         command = python_command("nbstreamq", "worker", "--queue", self._queue)
         command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
+        command += ["--homes", *self._home.tags]
         if self._process is not None:  # else it stays as a zombie, which seems to live
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT)

@@ -7,12 +7,13 @@ knows all that has become of the job. So its results are there as long as it is.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ServerRefused, SignatureError
 from . import scripts
-from .keys import MONTH
+from .keys import MONTH, home_of
 from .lanes import Lanes
 from .messages import Control, Event, Fields
 from .refusal import Refusal
@@ -44,7 +45,7 @@ class JobRecord:
     id, name
         The job's id, and the name that people gave it.
     about
-        What its client wrote down: function, lane, options.
+        What its client wrote down: function, lane, options, folder and interpreter.
     chunks
         What was submitted, in order.
     n_items
@@ -75,10 +76,9 @@ class JobRecord:
     expires: float | None
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing of it waits or runs, and nothing more comes."""
-        ended = self.n_done + self.n_failed + self.n_cancelled
-        return self.total is not None and ended >= self.total
+    def n_ended(self) -> int:
+        """How many items neither wait nor run."""
+        return self.n_done + self.n_failed + self.n_cancelled
 
 
 class NamedJobs(Refusal, Lanes):
@@ -146,10 +146,11 @@ class NamedJobs(Refusal, Lanes):
             return None
         return record if record is not None and record.name == name else None
 
-    def has_open_jobs(self) -> bool:
-        """Return whether there is a named job that is not over."""
-        records = (self.readable_record(job, name) for name, job in self.job_names().items())
-        return any(record is not None and not record.is_over for record in records)
+    def has_open_jobs(self, homes: Collection[str] = ()) -> bool:
+        """Return whether a named job, of one of `homes` or of any, has items that are not over."""
+        jobs = {n: job for n, job in self.job_names().items() if not homes or home_of(job) in homes}
+        records = (self.readable_record(job, name) for name, job in jobs.items())
+        return any(record is not None and record.n_ended < record.n_items for record in records)
 
     def job_bytes(self, job: str) -> int | None:
         """Return how much memory the server needs for a job; None if it does not tell."""

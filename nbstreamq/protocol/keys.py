@@ -7,10 +7,12 @@ longer if a named job is kept for ever.
 ========================  =================  ========  ========================================
 key                       type               lifetime  holds
 ========================  =================  ========  ========================================
-``lane:<lane>``           stream, one group  30 days   tasks waiting or in flight
+``lane:<lane>``           stream, one group  30 days   tasks waiting or in flight; a home's in
+                                                       ``<lane>@<home>``, once others met them
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
-``lanes``                 hash               30 days   rare lanes that were ever submitted to
+``lanes``                 hash               30 days   rare lanes that were ever submitted to, and
+                                                       lanes of homes that hold anything
 ``meta``                  hash               30 days   fingerprints of the secret and earlier ones
 ``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
@@ -37,6 +39,7 @@ key                       type               lifetime  holds
 from __future__ import annotations
 
 from ..arguments import check_queue_name
+from ..home import TAG_LENGTH
 
 __all__ = [
     "DAY",
@@ -49,7 +52,11 @@ __all__ = [
     "RARE",
     "WEEK",
     "Keys",
+    "base_lane",
     "deeper_lanes",
+    "home_lane",
+    "home_of",
+    "is_home_lane",
     "is_named",
     "nested_lane",
     "owner_key",
@@ -148,6 +155,31 @@ def session_of(job: str) -> str:
 def is_named(job: str) -> bool:
     """Tell whether `job` is the id of a named job."""
     return ":" in job
+
+
+def home_of(job: str) -> str:
+    """Return the tag of the home of `job`: which local workers may run its tasks; see `Home`.
+
+    A session's id begins with the tag of its kernel. A named job's is ``<name>:<tag><random>``,
+    that of what a task submits ``<session>.<number>@<tag>``.
+    """
+    return job.rpartition(":")[2].rpartition("@")[2][:TAG_LENGTH]
+
+
+def home_lane(lane: str, home: str) -> str:
+    """Return where tasks of `lane` wait that only workers of a home may run."""
+    return f"{base_lane(lane)}@{home}"
+
+
+def base_lane(lane: str) -> str:
+    """Return the lane that `lane` is a home's part of, or `lane` itself."""
+    return lane.partition("@")[0] or lane
+
+
+def is_home_lane(lane: str) -> bool:
+    """Tell whether `lane` is one that `home_lane` may return."""
+    base, _, home = lane.partition("@")
+    return base in LANES and len(home) == TAG_LENGTH and home.isalnum() and home.isascii()
 
 
 def owner_key(keys: Keys, owner: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
 from ..errors import ServerRefused
+from . import scripts
 from .connection import Command, Wire
-from .keys import GROUP, LANES, MONTH, RARE, WEEK, Keys
+from .keys import GROUP, LANES, MONTH, RARE, WEEK, Keys, base_lane, is_home_lane
 from .replies import mapping
 
 __all__ = ["Lanes"]
@@ -23,17 +24,25 @@ class Lanes:
     _told: set[str]
 
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
-        """Return for each of `lanes` its name, and its numbers of waiting and running entries."""
+        """Return for each of `lanes` its name, and its numbers of waiting and running entries.
+
+        With those of its homes.
+        """
+        homes = self.home_lanes()
         found = []
         for lane in lanes:
-            running = sum(self._pending(self.keys.lane(lane))[:1])
-            key = self.keys.lane(lane)
-            n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
-            # Not counted at the same moment: some may have been done in between.
-            waiting = max(0, n - running)
-            counts = {"waiting": waiting, "running": running, "delayed": delayed}
-            found.append({"lane": lane, **counts, "over": max(0, self._n_added(key) - n)})
+            parts = [lane, *(home for home in homes if base_lane(home) == lane)]
+            counts = [self._counts(part) for part in parts]
+            found.append({"lane": lane, **{k: sum(c[k] for c in counts) for k in counts[0]}})
         return found
+
+    def _counts(self, lane: str) -> dict[str, int]:
+        running = sum(self._pending(self.keys.lane(lane))[:1])
+        key = self.keys.lane(lane)
+        n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
+        # Not counted at the same moment: some may have been done in between.
+        counts = {"waiting": max(0, n - running), "running": running, "delayed": delayed}
+        return {**counts, "over": max(0, self._n_added(key) - n)}
 
     def _n_added(self, key: str) -> int:
         """Return how many entries were ever added to a stream; 0 if it is not there."""
@@ -66,10 +75,10 @@ class Lanes:
                     raise
 
     def renew(self, lanes: Iterable[str] = LANES) -> None:
-        """Keep the queue, and `lanes`, for another month; what is kept for ever stays so."""
+        """Keep the queue, `lanes` and those of homes for another month; some is kept for ever."""
         keys = self.keys
         wanted = [keys.meta, keys.jobs, keys.setup, keys.lanes]
-        for lane in lanes:
+        for lane in (*lanes, *self.home_lanes()):
             wanted += keys.lane(lane), keys.delayed(lane)
         self._wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
 
@@ -77,7 +86,7 @@ class Lanes:
         """Return those of `RARE` that somebody has submitted to, or that hold anything.
 
         Nobody is told of the latter, if the server forgot, or refused to note, the former. All of
-        them, if it refuses to say.
+        them, if it refuses to say. And the lanes of homes.
         """
         keys = self.keys
         lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
@@ -86,7 +95,32 @@ class Lanes:
         except ServerRefused:
             return frozenset(RARE)
         used = {name.decode(errors="replace") for name in mapping(known)}
-        return frozenset(lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)
+        rare = (lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)
+        return frozenset((*rare, *filter(is_home_lane, used)))
+
+    def home_lanes(self) -> list[str]:
+        """Return the lanes of homes that may hold anything; none if the server refuses to say."""
+        try:
+            known = mapping(self._wire.call(("HGETALL", self.keys.lanes))[0])
+        except ServerRefused:
+            return []
+        return sorted(filter(is_home_lane, (name.decode(errors="replace") for name in known)))
+
+    def use_lanes(self, lanes: Collection[str]) -> None:
+        """Have supervisors know the lanes of homes, into which tasks were or will be put."""
+        keys = self.keys
+        tell = [("HSET", keys.lanes, lane, 1) for lane in lanes]
+        # A retired one would be gone in a day, with what it holds.
+        lasting = [("EXPIRE", keys.lane(lane), MONTH) for lane in lanes]
+        if any(self._wire.call(*tell, *lasting)[: len(tell)]):
+            self._wake_supervisors()
+
+    def retire_lanes(self, lanes: Iterable[str]) -> None:
+        """Forget those of `lanes`, which are homes', that hold nothing."""
+        keys = self.keys
+        retire = [scripts.retire(keys.lanes, keys.lane(n), keys.delayed(n), n) for n in lanes]
+        if retire:
+            self._wire.call(*retire)
 
     def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
         """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
@@ -101,6 +135,10 @@ class Lanes:
     def _tell(self, lanes: set[str]) -> None:
         keys = self.keys
         if lanes and any(self._wire.call(*(("HSET", keys.lanes, lane, 1) for lane in lanes))):
-            wake = ("XADD", keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
-            lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
-            self._wire.call(wake, *lasting)
+            self._wake_supervisors()
+
+    def _wake_supervisors(self) -> None:
+        keys = self.keys
+        wake = ("XADD", keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
+        lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
+        self._wire.call(wake, *lasting)

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from .connection import Command
-from .keys import WEEK
+from .keys import DAY, WEEK
 from .messages import Fields
 
 __all__ = ["NAMES", "source", "texts"]
@@ -27,6 +27,7 @@ NAMES = (
     "promote",
     "refuse",
     "rerun",
+    "retire",
     "settle",
     "submit",
 )
@@ -62,6 +63,10 @@ def submit(
 
 def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
     return _run("settle", (control, *keys), (WEEK * 1000, *entries))
+
+
+def retire(lanes: str, stream: str, delayed: str, lane: str) -> Command:
+    return _run("retire", (lanes, stream, delayed), (lane, DAY))
 
 
 def promote(delayed: str, lane: str, dead: str, refused: str, source: str) -> Command:

@@ -87,11 +87,14 @@ class Successor:
         Seconds before it is due.
     when
         ``""``: always; ``"busy"`` or ``"idle"``: only if other tasks wait in the lane, or none.
+    lane
+        Where it waits; ``""``: where it came from.
     """
 
     task: Task
     delay: float = 0.0
     when: str = ""
+    lane: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,8 @@ def encode_settlements(
         for successor in s.successors:
             # A script may only use keys it is given: the delayed set is named where it is needed.
             delay = int(successor.delay * 1000)
-            target = keys.delayed(delivery.lane) if delay > 0 else keys.lane(delivery.lane)
+            waits_in = successor.lane or delivery.lane
+            target = keys.delayed(waits_in) if delay > 0 else keys.lane(waits_in)
             fields = _changed_fields(successor.task, signer)
             args += (table.index(target), delay, successor.when, len(fields), *fields)
         for what in s.given_up:

@@ -19,7 +19,7 @@ from .replies import block_ms, mapping, stream_entries
 from .seen import Seen
 from .settlement import Delivery, Settlement, encode_return, encode_settlements
 from .signing import Signer
-from .spans import Span, format_span, read_span
+from .spans import EVERYTHING, Span, format_span, read_span
 from .supervision import Supervision
 from .unsigned import count
 from .values import Values
@@ -28,6 +28,8 @@ __all__ = ["RENEW_EVERY", "Store"]
 
 #: Entries that an event stream may hold though they were read; fewer cost more commands.
 TRIM_EVERY = 100
+#: Most entries that are dropped from a lane at a time: the server's other users wait meanwhile.
+MOST_DROPPED = 100
 #: Seconds after which a session says again that it is there, and that its queue is used.
 RENEW_EVERY = 3600.0
 
@@ -216,20 +218,23 @@ class Store(NamedJobs, Supervision, Values):
         if is_named(job):  # others follow it, too
             self.publish([Event(kind="cancelled", job=job, n=0, span=newly, worker="")])
 
-    def everywhere(self, names: Sequence[str], tasks: Sequence[Task]) -> bool:
-        """Send a task to each worker, and the last of `tasks` to those that join later.
+    def everywhere(
+        self, names: Sequence[str], tasks: Sequence[Task], others: Sequence[str] = ()
+    ) -> bool:
+        """Send a task to each of `names`, and the last of `tasks` to those that join later.
 
         Returns
         -------
         bool
-            False, and nothing sent, if `names` are not exactly the registered workers.
+            False, and nothing sent, if `names` and `others` are not exactly the registered workers.
         """
         lanes = [self.keys.lane(f"@{name}") for name in names]
         messages = [self.encode_task(task) for task in tasks]
         # Of a kind of its own: no other task may become one that every new worker runs.
         messages[-1] = tasks[-1].encode(self._signer, b"setup")
         keys = self.keys
-        command = scripts.everywhere(keys.workers, keys.setup, lanes, names, messages)
+        everybody = (*names, *others)
+        command = scripts.everywhere(keys.workers, keys.setup, lanes, everybody, messages)
         # Else a session that does nothing else would look as if it were gone.
         there = ("SET", keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
         return bool(self._wire.call(command, there)[0])
@@ -311,6 +316,25 @@ class Store(NamedJobs, Supervision, Values):
             found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
             entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
         return self._deliver(entries, self._wire.call(self._ask_version)[0])[0]
+
+    def drop_unwanted(self, lane: str) -> None:
+        """Drop what lies at the front of a home's lane and nobody wants, for nobody may take it.
+
+        Its kernel has ended, or its named job was deleted.
+        """
+        key = self.keys.lane(lane)
+        for _ in range(MOST_DROPPED):
+            entries, version = self._wire.call(
+                ("XRANGE", key, "-", "+", "COUNT", 1), self._ask_version
+            )
+            found = [(lane, entry_id, fields) for entry_id, fields in entries]
+            for d in self._deliver(found, version)[0]:
+                is_over = d.cancelled == EVERYTHING and not is_named(d.task.job)
+                if d.is_wanted and not is_over:
+                    return
+                self._wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
+            if not entries:
+                return
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""

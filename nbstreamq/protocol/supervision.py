@@ -14,6 +14,7 @@ from . import scripts
 from .dead import Dead
 from .health import Health
 from .keys import LANES, PREFIX, WEEK, tail_of
+from .lanes import Lanes
 from .messages import Control, Task
 from .replies import block_ms, mapping, stream_entries
 
@@ -29,6 +30,7 @@ _DESCRIPTION: dict[str, Any] = {
     "python": str,
     "state": str,
     "lanes": list,
+    "homes": list,
     "memory": int,
     "cpu": float,
 }
@@ -38,7 +40,7 @@ _PID_LIMIT = 2**31
 _MAX_TEXT, _MAX_NUMBER = 1000, 2**53
 
 
-class Supervision(Dead, Health):
+class Supervision(Dead, Health, Lanes):
     """Signs of life, burials, due tasks, and orders."""
 
     def workers(self) -> dict[str, dict[str, Any]]:
@@ -191,9 +193,9 @@ class Supervision(Dead, Health):
                 return sorted(found)
 
     def known_lanes(self) -> list[str]:
-        """Return the lanes that the registered workers serve, and the usual ones."""
+        """Return the usual lanes, those that registered workers serve, and those of homes."""
         served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
-        return [*LANES, *sorted(served - set(LANES))]
+        return [*LANES, *sorted(served - set(LANES)), *self.home_lanes()]
 
 
 def _is_queue_name(text: str) -> bool:

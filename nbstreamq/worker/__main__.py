@@ -9,7 +9,7 @@ from .child import Spec, main
 
 if __name__ == "__main__":
     fields = json.loads(sys.argv[1])
-    fields["lanes"] = tuple(fields["lanes"])
+    fields |= {name: tuple(fields[name]) for name in ("lanes", "homes")}
     known = receive()
     conceal(**known)
     main(Spec(**fields), Address(known["url"]), known["secret"])

@@ -78,6 +78,8 @@ class Spec:
     ----------
     worker, queue, lanes
         Its id; the queue; what it serves.
+    homes
+        Whose tasks it runs; empty: all.
     n_threads
         Threads that numerical libraries may use in it.
     supervisor
@@ -97,6 +99,7 @@ class Spec:
     worker: str
     queue: str
     lanes: tuple[str, ...]
+    homes: tuple[str, ...]
     n_threads: int
     supervisor: int
     slots: int
@@ -152,9 +155,9 @@ class Child:
             "cpu": round(self.meter.share(), 2),
         }
 
-    def use_lanes(self, lanes: Collection[str]) -> None:
-        """Tell it which of the rare lanes are in use."""
-        self.slot.set_rare_lanes(lanes)
+    def use_lanes(self, lanes: Collection[str], n_changes: int) -> None:
+        """Tell it which of the rare lanes are in use, and how often homes' have changed."""
+        self.slot.set_lanes(lanes, n_changes)
         self.signal(LOOK)
 
     def leave(self) -> None:
@@ -356,6 +359,7 @@ def _serve(spec: Spec, url: Address, secret: Secret) -> None:
         output,
         worker=spec.worker,
         lanes=spec.lanes,
+        homes=spec.homes,
         url=url,
         secret=secret,
     )

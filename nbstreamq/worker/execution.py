@@ -16,7 +16,7 @@ from ..objects.payloads import load
 from ..objects.references import Dependent, resolving
 from ..objects.remote_errors import dump_error, summary
 from ..objects.surroundings import arriving
-from ..protocol.keys import NESTED
+from ..protocol.keys import NESTED, base_lane
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of
@@ -25,7 +25,7 @@ from .reaper import MAX_LOSSES
 from .run import Run, Runner, Stopped
 from .values import Values
 
-__all__ = ["Execution"]
+__all__ = ["Execution", "part_cancelled"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Execution:
         settlement = Settlement(delivery=delivery)
         if not delivery.is_wanted:
             return settlement, ()
-        dropped, todo = _part_cancelled(task, delivery.cancelled)
+        dropped, todo = part_cancelled(task, delivery.cancelled)
         if dropped:
             settlement.events.append(self._event("cancelled", task, dropped))
             settlement.count(cancelled=size(dropped))
@@ -191,7 +191,7 @@ class Execution:
 
     def _enter(self, delivery: Delivery, todo: Span) -> None:
         """Have all that the task prints and reports attached to it."""
-        lane, task = delivery.lane, delivery.task
+        lane, task = base_lane(delivery.lane), delivery.task
         self._runner.hold(delivery)
         self._depths.append(int(lane.removeprefix("nested")) if lane in NESTED else 0)
         self._output.enter(task, todo[0].start)
@@ -288,7 +288,7 @@ class Execution:
         return Event.about(task, span, kind=kind, worker=self._worker, body=body, **times)
 
 
-def _part_cancelled(task: Task, cancelled: Span) -> tuple[Span, Span]:
+def part_cancelled(task: Task, cancelled: Span) -> tuple[Span, Span]:
     """Return the items of `task` that are cancelled, and those that are to be run."""
     if not cancelled:
         return (), task.span

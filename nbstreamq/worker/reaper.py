@@ -32,6 +32,7 @@ _NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled 
 
 def bury(store: Store, worker: str, lanes: Sequence[str], death: Death, *, known: bool) -> None:
     """Put back, or fail, what a dead worker held, and forget it; `known` as in `settle_death`."""
+    lanes = (*lanes, *store.home_lanes())
     while not store.bury(worker, lanes):
         held = store.held((f"@{worker}", *lanes), worker)
         settlements = settle_death(held, death, known=known)

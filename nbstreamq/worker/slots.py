@@ -1,14 +1,15 @@
 """What a worker is doing, in memory shared with its supervisor: read and written without traffic.
 
 A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
-level each. Only the worker writes, except for `ask_to_stop`, `set_rare_lanes` and `set_watched`;
+level each. Only the worker writes, except for `ask_to_stop`, `set_lanes` and `set_watched`;
 and a signal from it wakes the supervisor when a level begins that has to be watched closely, or
 when the worker is about to leave.
 
 ::
 
     q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
-    q[5] which of the rare lanes are in use, one bit each
+    q[5] which of the rare lanes are in use, one bit each; from bit 32: how often the lanes of homes
+        in use have changed
     q[6] process id of the supervisor   q[7] whether that watches closely
     q[8] whether the worker leaves, and why
     level k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
@@ -48,6 +49,7 @@ MAX_LEVELS = 50
 NO_ITEM = -1
 _FIRST, _WORDS = 16, 40
 _ITEM, _SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
+_RARE_BITS = 2**32 - 1
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 #: Before the text: the lengths of lane, entry id and job, and n.
 _HEADER = struct.Struct("<HHHQ")
@@ -207,7 +209,11 @@ class Slot:
 
     def unused_lanes(self) -> frozenset[str]:
         """Return the rare lanes that are not in use, as far as the supervisor knows."""
-        return _unused(self.words[5])
+        return _unused(self.words[5] & _RARE_BITS)
+
+    def n_lane_changes(self) -> int:
+        """Return how often the lanes of homes have changed, as far as the supervisor knows."""
+        return self.words[5] >> 32
 
     # -- the supervisor reads ------------------------------------------------------------------
 
@@ -262,9 +268,9 @@ class Slot:
         """Say whether it is looked at often: then what begins there need not give a signal."""
         self.words[7] = watched
 
-    def set_rare_lanes(self, used: Collection[str]) -> None:
-        """Say which rare lanes are in use; a signal to the worker must follow."""
-        self.words[5] = sum(1 << k for k, lane in enumerate(RARE) if lane in used)
+    def set_lanes(self, used: Collection[str], n_changes: int) -> None:
+        """Say which rare lanes are in use, and how often homes' have changed; then signal."""
+        self.words[5] = n_changes << 32 | sum(1 << k for k, n in enumerate(RARE) if n in used)
 
 
 class Slots:

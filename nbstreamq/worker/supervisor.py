@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..launch.server import is_embedded
 from ..objects.segments import sweep
-from ..protocol.keys import LANES
+from ..protocol.keys import LANES, is_home_lane
 from ..protocol.messages import Control
 from ..protocol.spans import EVERYTHING
 from ..protocol.store import RENEW_EVERY, Store
@@ -73,6 +73,8 @@ class Supervisor:
         How many workers there shall be.
     lanes
         What they serve, most urgent first.
+    homes
+        Tags of the tasks that they run, see `Home`; empty: all.
     method
         ``fork`` or ``spawn``.
     door
@@ -87,6 +89,7 @@ class Supervisor:
         secret: Secret | str,
         n_workers: int,
         lanes: Sequence[str] = LANES,
+        homes: Sequence[str] = (),
         method: str = "fork",
         door: Door | None = None,
         timing: Timing | None = None,
@@ -95,7 +98,7 @@ class Supervisor:
         self.n_workers = n_workers
         self._store = store
         self._url, self._secret = Address(url), Secret(secret)
-        self._lanes, self._method = tuple(lanes), method
+        self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
         self.door, self._timing = door, timing or Timing()
         self._orders = Orders(store.clone(), self._timing)
         self._children: dict[int, Child] = {}
@@ -116,8 +119,8 @@ class Supervisor:
         self._failure: SecretMismatch | None = None
         self._unswept = ""  #: Why large values of the dead could not be deleted.
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
-        self._renewal_due = 0.0
-        self._lanes_due, self._used_lanes = 0.0, frozenset[str]()
+        self._renewal_due = self._retire_due = 0.0
+        self._lanes_due, self._used_lanes, self._n_lane_changes = 0.0, frozenset[str](), 0
         #: When the server last took a sign of life; from when on silence of others means death.
         self._heard = self._judge_from = self._deaf_until = 0.0
         self._wakeup, self._wake = os.pipe()  # pipe2 is not on macOS
@@ -199,11 +202,12 @@ class Supervisor:
 
     def _has_named_work(self) -> bool:
         """Return whether a named job, which outlives its kernel, has something to do here."""
+        lanes = (*self._lanes, *filter(is_home_lane, self._used_lanes))
         if time.monotonic() < self._work_due:
             return True
         self._work_due = time.monotonic() + self._timing.heartbeat
         try:
-            return self._store.has_open_jobs() and self._store.has_tasks(self._lanes)
+            return self._store.has_open_jobs(self._homes) and self._store.has_tasks(lanes)
         except (ServerUnreachable, ServerRefused) as error:
             logger.warning("%s", error)
             return False
@@ -368,13 +372,14 @@ class Supervisor:
             worker=f"{self.node}#{self._number}",
             queue=self._store.keys.queue,
             lanes=self._lanes,
+            homes=self._homes,
             n_threads=max(1, n_cores() // max(1, self.n_workers)),
             ended=self._ended,
             max_files=self._max_files,
             description=self._describe(),
         )
         self._children[child.pid] = child
-        child.use_lanes(self._used_lanes)
+        child.use_lanes(self._used_lanes, self._n_lane_changes)
 
     def _forget(self) -> None:
         """In a worker that was forked: give up what is open and belongs to the supervisor."""
@@ -394,6 +399,7 @@ class Supervisor:
             "supervisor": os.getpid(),
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
             "lanes": list(self._lanes),
+            "homes": list(self._homes),
             "leaving": self._stopping,
         }
 
@@ -598,15 +604,30 @@ class Supervisor:
             self._deaf_until = time.monotonic() + self._timing.tick
 
     def _look_for_lanes(self) -> None:
-        """Tell the workers of lanes that were not in use before."""
+        """Tell the workers of lanes that were not in use before, and of those of homes that are."""
         if time.monotonic() < self._lanes_due:
             return
-        used = self._used_lanes | self._store.used_lanes()
+        known, found = self._used_lanes, self._store.used_lanes()
+        ours = frozenset(lane for lane in found if self._serves(lane))
         self._lanes_due = time.monotonic() + self._timing.heartbeat
-        if used != self._used_lanes:
+        # A rare lane stays one that is used; a home's is forgotten when it holds nothing any more.
+        used = ours | frozenset(lane for lane in known if not is_home_lane(lane))
+        if used != known:
             self._used_lanes = used
+            self._n_lane_changes += 1
             for child in self._children.values():
-                child.use_lanes(used)
+                child.use_lanes(used, self._n_lane_changes)
+        if time.monotonic() > self._retire_due:
+            self._retire_due = time.monotonic() + self._timing.silence
+            lanes = [lane for lane in found if is_home_lane(lane)]
+            for lane in lanes:
+                self._store.drop_unwanted(lane)
+            self._store.retire_lanes(lanes)
+
+    def _serves(self, lane: str) -> bool:
+        """Return whether tasks in `lane` are for our workers, where that depends on their home."""
+        home = lane.partition("@")[2]
+        return not home or not self._homes or home in self._homes
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""

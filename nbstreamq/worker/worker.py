@@ -24,14 +24,14 @@ from ..errors import DataLost, SecretMismatch, ServerRefused, ServerUnreachable
 from ..launch.server import is_embedded
 from ..objects.references import fetch_by
 from ..protocol.connection import RECONNECT, SPIN
-from ..protocol.keys import deeper_lanes
+from ..protocol.keys import base_lane, deeper_lanes, home_lane, home_of
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..secret import Address, Secret
 from ..settings import Settings
 from .ended import Ended
-from .execution import Execution
+from .execution import Execution, part_cancelled
 from .output import Output
 from .pulse import Pulse
 from .run import Runner
@@ -89,6 +89,8 @@ class TaskWorker:
         Id of this worker, and its name as a consumer.
     lanes
         What it serves, most urgent first.
+    homes
+        Tags of the tasks that it runs, see `Home`; others go to lanes of their home. Empty: all.
     url, secret
         For queues that tasks use themselves.
     """
@@ -102,6 +104,7 @@ class TaskWorker:
         *,
         worker: str,
         lanes: Sequence[str],
+        homes: tuple[str, ...] = (),
         url: Address | str,
         secret: Secret | str,
     ) -> None:
@@ -115,7 +118,12 @@ class TaskWorker:
         self._store = store
         self._slot = slot
         self._ended = ended
-        self._lanes = (f"@{worker}", *lanes)
+        #: What it serves; and what of that, and of homes' parts of it, there is: most urgent first.
+        self._served = (f"@{worker}", *lanes)
+        self._lanes, self._n_lane_changes = self._served, 0
+        self._homes = homes
+        #: Where tasks of other homes were put, which supervisors may not know yet.
+        self._moved = set[str]()
         self._lock = threading.Lock()
         #: Held while the server is told, or asked, what is in our hands.
         self._talking = threading.Lock()
@@ -137,6 +145,8 @@ class TaskWorker:
                 url=Address(url),
                 queue=store.keys.queue,
                 secret=Secret(secret),
+                homes=homes,
+                home=self._home,
                 depth=lambda: self.execution.depth,
                 task=lambda: self.execution.task,
                 help_until=self.help_until,
@@ -144,6 +154,11 @@ class TaskWorker:
                 put_off=self.runner.put_off,
             )
         )
+
+    def _home(self) -> str:
+        """Return the tag of what the running task submits."""
+        task = self.execution.task
+        return home_of(task.job) if task else "".join(self._homes[:1])
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -261,7 +276,7 @@ class TaskWorker:
                 ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
                 # An id is unique within its lane only.
                 known = {(d.lane, d.entry_id) for d in ours}
-                self._batch += [d for d in found if (d.lane, d.entry_id) not in known]
+                self._accept([d for d in found if (d.lane, d.entry_id) not in known])
 
     def _look_again(self, store: Store) -> None:
         """Recover what the server has given to a connection after that was lost."""
@@ -271,15 +286,18 @@ class TaskWorker:
             self._looks = [at for at in looks if at > time.monotonic()]
 
     def _join(self, description: dict[str, Any]) -> None:
-        self._store.ensure_lanes(self._lanes[1:])
+        self._store.ensure_lanes(self._served[1:])
         for task in self._store.join(self.id, description):
+            if self._homes and home_of(task.job) not in self._homes:
+                continue
             if task.job not in self._set_ups:  # else it joins again, after the server lost its data
                 self._set_ups.add(task.job)
-                self._store.publish(self.execution.set_up(task, self._lanes[0]))
+                self._store.publish(self.execution.set_up(task, self._served[0]))
         self._slot.set_state(State.BUSY)
 
     def _round(self) -> None:
         self._look_again(self._store)
+        self._find_lanes()
         if not self._batch and self._was_full:
             # More may wait, and most urgently in a lane that we have not heard of yet.
             self._take(self._lanes, self._count)
@@ -305,7 +323,12 @@ class TaskWorker:
         with self._lock:
             following = self._batch[0].lane if self._batch else lane
         if following != lane:
-            self._take(self._lanes[: self._lanes.index(following)], self._count)
+            least = self._urgency(following)
+            self._take([n for n in self._lanes if self._urgency(n) < least], self._count)
+
+    def _urgency(self, lane: str) -> int:
+        """Return how many lanes are more urgent; a home's part is as urgent as the lane."""
+        return self._served.index(base_lane(lane))
 
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as much at a time while a batch is short work."""
@@ -360,12 +383,59 @@ class TaskWorker:
             taken = read(settled)
             with self._lock:
                 mixed = bool(self._batch)
-                self._batch.extend(taken)
+                self._accept(taken)
                 if mixed:
-                    urgency = self._lanes.index
-                    self._batch = deque(sorted(self._batch, key=lambda d: urgency(d.lane)))
+                    self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
 
         self._settling(send)
+        if self._moved:
+            self._tell_moved(self._store)
+
+    def _accept(self, taken: Sequence[Delivery]) -> None:
+        """Put what was taken into the batch, and tasks of other homes into a lane of theirs."""
+        if not self._homes:
+            self._batch.extend(taken)
+            return
+        ours = ""
+        for delivery in taken:
+            job = delivery.task.job
+            if job != ours and (home := home_of(job)) not in self._homes:
+                if not _may_be_dropped(delivery):
+                    self._move(delivery, home)
+                    continue
+            else:
+                ours = job
+            self._batch.append(delivery)
+
+    def _move(self, delivery: Delivery, home: str) -> None:
+        lane = home_lane(delivery.lane, home)
+        self._moved.add(lane)
+        follows = [Successor(task=delivery.task, lane=lane)]
+        self._settled.append(Settlement(delivery=delivery, successors=follows))
+
+    def _tell_moved(self, store: Store) -> None:
+        """Settle what was put into lanes of other homes, and have their supervisors know those.
+
+        Before and after: in between the lane may have been retired, since it was empty still.
+        """
+        lanes = self._moved.copy()
+        store.use_lanes(lanes)
+        self.flush(store)
+        store.use_lanes(lanes)
+        self._moved -= lanes
+
+    def _find_lanes(self) -> None:
+        """Serve the lanes of our homes that hold anything; of all homes, if we serve all."""
+        n_changes = self._slot.n_lane_changes()
+        if n_changes == self._n_lane_changes:
+            return
+        parts: dict[str, list[str]] = {}
+        for lane in self._store.home_lanes():
+            if not self._homes or lane.partition("@")[2] in self._homes:
+                parts.setdefault(base_lane(lane), []).append(lane)
+        found = [n for lane in self._served for n in (lane, *parts.get(lane, ()))]
+        self._store.ensure_lanes(set(found) - set(self._lanes))
+        self._lanes, self._n_lane_changes = tuple(found), n_changes
 
     def _read(
         self, settled: list[Settlement], lanes: Sequence[str], count: int, **wait: float
@@ -416,6 +486,8 @@ class TaskWorker:
         self._look_again(store)
         self.release_batch()
         self.flush(store)
+        if self._moved:
+            self._tell_moved(store)
 
     def _take_or_wait(self) -> None:
         """Take the next tasks; wait, idle, while there are none."""
@@ -436,6 +508,7 @@ class TaskWorker:
             # The flag stands before these looks: a signal after them finds us waiting.
             if self._leaving:
                 raise _Leave
+            self._find_lanes()
             unused = self._slot.unused_lanes()
             lanes = [lane for lane in self._lanes if lane not in unused]
             return self._read(settled, lanes, self._count, block=block, soon=self._linger)
@@ -457,8 +530,7 @@ class TaskWorker:
         if threading.current_thread() is not threading.main_thread():
             return
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        deeper = deeper_lanes(self.execution.depth)
-        served = (*deeper, *(lane for lane in lanes if lane in self._lanes and lane not in deeper))
+        served = {*deeper_lanes(self.execution.depth), *lanes}
 
         def run_others() -> None:
             pause = HELP_PAUSE[0]
@@ -471,12 +543,27 @@ class TaskWorker:
 
         self.runner.help(run_others)
 
-    def _help_once(self, lanes: Sequence[str]) -> bool:
+    def _help_once(self, served: Collection[str]) -> bool:
         # What came with the waiting task may be shallower than it: others shall run that.
         self.release_batch()
+
+        def take() -> None:
+            self._find_lanes()
+            self._take([lane for lane in self._lanes if base_lane(lane) in served], 1)
+
         try:
-            self._until_reachable(lambda: self._take(lanes, 1))
+            self._until_reachable(take)
         except SecretMismatch:
             self._until_reachable(lambda: self._recover(self._store))
             return False
         return self._work_next() is not None
+
+
+def _may_be_dropped(delivery: Delivery) -> bool:
+    """Return whether nothing of it is to be run: then whoever takes it says so.
+
+    Or everybody must do it: what `everywhere` asks for is sent to those who shall.
+    """
+    if delivery.lane[0] == "@" or not delivery.is_wanted:
+        return True
+    return bool(delivery.cancelled) and not part_cancelled(delivery.task, delivery.cancelled)[1]

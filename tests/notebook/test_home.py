@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
 
@@ -49,6 +53,17 @@ class Kernel:
         )
         return json.loads("".join(found))
 
+    def error(self, code: str) -> str:
+        """Return the error that a cell raises."""
+        reply = self._client.execute_interactive(
+            code, timeout=CELL_TIMEOUT, output_hook=lambda _: None
+        )
+        return str(reply["content"]["evalue"])
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.manager.shutdown_kernel(now=True)
+
     def close(self) -> None:
         self._client.stop_channels()
         if self.manager.is_alive():
@@ -73,6 +88,28 @@ def kernel_in(jupyter_home, short_folder, monkeypatch) -> Iterator[Callable[...,
     for kernel in kernels:
         kernel.close()
     stop_server(Settings.from_environment())
+
+
+@pytest.fixture
+def start_command() -> Iterator[Callable[[str], None]]:
+    """``start_command(text)``: run a command line until the end of the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: str) -> None:
+        started.append(subprocess.Popen(["bash", "-c", f"{command.replace('&& ', '&& exec ')}"]))
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+@pytest.fixture
+def start_worker(start_command) -> Callable[[str, Path], None]:
+    """``start_worker(queue, folder)``: `nbstreamq worker` there."""
+    return lambda queue, folder: start_command(
+        f"cd {folder} && {sys.executable} -m nbstreamq worker -n 2 --queue {queue}"
+    )
 
 
 @pytest.fixture
@@ -163,6 +200,164 @@ def test_two_notebooks_read_their_own_files(kernel_in, folders):
         assert kernel.value(f"[q.submit(look, i).result() for i in range({N_CALLS})]") == (
             [own] * N_CALLS
         )
+
+
+SHARED = "from nbstreamq import TaskQueue\nq = TaskQueue('shared', workers={workers})\n"
+
+
+@pytest.fixture
+def sharing(kernel_in, folders) -> list[Kernel]:
+    """A kernel in each folder, with two workers each in a queue that they share by name."""
+    kernels = [kernel_in(folder) for folder in folders]
+    for kernel in kernels:
+        kernel.run(SHARED.format(workers=2) + LOOK)
+        kernel.run("q.submit(int).result()")
+    return kernels
+
+
+def test_in_a_shared_queue_calls_run_on_workers_of_their_kernel(sharing, folders):
+    nested = (
+        "def outer(n):\n"
+        "    from nbstreamq import TaskQueue\n"
+        "    with TaskQueue() as q:\n"
+        "        return [look(n), *q.map(look, range(2)).result()]\n"
+    )
+    for kernel in sharing:
+        kernel.run(
+            f"job = q.map(look, range({N_CALLS}), chunksize=1)\n"
+            f"urgent = q.options(lane='high').map(look, range({N_CALLS}), chunksize=1)\n"
+            f"calls = [q.submit(look, i) for i in range({N_CALLS})]\n"
+            "late = q.options(delay=0.2).submit(look, 0)\n"
+        )
+        kernel.run(f"{nested}deep = q.map(outer, range(4), chunksize=1)")
+
+    for kernel, folder in zip(sharing, folders, strict=True):
+        own = [folder.name, folder.name]
+        assert kernel.value("job.result(60)") == [own] * N_CALLS
+        assert kernel.value("urgent.result(60)") == [own] * N_CALLS
+        assert kernel.value("[c.result(60) for c in calls]") == [own] * N_CALLS
+        assert kernel.value("late.result(60)") == own
+        assert kernel.value("deep.result(60)") == [[own] * 3] * 4
+
+
+def test_in_a_shared_queue_retries_stay_at_home(sharing, folders):
+    program = (
+        "def flaky(n):\n"
+        "    import os\n"
+        "    try:\n"
+        "        os.close(os.open(f'tried-{n}', os.O_CREAT | os.O_EXCL))\n"
+        "    except FileExistsError:\n"
+        "        return look(n)\n"
+        "    raise ValueError('once')\n"
+        "job = q.options(retries=1, backoff=0.05).map(flaky, range(20), chunksize=2)"
+    )
+    for kernel in sharing:
+        kernel.run(program)
+
+    for kernel, folder in zip(sharing, folders, strict=True):
+        assert kernel.value("job.result(60)") == [[folder.name, folder.name]] * 20
+
+
+def test_a_set_up_is_for_workers_of_its_kernel(sharing, folders):
+    sharing[0].run("job = q.everywhere(look, 0)")
+    sharing[1].run("q.run(3)")
+
+    own = [folders[0].name, folders[0].name]
+    assert sharing[0].value("job.result(60)") == [own] * 2
+
+
+def test_the_lanes_of_homes_go_when_they_are_empty(sharing, wait_until):
+    for kernel in sharing:
+        kernel.run("job = q.map(look, range(40), chunksize=1)")
+    for kernel in sharing:
+        kernel.value("job.result(60)")
+
+    lanes = "[lane for lane in q.session.ask(lambda store: store.home_lanes())]"
+    wait_until(lambda: sharing[0].value(lanes) == [], 30, "no lanes of homes")
+
+
+def test_a_kernel_without_workers_does_not_use_those_of_others(
+    sharing, kernel_in, folders, start_worker
+):
+    third = kernel_in(folders[0])
+    third.run(SHARED.format(workers=0) + LOOK)
+    third.run(f"calls = [q.submit(look, i) for i in range({N_CALLS})]")
+    third.run("import warnings; warnings.simplefilter('error')")
+
+    said = third.error("calls[0].result(20)")
+    assert "no workers but those of other kernels" in said
+    assert "nbstreamq worker --queue shared" in said
+    start_worker("shared", folders[1])
+    own = [folders[1].name, folders[1].name]
+    assert third.value("[c.result(60) for c in calls]") == [own] * N_CALLS
+
+
+# -- named jobs ---------------------------------------------------------------------------------
+
+HELD = """
+def held(n):
+    import os, time, utils
+    open(f"begun-{n}", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return utils.WHERE, os.getpid()
+"""
+
+
+def test_named_jobs_run_on_all_workers_of_their_folder(sharing, kernel_in, folders, wait_until):
+    twin = kernel_in(folders[0])
+    twin.run(SHARED.format(workers=2) + "q.run(2); pids = {w.pid for w in q.workers()}")
+    sharing[0].run(HELD + "job = q.map(held, range(4), chunksize=1, name='sweep')")
+    wait_until(lambda: len(list(folders[0].glob("begun-*"))) == 4, 30, "four at once")
+    (folders[0] / "go").touch()
+
+    found = sharing[0].value("job.result(60)")
+
+    assert {where for where, _ in found} == {"one"}
+    assert len({pid for _, pid in found}) == 4
+    assert twin.value("[w for w, _ in q.attach('sweep').result(60)]") == ["one"] * 4
+    assert sharing[1].value("[w for w, _ in q.attach('sweep').result(60)]") == ["one"] * 4
+
+
+def test_a_restarted_kernel_gets_fresh_workers_and_old_ones_finish_named_jobs(
+    kernel_in, folders, wait_until
+):
+    first = kernel_in(folders[0])
+    first.run(SHARED.format(workers=2) + HELD)
+    first.run("job = q.map(held, range(2), chunksize=1, name='sweep')")
+    wait_until(lambda: len(list(folders[0].glob("begun-*"))) == 2, 30, "both run")
+    old = first.value("[w.pid for w in q.workers()]")
+    first.kill()
+    second = kernel_in(folders[0])
+    second.run(SHARED.format(workers=2) + "import os")
+    fresh = second.value("q.map(lambda _: os.getpid(), range(20), chunksize=1).result(60)")
+    (folders[0] / "go").touch()
+
+    found = second.value("q.attach('sweep').result(60)")
+
+    assert {pid for _, pid in found} == set(old)
+    assert not set(fresh) & set(old)
+    wait_until(lambda: not any(map(psutil.pid_exists, old)), 30, "the old ones' end")
+
+
+def test_a_named_job_without_workers_says_which_command_runs_it(
+    kernel_in, folders, wait_until, start_command
+):
+    first = kernel_in(folders[0])
+    first.run(SHARED.format(workers=0) + LOOK + "job = q.map(look, range(6), name='sweep')")
+    wait_until(lambda: first.value("q.jobs()[0].complete"), 30, "all is submitted")
+    first.kill()
+    second = kernel_in(folders[1])
+    second.run(SHARED.format(workers=2) + "job = q.attach('sweep')")
+    second.run("assert q.submit(abs, -1).result(60) == 1")
+    second.run("import warnings; warnings.simplefilter('error')")
+
+    command = f"cd {folders[0]} && {sys.executable} -m nbstreamq worker --queue shared"
+    assert command in second.error("job.result(20)")
+    assert command in second.value("str(q.status())")
+    assert command in second.value("job.survey()[1]")
+    start_command(command)
+    assert second.value("job.result(60)") == [["one", "one"]] * 6
 
 
 def test_stopping_the_workers_of_one_leaves_those_of_the_other(kernel_in, folders):

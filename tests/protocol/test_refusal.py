@@ -170,7 +170,7 @@ class TestNamedJobs:
 
     @pytest.mark.parametrize("change", [{"about": "x"}, {"n": "x"}, {"\xff": "x"}, {"1": "x"}])
     def test_whose_record_was_damaged_are_passed_over(self, store, client, job, change):
-        client.hset(store.keys.job(job), mapping=change)
+        client.hset(store.keys.job(job), mapping={"n": 1, "0": "1:digest", **change})
         client.hset(store.keys.jobs, b"\xff", b"\xff")
         assert store.has_open_jobs() is (change == {"\xff": "x"})
 

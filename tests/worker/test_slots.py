@@ -129,6 +129,8 @@ def test_the_worker_sees_what_shall_stop(pair):
 def test_the_worker_sees_which_lanes_are_unused(pair):
     worker, seen = pair
     assert worker.unused_lanes() == {*RARE}
+    assert worker.n_lane_changes() == 0
 
-    seen.set_rare_lanes({"high", "nested1"})
+    seen.set_lanes({"high", "nested1"}, 3)
     assert worker.unused_lanes() == {*RARE} - {"high", "nested1"}
+    assert worker.n_lane_changes() == 3

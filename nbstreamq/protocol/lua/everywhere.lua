@@ -1,10 +1,10 @@
--- Sends a task to the own lane of every worker, and keeps one copy for those that join later.
+-- Sends a task to the own lanes of workers, and keeps one copy for those that join later.
 -- KEYS[1] workers (hash)
 -- KEYS[2] setup (stream)
--- KEYS[3..] the workers' own lanes (streams), in the order of their names in ARGV
+-- KEYS[3..] own lanes (streams) of the first workers in ARGV, in their order: the others get none
 -- ARGV[1] number of workers
 -- ARGV[2] number of fields and values of one message
--- ARGV[3..] the workers' names; then one message for each of them; then the one for late joiners
+-- ARGV[3..] the workers' names; then one message for each lane; then the one for late joiners
 -- Returns 1, or 0 if the set of workers has changed: ask again
 local n, size = tonumber(ARGV[1]), tonumber(ARGV[2])
 if redis.call('HLEN', KEYS[1]) ~= n then
@@ -16,8 +16,8 @@ for k = 1, n do
   end
 end
 local i = 3 + n
-for k = 1, n do
-  redis.call('XADD', KEYS[2 + k], '*', unpack(ARGV, i, i + size - 1))
+for k = 3, #KEYS do
+  redis.call('XADD', KEYS[k], '*', unpack(ARGV, i, i + size - 1))
   i = i + size
 end
 -- A late joiner does all of them before its first task: the newest 1000 must do.
