@@ -241,7 +241,11 @@ class Session:
         """Start the local workers that a queue starts by itself, if it has not yet."""
         n, self._n_workers = self._n_workers, None
         if n:
-            self.workers.scale(n)
+            try:
+                self.workers.scale(n)
+            except BaseException:
+                self._n_workers = n  # the next call tries again
+                raise
 
     def scale(self, n_workers: int) -> None:
         """There shall be `n_workers` local workers."""

@@ -286,6 +286,9 @@ class LocalWorkers:
             if connection is not None:
                 return connection
             time.sleep(0.005)
+        if process is not None:  # nobody else would end one that takes longer
+            process.kill()
+            process.wait()
         log = self.log.read_text(errors="replace")[-2000:].strip()
         raise ServerError(
             f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nbstreamq import TaskQueue
 from nbstreamq.errors import ServerError
 from nbstreamq.home import here
 from nbstreamq.launch.local import LocalWorkers
@@ -272,3 +273,12 @@ def test_what_those_that_are_gone_had_nothing_to_write_in_is_removed(
     wait_for_workers(1)
     assert not other.log.exists()
     assert local.log.exists()
+
+
+def test_the_next_call_tries_again_to_start_it(server_url, queue_name, monkeypatch):
+    with TaskQueue(queue_name, server_url, workers=1) as queue:
+        with monkeypatch.context() as patch:
+            patch.setattr("nbstreamq.launch.local.START_TIMEOUT", 0.0)
+            with pytest.raises(ServerError, match="did not start"):
+                queue.submit(abs, -1)
+        assert queue.submit(abs, -2).result(20) == 2
