@@ -272,6 +272,9 @@ class NbstreamqMagics(Magics):
 
     def _follow(self, it: Job[Any] | Future[Any]) -> None:
         """Remember a job or future until it is over."""
+        if isinstance(it, Job):  # one that was attached before is another object
+            same = {one for one in self._open if isinstance(one, Job) and one.id == it.id}
+            self._open.difference_update(same)
         self._open.add(it)
         it.add_done_callback(self._open.discard)
 

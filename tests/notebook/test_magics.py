@@ -473,6 +473,16 @@ def test_a_named_job_is_attached(shell, capsys):
     job.delete()
 
 
+def test_a_job_that_is_attached_twice_is_listed_once(shell, capsys):
+    job = shell.user_ns["q"].options(delay=60).map(abs, [-1, -2], name="sweep")
+    for _ in range(2):
+        shell.run_line_magic("attach", "sweep -o found")
+    capsys.readouterr()
+    shell.run_line_magic("jobs", "")
+    assert capsys.readouterr().out.count("<Job") == 1
+    job.delete()
+
+
 @pytest.mark.parametrize("magic", ["workers", "queue", "task", "pmap", "cancel", "attach"])
 def test_help_names_the_arguments(empty_shell, magic):
     kind = "cell" if magic in ("task", "pmap") else "line"
