@@ -176,8 +176,13 @@ def _goes_first(metaclass: type, name: str, value: Any) -> bool:
         return True
     if name in {"__dict__", "__weakref__"}:
         return not isinstance(value, types.GetSetDescriptorType)
-    hidden = next((vars(c)[name] for c in metaclass.__mro__ if name in vars(c)), None)
-    return isinstance(hidden, property)
+    return name in _properties_of(metaclass)
+
+
+@functools.lru_cache(256)
+def _properties_of(metaclass: type) -> frozenset[str]:
+    own = {name: value for c in reversed(metaclass.__mro__) for name, value in vars(c).items()}
+    return frozenset(name for name, value in own.items() if isinstance(value, property))
 
 
 def _is_slot(value: Any, cls: type) -> bool:

@@ -44,6 +44,9 @@ def reduce_mapped(array: Any) -> Any:
     PicklingError
         It writes to a file that has no name, or has gone: a copy would lose what a task writes.
     """
+    # Most arrays with a base are views of one that has its own memory.
+    if type(array.base).__name__ == "ndarray" and array.base.base is None:
+        return NotImplemented
     owner = _owner_of(array)
     if owner is None or owner.mode == "c" or not array.size:
         return NotImplemented
