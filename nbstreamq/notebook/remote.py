@@ -33,6 +33,7 @@ def run_cell(
     """
     import builtins
 
+    from nbstreamq.objects.code import names_of
     from nbstreamq.objects.surroundings import shared_names
 
     namespace = home.__globals__
@@ -48,6 +49,9 @@ def run_cell(
         value = execute(body, namespace)
     finally:
         figures = take_figures(before)
+        for name in names_of(body.__code__).sets - inputs.keys():  # by `global`
+            if name in namespace:
+                shared_names()[name] = namespace[name]
     outputs = {name: wanted_value(namespace, name) for name in wanted}
     if value is not None and not (figures and is_figure(value)):
         shown.append(bundle_of(value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +38,29 @@ def shared_names(of: dict[str, Any] | None = None) -> dict[str, Any]:
     return _shared.setdefault((of or {}).get("__file__") or module, {})
 
 
+@dataclass
+class _Share:
+    """Globals of functions, the shared names that they read and set, and those that were there."""
+
+    names: dict[str, Any]
+    reads: set[str] = field(default_factory=set)
+    sets: set[str] = field(default_factory=set)
+    there: set[str] = field(default_factory=set)
+
+    def fill(self) -> None:
+        """Write the shared names into the globals."""
+        shared = shared_names(self.names)
+        self.there = self.reads & shared.keys()
+        self.names.update({name: shared[name] for name in self.there})
+
+    def keep(self) -> None:
+        """Share what was set, and delete what was deleted."""
+        shared = shared_names(self.names)
+        shared.update({name: self.names[name] for name in self.sets & self.names.keys()})
+        for name in (self.sets & self.there) - self.names.keys():
+            shared.pop(name, None)
+
+
 class Surroundings:
     """What functions need around them: a context to run them in.
 
@@ -47,8 +71,8 @@ class Surroundings:
         self._modules: dict[str, ModuleType] = {}
         #: For each time that it was entered: the modules that it stands in front of.
         self._hidden: list[dict[str, ModuleType]] = []
-        #: Id of globals -> these globals, and which shared names functions read and set in them.
-        self._shares: dict[int, tuple[dict[str, Any], set[str], set[str]]] = {}
+        #: By the id of the globals.
+        self._shares: dict[int, _Share] = {}
 
     def add_module(self, module: ModuleType) -> None:
         """Have imports find this module."""
@@ -61,9 +85,9 @@ class Surroundings:
 
     def share(self, names: dict[str, Any], reads: set[str], sets: set[str]) -> None:
         """Have functions with the globals `names` read shared names, and set some."""
-        _, all_reads, all_sets = self._shares.setdefault(id(names), (names, set(), set()))
-        all_reads |= reads
-        all_sets |= sets
+        share = self._shares.setdefault(id(names), _Share(names))
+        share.reads |= reads
+        share.sets |= sets
 
     def __enter__(self) -> None:
         if _entered:  # a task that waits runs another one, which sees what this one has set
@@ -71,9 +95,9 @@ class Surroundings:
         if self._modules:
             self._hidden.append(self._take_away())
             sys.modules.update(self._modules)
-        for names, reads, _ in self._shares.values():
-            for name in reads - shared_names(names).keys():
-                names.pop(name, None)  # the function has run before, and it was deleted since
+        for share in self._shares.values():
+            for name in share.reads - shared_names(share.names).keys():
+                share.names.pop(name, None)  # the function has run before, and it was deleted since
         self.fill()
         _entered.append(self)
 
@@ -89,19 +113,13 @@ class Surroundings:
 
     def fill(self) -> None:
         """Write the shared names into the globals of the functions."""
-        for names, reads, _ in self._shares.values():
-            shared = shared_names(names)
-            names.update({name: shared[name] for name in reads if name in shared})
+        for share in self._shares.values():
+            share.fill()
 
     def keep(self) -> None:
         """Share what the functions have set."""
-        for names, _, sets in self._shares.values():
-            shared = shared_names(names)
-            for name in sets:
-                if name in names:
-                    shared[name] = names[name]
-                else:
-                    shared.pop(name, None)
+        for share in self._shares.values():
+            share.keep()
 
     def leave(self) -> None:
         """Have imports find what they found before; what they found since in our packages stays."""

@@ -284,6 +284,27 @@ def test_cells_and_functions_share_what_the_notebook_does_not_define(shell, run_
     assert set(job.result(20)) == {("open", 1, ("open", 1))}
 
 
+LAZY = """
+import os, uuid
+def get():
+    global lazy
+    try:
+        return lazy
+    except NameError:
+        lazy = os.getpid(), uuid.uuid4().hex
+        return lazy
+get()
+"""
+
+
+def test_a_lazy_global_is_made_once_for_each_worker(shell, run_task):
+    found = {run_task(LAZY).value for _ in range(6)}
+    found |= set(shell.run_cell_magic("pmap", "x in range(20)", LAZY).result(20))
+    shell.run_cell(LAZY)
+    found |= set(shell.user_ns["q"].map(lambda _, get=shell.user_ns["get"]: get(), range(9)))
+    assert len(found - {shell.user_ns["lazy"]}) == len({pid for pid, _ in found}) - 1
+
+
 # -- IPython's names in functions ---------------------------------------------------------------
 
 
