@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import itertools
 import mmap
 import os
@@ -73,21 +74,21 @@ def read(handle: tuple[str, int]) -> Any:
     path, size = handle
     folder, name = os.path.split(path)
     try:
-        with _entered(folder) as at:
-            file = os.open(name, _READ, dir_fd=at)
-            try:
-                # Freed since it was opened, it may be written again: then it is locked, or has
-                # another name.
-                if not (_lock(file, fcntl.LOCK_SH) and _is_at(file, name, at)):
-                    return None
-                if len(_mapped) >= _MAX_MAPPED:
-                    return _copy(file, size)
-                view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # has a descriptor: the lock
-                _mapped.add(view)
-            finally:
-                os.close(file)
+        there = _entered(folder)
+        file = os.open(name, _READ, dir_fd=there.at)
     except FileNotFoundError:
         return None
+    try:
+        # Freed since it was opened, it may be written again: then it is locked, or has another
+        # name.
+        if not (_lock(file, fcntl.LOCK_SH) and _is_at(file, name, there.at)):
+            return None
+        if len(_mapped) >= _MAX_MAPPED:
+            return _copy(file, size)
+        view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # has a descriptor: the lock
+        _mapped.add(view)
+    finally:
+        os.close(file)
     return view
 
 
@@ -102,12 +103,13 @@ def _copy(file: int, size: int) -> bytearray:
 def free(handle: tuple[str, int]) -> None:
     """Give a file up: to be written again, when nobody reads it any more."""
     folder, name = os.path.split(handle[0])
-    with contextlib.suppress(FileNotFoundError), _entered(folder) as at:  # it may all be gone
-        size = os.stat(name, dir_fd=at, follow_symlinks=False).st_size
-        if size >= MIN_FREE and _make_room(at, size):
-            os.rename(name, f"{_FREE}/{_new_name()}", src_dir_fd=at, dst_dir_fd=at)
+    with contextlib.suppress(FileNotFoundError):  # all of the session's files are gone
+        there = _entered(folder)
+        size = os.stat(name, dir_fd=there.at, follow_symlinks=False).st_size
+        if size >= MIN_FREE and _make_room(there.at, size):
+            os.rename(name, f"{_FREE}/{_new_name()}", src_dir_fd=there.at, dst_dir_fd=there.at)
         else:
-            os.unlink(name, dir_fd=at)
+            os.unlink(name, dir_fd=there.at)
 
 
 def _make_room(at: int, size: int) -> bool:
@@ -189,11 +191,23 @@ def _opened(folder: str, at: int | None = None) -> Iterator[int]:
         os.close(there)
 
 
-@contextlib.contextmanager
-def _entered(folder: str) -> Iterator[int]:
+class _Folder:
+    """A session's folder that was opened and checked; it is closed when nobody uses it."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.at)
+
+
+# Checked once by each process that uses it: to open it again for each value takes 20 us. What is
+# opened stays the same folder, whatever others do to its path.
+@functools.lru_cache(maxsize=4)
+def _entered(folder: str) -> _Folder:
     """Open a session's folder; the one around it, too, is checked."""
     with _opened(os.path.dirname(folder)) as around, _opened(folder, around) as there:  # noqa: PTH120
-        yield there
+        return _Folder(os.dup(there))
 
 
 class Segments:
@@ -215,11 +229,7 @@ class Segments:
 
     def exist(self) -> bool:
         """Tell whether the session keeps files on this machine."""
-        try:
-            with _entered(self.folders[0]):
-                return True
-        except FileNotFoundError:
-            return False
+        return os.path.isdir(self.folders[0])  # noqa: PTH112 - who writes there looks whose it is
 
     def read(self, handle: tuple[str, int]) -> Any:
         return read(handle)
@@ -263,15 +273,15 @@ class Segments:
 
 
 def _write(folder: str, data: memoryview) -> str:
-    with _entered(folder) as at:
-        try:
-            return f"{folder}/{_write_once(at, data)}"
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-        for name, _ in _free_files(at):
-            _delete(at, name)
-        return f"{folder}/{_write_once(at, data)}"
+    there = _entered(folder)
+    try:
+        return f"{folder}/{_write_once(there.at, data)}"
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+    for name, _ in _free_files(there.at):
+        _delete(there.at, name)
+    return f"{folder}/{_write_once(there.at, data)}"
 
 
 def _write_once(at: int, data: memoryview) -> str:

@@ -67,10 +67,9 @@ def test_a_worker_that_dies_while_it_writes_leaves_one_free_file(local):
     def die(folder):
         from nbstreamq.objects import segments
 
-        with segments._entered(folder) as at:
-            file, _ = segments._claim(at, MIN_FREE)
-            os.pwrite(file, bytes(MIN_FREE), 0)
-            os.kill(os.getpid(), signal.SIGKILL)
+        file, _ = segments._claim(segments._entered(folder).at, MIN_FREE)
+        os.pwrite(file, bytes(MIN_FREE), 0)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(WorkerLost):
         local.submit(die, str(folder_of(local))).result(30)
