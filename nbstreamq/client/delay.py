@@ -38,6 +38,8 @@ def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]]
     """Return the workers there are, and why none may run the calls; empty if one may."""
     try:
         session.check_memory()
+        # With another secret, neither this client nor its workers can do anything here.
+        session.ask(lambda store: store.check_secret(write=False), patience=0.0)
         workers, queue = session.ask(
             lambda store: (store.workers(), store.keys.queue), patience=0.0
         )
