@@ -84,11 +84,13 @@ def _show_in_notebook() -> None:
     shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
         from .notebook.display import show_by_default
+        from .notebook.errors import hide_our_frames
         from .notebook.idle import listen_when_idle
         from .notebook.path import tell_notebook
 
         tell_notebook(shell)
         show_by_default(shell)
+        hide_our_frames(shell)
         listen_when_idle(shell)
 
 

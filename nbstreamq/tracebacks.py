@@ -10,13 +10,14 @@ from typing import ParamSpec, TypeVar
 
 from .errors import NbstreamqError
 
-__all__ = ["concise", "shortened"]
+__all__ = ["concise", "on_shortened", "shortened", "without_last_frames"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 _OWN_FOLDER = f"{Path(__file__).parent}/"
+_on_shortened: Callable[[BaseException], None] | None = None
 
 
 def shortened(error: E) -> E:
@@ -34,7 +35,26 @@ def shortened(error: E) -> E:
     for frame in reversed(frames):
         if not _is_own(frame):
             following = TracebackType(following, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    if _on_shortened is not None:
+        _on_shortened(error)
     return error.with_traceback(following)
+
+
+def without_last_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of nbstreamq at its end."""
+    frames = list(_frames(traceback))
+    while frames and _is_own(frames[-1]):
+        frames.pop()
+    following: TracebackType | None = None
+    for frame in reversed(frames):
+        following = TracebackType(following, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return following
+
+
+def on_shortened(tell: Callable[[BaseException], None]) -> None:
+    """Have each error told that was shortened: a notebook shows it in its own way."""
+    global _on_shortened  # noqa: PLW0603 - a process is one notebook, or none
+    _on_shortened = tell
 
 
 def concise(function: Callable[P, T]) -> Callable[P, T]:

@@ -130,9 +130,8 @@ class TaskFuture(Future[T], Generic[T]):
                 raise shortened(error)  # noqa: B904 - it is the same error
         session, ledger, item = self._session, self._ledger, self._index
         if not self.done() and not session.wait_until(ledger, self.done, timeout, item=item):
-            raise TimeoutError(
-                f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."
-            )
+            text = f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."
+            raise shortened(TimeoutError(text))
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.wrap_future(self).__await__()

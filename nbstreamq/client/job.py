@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from ..arguments import check_callable, check_timeout
 from ..errors import NbstreamqError, NotPicklable
 from ..protocol.states import State
-from ..tracebacks import concise
+from ..tracebacks import concise, shortened
 from .delay import survey
 from .frame import frame_of
 from .future import TaskFuture
@@ -171,10 +171,11 @@ class Job(Generic[T]):
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _too_late(self, index: int) -> TimeoutError:
-        return TimeoutError(
+        text = (
             f"Item {index} of job {self.id} ({self._ledger.name}) has no result in time;"
             f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
         )
+        return shortened(TimeoutError(text))
 
     @concise
     def result(self, timeout: float | None = None) -> list[T]:

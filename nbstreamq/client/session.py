@@ -31,6 +31,7 @@ from ..protocol.keys import is_named
 from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING, size
 from ..protocol.store import Store
+from ..tracebacks import shortened
 from . import lifetime
 from .calls import Call, CallLedger, CallPace
 from .delay import Warner, explain, survey
@@ -299,7 +300,7 @@ class Session:
             mine = Waited(ledger, item if isinstance(ledger, CallLedger) else None)
             waited = [Waited(one) for one in beside] or [mine]
             interrupted(interrupt, self, waited)
-            raise
+            raise shortened(interrupt)  # noqa: B904 - it is the same one
 
     def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any:
         """Return the answer of the server to `question`, which can be asked again.

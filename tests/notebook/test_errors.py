@@ -47,6 +47,8 @@ def test_an_error_about_what_was_given_is_short(shown, jupyter_home):
         "q.submit(int).result('soon')": "timeout is 'soon'",
         "TaskQueue(2)": "name is 2",
         "q.map(invert, [1]).wait(float('nan'))": "timeout is nan",
+        "q.options(delay=1).submit(int).result(0.01)": "has no result after 0.01 s",
+        "list(q.options(delay=1).map(abs, [1], timeout=0.01))": "TimeoutError",
     }
     texts = shown(*calls)
     assert len(texts) == len(calls)
