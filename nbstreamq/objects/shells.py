@@ -65,26 +65,26 @@ def check_shell_lines(fn: FunctionType) -> None:
 @lru_cache(1000)
 def _shell_line(code: CodeType) -> str:
     """Return the first such line, as it stands in the notebook; nothing if there is none."""
-    for before, now, after in _windows(code):
-        if before == "get_ipython" and now.argval in _CALLS and not _is_guarded(code, now.offset):
+    for now, after in _shell_calls(code):
+        if now.argval in _CALLS and not _is_guarded(code, now.offset):
             return (_CALLS[now.argval] + " ".join(map(str, after))).strip()
     nested = (_shell_line(c) for c in code.co_consts if isinstance(c, CodeType))
     return next(filter(None, nested), "")
 
 
-def _windows(code: CodeType) -> Iterator[tuple[str, dis.Instruction, list[Any]]]:
-    """Yield what was loaded last, each attribute, and the constants that follow it."""
+def _shell_calls(code: CodeType) -> Iterator[tuple[dis.Instruction, list[Any]]]:
+    """Yield each attribute of what `get_ipython` returns, and the constants that follow it."""
     told = [i for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")]
     for k, (before, now) in enumerate(pairwise(told), 1):
-        following = [i.argval for i in told[k + 1 : k + 3] if i.opname == "LOAD_CONST"]
-        wanted = 1 if _CALLS.get(now.argval) == "!" else 2
-        yield before.argval, now, following[:wanted]
+        if before.argval == "get_ipython" and isinstance(now.argval, str):
+            following = [i.argval for i in told[k + 1 : k + 3] if i.opname == "LOAD_CONST"]
+            yield now, following[: 1 if _CALLS.get(now.argval) == "!" else 2]
 
 
 def _is_guarded(code: CodeType, offset: int) -> bool:
     """Tell whether an instruction is in a `try`, and not only in a `with`."""
-    following = dict(pairwise(dis.get_instructions(code)))
-    starts = {i.offset: (i.opname, following[i].opname) for i in following}
+    told = pairwise(dis.get_instructions(code))
+    starts = {now.offset: (now.opname, after.opname) for now, after in told}
     return any(
         entry.start <= offset < entry.end
         and starts.get(entry.target, ("", ""))[0] == "PUSH_EXC_INFO"
