@@ -21,6 +21,7 @@ NAMES = (
     "close",
     "delete",
     "everywhere",
+    "hasten",
     "heartbeat",
     "join",
     "open",
@@ -78,11 +79,15 @@ def heartbeat(
     workers: str,
     own_lanes: Sequence[str],
     node: str,
-    silence: float,
+    elapsed: float,
     descriptions: Iterable[str],
 ) -> Command:
-    args = (node, int(silence * 1000), WEEK * 1000, *descriptions)
+    args = (node, int(elapsed * 1000), WEEK * 1000, *descriptions)
     return _run("heartbeat", (nodes, workers, *own_lanes), args)
+
+
+def hasten(control: str, delayed: Sequence[str], seconds: float) -> Command:
+    return _run("hasten", (control, *delayed), (int(seconds * 1000),))
 
 
 def bury(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:

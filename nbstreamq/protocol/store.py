@@ -65,6 +65,7 @@ class Store(NamedJobs, Supervision, Values):
         #: Number of the last change that was read, and job -> cancelled items.
         self._cancellations: tuple[bytes, dict[str, Span]] = (b"", {})
         self._told = set[str]()
+        self._last_beat = None
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
         self.owners = Owners(self._wire, self.keys)
@@ -194,8 +195,8 @@ class Store(NamedJobs, Supervision, Values):
         number may have expired.
         """
         key = self.keys.session(session)
-        known, last = self._wire.call(
-            ("HEXISTS", self.keys.meta, "secret"), ("GETEX", key, "EX", WEEK)
+        known, last, _ = self._wire.call(
+            ("HEXISTS", self.keys.meta, "secret"), ("GET", key), ("EXPIRE", key, WEEK)
         )
         if known and not batch and last is None:
             self._wire.call(("SET", key, 0, "NX", "EX", WEEK))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -36,12 +37,17 @@ _DESCRIPTION: dict[str, Any] = {
 }
 #: Process ids are below; os.kill takes no others.
 _PID_LIMIT = 2**31
+#: A clock that nobody sets, and that goes on while the machine sleeps; macOS's monotonic one does.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 #: Longest text in a description, and largest number: both are shown.
 _MAX_TEXT, _MAX_NUMBER = 1000, 2**53
 
 
 class Supervision(Dead, Health, Lanes):
     """Signs of life, burials, due tasks, and orders."""
+
+    #: When this connection sent its last heartbeat, by `_CLOCK`.
+    _last_beat: float | None
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """Return the registered workers: id -> description.
@@ -78,21 +84,38 @@ class Supervision(Dead, Health, Lanes):
                 self._refuse("setup", keys.setup, entry_id, error)
         return tasks
 
-    def heartbeat(self, node: str, silence: float, workers: dict[str, dict[str, Any]]) -> list[str]:
-        """Say that `node` and its workers live; return the nodes silent for `silence` seconds."""
+    def heartbeat(
+        self, node: str, workers: dict[str, dict[str, Any]]
+    ) -> tuple[float, dict[str, float]]:
+        """Say that `node` and its workers live.
+
+        Returns
+        -------
+        tuple
+            By how many seconds the server's clock went back since this connection's last heartbeat,
+            0 if it did not: see `hasten`; and the last heartbeat of each node, by that clock.
+        """
         descriptions = [part for w, d in workers.items() for part in (w, json.dumps(d))]
         keys = self.keys
         own_lanes = [keys.lane(f"@{worker}") for worker in workers]
+        before, self._last_beat = self._last_beat, time.clock_gettime(_CLOCK)
+        elapsed = 0.0 if before is None else self._last_beat - before
         command = scripts.heartbeat(
-            keys.nodes, keys.workers, own_lanes, node, silence, descriptions
+            keys.nodes, keys.workers, own_lanes, node, elapsed, descriptions
         )
-        silent = []
-        for name in self._wire.call(command)[0]:
+        step, *flat = self._wire.call(command)[0]
+        beats = {}
+        for name, beat in mapping(flat).items():
             try:
-                silent.append(name.decode())
-            except UnicodeDecodeError:
+                beats[name.decode()] = float(beat)
+            except ValueError:  # not UTF-8
                 self._wire.call(("ZREM", keys.nodes, name))
-        return silent
+        return int(step) / 1000, beats
+
+    def hasten(self, seconds: float, lanes: Iterable[str]) -> None:
+        """Make delayed tasks due earlier by as much as the server's clock went back."""
+        delayed = [self.keys.delayed(lane) for lane in lanes]
+        self._wire.call(scripts.hasten(self.keys.control, delayed, seconds))
 
     def forget_node(self, node: str) -> None:
         """Drop a node whose workers are all buried."""

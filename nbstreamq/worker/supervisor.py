@@ -37,6 +37,7 @@ from ..settings import Settings, n_cores
 from .child import DUMP, N_DESCRIPTORS, STOP, Child, ended_file, shared_file, start
 from .death import Death, cause_of, tail
 from .door import Door, HasFile
+from .nodes import OtherNodes
 from .orders import Orders
 from .reaper import bury, has_lost_its_supervisor
 from .sessions import members
@@ -121,8 +122,8 @@ class Supervisor:
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._renewal_due = self._retire_due = 0.0
         self._lanes_due, self._used_lanes, self._n_lane_changes = 0.0, frozenset[str](), 0
-        #: When the server last took a sign of life; from when on silence of others means death.
-        self._heard = self._judge_from = self._deaf_until = 0.0
+        self._others = OtherNodes(self._timing.silence)
+        self._deaf_until = 0.0
         self._wakeup, self._wake = os.pipe()  # pipe2 is not on macOS
         os.set_blocking(self._wake, False)
 
@@ -552,7 +553,10 @@ class Supervisor:
             for c in self._children.values()
             if c.slot.state is not State.STARTING
         }
-        silent = self._store.heartbeat(self.node, self._timing.silence, living)
+        step, heartbeats = self._store.heartbeat(self.node, living)
+        if step:
+            logger.warning("the server's clock went back by %.0f s", step)
+            self._store.hasten(step, self._store.known_lanes())
         self._store.owners.tidy()
         self._tell_trouble()
         if now > self._renewal_due:
@@ -560,13 +564,7 @@ class Supervisor:
             self._renewal_due = now + RENEW_EVERY
         self._heartbeat_due = now + self._timing.heartbeat
         self._sweep()
-        now = time.monotonic()
-        if now - self._heard > self._timing.silence / 2:
-            # The server was away, or we were: then the others had no chance, either.
-            self._judge_from = now + self._timing.silence
-        self._heard = now
-        if now < self._judge_from:
-            silent = []
+        silent = self._others.silent(heartbeats, time.monotonic())
         if silent or first:
             self._bury_machines(silent)
         if not self._failure:

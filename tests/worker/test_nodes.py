@@ -1,0 +1,35 @@
+"""Who is silent, by one's own clock."""
+
+from nbstreamq.worker.nodes import OtherNodes
+
+
+def looks(nodes, *beats, every=1.0, begin=100.0):
+    """Let a second pass between looks; return what the last one finds silent."""
+    found = []
+    for k, beat in enumerate(beats):
+        found = nodes.silent(beat, begin + k * every)
+    return found
+
+
+def test_a_node_whose_heartbeat_stays_the_same_falls_silent():
+    beats = [{"there": 7.0, "here": float(k)} for k in range(6)]
+    assert looks(OtherNodes(4.0), *beats[:5]) == []
+    assert looks(OtherNodes(4.0), *beats) == ["there"]
+
+
+def test_the_server_s_clock_does_not_matter():
+    assert looks(OtherNodes(4.0), *({"there": t} for t in (5e9, 1.0, 2.0, 9e9, 3.0, 4.0))) == []
+    assert looks(OtherNodes(4.0), *({"there": 5e9, "here": k} for k in range(6))) == ["there"]
+
+
+def test_after_an_outage_the_others_get_time_to_say_something():
+    nodes = OtherNodes(4.0)
+    looks(nodes, {"there": 7.0}, {"there": 7.0})
+    assert looks(nodes, *({"there": 7.0} for _ in range(5)), begin=160.0) == []
+    assert nodes.silent({"there": 7.0}, 165.0) == ["there"]
+
+
+def test_one_that_comes_back_is_not_silent():
+    nodes = OtherNodes(4.0)
+    assert looks(nodes, *({"there": 7.0} for _ in range(6))) == ["there"]
+    assert nodes.silent({"there": 8.0}, 106.0) == []
