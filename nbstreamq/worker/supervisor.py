@@ -40,7 +40,7 @@ from .door import Door, HasFile
 from .nodes import OtherNodes
 from .orders import Orders
 from .reaper import bury, has_lost_its_supervisor
-from .sessions import members
+from .sessions import Guard, members
 from .slots import NO_ITEM, Leaving, Level, Slots, State, Stop
 from .timing import Timing
 from .usage import over_memory
@@ -139,6 +139,7 @@ class Supervisor:
         """
         self._handle_signals()
         _allow_files(WANTED_FILES)
+        self._guard = Guard(self._forget)
         born = time.monotonic()
         with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
             # Before there are workers: whose supervisor nobody knows, nobody would miss; and it
@@ -157,6 +158,7 @@ class Supervisor:
         finally:
             if os.getpid() == self._pid:  # a worker that was forked ends through here, too
                 self._end()
+                self._guard.end()
 
     def _may_leave(self, door: Door, born: float) -> bool:
         """Return whether there is nothing left to do for the kernel, which has gone."""
@@ -369,7 +371,7 @@ class Supervisor:
             self._url,
             self._secret,
             self._slots,
-            self._forget,
+            self._be_no_supervisor,
             worker=f"{self.node}#{self._number}",
             queue=self._store.keys.queue,
             lanes=self._lanes,
@@ -380,10 +382,15 @@ class Supervisor:
             description=self._describe(),
         )
         self._children[child.pid] = child
+        self._guard.add(child.pid)
         child.use_lanes(self._used_lanes, self._n_lane_changes)
 
+    def _be_no_supervisor(self) -> None:
+        self._guard.forget()
+        self._forget()
+
     def _forget(self) -> None:
-        """In a worker that was forked: give up what is open and belongs to the supervisor."""
+        """In a forked process: give up what is open and belongs to the supervisor."""
         for child in self._children.values():
             child.close()
         if self.door:
@@ -474,6 +481,7 @@ class Supervisor:
         for leader, kill_at in list(self._sessions.items()):
             if leader not in left:
                 del self._sessions[leader]
+                self._guard.remove(leader)
                 continue
             number = signal.SIGTERM if kill_at == float("inf") else signal.SIGKILL
             if kill_at == float("inf"):

@@ -31,9 +31,9 @@ def queue(new_queue):
     return new_queue(workers=0)
 
 
-def worker_of(node):
-    (worker,) = psutil.Process(node.pid).children()
-    return worker
+def worker_of(store):
+    (worker,) = store.workers().values()
+    return psutil.Process(worker["pid"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -101,11 +101,12 @@ def test_a_second_signal_hands_over_at_once(start_workers, queue, gate):
     assert future.result(30) == "elsewhere"
 
 
-def test_a_signal_to_a_single_worker_is_a_drain_of_that_one(start_workers, queue, gate, wait_until):
-    node, begun, go = start_workers(60), gate("begun"), gate("go")
+def test_a_signal_to_a_single_worker_is_a_drain_of_that_one(start_workers, queue, gate, store):
+    start_workers(60)
+    begun, go = gate("begun"), gate("go")
     running = queue.submit(lambda: (begun.open(), go.wait(60), os.getpid())[-1])
     begun.wait()
-    worker = worker_of(node)
+    worker = worker_of(store)
 
     worker.terminate()
 
@@ -115,8 +116,9 @@ def test_a_signal_to_a_single_worker_is_a_drain_of_that_one(start_workers, queue
     assert running.attempts == 1
 
 
-def test_a_single_worker_that_does_not_drain_in_time_hands_over(start_workers, queue, gate):
-    node, begun = start_workers(0.5), gate("begun")
+def test_a_single_worker_that_does_not_drain_in_time_hands_over(start_workers, queue, gate, store):
+    start_workers(0.5)
+    begun = gate("begun")
 
     def work():
         if begun.first():
@@ -125,18 +127,18 @@ def test_a_single_worker_that_does_not_drain_in_time_hands_over(start_workers, q
 
     future = queue.submit(work)
     begun.wait()
-    worker_of(node).terminate()
+    worker_of(store).terminate()
 
     assert future.result(30) == "done"
     assert queue.dead() == []
 
 
-def test_a_signal_to_all_processes_at_once_is_a_drain(start_workers, queue, gate):
+def test_a_signal_to_all_processes_at_once_is_a_drain(start_workers, queue, gate, store):
     node, begun, go = start_workers(60), gate("begun"), gate("go")
     running = queue.submit(lambda: (begun.open(), go.wait(60), "done")[-1])
     begun.wait()
 
-    for process in (worker_of(node), psutil.Process(node.pid)):
+    for process in (worker_of(store), psutil.Process(node.pid)):
         process.terminate()
     go.open()
 

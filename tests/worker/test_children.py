@@ -266,6 +266,19 @@ def test_what_a_task_left_running_ends_with_its_worker(new_queue, pids, wait_unt
     wait_until(lambda: all(map(is_gone, pids())), describe="the end of its process")
 
 
+@pytest.mark.parametrize("kind", ["program", "stubborn", "shell", "fork"])
+def test_what_a_task_has_started_ends_with_a_killed_supervisor(new_queue, pids, wait_until, kind):
+    queue = new_queue(workers=1)
+    supervisor = queue.submit(os.getppid).result(20)
+    future = queue.submit(hold, pids, kind)
+    started = wait_until(pids, timeout=30, describe="its process")
+    future.cancel()
+
+    os.kill(supervisor, signal.SIGKILL)
+
+    wait_until(lambda: all(map(is_gone, started)), timeout=20, describe=f"the end of {started}")
+
+
 @pytest.mark.parametrize("end", ["planned", "killed"])
 def test_what_was_detached_on_purpose_goes_on(new_queue, pids, end):
     queue = new_queue(workers=1)
