@@ -103,7 +103,10 @@ def attach(session: Session, name: str) -> Job[Any]:
         known = (
             f" There are: {', '.join(map(printable, names[:20]))}." if names else " There are none."
         )
-        raise JobNotFound(f"No job {name!r} on this queue: it expired, or never was.{known}")
+        raise JobNotFound(
+            f"No job {name!r} on this queue: it expired, or never was.{known} Other queues have"
+            " jobs of their own, also this notebook's under its old name: see q.jobs(all=True)."
+        )
     fn = stored_function(session, record.about["fn"], f"of job {name!r}")
     ledger = _ledger_of(session, record, fn)
     if not ledger.is_over:

@@ -31,12 +31,13 @@ __all__ = ["Opened", "open_session"]
 
 
 class Opened(NamedTuple):
-    """A session, its queue's name and server, and whether that is the embedded one."""
+    """A session, its queue's name and server, whether that is embedded, and other queues there."""
 
     session: Session
     name: str
     url: Address
     embedded: bool
+    open_other: Callable[[str], Store]
 
 
 def open_session(
@@ -71,7 +72,8 @@ def open_session(
     secret = choose_secret(settings, address, secret=secret, insecure=insecure)
     found = address or Address(ensure_server(settings))
     signer = Signer(secret, name)
-    queue = Store(client or open_client(found), name, signer)
+    server = client or open_client(found)
+    queue = Store(server, name, signer)
     try:
         queue.check_secret()
     except ServerUnreachable:
@@ -94,7 +96,9 @@ def open_session(
     )
     if not embedded:
         warn_of_risks(opened)
-    return Opened(opened, name, found, embedded)
+    return Opened(
+        opened, name, found, embedded, lambda other: Store(server, other, Signer(secret, other))
+    )
 
 
 def _address(url: Address | None, client: Client | None, settings: Settings) -> Address | None:

@@ -38,7 +38,7 @@ from .interrupts import uninterrupted
 from .job import Job
 from .opening import open_session
 from .session import LOOK_PATIENCE, Session
-from .status import JobList, QueueStatus, WorkerList, job_statuses, queue_status
+from .status import JobList, QueueStatus, WorkerList, job_statuses, jobs_of, queue_status
 from .submission import (
     Feed,
     give_up,
@@ -126,7 +126,7 @@ class TaskQueue(Executor, Traveller):
             name = check_queue_name("name", name)
         self.name, self._url = name or "", url or Address("")
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
-        self._session, self.name, self._url, self._embedded = opened
+        self._session, self.name, self._url, self._embedded, self._open_other = opened
         self._options = Options()
 
     # -- calls ---------------------------------------------------------------------------------
@@ -348,8 +348,8 @@ class TaskQueue(Executor, Traveller):
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
         """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
 
-        Every worker calls it before any task that is submitted after this; of more than 1000 such
-        calls, late ones make the last 1000. The job holds the
+        On every worker that may run this kernel's calls, before any task that is submitted after
+        this; of more than 1000 such calls, late workers make the last 1000. The job holds the
         results of the workers there are now; it is empty if there is none.
 
         A global that `fn` sets is there for later calls on the same worker, as with a pool's
@@ -372,8 +372,10 @@ class TaskQueue(Executor, Traveller):
 
     @concise
     def attach(self, name: str) -> Job[Any]:
-        """Return the named job, made by whichever kernel on whichever machine, as it is now.
+        """Return the named job of this queue, as it is now, whichever kernel made it.
 
+        Another notebook finds it if both give their queue the same name, or the same url: without
+        a name, the embedded server's queues belong to their notebooks; see `jobs`.
         Each call returns a job of its own, whose iteration begins at the first result.
 
         Examples
@@ -428,9 +430,27 @@ class TaskQueue(Executor, Traveller):
         return dead_letters(self._session)
 
     @concise
-    def jobs(self) -> JobList:
-        """Return the named jobs of the queue, the newest first: whoever made them."""
-        return cast("JobList", self._session.ask(job_statuses, patience=LOOK_PATIENCE))
+    def jobs(self, *, all: bool = False) -> JobList:  # noqa: A002 - the word that people look for
+        """Return the named jobs of the queue, the newest first, whoever made them.
+
+        Parameters
+        ----------
+        all
+            Those of all queues on the server that have this queue's secret, with the name of their
+            queue: a notebook that was renamed finds its old jobs so. Of a cluster, the queues on
+            this queue's node only.
+
+        Examples
+        --------
+        >>> q.jobs(all=True)  # doctest: +SKIP
+        sweep  done: 9 of 9 done, 0 failed, 0 cancelled  fit()  queue 'old-name.ipynb-1f3a9c20'
+        >>> TaskQueue("old-name.ipynb-1f3a9c20").attach("sweep")  # doctest: +SKIP
+        """
+        session = self._session
+        if not check_flag("all", all):
+            return cast("JobList", session.ask(job_statuses, patience=LOOK_PATIENCE))
+        names = session.ask(lambda store: store.queue_names("jobs"), patience=LOOK_PATIENCE)
+        return jobs_of(map(self._open_other, names))
 
     @property
     def session(self) -> Session:

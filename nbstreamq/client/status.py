@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
+from ..errors import ServerRefused
 from ..protocol.keys import LANES
 from ..protocol.store import Store
 
@@ -16,6 +18,7 @@ __all__ = [
     "WorkerList",
     "WorkerStatus",
     "job_statuses",
+    "jobs_of",
     "queue_status",
 ]
 
@@ -77,8 +80,8 @@ class JobStatus:
 
     Attributes
     ----------
-    name, function
-        Its name; that of its function.
+    name, queue, function
+        Its name; that of its queue; that of its function.
     done, failed, cancelled
         Numbers of calls that have ended in each way.
     submitted
@@ -94,6 +97,7 @@ class JobStatus:
     """
 
     name: str
+    queue: str
     function: str
     done: int
     failed: int
@@ -120,7 +124,7 @@ class JobList(list[JobStatus]):
     def __repr__(self) -> str:
         lines = [
             f"{job.name}  {job.state}: {job.done} of {job.submitted} done, {job.failed} failed,"
-            f" {job.cancelled} cancelled  {job.function}()"
+            f" {job.cancelled} cancelled  {job.function}()  queue {job.queue!r}"
             for job in self
         ]
         return "\n".join(lines) or "no named jobs"
@@ -133,6 +137,7 @@ def job_statuses(store: Store) -> JobList:
     return JobList(
         JobStatus(
             name=record.name,
+            queue=store.keys.queue,
             function=record.about["function"],
             done=record.n_done,
             failed=record.n_failed,
@@ -145,6 +150,15 @@ def job_statuses(store: Store) -> JobList:
         )
         for record in sorted(found, key=lambda record: -record.made)
     )
+
+
+def jobs_of(stores: Iterable[Store]) -> JobList:
+    """Return the named jobs of several queues, which are closed, the newest first."""
+    found = JobList()
+    for store in stores:
+        with closing(store), suppress(ServerRefused):  # others may have written anything there
+            found += job_statuses(store)
+    return JobList(sorted(found, key=lambda job: -job.made))
 
 
 @dataclass(frozen=True, kw_only=True)

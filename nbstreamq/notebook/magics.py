@@ -224,7 +224,8 @@ class NbstreamqMagics(Magics):
     def attach(self, line: str) -> Job[Any]:
         """Show a named job of `q`, whichever kernel made it: `q.map(..., name="...")`.
 
-        `%jobs` lists them.
+        `%jobs` lists them. To attach from another notebook, give the queue a name in both:
+        `q = TaskQueue("ours")` or `%queue ours`. Without one, it belongs to its notebook.
         """
         args = parse_argstring(self.attach, line)
         with _usage_errors():

@@ -146,6 +146,7 @@ def jobs_html(jobs: JobList) -> str:
     rows = [
         (
             job.name,
+            job.queue,
             job.state,
             f"{job.done:,} of {job.submitted:,}",
             f"{job.failed:,}",
@@ -157,7 +158,18 @@ def jobs_html(jobs: JobList) -> str:
         )
         for job in jobs
     ]
-    columns = ("job", "state", "done", "failed", "cancelled", "function", "age", "expires", "size")
+    columns = (
+        "job",
+        "queue",
+        "state",
+        "done",
+        "failed",
+        "cancelled",
+        "function",
+        "age",
+        "expires",
+        "size",
+    )
     return _grid("Named jobs", columns, rows)
 
 

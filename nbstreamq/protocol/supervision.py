@@ -192,11 +192,14 @@ class Supervision(Dead, Health, Lanes):
         newest = self._wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
         return newest[0][0] if newest else b"0"
 
-    def queue_names(self) -> list[str]:
-        """Return the names of all queues on the server, this one's neighbours."""
-        start = f"{PREFIX}:{{"
-        found = self._scan(f"{start}*}}:meta")
-        names = (key.decode(errors="replace")[len(start) : -len("}:meta")] for key in found)
+    def queue_names(self, having: str = "meta") -> list[str]:
+        """Return the names of the queues on the server that have a key of this kind: all.
+
+        Of a cluster, only those on this queue's node.
+        """
+        start, end = f"{PREFIX}:{{", f"}}:{having}"
+        found = self._scan(f"{start}*{end}")
+        names = (key.decode(errors="replace")[len(start) : -len(end)] for key in found)
         return sorted(filter(_is_queue_name, names))  # others may have written any key
 
     def delete_queue(self) -> int:

@@ -108,6 +108,44 @@ def test_a_job_is_found_after_a_restart(embedded, tmp_path):
     assert python(script, cwd=tmp_path) == python(script, cwd=tmp_path)
 
 
+def test_jobs_of_a_renamed_script_are_found_with_their_queue(embedded, tmp_path):
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text(
+        "from nbstreamq import TaskQueue\n"
+        "with TaskQueue(workers=1) as q:\n"
+        "    q.map(abs, [-1, -2], name='sizes').result()\n"
+        "    print(q.name)\n"
+    )
+    name = python(old, cwd=tmp_path)
+    old.rename(new)
+    new.write_text(
+        "from nbstreamq import JobNotFound, TaskQueue\n"
+        "with TaskQueue(workers=0) as q:\n"
+        "    try:\n"
+        "        q.attach('sizes')\n"
+        "    except JobNotFound as error:\n"
+        "        assert 'q.jobs(all=True)' in str(error)\n"
+        "    assert q.jobs() == []\n"
+        "    (job,) = q.jobs(all=True)\n"
+        "    assert repr(job.queue) in repr(q.jobs(all=True))\n"
+        "with TaskQueue(job.queue, workers=0) as q:\n"
+        "    print(job.queue, *q.attach(job.name).result())\n"
+    )
+
+    assert python(new, cwd=tmp_path) == f"{name} 1 2"
+
+
+def test_jobs_of_queues_with_another_secret_are_passed_over(server_url, queue_name, make_queue):
+    queue = make_queue(workers=1)
+    queue.map(abs, [-1], name="ours").result(20)
+    with TaskQueue(
+        f"{queue_name}-x", server_url, workers=1, secret="0f" * 8 + "e7a3b4" * 8
+    ) as other:
+        other.map(abs, [-1], name="theirs").result(20)
+
+        assert [job.name for job in queue.jobs(all=True) if queue_name in job.queue] == ["ours"]
+
+
 def test_inside_a_task_it_is_the_queue_that_the_task_came_from(make_queue, queue_name):
     def inside() -> tuple[str, int]:
         with TaskQueue() as queue:

@@ -231,8 +231,11 @@ class TestStatus:
 
 def test_named_jobs_are_a_table():
     counts = {"done": 1200, "failed": 3, "cancelled": 0, "submitted": 2000, "complete": True}
-    job = JobStatus(name=NASTY, function="fit", **counts, made=0.0, expires=3600.0, size_bytes=2048)
+    about = {"function": "fit", "made": 0.0, "expires": 3600.0, "size_bytes": 2048}
+    job = JobStatus(name=NASTY, queue="sims", **about, **counts)
     read = Reader(jobs_html(JobList([job])))
     assert {"job", "state", "done", "expires", "size"} <= set(read.headers)
-    assert {NASTY, "open", "1,200 of 2,000", "in 1 h 0 min"} <= set(read.texts + read.headers)
+    assert {NASTY, "sims", "open", "1,200 of 2,000", "in 1 h 0 min"} <= set(
+        read.texts + read.headers
+    )
     assert "No named jobs" in "".join(Reader(jobs_html(JobList())).texts)
