@@ -14,6 +14,7 @@ import abc
 import enum
 import functools
 import hashlib
+import importlib
 import sys
 import threading
 import types
@@ -230,6 +231,8 @@ def find_class(label: Label) -> type | None:
         known = cast("type | None", _things.get(label.id))
     if not label.definition or host() is not None:
         return known
+    if known is None:
+        _import(label.module)
     here = _named(label.module, label.qualname)
     if here is None or here is known or here in _received:
         return known
@@ -238,6 +241,13 @@ def find_class(label: Label) -> type | None:
     with _lock:
         _things[label.id] = here
     return here
+
+
+def _import(module: str) -> None:
+    """Import the module of a class that is not known, as pickle does, if there is one."""
+    if module not in sys.modules:
+        with suppress(Exception):
+            importlib.import_module(module)
 
 
 def _named(module: str, qualname: str) -> type | None:

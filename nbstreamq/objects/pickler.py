@@ -30,7 +30,15 @@ from .mapped import reduce_mapped
 from .modules import is_local
 from .references import Ref, Traveller
 from .shells import captured_globals, check_shell_lines
-from .standard import REDUCERS, is_generic, is_proxy, reduce_generic, reduce_proxy
+from .standard import (
+    REDUCERS,
+    is_descriptor,
+    is_generic,
+    is_proxy,
+    reduce_descriptor,
+    reduce_generic,
+    reduce_proxy,
+)
 from .surroundings import arriving_here
 
 __all__ = ["Pickler", "Rehearsal", "Sink", "by_reference", "lru_cache_wrapper", "pickled"]
@@ -169,6 +177,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_lru_cache(obj)
         if isinstance(obj, Parcel | Traveller):
             return self._reduce_holder(obj)
+        if is_descriptor(obj):
+            return reduce_descriptor(obj)
         return reduce_proxy(obj) if is_proxy(obj) else _reduce_tensor(obj, self._apart)
 
     def _reduce_holder(self, obj: Any) -> Any:

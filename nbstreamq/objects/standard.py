@@ -8,6 +8,7 @@ import socket
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +17,19 @@ from .modules import is_local
 
 __all__ = [
     "REDUCERS",
+    "is_descriptor",
     "is_generic",
     "is_proxy",
     "make_alias",
     "make_alias_of",
     "make_bound",
-    "make_cached_property",
+    "make_descriptor",
     "make_generic",
     "make_generic_method",
     "make_new_type",
     "make_proxy",
     "make_variable",
+    "reduce_descriptor",
     "reduce_generic",
     "reduce_proxy",
     "set_implementations",
@@ -88,14 +91,43 @@ def make_generic_method() -> Any:
     return functools.singledispatchmethod(lambda _: None)
 
 
-def _reduce_cached_property(found: functools.cached_property[Any]) -> Any:
-    state = {name: value for name, value in vars(found).items() if name not in {"lock", "func"}}
-    return make_cached_property, (found.func,), state
+#: What makes descriptors of these types, subclasses too.
+_PARTS: dict[type, tuple[str, ...]] = {
+    property: ("fget", "fset", "fdel"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+    functools.cached_property: ("func",),
+}
+_DESCRIPTORS = tuple(_PARTS)
+_KNOWN_TO_CLOUDPICKLE = frozenset({property, classmethod, staticmethod})
 
 
-def make_cached_property(function: Callable[[Any], Any]) -> Any:
-    """Return a cached property, which in Python 3.11 has a lock of its own."""
-    return functools.cached_property(function)
+def is_descriptor(found: Any) -> bool:
+    """Tell whether something is a kind of descriptor that pickle takes for an empty object."""
+    return isinstance(found, _DESCRIPTORS) and type(found) not in _KNOWN_TO_CLOUDPICKLE
+
+
+def reduce_descriptor(found: Any) -> Any:
+    """Send a descriptor as what it was made of, and its attributes."""
+    base = next(cls for cls in _PARTS if isinstance(found, cls))
+    args = tuple(getattr(found, name) for name in _PARTS[base])
+    # In Python 3.11 a cached property has a lock of its own.
+    state = {name: value for name, value in vars(found).items() if name != "lock"}
+    return make_descriptor, (type(found), base, args), state
+
+
+def make_descriptor(cls: Any, base: Any, args: tuple[Any, ...]) -> Any:
+    """Return a descriptor of type `cls`, without calling its own ``__init__``."""
+    made = cls.__new__(cls)
+    base.__init__(made, *args)
+    return made
+
+
+# weakref
+
+
+def _reduce_weak_dictionary(found: Any) -> Any:
+    return type(found), (dict(found),)
 
 
 # typing
@@ -228,7 +260,8 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(dataclasses.MISSING): lambda _: "MISSING",
     type(dataclasses.KW_ONLY): lambda _: "KW_ONLY",
     functools.singledispatchmethod: _reduce_generic_method,
-    functools.cached_property: _reduce_cached_property,
+    weakref.WeakKeyDictionary: _reduce_weak_dictionary,
+    weakref.WeakValueDictionary: _reduce_weak_dictionary,
     typing.NewType: _reduce_new_type,
     typing.TypeVar: _reduce_variable,
     typing.ParamSpec: _reduce_variable,

@@ -444,6 +444,30 @@ class A:
 >>> (a := A(), a.big, a.big, A.n)
 ==> r[1:] == (2, 2, 1) and r[0].big == 2
 """,
+    "descriptors of own types": """
+import functools
+class Own(property):
+    def __init__(self, f): super().__init__(f); self.n = 1
+    def __set_name__(self, cls, name): self.name = name
+class OwnMethod(classmethod): extra = 2
+class OwnCached(functools.cached_property): pass
+class A:
+    x = Own(lambda self: 3)
+    m = OwnMethod(lambda cls: cls.__name__)
+    c = OwnCached(lambda self: 4)
+>>> (A(), A().x, A.x.name, A.x.n, A.m(), A().c, type(vars(A)['m']).__name__)
+==> r[1:] == (3, 'x', 1, 'A', 4, 'OwnMethod') and r[0].x == 3
+""",
+    "weak registries": """
+import weakref
+class A:
+    known = weakref.WeakValueDictionary()
+    used = weakref.WeakKeyDictionary()
+    def __init__(self): A.known[len(A.known)] = self; A.used[self] = 5
+a = A()
+>>> (a, A.known[0] is a, A.used[a], len(A.known))
+==> r[1:] == (True, 5, 1) and type(r[0]) is A
+""",
     "generic functions": """
 from functools import singledispatch
 @singledispatch
@@ -637,8 +661,8 @@ def session(run_script, tmp_path, queue_name, server_url):
     """``session(rest)`` runs a script that defines the classes, in a new process each time."""
     (tmp_path / "shapes.py").write_text(SHAPES)
 
-    def run(rest: str, default: int = 1, code: int = 1) -> list[str]:
-        source = SESSION.format(rest=rest, default=default, code=code)
+    def run(rest: str, default: int = 1, code: int = 1, source: str = SESSION) -> list[str]:
+        source = source.format(rest=rest, default=default, code=code)
         return run_script(source, queue_name, server_url).splitlines()
 
     return run
@@ -651,6 +675,15 @@ def test_results_of_an_earlier_session_have_the_classes_of_this_one(session):
     # Then they are of its classes, and its `except` catches its errors
     assert session(LATER) == [str([True] * 9), "3"]
     assert session(CACHED) == [str([True] * 9)]
+
+
+def test_a_module_that_is_imported_only_later_has_the_class_already(session):
+    session(FIRST)
+    # Given a session that reads results before it imports the module of their classes
+    rest = "row = q.attach('kept')[1].result()\nimport shapes\n"
+    rest += "print(row[7] == shapes.Square(1), row[8] is shapes.Kind.FLAT)"
+    source = SESSION.replace("import shapes\n", "")
+    assert session(rest, source=source) == ["True True"]
 
 
 def test_what_fails_again_raises_the_error_of_this_session(session):
