@@ -2,4 +2,4 @@
 
 #: Name of the embedded server's socket when nobody shall come in any more. Not longer than the one
 #: it has otherwise, for which there is room in an address.
-CLOSING = "closing"
+CLOSING = "server.shut"

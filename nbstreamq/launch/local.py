@@ -55,6 +55,8 @@ RETRY = 1.0
 #: Seconds for which the log of a supervisor that is gone is kept.
 LOG_LIFETIME = 7 * 86_400.0
 
+#: Pattern of the names of supervisors' files, without what follows the dot.
+_STEM = "workers-" + 16 * "[0-9a-f]"
 #: See `LocalWorkers._digest`.
 _SALT = os.urandom(16)
 
@@ -225,16 +227,17 @@ class LocalWorkers:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep others from starting a supervisor."""
-        with (self._stem.parent / "workers.lock").open("w") as file:
+        with (self._stem.parent / "workers.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _tidy(self) -> None:
         """Remove what supervisors that are gone left: their sockets, and empty or old logs."""
-        for door in self._stem.parent.glob("workers-*.sock"):
-            if not _is_open(door):
+        folder = self._stem.parent  # which may hold something else
+        for door in folder.glob(f"{_STEM}.sock"):
+            if door.is_socket() and not _is_open(door):
                 door.unlink(missing_ok=True)
-        for log in self._stem.parent.glob("workers-*.log"):
+        for log in folder.glob(f"{_STEM}.log"):
             about = log.stat()
             is_old = time.time() > about.st_mtime + LOG_LIFETIME
             if (is_old or not about.st_size) and not log.with_suffix(".sock").exists():

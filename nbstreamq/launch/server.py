@@ -144,8 +144,9 @@ def _start(settings: Settings, path: Path, lock: int) -> Path:
             with suppress(FileNotFoundError):
                 log.replace(log.with_suffix(".log.1"))
         # What a killed server left: from now on the file tells that the new one listens.
-        path.unlink(missing_ok=True)
-        path.with_name(CLOSING).unlink(missing_ok=True)
+        for socket_path in (path, path.with_name(CLOSING)):
+            if socket_path.is_socket():  # a file of that name is somebody else's
+                socket_path.unlink(missing_ok=True)
         _run_keeper(
             [str(path), str(settings.server_idle), *_command(binary, path, data)],
             log=data / "keeper.log",

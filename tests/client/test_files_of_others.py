@@ -113,6 +113,20 @@ def test_the_runtime_folder_stays_if_it_is_in_the_memory_folder(folders, monkeyp
         assert (memory / "nbstreamq" / "server.sock").exists()
 
 
+def test_what_others_made_in_the_runtime_folder_stays(folders):
+    run = folders / "run"
+    run.mkdir(mode=0o700)
+    names = ["workers-notes.log", "workers-empty.log", "workers.lock", "closing", "workers-my.sock"]
+    for name in names:
+        (run / name).write_text("" if "empty" in name else f"mine: {name}")
+        os.utime(run / name, (1e9, 1e9))  # old
+    before = {name: (run / name).read_text() for name in names}
+    with TaskQueue("q", workers=1) as queue:
+        assert queue.submit(abs, -1).result(60) == 1
+    stop_server(Settings.from_environment())
+    assert {name: (run / name).read_text() for name in names} == before
+
+
 def test_a_memory_folder_in_another_one_s_keeps_its_values(folders, monkeypatch, wait_until):
     with TaskQueue("outer", workers=1) as outer:
         outer_ref = outer.put(np.ones(300_000))
