@@ -104,6 +104,9 @@ class TaskQueue(Executor, Traveller):
     [1, 2, 3]
     """
 
+    # What a debugger shows of a queue whose constructor failed.
+    name = ""
+    _url = Address("no server")
     _instead = "A task can use it, as an argument or a global; any other process makes its own."
 
     @concise
@@ -124,7 +127,7 @@ class TaskQueue(Executor, Traveller):
         store = None if store is None else Address(store)
         if name is not None:
             name = check_queue_name("name", name)
-        self.name, self._url = name or "", url or Address("")
+        self.name, self._url = name or "", url or self._url
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self.name, self._url, self._embedded, self._open_other = opened
         self._options = Options()

@@ -294,6 +294,22 @@ class TestInTasks:
         assert shared_queue.submit(outer).result(10) == (other.name, 2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("a b",), "<TaskQueue '' on no server>"),
+        ((2,), "<TaskQueue '' on no server>"),
+        (("a", "redis://:hush@h/abc"), "<TaskQueue 'a' on redis://:***@h/abc>"),
+        (("a", None, None), "<TaskQueue '' on no server>"),
+    ],
+)
+def test_a_queue_whose_constructor_failed_has_a_repr(arguments, text):
+    queue = object.__new__(TaskQueue)
+    with pytest.raises((TypeError, ValueError)):
+        queue.__init__(*arguments)
+    assert repr(queue) == text
+
+
 class TestPickling:
     """Only a task can have the queue: what other picklers wrote could not be read."""
 
