@@ -27,7 +27,7 @@ def child():
     print(refused(held.result), refused(held), refused(job.result), refused(lambda: list(job)))
     print(isinstance(held.exception(), QueueClosed), refused(lambda: queue.put(1)))
     queue.shutdown()
-    with TaskQueue(name, url, workers=0) as mine:
+    with TaskQueue(name, url, workers=1) as mine:
         print(mine.submit(abs, -5).result(20), list(mine.map(abs, [-6])))
 
 pid = os.fork()
