@@ -8,6 +8,7 @@ import importlib.util
 import math
 import operator
 import sqlite3
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -255,6 +256,17 @@ class TestNeverStale:
 class TestImportsInside:
     """An import in a function gets what was sent with it."""
 
+    @pytest.fixture
+    def remote_worker(self, make_queue, queue_name, server_url, wait_until):
+        """One that belongs to no kernel."""
+        queue = make_queue(workers=0)
+        command = [sys.executable, "-m", "nbstreamq", "worker", server_url, "-n", "1"]
+        worker = subprocess.Popen([*command, "--queue", queue_name])
+        wait_until(queue.workers, timeout=30, describe="the worker")
+        yield
+        worker.terminate()
+        worker.wait(20)
+
     def notebook(self):
         cells = {"__name__": "__main__"}
         exec(
@@ -282,10 +294,8 @@ class TestImportsInside:
         assert older.result(10) == [(None, (1, 1, 1))] * 3
 
     def test_of_two_folders_that_have_the_same_names(
-        self, run_script, make_queue, server_url, tmp_path
+        self, run_script, remote_worker, queue_name, server_url, tmp_path
     ):
-        queue = make_queue(workers=1)
-        queue.submit(abs, 1).result(10)
         for folder in ("one", "two", "one"):
             package = tmp_path / folder / "tools"
             package.mkdir(parents=True, exist_ok=True)
@@ -306,7 +316,7 @@ def f():
 with TaskQueue(sys.argv[1], sys.argv[2], workers=0) as q:
     print(q.submit(f).result(20))
 """
-            printed = run_script(source, queue.name, server_url, str(tmp_path / folder))
+            printed = run_script(source, queue_name, server_url, str(tmp_path / folder))
             assert printed == f"{(folder,) * 3}\n"
 
     def test_packages_find_their_files(self, make_queue, beside):
