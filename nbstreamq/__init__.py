@@ -7,6 +7,7 @@ from .client.future import TaskFuture
 from .client.job import Job
 from .client.queue import TaskQueue
 from .errors import (
+    DataDamaged,
     DataLost,
     DeathCertificate,
     FolderRefused,
@@ -37,6 +38,7 @@ from .objects.references import Ref
 from .worker.context import rng, track
 
 __all__ = [
+    "DataDamaged",
     "DataLost",
     "DeathCertificate",
     "FolderRefused",

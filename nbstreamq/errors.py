@@ -6,6 +6,7 @@
     ├── ServerError                 (also RuntimeError)
     │   ├── ServerNotFound          no server binary on this machine; FileNotFoundError
     │   ├── ServerStartFailed       the embedded server did not come up
+    │   │   └── DataDamaged         ... because it can't read its data
     │   ├── ServerUnreachable       no connection, or lost for too long; ConnectionError
     │   ├── DataLost                the server came back without what it was told
     │   └── ServerRefused           the server answered a command with an error
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 from pickle import PicklingError
 
 __all__ = [
+    "DataDamaged",
     "DataLost",
     "DeathCertificate",
     "FolderRefused",
@@ -81,6 +83,10 @@ class ServerNotFound(ServerError, FileNotFoundError):
 
 class ServerStartFailed(ServerError):
     """The embedded server was started and did not come up."""
+
+
+class DataDamaged(ServerStartFailed):
+    """The embedded server can't read its data, and does not start until they are repaired."""
 
 
 class ServerUnreachable(ServerError, ConnectionError):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from .. import locks
 from ..current import host, outer_task
-from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
+from ..errors import DataDamaged, NbstreamqError, QueueClosed, ServerUnreachable
 from ..home import Home
 from ..launch.local import LocalWorkers
 from ..locks import Condition
@@ -435,6 +435,8 @@ class Session:
         if error is not None and self._revive is not None and self._state != "closed":
             try:
                 self._revive()
+            except DataDamaged as failure:  # no further try would end otherwise
+                self._on_refusal(failure)
             except (NbstreamqError, OSError) as failure:
                 self.warn(f"the server was lost, and can't be started again: {failure}")
 
@@ -496,7 +498,8 @@ class Session:
             for ledger in remaining:
                 self.wait_until(ledger, ledger.check_over, None, beside=remaining)
         if wait or not remaining:
-            self._end()
+            # All calls are over: what is left to say is not worth waiting for a lost server.
+            self._end(FAREWELL if self.trouble else None)
         if wait:  # another thread may be at it, since the last call was over
             self._has_ended.wait()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import ServerError, ServerStartFailed
+from ..errors import DataDamaged, ServerError, ServerStartFailed
 from ..secret import Address
 from ..settings import Settings, check_sockets, make_private
 from . import CLOSING
@@ -40,6 +41,10 @@ _SOCKET = "server.sock"
 #: What keeper and server see of the environment: no kernel's secrets.
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "PYTHONHOME", "PYTHONUSERBASE")
 _LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+#: What a server logs that can't read its data.
+_DAMAGED = re.compile(
+    r"reading the append only file|Invalid AOF manifest|file reading failure|RDB base file\W.*fail"
+)
 #: No port, private socket; what was queued survives, and is never evicted.
 _OPTIONS = (
     "--port 0 --unixsocketperm 700 --appendonly yes --appendfsync everysec"
@@ -54,6 +59,8 @@ def ensure_server(settings: Settings) -> str:
     ------
     ServerNotFound
         It does not run, and this machine has no server binary.
+    DataDamaged
+        It can't read its data; the message says how to repair them.
     ServerStartFailed
         It did not come up, or its folders are not private; the message has the end of its log.
         A server that is still loading its data goes on doing so.
@@ -188,10 +195,12 @@ def _failure(what: str, data: Path | None) -> ServerStartFailed:
     text = "\n".join(lines)
     if data is None:
         advice = "It runs, or another process is starting it: try again, or see whether it hangs."
-    elif "AOF" in text or "append only file" in text:
-        advice = (
-            f"If its data are damaged: repair {data} with valkey-check-aof or redis-check-aof,"
-            " or move the folder away (what was queued is lost)."
+    elif _DAMAGED.search(text):
+        return DataDamaged(
+            f"The embedded server's data in {data} can't be read, so it does not start:\n{text}\n"
+            "Keep a copy of that folder. Then `valkey-check-aof --fix"
+            f" {data}/appendonlydir/appendonly.aof.manifest` (redis-check-aof does the same) keeps"
+            " what was written before the damage, and drops the rest."
         )
     else:
         advice = f"Its logs are in {data}. NBSTREAMQ_SERVER names another server binary."

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from nbstreamq import TaskQueue
-from nbstreamq.errors import ServerNotFound, ServerStartFailed, ServerUnreachable
+from nbstreamq.errors import DataDamaged, ServerNotFound, ServerStartFailed, ServerUnreachable
 from nbstreamq.launch.binary import find_binary
 from nbstreamq.launch.keeper import Usage
 from nbstreamq.launch.server import ensure_server, stop_server
@@ -356,14 +356,46 @@ def test_stop_server_tells_whether_one_ran(settings, connect):
     assert stop_server(settings) is False
 
 
-def test_damaged_data_are_said(settings):
+def damage(settings: Settings, pattern: str = "*.incr.aof") -> None:
+    """Overwrite files of the server's data."""
+    data = settings.data_dir / find_binary(settings).name
+    for path in (data / "appendonlydir").glob(pattern):
+        path.write_bytes(b"*1\r\n$4\r\nnonsense here\r\n" * 20)
+
+
+@pytest.mark.parametrize("files", ["*.incr.aof", "*.base.*", "*.manifest"])
+def test_damaged_data_are_said(settings, files):
     ensure_server(settings)
     stop_server(settings)
-    data = settings.data_dir / find_binary(settings).name
-    for path in (data / "appendonlydir").glob("*.incr.aof"):
-        path.write_bytes(b"*1\r\n$4\r\nnonsense here\r\n" * 20)
-    with pytest.raises(ServerStartFailed, match=r"(?s)it exited.*check-aof"):
+    damage(settings, files)
+    with pytest.raises(DataDamaged, match=r"(?s)can't be read.*Keep a copy.*check-aof --fix"):
         ensure_server(settings)
+
+
+def test_sound_data_are_not_called_damaged(folder):
+    """A server that ends for another reason has logged much about its append only file, too."""
+    broken = script(folder, "echo 'Opening AOF incr file on server start' >&2; exit 3")
+    with pytest.raises(ServerStartFailed) as caught:
+        ensure_server(make_settings(folder, broken))
+    assert not isinstance(caught.value, DataDamaged)
+    assert "check-aof" not in str(caught.value)
+
+
+def test_calls_that_wait_end_when_the_data_are_damaged(settings, connect, monkeypatch):
+    monkeypatch.setenv("NBSTREAMQ_RUNTIME_DIR", str(settings.runtime_dir))
+    monkeypatch.setenv("NBSTREAMQ_DATA_DIR", str(settings.data_dir))
+    if settings.server_binary:
+        monkeypatch.setenv("NBSTREAMQ_SERVER", settings.server_binary)
+    with TaskQueue("damaged", workers=0) as queue:
+        future = queue.submit(abs, -1)
+        wire = connect(ensure_server(settings))
+        server, keeper = server_of(wire), keeper_of(wire)
+        server.suspend()  # so that nobody starts another before the data are damaged
+        damage(settings)
+        keeper.kill()
+        server.kill()
+        with pytest.raises(DataDamaged):
+            future.result(30)
 
 
 def test_data_of_another_runtime_folder_are_refused(settings, folder):
