@@ -176,7 +176,7 @@ class Life(RuleBasedStateMachine):
         """Return item -> state, as a client knows them."""
         record = self.store.job_record(job)
         assert record is not None
-        about = {"function": "f", "call": "map", "lane": self.named[job]}
+        about = {"function": "f", "call": "map", "lane": self.named[job], "opts": ""}
         ledger = NamedLedger(replace(record, about=about), abs, lambda _: None, lambda: True)
         for event in self._history(job):
             if ledger.expects(event):
