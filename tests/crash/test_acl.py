@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from nbstreamq import TaskQueue, WorkerLost
+from nbstreamq import ServerRefused, TaskQueue, WorkerLost
 from nbstreamq.protocol.store import TRIM_EVERY
 
 ROOT = Path(__file__).parents[2]
@@ -236,3 +236,10 @@ def test_a_rule_for_one_queue_allows_no_other(guarded, user):
         for other in ("nbq1:{other}:lanes", "nbq1:{sims2}:lanes", "nbq1:{*}:lanes", "sims"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.hset(other, "low", 1)
+
+
+def test_to_list_all_queues_a_client_must_be_allowed_to(guarded, queue):
+    with pytest.raises(ServerRefused, match="scan"):
+        queue.jobs(all=True)
+    guarded.admin.execute_command("ACL", "SETUSER", "nbq-client", "+scan")
+    assert queue.jobs(all=True) == []

@@ -166,6 +166,9 @@ SHOWN = {
     "Workers take both out": SECRETS + "test_a_task_finds_no_secret_in_its_environment",
     "`TaskQueue()` inside a task": SECRETS + "test_a_queue_without_arguments_works_in_a_task",
     "Code that runs in a worker": EXPLAINS,
+    "Workers that a kernel starts get": "client/test_managers.py::"
+    "test_tasks_share_the_objects_of_a_manager",
+    "That key is in no": "client/test_managers.py::test_the_key_is_in_no_environment",
     "`insecure=True`": [
         "client/test_trust.py::test_workers_may_be_insecure",
         "client/test_trust.py::test_a_queue_that_is_insecure_or_has_a_secret_works",
@@ -198,6 +201,8 @@ SHOWN = {
     "To allow only some queues": "crash/test_acl.py::test_a_rule_for_one_queue_allows_no_other",
     "A worker has what a client has": ACL,
     "It needs no other keys": ACL,
+    "You may add `+scan`": "crash/test_acl.py::test_to_list_all_queues_a_client_must_be_allowed_to",
+    "It shows them": EXPLAINS,
     "You may add `+config|get`": [ACL, "protocol/test_health.py::test_whether_a_server_saves"],
     "Everything else works without it": ACL,
     "The rules keep a user": "crash/test_acl.py::test_nothing_else_is_allowed",
