@@ -124,10 +124,10 @@ def test_what_cannot_travel_is_refused_by_name():
         dump((({"lock": threading.Lock()},), {}), "an argument of fib()")
 
 
-def test_a_failure_has_its_cause():
-    with pytest.raises(NotPicklable) as caught:
+def test_a_failure_says_its_cause_without_the_frames_of_a_pickler():
+    with pytest.raises(NotPicklable, match=r"cannot pickle '_thread\.lock' object") as caught:
         dump(threading.Lock(), "an argument of fib()")
-    assert isinstance(caught.value.__cause__, TypeError)
+    assert caught.value.__cause__ is None
 
 
 def test_running_out_of_memory_is_not_called_unpicklable():
