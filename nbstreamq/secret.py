@@ -91,7 +91,9 @@ def hide_password(url: str | Address) -> str:
 def without_frames(error: BaseException) -> BaseException:
     """Return `error` without the frames it went through: those of a library hold the password."""
     linked: BaseException | None = error
-    while linked is not None:
+    seen = set[int]()
+    while linked is not None and id(linked) not in seen:  # causes may go round in a circle
+        seen.add(id(linked))
         linked.__traceback__ = None
         linked = linked.__cause__ or linked.__context__
     return error

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..errors import NbstreamqError
+from ..errors import NbstreamqError, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..protocol.keys import home_of
 from ..protocol.store import Store
@@ -18,6 +18,7 @@ __all__ = ["Warner", "accepts", "explain", "stranded", "survey"]
 
 class _Session(Protocol):
     workers: LocalWorkers
+    trouble: ServerUnreachable | None
 
     @property
     def homes(self) -> tuple[str, str]: ...
@@ -36,6 +37,8 @@ def explain(session: _Session, ledger: Ledger) -> None:
 
 def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
     """Return the workers there are, and why none may run the calls; empty if one may."""
+    if session.trouble:  # another connection may do, where no more of them are let in
+        return {}, str(session.trouble)
     try:
         session.check_memory()
         # With another secret, neither this client nor its workers can do anything here.

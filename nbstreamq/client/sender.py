@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import NbstreamqError, ServerUnreachable
 from ..locks import Condition, Event
-from ..protocol.connection import RECONNECT
+from ..protocol.connection import RECONNECT, MessageTooLarge
 from ..protocol.messages import Fields
 from ..protocol.store import Store
 from .calls import Call, gather, task_of_calls
@@ -130,7 +130,7 @@ class Sender:
         self._sending = threading.Lock()
         self._parcel: list[Entry | Order] = []
         self._waiting_bytes = 0
-        self._batch = 0
+        self._batch = self._n_alone = 0
         self._again = self._lost = False
         self._idle = self._full = False
         self._closing = Event()
@@ -300,7 +300,9 @@ class Sender:
         parcel: list[Entry | Order] = []
         refused: Refused = []
         self._parcel, n_bytes = parcel, 0
-        while self._queue and len(parcel) < MAX_BATCH and n_bytes < MAX_BATCH_BYTES:
+        most = 1 if self._n_alone else MAX_BATCH
+        self._n_alone = max(0, self._n_alone - 1)
+        while self._queue and len(parcel) < most and n_bytes < MAX_BATCH_BYTES:
             first = self._queue[0]
             if isinstance(first, Order):
                 if not parcel:
@@ -355,9 +357,21 @@ class Sender:
                         self._on_forgotten(sum(len(entry.items) for entry in entries))
         except ServerUnreachable:
             raise
+        except MessageTooLarge as error:
+            if len(parcel) == 1:
+                _fail([(parcel[0], error)])
+            else:
+                self._part()
         except NbstreamqError as error:
             _fail([(item, error) for item in parcel])
         self._done()
+
+    def _part(self) -> None:
+        """Put the parcel back, for each in it to be sent alone: the server has not even read it."""
+        with self._changed:
+            self._n_alone = len(self._parcel)
+            self._waiting_bytes += sum(item.size_bytes for item in self._parcel)
+            self._queue.extendleft(reversed(self._parcel))
 
     def _done(self) -> None:
         with self._changed:

@@ -16,9 +16,9 @@ from hiredis import PushNotification, Reader, pack_command
 from ..errors import ServerRefused, ServerUnreachable
 from ..secret import without_frames
 from ..settings import n_cores
-from .clients import REPLY_TIMEOUT, Client, ReplyError, translate, url_of
+from .clients import REPLY_TIMEOUT, Client, ReplyError, hide_password, translate, url_of
 
-__all__ = ["RECONNECT", "SPIN", "Command", "Wire", "pack"]
+__all__ = ["MOST_CUTS", "RECONNECT", "SPIN", "Command", "MessageTooLarge", "Wire", "pack"]
 
 Command = tuple[Any, ...]
 
@@ -28,10 +28,20 @@ RECONNECT = 0.2
 #: be woken takes a while. Longer costs processor time for nothing. With one core, the server would
 #: have to wait for us.
 SPIN = 0.0003 if n_cores() > 1 else 0.0
+#: Bytes from which a message may be one that the server refuses to carry: its limits are 1 MB or
+#: more. And how often in a row it must have closed the connection for that, each time a fresh one;
+#: more outlive a worse network, fewer tell sooner.
+LARGE_BYTES, MOST_CUTS = 2**19, 4
+#: Seconds in which it closes a connection because of what it is to answer.
+CUT_SOON = 1.0
 #: Bytes read from the socket at a time, at most.
 _READ_BYTES = 2**16
 #: What the reader returns while a reply is not complete.
 _INCOMPLETE = object()
+
+
+class MessageTooLarge(ServerRefused):
+    """The server closes the connection as often as it is sent this, or asked for it."""
 
 
 class Wire:
@@ -57,6 +67,10 @@ class Wire:
         self._timeout = 0.0
         self._buffer = bytearray(_READ_BYTES)
         self._was_closed = False
+        #: What was sent last: how much, when, and itself if its answer may be too large.
+        self._n_sent, self._sent_at, self._sent, self._is_doubtful = 0, 0.0, b"", False
+        #: How often in a row the server has closed the connection then; of large messages in one.
+        self._cuts: dict[bytes, int] = {}
         self._server_life: int | None = None
 
     def call(
@@ -66,6 +80,7 @@ class Wire:
         soon: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[], None] | None = None,
+        may_be_large: bool = False,
     ) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
 
@@ -79,18 +94,25 @@ class Wire:
             Called when they are sent.
         on_first
             Called when the first command was carried out, for others may block for long.
+        may_be_large
+            Whether the replies may be too large for the server's limits.
 
         Raises
         ------
+        MessageTooLarge
+            The server closes the connection each time.
         ServerRefused
             The server answered one of the commands with an error; the others were carried out.
         ServerUnreachable
             The connection failed. Whether the commands were carried out is not known.
         """
         try:
+            self._is_doubtful = may_be_large
             replies = self._exchange(
                 commands, timeout, soon=soon, meanwhile=meanwhile, on_first=on_first
             )
+            if self._cuts:
+                self._cuts.pop(self._key, None)
             errors = [r for r in replies if type(r) is ReplyError]
             if errors and any(e.is_about_scripts for e in errors):
                 replies = self._load_and_repeat(commands, replies, timeout)
@@ -118,6 +140,7 @@ class Wire:
     def send(self, command: Command) -> None:
         """Send one command whose reply `receive` returns later."""
         try:
+            self._is_doubtful = True
             self._send((command,), REPLY_TIMEOUT)
         except BaseException as error:
             self._give_up(error)
@@ -162,6 +185,8 @@ class Wire:
         except BaseException as error:
             self._give_up(error)
             raise
+        if self._cuts:
+            self._cuts.pop(self._key, None)
         if type(reply) is ReplyError:
             raise self._refused(str(reply))
         return reply
@@ -179,9 +204,51 @@ class Wire:
         """Close, after an interrupt too: the next reply would be a wrong one; raise what we say."""
         import redis
 
+        is_cut = isinstance(error, OSError) and not isinstance(error, TimeoutError)
+        words = self._last_words() if is_cut and self._connection is not None else None
         self.close()
+        if words is not None:
+            self._check_size(words)
         if isinstance(error, redis.RedisError | redis.RedisClusterException | OSError):
             raise translate(error, self._address()) from without_frames(error)
+
+    def _last_words(self) -> str:
+        """Return what the server said before it closed the connection; empty if nothing."""
+        try:
+            self._socket.settimeout(0.1)
+            self._reader.feed(self._socket.recv(_READ_BYTES))
+            said = self._reader.gets()
+        except Exception:  # noqa: BLE001 - it is closed, and what is left in it may be a half reply
+            return ""
+        return str(said) if type(said) is ReplyError else ""
+
+    def _check_size(self, words: str) -> None:
+        """Raise `MessageTooLarge` if the server has closed the connection because of the message.
+
+        A network that is cut does the same, but not each time.
+        """
+        is_large = self._n_sent >= LARGE_BYTES
+        if not is_large and not (self._is_doubtful and time.monotonic() < self._sent_at + CUT_SOON):
+            return
+        n = self._cuts[self._key] = self._cuts.get(self._key, 0) + 1
+        if n < MOST_CUTS and "Protocol error" not in words:
+            return
+        self._cuts.clear()
+        what = (
+            f"it was sent a message of {self._n_sent:,} bytes" if is_large else "it was to answer"
+        )
+        raise MessageTooLarge(
+            f"The server{self._where()} closed the connection {n} times as {what}."
+            f" {words + '. ' if words else ''}Probably that is more than it carries: see its"
+            " proto-max-bulk-len, client-query-buffer-limit and client-output-buffer-limit."
+        )
+
+    @property
+    def _key(self) -> bytes:
+        return b"large" if self._n_sent >= LARGE_BYTES else self._sent
+
+    def _where(self) -> str:
+        return f" ({hide_password(self._address())})"
 
     def _exchange(
         self,
@@ -220,7 +287,10 @@ class Wire:
         if timeout != self._timeout:
             self._socket.settimeout(timeout)
             self._timeout = timeout
-        self._socket.sendall(b"".join(map(pack, commands)))
+        data = b"".join(map(pack, commands))
+        self._n_sent, self._sent_at = len(data), time.monotonic()
+        self._sent = data if self._is_doubtful and len(data) < LARGE_BYTES else b""
+        self._socket.sendall(data)
 
     def _read(self) -> Any:
         reader = self._reader
@@ -280,6 +350,12 @@ class Wire:
             self._client.nodes_manager.initialize()
             self.close()
             return ServerUnreachable(f"The cluster moved the queue: {text}")
+        if "Protocol error" in text:  # of what hiredis writes only the length can be wrong
+            self.close()
+            return MessageTooLarge(
+                f"The server{self._where()} refused a message of {self._n_sent:,} bytes: {text}."
+                " See its proto-max-bulk-len."
+            )
         error = translate(ReplyError(text), self._address())
         if isinstance(error, ServerUnreachable):
             self.close()

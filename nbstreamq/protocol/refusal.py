@@ -17,7 +17,10 @@ from .settlement import KEPT_BYTES, Delivery, Settlement
 from .signing import Signer
 from .unsigned import count, printable
 
-__all__ = ["DEAD_ENTRIES", "REPLAYED", "Refusal"]
+__all__ = ["DEAD_ENTRIES", "PIECE_BYTES", "REPLAYED", "Refusal"]
+
+#: Bytes that are read at a time of what is too large for one reply.
+PIECE_BYTES = 2**18
 
 #: About how many entries the dead stream keeps: the newest. More keeps evidence for longer.
 DEAD_ENTRIES = 1000
@@ -112,6 +115,24 @@ class Refusal:
     def _check_new(self, signature: bytes, *place: object) -> None:
         if self._seen.is_copy(signature, *place):
             raise SignatureError(REPLAYED)
+
+    def _entry_in_pieces(self, stream: str, start: bytes) -> tuple[bytes, Fields] | None:
+        """Return the first entry of a stream from `start` on, which one reply can't carry."""
+        found = self._wire.call(scripts.piece(stream, start, 0, PIECE_BYTES))[0]
+        if not found:
+            return None
+        entry_id, lengths, data = found
+        whole = bytearray(data)
+        while len(whole) < sum(lengths):
+            found = self._wire.call(scripts.piece(stream, entry_id, len(whole), PIECE_BYTES))[0]
+            if not found or found[0] != entry_id:  # it was deleted meanwhile
+                return None
+            whole += found[2]
+        fields, at = [], 0
+        for n_bytes in lengths:
+            fields.append(bytes(whole[at : at + n_bytes]))
+            at += n_bytes
+        return entry_id, fields
 
     def refuse_copy(self, delivery: Delivery) -> None:
         """Move a copy of a task that has been run to the dead stream."""

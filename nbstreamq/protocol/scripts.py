@@ -25,6 +25,7 @@ NAMES = (
     "heartbeat",
     "join",
     "open",
+    "piece",
     "promote",
     "refuse",
     "rerun",
@@ -88,6 +89,10 @@ def heartbeat(
 
 def hasten(control: str, delayed: Sequence[str], seconds: float) -> Command:
     return _run("hasten", (control, *delayed), (int(seconds * 1000),))
+
+
+def piece(stream: str, entry_id: bytes, start: int, size: int) -> Command:
+    return _run("piece", (stream,), (entry_id, start, size))
 
 
 def bury(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:

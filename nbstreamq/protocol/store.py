@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import DataLost, ServerRefused, SignatureError
 from . import scripts
 from .clients import REPLY_TIMEOUT, Client
-from .connection import SPIN, Command, Wire
+from .connection import SPIN, Command, MessageTooLarge, Wire
 from .jobs import NamedJobs
 from .keys import GROUP, WEEK, Keys, is_named, session_of
 from .messages import Control, Event, Fields, Task
@@ -169,7 +169,7 @@ class Store(NamedJobs, Supervision, Values):
         One with a wrong signature, of another session, or that came before, comes as the error; its
         entry is set aside.
         """
-        entries = stream_entries(self._wire.receive())
+        entries = self._received(after)
         self._n_read += len(entries)
         found: list[Event | SignatureError] = []
         for key, entry_id, flat in entries:
@@ -183,6 +183,17 @@ class Store(NamedJobs, Supervision, Values):
             if forged and not self._refuse("event", key.decode(), entry_id, forged):
                 found[found.index(forged)] = SignatureError(str(self._mismatch()))
         return found
+
+    def _received(self, after: dict[str, bytes]) -> list[tuple[bytes, bytes, Fields]]:
+        """Return (stream, id, fields) for each entry of the reply that is there."""
+        try:
+            return stream_entries(self._wire.receive())
+        except MessageTooLarge:
+            entries = []
+            for key, home in self._asked.items():
+                entry = self._entry_in_pieces(key.decode(), b"(" + _full(after[home]))
+                entries += [(key, *entry)] if entry else []
+            return entries
 
     def forget_session(self, session: str) -> None:
         """Drop what the server keeps for a client that is done."""
@@ -290,7 +301,13 @@ class Store(NamedJobs, Supervision, Values):
         timeout, first = (block or 0) + REPLY_TIMEOUT, on_settled if settlements else None
         try:
             *settled, reply, version = self._wire.call(
-                *settle, read, self._ask_version, timeout=timeout, soon=soon, on_first=first
+                *settle,
+                read,
+                self._ask_version,
+                timeout=timeout,
+                soon=soon,
+                on_first=first,
+                may_be_large=True,
             )
         except ServerRefused as error:
             raise self._lanes_lost(error) from error
@@ -314,8 +331,7 @@ class Store(NamedJobs, Supervision, Values):
         for lane in lanes:
             key = self.keys.lane(lane)
             pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
-            found = self._wire.call(*(("XRANGE", key, i, i) for i in pending)) if pending else []
-            entries += [(lane, entries_[0][0], entries_[0][1]) for entries_ in found if entries_]
+            entries += [(lane, *entry) for entry in self._entries(key, pending)]
         return self._deliver(entries, self._wire.call(self._ask_version)[0])[0]
 
     def drop_unwanted(self, lane: str) -> None:
@@ -336,6 +352,17 @@ class Store(NamedJobs, Supervision, Values):
                 self._wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
             if not entries:
                 return
+
+    def _entries(self, stream: str, ids: Sequence[bytes]) -> list[tuple[bytes, Fields]]:
+        """Return those of the entries that are there."""
+        if not ids:
+            return []
+        try:
+            found = self._wire.call(*(("XRANGE", stream, i, i) for i in ids), may_be_large=True)
+        except MessageTooLarge:
+            pieces = (self._entry_in_pieces(stream, i) for i in ids)
+            return [entry for entry, i in zip(pieces, ids, strict=True) if entry and entry[0] == i]
+        return [(entry[0][0], entry[0][1]) for entry in found if entry]
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
@@ -414,3 +441,8 @@ class Store(NamedJobs, Supervision, Values):
         gone = self.owners.missing([*{session_of(e.job) for e in unheard}])
         if first := [e for e in unheard if session_of(e.job) not in gone]:
             self.publish(first, own=True)
+
+
+def _full(entry_id: bytes) -> bytes:
+    """Return an entry's id as XRANGE takes it behind a bracket."""
+    return entry_id if b"-" in entry_id else entry_id + b"-0"

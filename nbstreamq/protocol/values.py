@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import SignatureError
+from .connection import MessageTooLarge
 from .keys import WEEK
-from .refusal import Refusal
+from .refusal import PIECE_BYTES, Refusal
 
 __all__ = ["Values"]
 
@@ -49,11 +50,25 @@ class Values(Refusal):
         sealed = self._signer.seal(kind, digest.encode(), data)
         self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
 
+    def _read_value(self, key: str) -> bytes | None:
+        try:
+            sealed: bytes | None = self._wire.call(
+                ("GET", key), timeout=LARGE_TIMEOUT, may_be_large=True
+            )[0]
+        except MessageTooLarge:
+            whole = bytearray()
+            while part := self._wire.call(
+                ("GETRANGE", key, len(whole), len(whole) + PIECE_BYTES - 1)
+            )[0]:
+                whole += part
+            return bytes(whole) or None
+        return sealed
+
     def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
-        sealed = self._wire.call(("GET", key), timeout=LARGE_TIMEOUT)[0]
+        sealed = self._read_value(key)
         try:
             return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
         except SignatureError as error:
             self.check_secret(write=False)
-            self._set_aside(kind.decode(), key, [b"value", sealed], str(error))
+            self._set_aside(kind.decode(), key, [b"value", sealed or b""], str(error))
             raise

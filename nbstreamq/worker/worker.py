@@ -23,7 +23,7 @@ from ..current import Host, host, set_host
 from ..errors import DataLost, SecretMismatch, ServerRefused, ServerUnreachable
 from ..launch.server import is_embedded
 from ..objects.references import fetch_by
-from ..protocol.connection import RECONNECT, SPIN
+from ..protocol.connection import MOST_CUTS, RECONNECT, SPIN, MessageTooLarge
 from ..protocol.keys import base_lane, deeper_lanes, home_lane, home_of
 from ..protocol.settlement import Delivery, Settlement, Successor
 from ..protocol.signing import Signer
@@ -243,15 +243,28 @@ class TaskWorker:
             for one in self._settled.copy():
                 instead = []
                 try:
-                    self._store.settle([one])
+                    self._settle_alone(one)
                     self._ended.settled([one])
-                except (ServerUnreachable, ServerRefused):
-                    continue  # it may be taken later
+                except (ServerUnreachable, ServerRefused) as error:
+                    if not isinstance(error, MessageTooLarge):
+                        continue  # it may be taken later
+                    instead = [self.execution.fail(one.delivery, error)]
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
                     instead = [self.execution.fail(one.delivery, error)]
                 with self._lock:
                     at = next(k for k, other in enumerate(self._settled) if other is one)
                     self._settled[at : at + 1] = instead
+
+    def _settle_alone(self, settlement: Settlement) -> None:
+        """Settle, and find out whether it is too large if the connection is closed each time."""
+        for _ in range(MOST_CUTS - 1):
+            try:
+                self._store.settle([settlement])
+            except ServerUnreachable:
+                time.sleep(RECONNECT)
+            else:
+                return
+        self._store.settle([settlement])
 
     def _until_reachable(self, step: Callable[[], None]) -> None:
         """Do `step`, again and again while the server can't be reached."""
