@@ -298,17 +298,10 @@ class Store(NamedJobs, Supervision, Values):
         read += ("STREAMS", *names, *([">"] * len(names)))
         settle = (self._settle(settlements),) if settlements else ()
         # What is cancelled is asked after the wait, in the same breath.
-        timeout, first = (block or 0) + REPLY_TIMEOUT, on_settled if settlements else None
+        how: dict[str, Any] = {"timeout": (block or 0) + REPLY_TIMEOUT, "soon": soon}
+        how |= {"on_first": on_settled if settlements else None, "may_be_large": True}
         try:
-            *settled, reply, version = self._wire.call(
-                *settle,
-                read,
-                self._ask_version,
-                timeout=timeout,
-                soon=soon,
-                on_first=first,
-                may_be_large=True,
-            )
+            *settled, reply, version = self._wire.call(*settle, read, self._ask_version, **how)
         except ServerRefused as error:
             raise self._lanes_lost(error) from error
         if settled and 2 in settled[0]:  # not before: the read was under way

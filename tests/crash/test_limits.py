@@ -5,7 +5,6 @@ import contextlib
 import pytest
 
 from nbstreamq.errors import NbstreamqError
-from nbstreamq.protocol.clients import open_client
 
 LIMITS = {
     "bulk": ("--proto-max-bulk-len", "1mb"),
