@@ -92,8 +92,7 @@ def test_a_second_signal_hands_over_at_once(start_workers, queue, gate):
     future = queue.submit(work)
     begun.wait()
     node.kill(signal.SIGTERM)
-    while "told to end" not in node.line():
-        pass
+    assert any("told to end" in line for line in iter(node.line, ""))
     node.kill(signal.SIGTERM)
 
     assert node.wait()[0] == 0
