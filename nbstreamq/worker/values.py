@@ -43,6 +43,7 @@ class _Cache(Generic[K, V]):
     def __init__(self) -> None:
         self._budget = MAX_BYTES
         self._kept: OrderedDict[K, tuple[int, Sequence[Handle], V]] = OrderedDict()
+        self._with_files: set[K] = set()
 
     def get(self, key: K) -> V | None:
         found = self._kept.get(key)
@@ -54,9 +55,11 @@ class _Cache(Generic[K, V]):
     def put(self, key: K, cost: int, value: V, handles: Sequence[Handle] = ()) -> V:
         cost += sum(size for _, size in handles)
         self._drop(key)
-        self._drop_stale()
+        self.drop_stale()
         self._budget -= cost
         self._kept[key] = (cost, handles, value)
+        if any(is_file(address) for address, _ in handles):
+            self._with_files.add(key)
         while self._budget < 0 and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
         return value
@@ -68,12 +71,18 @@ class _Cache(Generic[K, V]):
 
     def _drop(self, key: K) -> None:
         self._budget += self._kept.pop(key, (0,))[0]
+        self._with_files.discard(key)
 
-    def _drop_stale(self) -> None:
-        """Drop what the client has freed: else its memory would not be."""
-        for key, (_, handles, _) in list(self._kept.items()):
-            if handles and not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
+    def drop_stale(self) -> None:
+        """Drop what the client has freed: else its memory would stay in use."""
+        for key in list(self._with_files):
+            handles = self._kept[key][1]
+            if not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
                 self._drop(key)
+
+    @property
+    def has_files(self) -> bool:
+        return bool(self._with_files)
 
 
 class _KeptOnServer(ServerPlace):
@@ -141,6 +150,16 @@ class Values:
         if self._edits.forget_edited():
             self._functions.clear()
             self._values.clear()
+
+    @property
+    def has_files(self) -> bool:
+        """Whether large values of clients are kept, which are files that they may free."""
+        return self._functions.has_files or self._values.has_files
+
+    def drop_stale(self) -> None:
+        """Let go of files that clients have freed."""
+        self._functions.drop_stale()
+        self._values.drop_stale()
 
     def results(self, job: str) -> Blobs | None:
         """Return where large results of a job go; None: a named one's, which are to last."""

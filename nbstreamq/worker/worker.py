@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 #: Seconds that an idle worker waits for a task before it asks again. Longer costs nothing; it must
 #: stay below what firewalls allow a silent connection.
 IDLE_BLOCK = 30.0
+#: Seconds after which an idle worker lets go of a large value that its client has freed. Longer
+#: keeps the memory longer; shorter costs a request more often, while it has any.
+LET_GO = 1.0
 #: Seconds of work that a batch should hold, and after which its results are sent; if it takes twice
 #: as long, the rest but one is given back. Longer saves round trips; shorter leaves more to others.
 FLUSH = 0.005
@@ -516,6 +519,9 @@ class TaskWorker:
         """Read from the lanes in use; a signal may break this, and nothing else."""
         look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
         block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
+        if self._values.has_files:
+            self._values.drop_stale()
+            block = min(block, LET_GO)
         self._waiting = True
         try:
             # The flag stands before these looks: a signal after them finds us waiting.

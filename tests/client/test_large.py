@@ -305,3 +305,20 @@ class TestUrl:
         error = future.exception(20)
         assert "an argument of dumps()" in str(error)
         assert "signature" in str(error)
+
+
+def test_an_idle_worker_lets_go_of_a_dropped_ref(local, wait_until):
+    workers, before = [w.pid for w in local.workers()], files_of(local)
+    ref = local.put(np.ones(N))
+    (file,) = set(files_of(local)) - set(before)
+    # Renamed when it is freed, it can still be told by its inode.
+    inode = f" {file.stat().st_ino} "
+
+    def n_mapped():
+        return sum(inode in Path(f"/proc/{pid}/maps").read_text() for pid in workers)
+
+    assert local.submit(np.sum, ref).result(20) == N
+    assert n_mapped() == 1
+    del ref
+    gc.collect()
+    wait_until(lambda: n_mapped() == 0, describe="the worker to unmap the value")
