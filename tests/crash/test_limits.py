@@ -1,10 +1,12 @@
 """A server that does not carry what is large, or lets nobody in any more: an error, and no hang."""
 
 import contextlib
+import warnings
 
 import pytest
 
 from nbstreamq.errors import NbstreamqError
+from nbstreamq.protocol.clients import open_client
 
 LIMITS = {
     "bulk": ("--proto-max-bulk-len", "1mb"),
@@ -87,4 +89,22 @@ def test_what_is_too_large_fails_and_the_rest_goes_on(start_server, new_queue, l
     with contextlib.suppress(NbstreamqError):
         assert call(queue)
     assert other.map(abs, range(-20, 0), chunksize=1).result(20) == [*range(20, 0, -1)]
+    assert queue.submit(abs, -2).result(20) == 2
+
+
+@pytest.mark.timeout(60)
+def test_who_waits_is_told_that_no_more_clients_are_let_in(start_server, new_queue):
+    server = start_server()
+    queue = new_queue(server.url)
+    assert queue.submit(abs, -1).result(20) == 1
+    with warnings.catch_warnings(record=True) as said, open_client(server.url) as client:
+        warnings.simplefilter("always")
+        try:
+            client.config_set("maxclients", 1)
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            with pytest.raises(TimeoutError):
+                queue.submit(abs, -1).result(8)
+        finally:
+            client.config_set("maxclients", 100)
+    assert "can't be reached" in " ".join(str(one.message) for one in said)
     assert queue.submit(abs, -2).result(20) == 2
