@@ -23,6 +23,7 @@ from nbstreamq import (
     TaskFuture,
     TaskQueue,
 )
+from nbstreamq.objects.payloads import dump
 from nbstreamq.protocol.clients import open_client
 
 PASSWORD = "open-sesame-42"
@@ -218,7 +219,7 @@ class TestPasswords:
             text = "\n".join(map(repr, shown)) + "\n".join(map(str, shown))
             assert PASSWORD not in text
             assert "127.0.0.1" in repr(queue)
-            assert PASSWORD.encode() not in pickle.dumps(queue)
+            assert PASSWORD.encode() not in dump(queue, "a queue")
 
     def test_are_not_in_errors(self, url, queue_name, wait_until):
         with TaskQueue(queue_name, url, workers=0) as queue:
@@ -327,9 +328,9 @@ class TestPickling:
     )
     def test_is_refused_outside_of_a_call(self, shared_queue, kind, make):
         thing = make(shared_queue)
-        for dump in (pickle.dumps, cloudpickle.dumps, copy.deepcopy, ForkingPickler.dumps):
+        for dumps in (pickle.dumps, cloudpickle.dumps, copy.deepcopy, ForkingPickler.dumps):
             with pytest.raises(TypeError, match=rf"^A {kind} can't be pickled\. ") as caught:
-                dump(thing)
+                dumps(thing)
             assert isinstance(caught.value, NbstreamqError)
         shared_queue.submit(abs, 1).result(10)
 
