@@ -221,6 +221,7 @@ class TestPasswords:
             assert "127.0.0.1" in repr(queue)
             assert PASSWORD.encode() not in dump(queue, "a queue")
 
+    @pytest.mark.filterwarnings("default:waiting for the server")
     def test_are_not_in_errors(self, url, queue_name, wait_until):
         with TaskQueue(queue_name, url, workers=0) as queue:
             self.server.stop()
