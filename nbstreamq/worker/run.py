@@ -20,7 +20,7 @@ from ..objects.payloads import load
 from ..objects.remote_errors import dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
-from ..protocol.spans import Span, items
+from ..protocol.spans import Span, items, span_of
 from .output import Output
 from .sessions import has_started
 from .slots import Slot, Stop
@@ -278,20 +278,26 @@ class Runner:
         begun = time.monotonic()
         at = self._places[-1]
         self._long.clear()
-        options = Options.decode(task.opts)
-        one = _caller(task.call, fn)
-        if options.seed is not None:
-            one = self._seeded(one, task, options.seed)
-        work = _Work(
-            task=task,
-            one=one,
-            args=args,
-            left=deque(todo),
-            at=at,
-            time_limit=options.time_limit or 0.0,
-            run=Run(started=time.time()),
-        )
-        is_apart = options.seed is not None or seeds.is_seeded()
+        try:
+            options = Options.decode(task.opts)
+            one = _caller(task.call, fn)
+            if options.seed is not None:
+                one = self._seeded(one, task, options.seed)
+            work = _Work(
+                task=task,
+                one=one,
+                args=args,
+                left=deque(todo),
+                at=at,
+                time_limit=options.time_limit or 0.0,
+                run=Run(started=time.time()),
+            )
+            is_apart = options.seed is not None or seeds.is_seeded()
+        except BaseException as error:  # noqa: BLE001 - our own code: one item is charged with it
+            first, *others = items(todo)
+            run = Run(started=time.time(), done=[range(first, first + 1)], rest=span_of(others))
+            run.fail(dump_error(error, task=task.id_of(first)))
+            return run
         try:
             with seeds.apart() if is_apart else nullcontext():
                 while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
