@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ class Home:
     python
         Path of its interpreter.
     calls
-        Tag of calls without a job name: only this process, in this folder, has it.
+        Tag of calls without a job name: only this process and its children by fork or
+        multiprocessing, which have its authkey, have it in this folder.
     jobs
         Tag of named jobs: every process in this folder with this interpreter has it.
     """
@@ -46,6 +46,8 @@ class Home:
 
 def here() -> Home:
     """Return the home of what this process submits now."""
+    from multiprocessing import current_process  # takes as long as the rest of this module
+
     try:
         folder = os.path.realpath(Path.cwd())
     except FileNotFoundError:  # it was deleted, and workers need one
@@ -54,7 +56,7 @@ def here() -> Home:
     return Home(
         folder=folder,
         python=sys.executable,
-        calls=_digest(f"{_process}\0{folder}"),
+        calls=_digest(f"{current_process().authkey.hex()}\0{folder}"),
         jobs=_digest(f"{sys.prefix}\0{version}\0{folder}"),
     )
 
@@ -95,13 +97,4 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(os.fsencode(text), digest_size=TAG_LENGTH // 2).hexdigest()
 
 
-def _renew() -> None:
-    """Make a forked process one of its own."""
-    global _process  # noqa: PLW0603 - it is about this process
-    _process = secrets.token_hex(8)
-
-
 _find_notebook: Callable[[], str] | None = None
-_process = ""
-_renew()
-os.register_at_fork(after_in_child=_renew)

@@ -123,7 +123,7 @@ class TaskWorker:
         self._ended = ended
         #: What it serves; and what of that, and of homes' parts of it, there is: most urgent first.
         self._served = (f"@{worker}", *lanes)
-        self._lanes, self._n_lane_changes = self._served, 0
+        self._lanes, self._n_lane_changes = self._served, -1
         self._homes = homes
         #: Where tasks of other homes were put, which supervisors may not know yet.
         self._moved = set[str]()
@@ -302,6 +302,7 @@ class TaskWorker:
             self._looks = [at for at in looks if at > time.monotonic()]
 
     def _join(self, description: dict[str, Any]) -> None:
+        self._lanes, self._n_lane_changes = self._served, -1  # the server may have lost the others
         self._store.ensure_lanes(self._served[1:])
         for task in self._store.join(self.id, description):
             if self._homes and home_of(task.job) not in self._homes:

@@ -92,23 +92,23 @@ def test_a_client_that_ends_without_shutdown_leaves_nothing(
     wait_for_end(family)
 
 
-def test_a_second_client_keeps_the_workers(start_client, wait_for_end, new_queue):
+def test_a_second_client_keeps_its_workers(start_client, wait_for_end, new_queue):
     client, family = start_client()
     queue = new_queue(workers=2)
-    assert queue.submit(os.getppid).result(20) == family[0].pid
+    own = queue.submit(os.getppid).result(20)
 
     client.kill()
     client.wait()
-
-    assert queue.submit(os.getppid).result(20) == family[0].pid
-    queue.shutdown()
     wait_for_end(family)
 
+    assert own != family[0].pid
+    assert queue.submit(os.getppid).result(20) == own
 
-def test_two_clients_that_start_at_once_share_a_supervisor(start, queue_name, server_url):
+
+def test_clients_that_start_at_once_have_a_supervisor_each(start, queue_name, server_url):
     clients = [start("-c", CLIENT, queue_name, server_url, "stay") for _ in range(3)]
 
-    assert len({client.line() for client in clients}) == 1
+    assert len({client.line() for client in clients}) == 3
     for client in clients:
         client.kill()
 
