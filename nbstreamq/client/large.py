@@ -45,7 +45,7 @@ class LargeValues:
         def soon(do: Callable[[Store], object], _: int) -> None:
             sender.put_soon(Order(do, lambda _: None))
 
-        on_server = ServerPlace(session.ask, session.tell, soon)
+        on_server = ServerPlace(session.ask, session.tell, soon, session.id)
         chosen = place(soon) if place else on_server
         self.keeper = Keeper(session.id, chosen)
         self.pickler = FunctionPickler(self.keeper)

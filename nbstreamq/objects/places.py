@@ -20,6 +20,7 @@ __all__ = [
     "LARGE",
     "Ask",
     "Everywhere",
+    "ResultsOnServer",
     "ServerPlace",
     "Tell",
     "UrlPlace",
@@ -52,14 +53,17 @@ class ServerPlace:
         Has something done there before whatever is told, or submitted, next.
     free
         Has something done there soon, and never waits.
+    session
+        Of the client that the values come from, or go to.
     """
 
     large = LARGE
 
-    def __init__(self, ask: Ask, tell: Tell, free: Tell) -> None:
+    def __init__(self, ask: Ask, tell: Tell, free: Tell, session: str = "") -> None:
         self._ask = ask
         self._tell = tell
         self._free = free
+        self._session = session
 
     def write(self, data: memoryview) -> str:
         name = uuid.uuid4().hex
@@ -84,10 +88,17 @@ class ServerPlace:
         return data
 
     def free(self, handle: tuple[str, int]) -> None:
-        self._free(lambda store: store.drop_blobs(_names(handle)), 0)
+        self._free(lambda store: store.drop_values(self._session, _names(handle)), 0)
 
     def close(self) -> None:
         """Do nothing: what is left expires."""
+
+
+class ResultsOnServer(ServerPlace):
+    """Where a worker lays the large results of a session: that deletes what it has not read."""
+
+    def _put(self, name: str, data: bytes) -> None:
+        self._tell(lambda store: store.put_result(self._session, name, data), len(data))
 
 
 def refers_to_server(data: bytes) -> bool:

@@ -197,6 +197,7 @@ class Store(NamedJobs, Supervision, Values):
 
     def forget_session(self, session: str) -> None:
         """Drop what the server keeps for a client that is done."""
+        self.drop_values(session)
         self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
 
     def remembers(self, session: str, batch: int) -> bool:

@@ -8,6 +8,7 @@ from ..errors import SignatureError
 from .connection import MessageTooLarge
 from .keys import WEEK
 from .refusal import PIECE_BYTES, Refusal
+from .replies import mapping
 
 __all__ = ["Values"]
 
@@ -42,9 +43,21 @@ class Values(Refusal):
         """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
         return self._get(self.keys.blob(digest), b"blob", digest)
 
-    def drop_blobs(self, digests: Iterable[str]) -> None:
-        """Forget pickled values."""
-        self._wire.call(("DEL", *map(self.keys.blob, digests)))
+    def put_result(self, session: str, digest: str, data: bytes) -> None:
+        """Keep a result as `put_blob` does; the session deletes it, read or not, when it ends."""
+        # The name first: a worker may die between the two.
+        key = self.keys.results(session)
+        self._wire.call(("HSET", key, digest, ""), ("EXPIRE", key, WEEK))
+        self.put_blob(digest, data)
+
+    def drop_values(self, session: str, digests: Iterable[str] | None = None) -> None:
+        """Forget values of a session; None: all results that it has not read."""
+        key = self.keys.results(session)
+        if digests is None:
+            unread = mapping(self._wire.call(("HGETALL", key))[0])
+            digests = [name.decode(errors="replace") for name in unread]
+        if names := list(digests):
+            self._wire.call(("DEL", *map(self.keys.blob, names)), ("HDEL", key, *names))
 
     def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
         sealed = self._signer.seal(kind, digest.encode(), data)

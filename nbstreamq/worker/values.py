@@ -13,7 +13,7 @@ from ..errors import FunctionMissing, SecretMismatch, ServerUnreachable, Signatu
 from ..objects.blobs import Blobs, Handle, Place, refused, register
 from ..objects.functions import LoadedFunction, load_function
 from ..objects.payloads import load
-from ..objects.places import Ask, Everywhere, ServerPlace, UrlPlace
+from ..objects.places import Ask, Everywhere, ResultsOnServer, ServerPlace, UrlPlace
 from ..objects.segments import Segments, is_file
 from ..protocol.connection import RECONNECT
 from ..protocol.keys import is_named, session_of
@@ -175,7 +175,13 @@ class Values:
         if (at_url := self._at_url(session)) is not None:
             return at_url
         files = Segments(session, self._settings) if self._has_files else None
-        return files if files is not None and files.exist() else self._on_server
+        if files is not None and files.exist():
+            return files
+
+        def tell(do: Callable[[Store], object], _: int) -> object:
+            return self._ask(do)
+
+        return ResultsOnServer(self._ask, tell, tell, session)
 
     def _at_url(self, session: str) -> UrlPlace | None:
         url = self._settings.store

@@ -322,3 +322,13 @@ def test_an_idle_worker_lets_go_of_a_dropped_ref(local, wait_until):
     del ref
     gc.collect()
     wait_until(lambda: n_mapped() == 0, describe="the worker to unmap the value")
+
+
+def test_a_shutdown_leaves_no_results_on_the_server(make_queue, client, queue_name):
+    queue = make_queue()
+    futures = [queue.submit(np.ones, N) for _ in range(3)]
+    assert futures[0].result(20).sum() == N
+    queue.shutdown()  # two were not read
+
+    assert [*client.scan_iter(f"*{{{queue_name}}}:blob:*")] == []
+    assert [*client.scan_iter(f"*{{{queue_name}}}:results:*")] == []

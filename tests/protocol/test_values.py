@@ -138,3 +138,17 @@ def test_the_first_secret_is_the_queue_s(store, client, queue_name):
     with pytest.raises(SecretMismatch, match="NBSTREAMQ_SECRET"):
         other.check_secret()
     other.close()
+
+
+def test_results_that_were_not_read_go_with_their_session(store, client):
+    store.put_result("s", "one.0", b"1")
+    store.put_result("s", "two.0", b"2")
+    store.put_result("other", "three.0", b"3")
+    store.drop_values("s", ["one.0"])
+    assert client.hkeys(store.keys.results("s")) == [b"two.0"]
+    assert store.get_blob("one.0") is None
+
+    store.forget_session("s")
+    assert store.get_blob("two.0") is None
+    assert store.get_blob("three.0") == b"3"
+    assert not client.exists(store.keys.results("s"))
