@@ -24,6 +24,8 @@ Command = tuple[Any, ...]
 
 #: Seconds between attempts to reach a lost server. Shorter asks it more often.
 RECONNECT = 0.2
+#: Seconds that a server has to say why it lets nobody in.
+REFUSAL_TIMEOUT = 0.2
 #: Seconds in which an answer that comes soon is looked for again and again, instead of sleeping: to
 #: be woken takes a while. Longer costs processor time for nothing. With one core, the server would
 #: have to wait for us.
@@ -326,8 +328,12 @@ class Wire:
         connection = pool.connection_class(**pool.connection_kwargs)
         try:
             connection.connect()
-        except BaseException:
+        except BaseException as error:
             connection.disconnect()
+            # Not where nobody answers: that would take as long once more.
+            was_in = isinstance(error, Exception) and "connecting to" not in str(error)
+            if was_in and (reason := _refusal(connection)):
+                raise ConnectionError(f"the server said: {reason}") from error
             raise
         self._reader = Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
         self._socket = connection._sock  # noqa: SLF001 - it has no other name for it
@@ -389,3 +395,18 @@ def _spin(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
     while not (found := poll.poll(0)) and time.monotonic() < until:
         os.sched_yield()  # who is to answer may need this core
     return found
+
+
+def _refusal(connection: Any) -> str:
+    """Return why the server lets nobody in; empty if it says nothing.
+
+    A server that has too many clients says so and closes the connection. redis-py writes first, and
+    then knows only that this failed.
+    """
+    try:
+        with connection._connect() as door:  # noqa: SLF001 - it has no other name for it
+            door.settimeout(REFUSAL_TIMEOUT)
+            text = door.recv(200)
+    except Exception:  # noqa: BLE001 - the caller has an error to raise
+        return ""
+    return text[1:].partition(b"\r")[0].decode(errors="replace") if text[:1] == b"-" else ""

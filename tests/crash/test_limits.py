@@ -106,5 +106,5 @@ def test_who_waits_is_told_that_no_more_clients_are_let_in(start_server, new_que
                 queue.submit(abs, -1).result(8)
         finally:
             client.config_set("maxclients", 100)
-    assert "can't be reached" in " ".join(str(one.message) for one in said)
+    assert "max number of clients reached" in " ".join(str(one.message) for one in said)
     assert queue.submit(abs, -2).result(20) == 2
