@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import time
 from collections import deque
 from types import SimpleNamespace
 
@@ -17,12 +16,26 @@ from nbstreamq.worker.slots import SLOT_BYTES, Slot
 from nbstreamq.worker.worker import FLUSH, LULL, TaskWorker
 
 
+class Clock:
+    """A clock that only sleeping moves: no test depends on how busy the machine is."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
 class Lane:
     """A lane that takes and gives as the server does, and notes what was asked for."""
 
     keys = SimpleNamespace(queue="q")
 
-    def __init__(self):
+    def __init__(self, clock):
+        self.clock = clock
         self.waiting = deque()
         self.pending = {}
         self.counts, self.refused = [], []
@@ -30,6 +43,12 @@ class Lane:
 
     def clone(self):
         return self
+
+    def home_lanes(self):
+        return []
+
+    def ensure_lanes(self, lanes):
+        """All lanes are there."""
 
     def add(self, task):
         self.n += 1
@@ -41,7 +60,7 @@ class Lane:
         self.settle(settled)
         on_settled()
         if block and not self.waiting:
-            time.sleep(min(block, 2 * LULL))
+            self.clock.sleep(min(block, 2 * LULL))
         taken = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
         self.pending |= {d.entry_id: d for d in taken}
         self.counts.append(count)
@@ -65,7 +84,8 @@ class Calls:
 
     depth, task, running = 0, None, ()
 
-    def __init__(self):
+    def __init__(self, clock):
+        self.clock = clock
         self.order = []
         self.strays = list
 
@@ -74,7 +94,7 @@ class Calls:
 
     def execute(self, delivery):
         self.order.append(delivery.task.n)
-        time.sleep(float(delivery.task.args))
+        self.clock.sleep(float(delivery.task.args))
         return Settlement(delivery=delivery), None
 
 
@@ -86,13 +106,15 @@ def call(n, seconds=0.0):
 
 @pytest.fixture
 def worker(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "set_host", lambda _: None)
     monkeypatch.setattr(module, "fetch_by", lambda _: None)
     with tempfile.TemporaryFile() as slot, tempfile.TemporaryFile() as ended:
         os.ftruncate(slot.fileno(), SLOT_BYTES)
         os.ftruncate(ended.fileno(), ENDED_BYTES)
         worker = TaskWorker(
-            Lane(),
+            Lane(clock),
             Slot(slot.fileno()),
             Ended(ended.fileno()),
             Output(),
@@ -101,7 +123,7 @@ def worker(monkeypatch):
             url="",
             secret="s",
         )
-        worker.execution = Calls()
+        worker.execution = Calls(clock)
         yield worker
 
 
