@@ -32,6 +32,7 @@ def admin(server_url):
 def test_nothing_grows_with_the_number_of_calls(make_queue, admin, queue_name, wait_until):
     queue = make_queue()
     queue.run(2)
+    wait_until(lambda: len(queue.workers()) == 2, describe="two workers")
     assert queue.map(abs, range(10)).result(20) == list(range(10))
     before = kept(admin, queue_name)
 
