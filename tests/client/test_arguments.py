@@ -249,6 +249,7 @@ ROWS = {
         "a seed or None",
         lambda c, v: c.drop(c.queue.map(abs, [1], seed=v)),
     ),
+    "TaskQueue.jobs.all": ("a flag", lambda c, v: c.queue.jobs(all=v)),
     "TaskQueue.map.replace": ("a flag", lambda c, v: c.drop(c.queue.map(abs, [1], replace=v))),
     "TaskQueue.task.fn": ("a function or None", lambda c, v: c.queue.task(v)),
     "TaskQueue.task.options": ("a pause or None", lambda c, v: c.queue.task(delay=v)),
