@@ -101,10 +101,20 @@ class LocalWorkers:
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         self.n_workers = 0
-        #: Why there are none for now; empty: there are, as far as is known.
-        self.trouble = ""
+        self._trouble = ""
         #: Whether the supervisor has died, and will soon be there again.
         self.is_restarting = False
+
+    @property
+    def trouble(self) -> str:
+        """Why there are none for now; empty: there are, as far as is known."""
+        if self._trouble and self._lock.acquire(blocking=False):  # else it is being dealt with
+            try:
+                if self._connection is not None and self._connection.has_caught_up():
+                    self._trouble = ""
+            finally:
+                self._lock.release()
+        return self._trouble
 
     def _digest(self) -> str:
         """Return what is the same for all queues of this process that share workers.
@@ -199,13 +209,13 @@ class LocalWorkers:
             answer = connection.ask(request)
         except TimeoutError:
             # It is not dead, and does it when it goes on: another one would make it worse.
-            self.trouble = (
+            self._trouble = (
                 f"the supervisor of the local workers{connection.peer} has not answered for"
                 f" {STOP_TIMEOUT:g} s: it is stopped, or the machine is too busy. It goes on with"
                 " what it was told as soon as it can."
             )
             return {}
-        self.trouble = ""
+        self._trouble = ""
         return answer
 
     def _open(self) -> Connection:
@@ -323,14 +333,14 @@ class LocalWorkers:
                 if self._is_lost(connection):
                     self._reopen()
         except Exception as error:  # noqa: BLE001 - else nobody would ever try again
-            self.trouble = f"the local workers can't be started again, which is tried on: {error}"
+            self._trouble = f"the local workers can't be started again, which is tried on: {error}"
             self._closing.wait(RETRY)
         finally:
             self.is_restarting = False
 
     def _reopen(self) -> None:
         connection = self._open()
-        self.trouble = ""
+        self._trouble = ""
         if self.n_workers:  # how many others of the kernel want is not known here
             self._put(connection, {"session": self._session, "scale": self.n_workers})
 
@@ -341,7 +351,7 @@ class LocalWorkers:
         if len(self._restarts) >= MAX_RESTARTS:
             until = self._restarts.pop(0) + RESTART_SPAN
             at = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
-            self.trouble = (
+            self._trouble = (
                 f"the supervisor of the local workers has died {MAX_RESTARTS + 1} times within"
                 f" {RESTART_SPAN:g} s. It is started again at {at}; q.run(n) starts it at once."
                 f" Its log: {self.log}"
@@ -357,7 +367,7 @@ class Connection:
     def __init__(self, door: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(STOP_TIMEOUT)
-        self._unread = b""
+        self._unread = self._answer = b""
         #: Answers that have not come yet: some may be late.
         self._n_owed = 0
         try:
@@ -386,16 +396,30 @@ class Connection:
         """
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         self._n_owed += 1
-        while True:
-            *lines, self._unread = self._unread.split(b"\n")
-            self._n_owed -= len(lines)
-            if not self._n_owed:
-                answer: dict[str, Any] = json.loads(lines[-1])
-                return answer
-            data = self._socket.recv(65536)
-            if not data:
-                raise ConnectionError("the supervisor closed the connection")
-            self._unread += data
+        while self._n_owed:
+            self._receive()
+        answer: dict[str, Any] = json.loads(self._answer)
+        return answer
+
+    def _receive(self) -> None:
+        data = self._socket.recv(65536)
+        if not data:
+            raise ConnectionError("the supervisor closed the connection")
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        self._n_owed -= len(lines)
+        if lines:
+            self._answer = lines[-1]
+
+    def has_caught_up(self) -> bool:
+        """Return whether the other side lives, and all late answers have come."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, select.POLLIN)
+            while poll.poll(0):
+                self._receive()
+        except (OSError, ValueError):  # it has ended, or was closed
+            return False
+        return not self._n_owed
 
     def wait_for_end(self) -> None:
         """Return when the other side is gone, or `end` was called."""

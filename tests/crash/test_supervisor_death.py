@@ -122,11 +122,12 @@ def stopped(queue):
     supervisor.resume()
 
 
-def test_a_client_of_one_that_was_stopped_is_not_dead(queue, stopped, gate):
+def test_a_client_of_one_that_was_stopped_is_not_dead(queue, stopped, gate, wait_until):
     future = queue.submit(lambda: gate().wait())
     queue.run(3)
     assert "has not answered" in queue.map(abs, [1]).survey()[1]
     stopped.resume()
+    wait_until(lambda: not queue.session.workers.trouble, describe="its late answer")
     gate().open()
     assert future.result(HANGS) is None
     assert supervisor_of(queue) == stopped
