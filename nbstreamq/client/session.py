@@ -582,7 +582,7 @@ class Session:
         said = set[str]()
         told = heard = time.monotonic()
         while self.is_busy():
-            if self.trouble is None:
+            if self.trouble is None or not (self._sender.is_busy or self._unnamed()):
                 heard = time.monotonic()
             if self._await_some():
                 continue
@@ -600,8 +600,10 @@ class Session:
     def _await_some(self) -> bool:
         """Wait for the calls of a job, a callback, or the sender; return whether one is done."""
         if not (found := self._unnamed()):
-            time.sleep(PAUSE)
-            return self.trouble is None or not self._sender.is_busy
+            until = time.monotonic() + PATIENCE
+            while (is_busy := self.is_busy()) and time.monotonic() < until:
+                time.sleep(PAUSE)
+            return not is_busy
         ledger = found[0]
         return ledger.wait(lambda: ledger.n_over >= len(ledger), PATIENCE)
 
@@ -610,6 +612,11 @@ class Session:
         for ledger in self._unnamed():
             if reason := survey(self, ledger)[1]:
                 return f"waiting for {ledger.name}: {reason}"
+        if self._listener.is_delivering and not self._unnamed():
+            return (
+                f"waiting for a callback of queue {self._store.keys.queue!r} to return. Ctrl-C ends"
+                " the wait."
+            )
         return ""
 
     def drop(self) -> int:

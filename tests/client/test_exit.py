@@ -230,6 +230,22 @@ def test_says_why_nothing_runs(start, server_url, queue_name):
     assert script.written == {"1"}
 
 
+def test_says_that_it_waits_for_a_callback(start):
+    script = start(
+        "queue = TaskQueue(name, url, workers=1)\n"
+        "def call_back(_):\n"
+        "    Path(folder, 'wrote-begun').touch()\n"
+        "    write('callback')\n"
+        "queue.submit(abs, -1).add_done_callback(call_back)\n"
+        "while not Path(folder, 'wrote-begun').exists():\n"
+        "    time.sleep(0.002)\n"
+    )
+    script.hear(r"waiting for a callback of queue .* Ctrl-C ends the wait")
+    script.open_gate()
+    script.end()
+    assert script.written == {"begun", "callback"}
+
+
 def test_a_lost_server_is_not_waited_for(start, start_server):
     server = start_server()
     script = start(
