@@ -7,7 +7,6 @@ import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from socket import gethostname
 from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -21,7 +20,7 @@ from .future import TaskFuture
 from .keeping import delete, keep
 from .ledger import Ledger
 from .rerun import rerun
-from .session import Session
+from .session import LOOK_PATIENCE, Session
 
 __all__ = ["Futures", "Job"]
 
@@ -111,11 +110,11 @@ class Job(Generic[T]):
                 self._feed(index + 1)
             if not self._is_reached(index):
                 self._wait(functools.partial(self._is_reached, index), index)
-            if self._is_behind_the_end(index):
-                raise StopIteration
             with self._lock:
                 for result in self._ready:  # another thread has fetched some
                     return result
+                if self._is_behind_the_end(index):
+                    raise StopIteration
                 if index == self._next:  # only now: an interrupted wait is repeated
                     return self._take(index)
 
@@ -289,11 +288,11 @@ class Job(Generic[T]):
                 await asyncio.to_thread(self._feed, index + 1)
             if not self._is_reached(index):
                 await self._reach(index)
-            if self._is_behind_the_end(index):
-                raise StopAsyncIteration
             with self._lock:
                 for result in self._ready:
                     return result
+                if self._is_behind_the_end(index):
+                    raise StopAsyncIteration
                 if index == self._next:
                     return self._take(index)
 
@@ -405,9 +404,10 @@ class Job(Generic[T]):
         return self
 
     def add_worker(self) -> None:
-        """Start one more local worker than there is, whichever kernel started those."""
-        workers, _ = self.survey()
-        self._session.scale(1 + sum(d.get("host") == gethostname() for d in workers.values()))
+        """Start one more local worker than this kernel has."""
+        session = self._session
+        found = session.ask(lambda store: store.workers(), patience=LOOK_PATIENCE).values()
+        session.scale(1 + sum(session.home.calls in d.get("homes", ()) for d in found))
 
     @concise
     def keep(self) -> None:

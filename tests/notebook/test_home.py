@@ -266,6 +266,14 @@ def test_a_set_up_is_for_workers_of_its_kernel(sharing, folders):
     assert sharing[0].value("job.result(60)") == [own] * 2
 
 
+def test_the_add_button_counts_the_kernel_s_own_workers(sharing, wait_until):
+    count = "len([w for w in q.workers() if w.state != 'leaving'])"
+    before = sharing[0].value(count)
+    sharing[0].run("q.map(look, range(2)).add_worker()")
+    assert sharing[0].value("q.session.workers.n_workers") == 3
+    wait_until(lambda: sharing[0].value(count) == before + 1, 30, "one more worker")
+
+
 def test_the_lanes_of_homes_go_when_they_are_empty(sharing, wait_until):
     for kernel in sharing:
         kernel.run("job = q.map(look, range(40), chunksize=1)")
