@@ -23,20 +23,20 @@ def check_function(record: JobRecord, about: dict[str, Any]) -> None:
     if now not in known:
         changed.append(_other_function(known[-1], now, record.about["function"]))
     if about["call"] != record.about["call"]:
-        changed.append("its calls take another number of arguments")
+        changed.append("its calls had another number of arguments")
     # As JSON has it: of a tuple, a list.
     then, seed = record.about.get("seed"), json.loads(json.dumps(about["seed"]))
     if then != seed:
-        changed.append(f"its seed is {then}, this one is {seed}")
+        changed.append(f"its seed is {then}, but {seed} is given")
     if changed:
         raise _changed(record, " and ".join(changed))
 
 
 def _other_function(then: dict[str, str], now: dict[str, str], name: str) -> str:
     if "" in then or "" in now:
-        return f"its function is another {name}()"
+        return f"its function {name}() has changed"
     parts = [part for part in {**then, **now} if then.get(part) != now.get(part)]
-    return f"of its function {name}() this is another: {', '.join(parts)}"
+    return f"this has changed in its function {name}(): {', '.join(parts)}"
 
 
 def check_inputs(session: Session, record: JobRecord, source: Iterator[Any]) -> None:
@@ -45,11 +45,11 @@ def check_inputs(session: Session, record: JobRecord, source: Iterator[Any]) -> 
         piece = list(islice(source, chunk.n_items))
         if len(piece) < chunk.n_items:
             n = chunk.first + len(piece)
-            raise _changed(record, f"it has {record.n_items} inputs or more, these are {n}")
+            raise _changed(record, f"it has at least {record.n_items} inputs, but {n} are given")
         if inputs_digest(piece) != chunk.digest:
             raise _changed(record, _other_input(session, record, chunk, piece))
     if record.total is not None and next(source, record) is not record:
-        raise _changed(record, f"it has {record.total} inputs, these are more")
+        raise _changed(record, f"it has {record.total} inputs, but more are given")
 
 
 def _other_input(session: Session, record: JobRecord, chunk: Chunk, piece: list[Any]) -> str:
@@ -58,15 +58,15 @@ def _other_input(session: Session, record: JobRecord, chunk: Chunk, piece: list[
     then = load(data) if data else []
     for number, (old, new) in enumerate(zip(then, piece, strict=False), chunk.first):
         if inputs_digest([old]) != inputs_digest([new]):
-            return f"its input {number} is another one"
+            return f"its input {number} was another one"
     last = chunk.first + chunk.n_items - 1
-    return f"of its inputs {chunk.first} to {last} not all are the same"
+    return f"some of its inputs {chunk.first} to {last} have changed"
 
 
 def _changed(record: JobRecord, what: str) -> JobChanged:
     name = record.name
     return JobChanged(
-        f"There is a job {name!r} already, and {what}. To have its results: q.attach({name!r})."
+        f"There is a job {name!r} already, and {what}. To get its results: q.attach({name!r})."
         f" To run what failed with another function: q.attach({name!r}).retry_failed(function)."
-        " To compute all of it anew: the same call with replace=True; or take another name."
+        " To compute all of it again: the same call with replace=True, or with another name."
     )

@@ -168,7 +168,9 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
     """Put items of a named job into their lane again, as part of it."""
     from .named import attach  # needs cloudpickle: slow to import
 
-    job, chosen = attach(session, task.job.rpartition(":")[0]), entry.items
+    # A job of that name on another queue is none that this entry belongs to.
+    job = attach(session, task.job.rpartition(":")[0], lambda _: [])
+    chosen = entry.items
     if job.id != task.job:
         raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")
     if entry.has_failed:

@@ -89,8 +89,13 @@ def map_named(
     return Job(session, ledger, deadline=deadline, futures=ledger.futures)
 
 
-def attach(session: Session, name: str) -> Job[Any]:
+def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) -> Job[Any]:
     """Return the job of that name.
+
+    Parameters
+    ----------
+    where_is
+        Given the name, returns how to attach the jobs of that name that other queues have.
 
     Raises
     ------
@@ -99,19 +104,24 @@ def attach(session: Session, name: str) -> Job[Any]:
     """
     record = session.ask(lambda store: store.find_job(name))
     if record is None:
-        names = sorted(session.ask(lambda store: store.job_names()))
-        known = (
-            f" There are: {', '.join(map(printable, names[:20]))}." if names else " There are none."
-        )
-        raise JobNotFound(
-            f"No job {name!r} on this queue: it expired, or never was.{known} Other queues have"
-            " jobs of their own, also this notebook's under its old name: see q.jobs(all=True)."
-        )
+        raise _not_found(session, name, where_is(name))
     fn = stored_function(session, record.about["fn"], f"of job {name!r}")
     ledger = _ledger_of(session, record, fn)
     if not ledger.is_over:
         session.start_workers()
     return Job(session, ledger, futures=ledger.futures)
+
+
+def _not_found(session: Session, name: str, elsewhere: list[str]) -> JobNotFound:
+    queue, names = session.ask(lambda store: (store.keys.queue, sorted(store.job_names())))
+    text = f"There is no job {name!r} on queue {queue!r}."
+    if elsewhere:
+        return JobNotFound(f"{text} Another queue has one: {', or '.join(elsewhere)}.")
+    known = f"There are: {', '.join(map(printable, names[:20]))}." if names else "There are none."
+    return JobNotFound(
+        f"{text} {known} A job is forgotten a week after its last call, unless job.keep() was"
+        " called. The jobs of all queues: q.jobs(all=True)."
+    )
 
 
 def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | None) -> JobRecord:

@@ -393,7 +393,16 @@ class TaskQueue(Executor, Traveller):
         """
         from .named import attach
 
-        return attach(self._session, check_job_name("name", name))
+        return attach(self._session, check_job_name("name", name), self._where_is)
+
+    def _where_is(self, name: str) -> list[str]:
+        """Return how to attach the jobs of that name that other queues have."""
+        url = "" if self._embedded else ", url=..."
+        return [
+            f"TaskQueue({job.queue!r}{url}).attach({name!r})"
+            for job in self.jobs(all=True)
+            if job.name == name
+        ]
 
     # -- workers -------------------------------------------------------------------------------
 

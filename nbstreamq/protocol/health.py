@@ -60,8 +60,8 @@ class ServerFacts:
             )
         if self.saves is False:
             found.append(
-                "the server saves nothing to a disk: its end is the end of all tasks. Set"
-                " appendonly to yes, or save to some points in time."
+                "the server saves nothing to disk: when it ends, all tasks and results are lost."
+                " Set `appendonly yes` in its configuration."
             )
         if self.limit_bytes and (self.used_bytes or 0) > NEARLY_FULL * self.limit_bytes:
             used, limit = (self.used_bytes or 0) / 2**20, self.limit_bytes / 2**20

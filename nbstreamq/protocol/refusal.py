@@ -60,8 +60,9 @@ class Refusal:
     def _mismatch(self) -> SecretMismatch:
         return SecretMismatch(
             f"Queue {self.keys.queue!r} has another secret than this process: it was made with"
-            " another, or has got a new one. Give all the same: set NBSTREAMQ_SECRET to the same"
-            " value here and there."
+            " another, or has got a new one. Set NBSTREAMQ_SECRET to the same value here and where"
+            " the queue is used. If nobody needs what the queue holds, delete it:"
+            f" `nbstreamq queues delete {self.keys.queue}`, with the server's URL if you gave one."
         )
 
     def refused(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ import pytest
 import redis
 
 import nbstreamq
-from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused
+from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, TaskQueue
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.keys import WEEK, Keys
 from nbstreamq.protocol.states import State
@@ -203,9 +203,9 @@ class TestAnotherCall:
         ("fn", "inputs", "text"),
         [
             (lambda x: -x, range(8), "function"),
-            (abs, range(7), "it has 8 inputs or more, these are 7"),
-            (abs, range(9), "these are more"),
-            (abs, [0, 1, 2, 3, 4, 5, 6, 8], "its input 7 is another one"),
+            (abs, range(7), "it has at least 8 inputs, but 7 are given"),
+            (abs, range(9), "it has 8 inputs, but more are given"),
+            (abs, [0, 1, 2, 3, 4, 5, 6, 8], "its input 7 was another one"),
         ],
         ids=["function", "fewer", "more", "others"],
     )
@@ -222,12 +222,12 @@ class TestAnotherCall:
 
         queue.map(make(2, 0), range(3), name="f").wait(20)
         assert queue.map(make(2, 0), range(3), name="f").result(0) == [0, 2, 4]
-        with pytest.raises(JobChanged, match=r"another: `offset`, `scale`\. "):
+        with pytest.raises(JobChanged, match=r"\(\): `offset`, `scale`\. "):
             queue.map(make(3, 1), range(3), name="f")
         scale, offset = 2, 0
-        with pytest.raises(JobChanged, match=r"another: its code\. "):
+        with pytest.raises(JobChanged, match=r"\(\): its code\. "):
             queue.map(lambda x, sign=1: sign * scale * x - offset, range(3), name="f")
-        with pytest.raises(JobChanged, match=r"another: the default of `sign`\. "):
+        with pytest.raises(JobChanged, match=r"\(\): the default of `sign`\. "):
             queue.map(lambda x, sign=2: sign * scale * x + offset, range(3), name="f")
 
     def test_may_have_other_options_which_hold_from_now_on(self, queue):
@@ -340,6 +340,13 @@ class TestAttach:
     def test_can_run_a_call_here(self, make_queue):
         make_queue().map(lambda x: x + 1, [1, 2], name="j").result(20)
         assert make_queue(workers=0).attach("j")[1].replay() == 3
+
+    def test_to_one_of_another_queue_says_how(self, queue, queue_name, server_url):
+        queue.map(abs, [-1], name="j").result(20)
+        other = TaskQueue(f"{queue_name}-other", server_url, workers=0)
+        with other, pytest.raises(JobNotFound) as caught:
+            other.attach("j")
+        assert f"TaskQueue({queue.name!r}, url=...).attach('j')" in str(caught.value)
 
     def test_to_what_is_not_there(self, queue):
         with pytest.raises(JobNotFound, match="There are none"):

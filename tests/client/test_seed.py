@@ -114,7 +114,7 @@ class TestSeed:
         found = job.result(20)
         assert shared_queue.map(draw, range(5), name="seeded", seed=(1, 2)).result(20) == found
         for seed in (None, 5):
-            with pytest.raises(JobChanged, match=f"its seed is \\[1, 2\\], this one is {seed}"):
+            with pytest.raises(JobChanged, match=f"its seed is \\[1, 2\\], but {seed} is given"):
                 shared_queue.map(draw, range(5), name="seeded", seed=seed)
         assert shared_queue.map(draw, range(5), seed=[1, 2]).result(20) == found
         assert shared_queue.attach("seeded")[4].replay() == found[4]
