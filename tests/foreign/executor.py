@@ -32,7 +32,5 @@ class QueueExecutor(TaskQueue):
         name = f"conformance-{os.getpid()}-{next(_numbers)}"
         super().__init__(name, workers="auto" if max_workers is None else max_workers)
         self.opened.append(self)
-        if max_workers is not None:
-            self.submit(int).result()  # the tests count on workers that run already, as a pool's do
         if initializer is not None:
             self.everywhere(initializer, *initargs)
