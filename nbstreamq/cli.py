@@ -1,4 +1,4 @@
-"""The command line: ``worker URL -n 4``, ``doctor URL``, ``queues list``, ``secret``."""
+"""The command line: `worker URL -n 4`, `doctor URL`, `queues list`, `secret`."""
 
 from __future__ import annotations
 
@@ -271,5 +271,12 @@ def _run_workers(options: argparse.Namespace) -> None:
         ),
     )
     store.check_secret()
+    if not options.door:
+        n = supervisor.n_workers
+        print(
+            f"nbstreamq: queue {options.queue!r} on {url}: starting {n} worker{'s' * (n != 1)}."
+            " Ctrl-C ends them.",
+            flush=True,
+        )
     gc.collect()
     supervisor.run()

@@ -5,15 +5,19 @@ Format: a plain pickle of (task, type name, text, traceback text, pickled except
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import socket
 import sys
 import traceback
+from collections.abc import Callable
+from types import CodeType, TracebackType
+from typing import Any
 
 from ..errors import RemoteError
 
-__all__ = ["dump_error", "load_error", "summary"]
+__all__ = ["definition_of", "dump_error", "load_error", "summary"]
 
 #: Most characters of a summary.
 _SUMMARY = 300
@@ -57,6 +61,23 @@ def _say_where(error: ModuleNotFoundError) -> None:
 def _notes_of(error: BaseException) -> list[str]:
     """Return the notes of an error; the list is not its own."""
     return [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
+
+
+def definition_of(fn: Callable[..., Any]) -> TracebackType | None:
+    """Return a traceback that shows the definition of `fn`, for an error from outside its lines.
+
+    Of a function without Python code, such as `int`, it shows just the name.
+    """
+    from .error_pickler import make_traceback
+
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name, module = getattr(fn, "__name__", type(fn).__name__), getattr(fn, "__module__", None)
+    code = getattr(fn, "__code__", None)
+    if not isinstance(code, CodeType):
+        return make_traceback([(f"<{name}>", name, 1, 1, str(module))])
+    line = code.co_firstlineno
+    return make_traceback([(code.co_filename, code.co_name, line, line, str(module))])
 
 
 def load_error(data: bytes) -> BaseException:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from ..errors import TimeLimitExceeded
 from ..objects import seeds
 from ..objects.payloads import load
-from ..objects.remote_errors import dump_error
+from ..objects.remote_errors import definition_of, dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
 from ..protocol.spans import Span, items, span_of
@@ -97,6 +97,7 @@ class _Work:
     """
 
     task: Task
+    fn: Callable[..., Any]
     one: Callable[[Any], Any]
     args: Sequence[Any]
     left: deque[range]
@@ -154,6 +155,19 @@ def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
 
         return one
     return lambda item: fn(*item[0], **item[1])
+
+
+def _dump(error: BaseException, work: _Work, item: int) -> bytes:
+    """Return what an item raised as bytes, with frames of the user's functions only.
+
+    If no line of them raised it, as with wrong arguments, it gets the line of the definition.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        error.__traceback__ = definition_of(work.fn)
+    return dump_error(error, task=work.task.id_of(item))
 
 
 class Runner:
@@ -285,6 +299,7 @@ class Runner:
                 one = self._seeded(one, task, options.seed)
             work = _Work(
                 task=task,
+                fn=fn,
                 one=one,
                 args=args,
                 left=deque(todo),
@@ -399,7 +414,7 @@ class Runner:
                     if self._is_stop(error, item):
                         raise
                     serials[-1] = 0
-                    run.fail(dump_error(error, task=work.task.id_of(item)))
+                    run.fail(_dump(error, work, item))
                     serials[-1] = serial
                 else:
                     append(value)

@@ -165,12 +165,16 @@ def test_the_command_serves_a_queue(start_cli, new_queue):
     assert set(parents) == {family[0].pid}
 
 
-def test_ctrl_c_ends_it(start_cli, wait_for_end, store):
+def test_ctrl_c_ends_it(start_cli, wait_for_end, store, queue_name, server_url):
     process, family = start_cli()
 
     process.interrupt()
 
-    assert process.wait() == (0, "")
+    status, said = process.wait()
+    assert status == 0
+    assert said == (
+        f"nbstreamq: queue {queue_name!r} on {server_url}: starting 2 workers. Ctrl-C ends them.\n"
+    )
     wait_for_end(family)
     assert store.workers() == {}
 

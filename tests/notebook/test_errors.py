@@ -59,6 +59,24 @@ def test_an_error_about_what_was_given_is_short(shown, jupyter_home):
 
 
 @pytest.mark.filterwarnings("default")  # of what Jupyter uses
+def test_an_error_of_wrong_arguments_shows_the_definition(shown, jupyter_home):
+    wrong = (
+        "q.submit(middle, 0, 1)()",
+        "q.map(middle, [1], [2]).result()",
+        "import functools; q.map(functools.partial(middle, y=1), [1]).result()",
+        "q.map(middle, [1], [2], seed=1).result()",
+    )
+    *texts, of_int = shown(*wrong, "q.map(int, ['one']).result()")
+    assert len(texts) == len(wrong)
+    for text in texts:
+        assert "----> 8 def middle(x):" in text
+    for text in (*texts, of_int):
+        assert "nbstreamq/" not in text
+        assert len(text.splitlines()) < 20
+    assert "invalid literal for int" in of_int
+
+
+@pytest.mark.filterwarnings("default")  # of what Jupyter uses
 def test_a_task_s_error_is_short_and_shows_the_lines_of_cells(shown, jupyter_home):
     calls = ("q.submit(middle, 0)()", "q.map(middle, [1, 0]).result()", "list(q.map(middle, [0]))")
     texts = shown(*calls)
