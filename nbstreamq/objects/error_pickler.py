@@ -33,6 +33,8 @@ class ErrorPickler(Pickler):
         Id of what can't be pickled -> what stands for it; None: all must be pickled.
     plain
         Take exceptions apart without their own ``__reduce__``, and leave out what does not arrive.
+    tried
+        Id of a part of a plain exception -> the part, and what is sent of it. The pickler adds to it.
 
     Attributes
     ----------
@@ -48,13 +50,13 @@ class ErrorPickler(Pickler):
         lenient: bool = False,
         replaced: dict[int, NotSent] | None = None,
         plain: bool = False,
-        entered: frozenset[int] = frozenset(),
+        tried: dict[int, tuple[object, object]] | None = None,
     ) -> None:
         super().__init__(file, lenient=lenient)
         self._own_folder = own_folder
         self._replaced = replaced
         self._plain = plain
-        self._entered_values = entered
+        self._tried = {} if tried is None else tried
         self.begun: object = None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -87,16 +89,19 @@ class ErrorPickler(Pickler):
         return make_error, made_of, (state, _chain_of(error)), None, None, set_error_parts
 
     def _arriving(self, part: Any) -> Any:
-        if id(part) in self._entered_values:
-            return part
-        entered = self._entered_values | {id(part)}
-        try:
-            pickle_error(part, own_folder=self._own_folder, plain=True, entered=entered)
-        except MemoryError:
-            raise
-        except Exception as problem:  # noqa: BLE001 - the code of a library runs here
-            return NotSent(part, str(problem))
-        return part
+        """Return a part of an exception if it can be sent, else a stand-in for it.
+
+        Each part is tried once: exceptions in exceptions would else take twice as long a level.
+        """
+        if id(part) not in self._tried:
+            self._tried[id(part)] = part, part  # it may hold itself
+            try:
+                pickle_error(part, own_folder=self._own_folder, plain=True, tried=self._tried)
+            except MemoryError:
+                raise
+            except Exception as problem:  # noqa: BLE001 - the code of a library runs here
+                self._tried[id(part)] = part, NotSent(part, str(problem))
+        return self._tried[id(part)][1]
 
 
 class NotSent:
@@ -120,7 +125,11 @@ def _not_sent(type_: str, why: str) -> NotSent:
 
 
 def pickle_error(
-    error: Any, *, own_folder: str, plain: bool, entered: frozenset[int] = frozenset()
+    error: Any,
+    *,
+    own_folder: str,
+    plain: bool,
+    tried: dict[int, tuple[object, object]] | None = None,
 ) -> bytes:
     """Return `error`, or a part of one, pickled; `NotSent` stands for what can't be.
 
@@ -130,6 +139,7 @@ def pickle_error(
         It can't be pickled, or not be unpickled again.
     """
     replaced: dict[int, NotSent] | None = None
+    tried = {} if tried is None else tried
     #: Their ids are those of other objects once they are gone.
     culprits: list[object] = []
     while True:
@@ -140,7 +150,7 @@ def pickle_error(
             lenient=True,
             replaced=replaced,
             plain=plain,
-            entered=entered,
+            tried=tried,
         )
         try:
             pickler.dump(error)

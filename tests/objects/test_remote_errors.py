@@ -271,6 +271,22 @@ def test_a_long_chain_arrives_in_some_form():
     assert isinstance(there_and_back(error), ValueError | RemoteError)
 
 
+def test_an_error_deep_inside_other_errors_arrives_soon():
+    # Given an error that is taken apart, as it refuses to be pickled, inside 30 groups
+    class Unreducible(Exception):
+        def __reduce__(self):
+            raise RuntimeError
+
+    error: Exception = Unreducible("innermost")
+    for _ in range(30):
+        error = ExceptionGroup("outer", [error])
+    # When it travels, I expect that no level doubles the work: it would never end
+    copy = there_and_back(error)
+    while isinstance(copy, ExceptionGroup):
+        copy = copy.exceptions[0]
+    assert str(copy) == "innermost"
+
+
 def test_nothing_is_registered_for_all_pickles():
     before = dict(copyreg.dispatch_table)
     there_and_back(caught(lambda: 1 / 0))
