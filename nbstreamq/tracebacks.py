@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from .errors import NbstreamqError
 
-__all__ = ["concise", "on_shortened", "shortened", "without_last_frames"]
+__all__ = ["concise", "on_shortened", "shortened", "trace_of", "without_last_frames"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,9 +41,9 @@ def shortened(error: E) -> E:
     return error.with_traceback(following)
 
 
-def without_last_frames(traceback: TracebackType | None) -> TracebackType | None:
+def without_last_frames(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback without the frames of nbstreamq at its end."""
-    frames = list(_frames(traceback))
+    frames = list(_frames(trace))
     while frames and _is_own(frames[-1]):
         frames.pop()
     following: TracebackType | None = None
@@ -76,10 +77,23 @@ def concise(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of an error as text for a log; never raises.
+
+    `logging` raises what the methods of the error raise, and would so end the thread that logs it.
+    """
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - see above
+        name = type.__dict__["__qualname__"].__get__(type(error))
+        frames = traceback.format_tb(vars(BaseException)["__traceback__"].__get__(error))
+        return f"{''.join(frames)}{name}: (it could not be described)"
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
 
 
 def _is_own(frame: TracebackType) -> bool:

@@ -5,11 +5,31 @@ What those raise is logged, as `concurrent.futures` does, and harms nobody.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any
 
-__all__ = ["hold_callbacks", "let_go", "resolve"]
+from ..tracebacks import trace_of
+
+__all__ = ["hold_callbacks", "invoke_callbacks", "let_go", "resolve"]
+
+#: Where `concurrent.futures` says that a callback has failed.
+logger = logging.getLogger("concurrent.futures")
+
+
+def invoke_callbacks(future: Any) -> None:
+    """Call the callbacks of a future that is over.
+
+    `concurrent.futures` does it alike, but fails itself if an error can't be shown in a log.
+    """
+    for callback in future._done_callbacks:  # noqa: SLF001
+        try:
+            callback(future)
+        except Exception as error:  # noqa: BLE001 - of a user
+            text = trace_of(error)
+            logger.error("exception calling callback for %r\n%s", future, text)  # noqa: TRY400
 
 
 def resolve(
@@ -45,6 +65,7 @@ def let_go(held: Sequence[tuple[Any, list[Any]]]) -> None:
     """Call the callbacks that were held; those of a future that has no result yet wait for it."""
     for future, callbacks in held:
         future._done_callbacks = callbacks  # noqa: SLF001
-    for future, _ in held:
-        if future.done():
-            future._invoke_callbacks()  # noqa: SLF001
+    with ExitStack() as stack:  # one that exits, or Ctrl-C, does not keep the others from theirs
+        for future, _ in reversed(held):
+            if future.done():
+                stack.callback(future._invoke_callbacks)  # noqa: SLF001

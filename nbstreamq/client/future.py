@@ -12,6 +12,7 @@ from ..current import host
 from ..objects.references import dependency, place_of
 from ..protocol.states import State
 from ..tracebacks import shortened
+from .callbacks import invoke_callbacks
 from .helping import HelpedWaiters
 from .ledger import Ledger
 from .replay import replay
@@ -120,6 +121,9 @@ class TaskFuture(Future[T], Generic[T]):
                 self._condition.notify_all()
                 return
         super().set_result(result)
+
+    def _invoke_callbacks(self) -> None:
+        invoke_callbacks(self)
 
     def _wait(self, timeout: float | None) -> None:
         __tracebackhide__ = True

@@ -15,6 +15,7 @@ from ..objects.outcomes import load_outcomes
 from ..protocol.messages import Event, Options
 from ..protocol.spans import Span, items, span_of
 from ..protocol.states import State
+from ..tracebacks import trace_of
 from .annotation import annotate
 from .callbacks import hold_callbacks, let_go, resolve
 from .echo import echo
@@ -296,7 +297,8 @@ class Ledger:
                 del left[item]
         finally:
             self._futures.update(left)
-            let_go(held)
+            if held:
+                let_go(held)
 
     def _end_run(self, event: Event, values: list[Any]) -> bool:
         """Write the results of successive items at once, if that is all there is to do."""
@@ -428,8 +430,9 @@ class Ledger:
             for callback in callbacks:
                 try:
                     callback()
-                except Exception:
-                    logger.exception("exception calling callback %r", callback)
+                except Exception as error:  # noqa: BLE001 - of a user
+                    text = trace_of(error)
+                    logger.error("exception calling callback %r\n%s", callback, text)  # noqa: TRY400
 
     _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
         "cancelled": _cancelled,

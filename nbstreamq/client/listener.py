@@ -17,6 +17,7 @@ from ..protocol import messages
 from ..protocol.clients import REPLY_TIMEOUT
 from ..protocol.connection import RECONNECT
 from ..protocol.store import Store
+from ..tracebacks import trace_of
 from .interrupts import uninterrupted
 
 __all__ = ["Listener"]
@@ -163,7 +164,7 @@ class Listener:
         self._asked = False
         if not isinstance(error, NbstreamqError):
             self._store.close()
-            logger.error("results are read again after a fault", exc_info=error)
+            logger.error("results are read again after a fault\n%s", trace_of(error))
 
     @property
     def is_delivering(self) -> bool:
@@ -236,8 +237,9 @@ class Listener:
         while is_open:
             try:
                 is_open = self._turn()
-            except BaseException:  # no fault of ours may end the thread
-                logger.exception("the listener goes on after a fault")
+            except BaseException as error:  # noqa: BLE001 - no fault of ours may end the thread
+                text = trace_of(error)
+                logger.error("the listener goes on after a fault\n%s", text)  # noqa: TRY400
                 time.sleep(RECONNECT)
         self._forget()
 

@@ -31,7 +31,7 @@ from ..protocol.keys import is_named
 from ..protocol.messages import Event
 from ..protocol.spans import EVERYTHING, size
 from ..protocol.store import Store
-from ..tracebacks import shortened
+from ..tracebacks import shortened, trace_of
 from . import lifetime
 from .calls import Call, CallLedger, CallPace
 from .delay import Warner, explain, survey
@@ -391,7 +391,7 @@ class Session:
 
     def _on_fault(self, event: Event, error: Exception) -> bool:
         """Take an event that `_deliver` failed with once more; else what it is about fails."""
-        logger.error("an event (%s) of %s failed here", event.kind, event.job, exc_info=error)
+        logger.error("an event (%s) of %s failed here\n%s", event.kind, event.job, trace_of(error))
         if event.kind == _KIND_CLOSE:
             return False
         ledger = self._ledgers.get(event.job)

@@ -34,7 +34,7 @@ class ErrorPickler(Pickler):
     plain
         Take exceptions apart without their own ``__reduce__``, and leave out what does not arrive.
     tried
-        Id of a part of a plain exception -> the part, and what is sent of it. The pickler adds to it.
+        Id of a part of a plain exception -> the part, and what is sent of it. It is added to.
 
     Attributes
     ----------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import CoroutineType
 from typing import Any
 
@@ -85,7 +86,7 @@ def _dump(
         text = str(error) if known else f"The result of task {task} can't be pickled: {error!r}"
         wrapped = ResultNotPicklable(text, task=task)
         errors[position] = dump_error(wrapped, task=task)
-        if isinstance(value, CoroutineType):
+        if type(value) is CoroutineType:
             value.close()  # else Python warns in a later task that this one was never awaited
         return b""
 
@@ -121,7 +122,8 @@ def load_outcomes(body: bytes) -> tuple[list[Any], dict[int, BaseException]]:
     elif isinstance(values, tuple):
         values = load_together(Together(*values), failed)
     for error in {id(error): error for error in failed.values()}.values():  # some are several's
-        error.add_note("The task was done; this was raised when its result was unpickled here.")
+        with suppress(Exception):  # it may be frozen
+            error.add_note("The task was done; this was raised when its result was unpickled here.")
     return values, errors | failed
 
 

@@ -89,8 +89,9 @@ def load_error(data: bytes) -> BaseException:
     if body is not None:
         try:
             error = pickle.loads(body)
-        except Exception as problem:  # noqa: BLE001  # user code raises anything
-            text += f"\n(It could not be unpickled here: {type(problem).__name__}: {problem})"
+        except BaseException as problem:  # noqa: BLE001  # user code raises anything
+            reason = f"{type(problem).__name__}: {_text_of(problem)}"
+            text += f"\n(It could not be unpickled here: {reason})"
         else:
             if isinstance(error, BaseException):
                 return error

@@ -83,7 +83,7 @@ def load_together(values: Together, failed: dict[int, BaseException]) -> list[An
                 return list(unpickler.load())
             return [unpickler.load() for _ in ends][1:]
     except BaseException as error:  # noqa: BLE001 - as above
-        if ends and not isinstance(error, KeyboardInterrupt):
+        if ends and type(error) is not KeyboardInterrupt:
             return _load_each([data[a:b] for a, b in pairwise([0, *ends])], failed)
         failed |= dict.fromkeys(range(n), error)
         return [None] * n
@@ -99,7 +99,7 @@ def _load_each(parts: list[bytes], failed: dict[int, BaseException]) -> list[Any
         try:
             found.append(unpickler.load())
         except BaseException as error:  # noqa: BLE001 - as above
-            failed[k] = error.args[0] if isinstance(error, _LostError) else error
+            failed[k] = error.args[0] if type(error) is _LostError else error
             found.append(None)
             _mend(unpickler, part, first, failed[k])
     failed.pop(-1, None)  # the classes: who needs one fails, too

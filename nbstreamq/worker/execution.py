@@ -20,6 +20,7 @@ from ..protocol.keys import NESTED, base_lane
 from ..protocol.messages import Event, Options, Task
 from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
 from ..protocol.spans import Span, items, size, span_of
+from ..tracebacks import trace_of
 from .output import Output, Piece
 from .reaper import MAX_LOSSES
 from .run import Run, Runner, Stopped
@@ -102,15 +103,16 @@ class Execution:
         depth
             How many other deliveries wait for it.
         """
-        logger.error("task %s failed around its call", delivery.task.id_of(0), exc_info=error)
-        is_stop = isinstance(error, Stopped) and self._runner.waits(error)
+        logger.error("task %s failed around its call\n%s", delivery.task.id_of(0), trace_of(error))
+        # Not by isinstance(), which asks an error of user code for its class.
+        stop = error if type(error) is Stopped and self._runner.waits(error) else None
         self._runner.restore(depth)
         self._output.restore(depth)
         del self.running[depth:], self._depths[depth:]
         settlement = Settlement(delivery=delivery)
-        if isinstance(error, Stopped) and is_stop:
+        if stop:
             settlement.successors.append(Successor(task=delivery.task))
-            return settlement, error
+            return settlement, stop
         if run is not None:
             try:
                 settlement, _ = self._begin(delivery)
@@ -216,11 +218,11 @@ class Execution:
             with function.surroundings or _NOTHING, arrived.surroundings or _NOTHING:
                 return self._runner.run(task, function.fn, args, todo)
         except BaseException as error:  # unpickling runs foreign code: the task fails, we go on
-            if isinstance(error, Stopped) and self._runner.waits(error):
+            if type(error) is Stopped and self._runner.waits(error):
                 raise
-            if isinstance(error, SecretMismatch) and self._values.has_other_secret():
+            if type(error) is SecretMismatch and self._values.has_other_secret():
                 return Run(started=time.time(), rest=todo)  # others know it: back to the lane
-            if isinstance(error, ValueMissing):
+            if type(error) is ValueMissing:
                 self._values.want(task)
             run = Run(started=time.time(), done=[*todo])
             dumped = dump_error(error, task=task.id_of(0))

@@ -21,6 +21,7 @@ from ..objects.remote_errors import definition_of, dump_error
 from ..protocol.messages import Options, Task
 from ..protocol.settlement import Delivery
 from ..protocol.spans import Span, items, span_of
+from ..tracebacks import trace_of
 from .output import Output
 from .sessions import has_started
 from .slots import Slot, Stop
@@ -372,8 +373,9 @@ class Runner:
         work.commit()
         if work.left:
             item = work.left[0].start
-            logger.error("task %s failed around its call", work.task.id_of(item), exc_info=error)
-            work.run.fail(dump_error(error, task=work.task.id_of(item)))
+            task_id = work.task.id_of(item)
+            logger.error("task %s failed around its call\n%s", task_id, trace_of(error))
+            work.run.fail(dump_error(error, task=task_id))
             work.commit()
 
     def _is_stop(self, error: BaseException, item: int) -> bool:
@@ -383,7 +385,8 @@ class Runner:
         """
         if self._is_fork:
             _end_fork(error)
-        if not isinstance(error, Stopped) or error.serial not in self._serials:
+        # Not by isinstance(), which asks an error of user code for its class.
+        if type(error) is not Stopped or error.serial not in self._serials:
             return False
         return error.serial != self._serials[-1] or error.item == item
 

@@ -30,6 +30,7 @@ from ..protocol.signing import Signer
 from ..protocol.store import Store
 from ..secret import Address, Secret
 from ..settings import Settings
+from ..tracebacks import trace_of
 from .ended import Ended
 from .execution import Execution, part_cancelled
 from .output import Output
@@ -229,7 +230,7 @@ class TaskWorker:
 
     def _survive(self, error: BaseException) -> None:
         """Go on after an error that is no task's own: what was in hand ends with it."""
-        logger.error("worker %s goes on after a fault", self.id, exc_info=error)
+        logger.error("worker %s goes on after a fault\n%s", self.id, trace_of(error))
         self._lost = True
         while self._running:
             settlement, _ = self.execution.rescue(self._running[-1], None, error, 0)

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 import types
+from contextlib import suppress
 
 import pytest
 
@@ -227,6 +228,71 @@ def test_an_error_arrives_with_what_can_be_pickled_of_it(case, shared_queue):
     assert expected(error), repr(error)
     assert type(error.__cause__) is LookupError
     assert type(error) is Frozen or "a note" in error.__notes__
+
+
+class Hostile(Exception):
+    """Refuses all that is asked of it."""
+
+    def __getattribute__(self, name):
+        raise ValueError(name)
+
+
+class HostileArgument:
+    def __getstate__(self):
+        return {"a": 1}
+
+    def __setstate__(self, state):
+        raise Hostile
+
+
+def raise_hostile(i):
+    if i == 3:
+        raise Hostile
+    return i
+
+
+def be_hostile():
+    raise Hostile
+
+
+class HostileResult:
+    def __init__(self, i):
+        self.i = i
+
+    def __eq__(self, other):
+        return self.i == other
+
+    __hash__ = None
+
+    def __reduce__(self):
+        return (be_hostile, ()) if self.i == 3 else (int, (self.i,))
+
+
+class TestAnErrorThatCanNotBeLookedAt:
+    """It ends its own call: who logs it, or looks for its class, survives."""
+
+    @pytest.mark.parametrize("fn", [raise_hostile, HostileResult])
+    def test_of_an_item_fails_that_item(self, fn, shared_queue):
+        job = shared_queue.map(fn, range(6), chunksize=6)
+        assert type(job[3].exception(20)) in {RemoteError, Hostile}
+        assert [job[i].result(20) for i in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
+
+    def test_of_an_argument_fails_its_call(self, shared_queue):
+        assert type(shared_queue.submit(id, HostileArgument()).exception(20)) is RemoteError
+
+    @pytest.mark.parametrize("end", [be_hostile, sys.exit])
+    def test_of_a_callback_keeps_no_other_from_being_called(
+        self, end, shared_queue, gate, wait_until
+    ):
+        called, job = [], shared_queue.map(gate.hold, range(3), chunksize=3)
+        for k in range(3):
+            job[k].add_done_callback(called.append)
+            job[k].add_done_callback(lambda _: end())
+        gate.open()
+        with suppress(SystemExit):
+            job.result(20)
+        wait_until(lambda: len(called) == 3, describe="three callbacks")
+        assert shared_queue.submit(abs, -1).result(20) == 1
 
 
 class TestTraceback:
