@@ -110,7 +110,7 @@ class NotPicklable(NbstreamqError, PicklingError, TypeError):
 
 
 class FolderRefused(NbstreamqError, PermissionError):
-    """A folder for large values is open to other users, belongs to one of them, or is a link."""
+    """A folder for large values is open to others, belongs to one, is a link, or can't be made."""
 
 
 class NoRoom(NbstreamqError, MemoryError):

@@ -172,8 +172,10 @@ def _pickle_function(fn: Callable[..., Any], blobs: Blobs | None, *, pure: bool)
     name = name_of(fn)
     try:
         pickler = pickled(fn, apart=None if blobs is None else blobs.large, maps=True)
-    except (MemoryError, ShellLine):
+    except MemoryError:
         raise
+    except ShellLine as error:
+        raise error.with_traceback(None) from None  # the frames of pickle tell nobody anything
     except Exception as error:  # noqa: BLE001 - its text is in ours
         from .diagnosis import explain
 

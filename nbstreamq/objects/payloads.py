@@ -67,8 +67,10 @@ def dump(
 
     try:
         pickler = pickled(value, apart=None if blobs is None else blobs.large, maps=maps)
-    except (MemoryError, ShellLine):
+    except MemoryError:
         raise
+    except ShellLine as error:
+        raise error.with_traceback(None) from None  # the frames of pickle tell nobody anything
     except Exception as error:  # noqa: BLE001 - its text is in ours
         from .diagnosis import explain
 

@@ -353,13 +353,23 @@ class SessionFolder(Segments):
     Raises
     ------
     FolderRefused
-        Others could change files where these are to be.
+        Others could change files where these are to be, or no folder can be made there.
     """
 
     def __init__(self, session: str, settings: Settings) -> None:
         super().__init__(session, settings)
-        sweep(settings)
-        self._owners = [_make(folder) for folder in self.folders]
+        try:
+            sweep(settings)
+            self._owners = [_make(folder) for folder in self.folders]
+        except FolderRefused:
+            raise
+        except OSError as error:
+            memory, values = _roots(settings)
+            raise FolderRefused(
+                f"A folder for large values, {memory} or {values}, can't be made or used: {error}."
+                " Set NBSTREAMQ_MEMORY_DIR, or NBSTREAMQ_DATA_DIR, to a folder of yours where you"
+                " may write."
+            ) from None
 
     def close(self) -> None:
         """Delete all files; views of them stay as they are."""

@@ -22,6 +22,8 @@ _OF_SHELL = frozenset(
         ("IPython.core.interactiveshell", "InteractiveShell.get_ipython"),
     }
 )
+#: Under other names they travel as anything else does.
+_NAMES = frozenset({"display", "exit", "get_ipython", "quit"})
 #: What a line with ``!`` or ``%`` calls -> how it begins in the notebook.
 _CALLS = {"system": "!", "getoutput": "!", "run_line_magic": "%", "run_cell_magic": "%%"}
 
@@ -39,7 +41,7 @@ def captured_globals(fn: FunctionType) -> dict[str, Any]:
     return {
         name: known[name]
         for name in names_of(fn.__code__).globals
-        if name in known and not _is_of_shell(known[name])
+        if name in known and not (name in _NAMES and _is_of_shell(known[name]))
     }
 
 

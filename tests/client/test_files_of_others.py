@@ -191,6 +191,12 @@ def test_a_memory_folder_that_is_open_to_others_is_refused(folders, mode):
     assert contents(folders / "memory") == {}
 
 
+def test_a_memory_folder_that_cannot_be_made_is_refused_by_name(folders, monkeypatch):
+    monkeypatch.setenv("NBSTREAMQ_MEMORY_DIR", "/proc/nbstreamq")  # where nobody can
+    with pytest.raises(FolderRefused, match=r"/proc/nbstreamq.* Set NBSTREAMQ_MEMORY_DIR"):
+        TaskQueue("q", workers=0)
+
+
 def test_a_memory_folder_that_is_a_link_is_refused(folders):
     (folders / "elsewhere").mkdir(mode=0o700)
     settings = Settings.from_environment()

@@ -44,6 +44,8 @@ def test_an_error_about_what_was_given_is_short(shown, jupyter_home):
         "import threading; q.submit(print, threading.Lock())": "A lock works within one process",
         "q.map(abs, [1], chunksize=0)": "chunksize is 0: it must be 'auto' or",
         "q.options(retries=-1)": "retries is -1",
+        "def f():\n    %pwd\nq.submit(f)": "the line `%pwd`",
+        "def f():\n    %pwd\nq.submit(print, f)": "the line `%pwd`",
         "q.submit(int).result('soon')": "timeout is 'soon'",
         "TaskQueue(2)": "name is 2",
         "q.map(invert, [1]).wait(float('nan'))": "timeout is nan",
@@ -55,6 +57,7 @@ def test_an_error_about_what_was_given_is_short(shown, jupyter_home):
     for text, says in zip(texts, calls.values(), strict=True):
         assert says in text
         assert "nbstreamq/" not in text
+        assert "pickle.py" not in text
         assert len(text.splitlines()) < 15
 
 

@@ -326,6 +326,13 @@ def test_exit_is_the_worker_s_own(shell, name):
     job.delete()
 
 
+def test_display_under_another_name_prints_on_the_worker(shell):
+    shell.run_cell("from IPython.display import display as show")
+    future = run_function(shell, "def f(x):\n    show(x)", [1])
+    assert future.result(20) is None
+    assert future.logs == "[1]\n"
+
+
 @pytest.mark.parametrize("source", ["", "from IPython.display import display\n"])
 def test_display_prints_on_the_worker(shell, source):
     shell.run_cell(source)
