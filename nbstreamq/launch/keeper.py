@@ -38,10 +38,13 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Start the server that the command line names, and keep it."""
     socket_path, idle, *command = sys.argv[1:]
-    signals = _listen_for_signals()
+    # No signal may arrive before the fork listens. It can't inherit that: asyncio, which others
+    # import, takes the wakeup descriptor away from forks since Python 3.12.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     # The starter waits for this process: the fork is adopted, and is nobody's zombie at its end.
     if os.fork():
         os._exit(0)
+    signals = _listen_for_signals()
     server = _start(command)
     status = os.waitstatus_to_exitcode(
         keep(server, socket_path=socket_path, idle=float(idle), signals=signals)
@@ -173,7 +176,7 @@ def _listen_for_signals() -> int:
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    # The thread that started us may have had signals blocked, and a mask is inherited.
+    # All are blocked until now; what arrived meanwhile is told at once.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return read
 

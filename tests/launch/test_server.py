@@ -58,7 +58,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_until(predicate: Callable[[], Any], what: str, timeout: float = 5) -> None:
+def wait_until(predicate: Callable[[], Any], what: str, timeout: float = 20) -> None:
     deadline = time.monotonic() + timeout
     while not predicate():
         assert time.monotonic() < deadline, f"not in {timeout} s: {what}"
@@ -523,10 +523,10 @@ def test_server_that_is_loading_is_waited_for(folder, connect, monkeypatch):
     wire = connect(ensure_server(settings))
     wire.call(*(("XADD", "stream", "*", "task", str(i)) for i in range(2500)))
     stop_server(settings)
-    # 0.3 ms for each entry: some 0.8 s, with a reply to PING every 1024 entries.
-    script(folder, f'exec {real} "$@" --key-load-delay 300')
-    monkeypatch.setattr("nbstreamq.launch.server.START_TIMEOUT", 0.5)
+    # 1 ms for each entry: some 2.5 s, with a reply to PING every 1024 entries.
+    script(folder, f'exec {real} "$@" --key-load-delay 1000')
+    monkeypatch.setattr("nbstreamq.launch.server.START_TIMEOUT", 2)
     begun = time.monotonic()
     wire = connect(ensure_server(settings))
-    assert time.monotonic() - begun > 0.6, "it did not load for longer than START_TIMEOUT"
+    assert time.monotonic() - begun > 2, "it did not load for longer than START_TIMEOUT"
     assert wire.call(("XLEN", "stream")) == [2500]

@@ -104,7 +104,7 @@ def test_arguments_of_a_partial_are_named(notebook):
         (threading.Condition, "make it inside the function, or leave it out.", "what you need"),
         (lambda: open(os.devnull, "rb"), "or pass what it holds.", "Return what you need of it"),  # noqa: SIM115, PTH123
         (lambda: re.match("a", "a"), "Pass what you need of it, such as match.group()", "Return"),
-        (threading.Thread, "make it inside the function", "Return what you need of it"),
+        (threading.Thread, "ake it inside the function", "Return what you need of it"),
         (sys._getframe, "Pass its text", "Return its text"),
         (socket.socket, "Open it inside the function", "Return what you need of it"),
     ],
