@@ -47,6 +47,11 @@ __all__ = [
 _OF_PYTHON = frozenset({"__dict__", "__weakref__", "__module__", "__slotnames__", "_abc_impl"})
 #: A class needs these before the others: it may be subscripted while the others are read.
 _EARLY = frozenset({"__parameters__", "__type_params__"})
+#: Names that a class statement can define for instances, and that can't be set on the class: there
+#: they are those of `type`.
+_OF_TYPE = frozenset(
+    {"__base__", "__bases__", "__class__", "__mro__", "__name__", "__text_signature__"}
+)
 #: Where an enum keeps its members; the second one grows as flags are combined.
 _OF_ENUM = frozenset({"_member_map_", "_value2member_map_"})
 #: What a member of an enum has by its place, or as a cache.
@@ -129,6 +134,7 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
     label = Label(id_of(cls), cls.__module__, cls.__qualname__, _definition_of(cls))
     first = {name: own[name] for name in own if _goes_first(type(cls), name, own[name])}
     later = {name: value for name, value in attributes_of(cls).items() if name not in first}
+    first |= {name: property() for name in later.keys() & _OF_TYPE}  # filled later
     slots = [name for name, value in own.items() if _is_slot(value, cls)]
     if slots or "__slots__" in own:
         # Under the names that they have now: Python adds the class to a private one only once.
@@ -175,6 +181,8 @@ def _goes_first(metaclass: type, name: str, value: Any) -> bool:
     """Tell whether an attribute must be there from the beginning: it can't be set later."""
     if name in _EARLY or name == "__module__":
         return True
+    if name in _OF_TYPE:
+        return not isinstance(value, property)  # whose functions may use the class
     if name in {"__dict__", "__weakref__"}:
         return not isinstance(value, types.GetSetDescriptorType)
     return name in _properties_of(metaclass)
@@ -311,7 +319,9 @@ def fill_class(cls: type, state: tuple[Any, ...]) -> type:
         if name not in attributes and not _goes_first(type(cls), name, value):
             delete(cls, name)
     for name, value in attributes.items():
-        if name != "_fields_" or name not in vars(cls):  # ctypes lets them be set once
+        if name in _OF_TYPE:
+            vars(cls)[name].__init__(value.fget, value.fset, value.fdel, value.__doc__)
+        elif name != "_fields_" or name not in vars(cls):  # ctypes lets them be set once
             set_attribute(cls, name, value)
     for other in registry:
         abc.ABCMeta.register(cast("abc.ABCMeta", cls), other)

@@ -26,6 +26,18 @@ class A: x: int
 >>> (A(2), hash(A(2)))
 ==> r == (A(2), hash(A(2)))
 """,
+    "names that every class has": """
+class A:
+    kind = int
+    @property
+    def __class__(self): return A.kind
+    @__class__.setter
+    def __class__(self, value): pass
+    __name__ = property(lambda self: 'n', doc='its text')
+    __bases__ = (1,)
+>>> (A, isinstance(A(), int), A().__name__, A().__bases__, vars(A)['__name__'].__doc__)
+==> r == (A, True, 'n', (1,), 'its text')
+""",
     "weak references to slots": """
 from dataclasses import dataclass
 import weakref
