@@ -285,6 +285,8 @@ def test_a_child_waits_for_its_own_calls(start, method):
 
 def test_a_forked_child_has_nothing_to_wait_for(start):
     script = start(
+        # Python 3.12 and newer warn of any fork beside threads.
+        "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\n"
         "queue = TaskQueue(name, url, workers=1)\nheld = queue.submit(write, 1)\n"
         "if os.fork() == 0:\n    sys.exit(7)\n"
         "assert os.wait()[1] >> 8 == 7\nPath(folder, 'open').touch()\nheld.result()"
