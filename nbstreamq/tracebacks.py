@@ -1,9 +1,11 @@
-"""Short tracebacks: an error about what a user gave does not show the frames that found it."""
+"""Errors and warnings about what a user gave point at the user's lines, not at those below."""
 
 from __future__ import annotations
 
 import functools
+import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from .errors import NbstreamqError
 
-__all__ = ["concise", "on_shortened", "shortened", "trace_of", "without_last_frames"]
+__all__ = ["concise", "on_shortened", "shortened", "trace_of", "warn", "without_last_frames"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +77,18 @@ def concise(function: Callable[P, T]) -> Callable[P, T]:
             raise shortened(error)  # noqa: B904 - it is the same error
 
     return call
+
+
+def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn of something, at the line of the user's code that led to it.
+
+    In a thread of nbstreamq there is no such line: there it is the line that calls this.
+    """
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as `warnings.warn` does
+    while frame.f_back and frame.f_code.co_filename.startswith(_OWN_FOLDER):
+        level, frame = level + 1, frame.f_back
+    in_thread = frame.f_globals.get("__name__") == "threading"
+    warnings.warn(text, category, stacklevel=2 if in_thread else level)
 
 
 def trace_of(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ from ..errors import NbstreamqError, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..protocol.keys import home_of
 from ..protocol.store import Store
+from ..tracebacks import warn
 from .ledger import Ledger
 from .named_ledger import NamedLedger
 
@@ -147,4 +147,4 @@ class Warner:
     def say(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
+            warn(text)

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from ..settings import (
     hand_over,
     make_private,
 )
+from ..tracebacks import warn
 from .python import python_command
 
 __all__ = ["LocalWorkers"]
@@ -148,7 +148,7 @@ class LocalWorkers:
                 )
                 self._watcher.start()
         if note := answer.get("note"):
-            warnings.warn(f"nbstreamq: {note}", stacklevel=2)
+            warn(f"nbstreamq: {note}", UserWarning)
 
     def close(self, *, wait: bool) -> None:
         """Leave; the last to leave stops the workers.

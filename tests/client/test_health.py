@@ -25,6 +25,7 @@ def test_a_queue_warns_once(risky, queue_name):
     assert len(said) == 2
     assert "allkeys-lru" in said[0]
     assert "disk" in said[1]
+    assert {w.filename for w in caught} == {__file__}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
