@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -475,13 +474,18 @@ _RUN_ITEMS = Runner._run_items.__code__  # noqa: SLF001 - below it begins what a
 
 def _end_fork(error: BaseException | None = None) -> NoReturn:
     """End a process that a task has forked as Python does: only its parent is a worker."""
-    code = getattr(error, "code", None) if isinstance(error, SystemExit) else error
-    if isinstance(code, BaseException):
-        traceback.print_exception(code)
-    elif code is not None and not isinstance(code, int):
-        sys.stderr.write(f"{code}\n")
-    sys.stdout.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    status = 0 if error is None else 1
+    try:
+        if error is not None and issubclass(type(error), SystemExit):
+            code: Any = error.code  # type: ignore[attr-defined]
+            status = code if isinstance(code, int) else int(code is not None)
+            if code is not None and not isinstance(code, int):
+                sys.stderr.write(f"{code}\n")
+        elif error is not None:
+            sys.stderr.write(trace_of(error))
+        sys.stdout.flush()
+    finally:  # whatever the methods of the error do
+        os._exit(status)
 
 
 def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:

@@ -140,14 +140,21 @@ def test_signals_that_the_kernel_has_blocked_are_not_blocked_in_workers(new_queu
 
 
 @pytest.mark.parametrize(
-    ("how", "status"), [("return", 0), ("raise", 1), ("exit", 3), ("text", 1), ("none", 0)]
+    ("how", "status"),
+    [("return", 0), ("raise", 1), ("hostile", 1), ("exit", 3), ("text", 1), ("none", 0)],
 )
 def test_a_fork_that_comes_to_the_end_of_its_task_is_no_second_worker(queue, how, status):
+    class Hostile(Exception):
+        def __getattribute__(self, name):
+            raise ValueError(name)
+
     def work(_):
         pid = os.fork()
         if pid == 0:
             if how == "raise":
                 raise ValueError("in the fork")
+            if how == "hostile":
+                raise Hostile
             if how != "return":
                 sys.exit({"exit": 3, "text": "that was it", "none": None}[how])
             return "from the fork"
