@@ -51,6 +51,8 @@ _HOME = uuid.uuid4().hex
 #: Where the modules come from that this process has received.
 _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
+#: Functions that look global names up by text, or by text that is code.
+_BY_TEXT = frozenset({"eval", "exec", "globals"})
 #: How objects of a type are sent, but for those that `Pickler.reducer_override` looks for.
 _REDUCERS = cp.Pickler._dispatch_table | REDUCERS  # noqa: SLF001
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
@@ -205,9 +207,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         slots["_cloudpickle_submodules"] += needed_modules(func)
         sets = names.sets - defined.keys()
         reads = {n for n in names.globals if n not in defined and not hasattr(builtins, n)}
-        if not (reads or sets):
+        by_text = not _BY_TEXT.isdisjoint(names.globals)
+        if not (reads or sets or by_text):
             return reduced
-        return make, args, (state, sorted(reads | sets), sorted(sets)), None, None, share_globals
+        shared = (state, sorted(reads | sets), sorted(sets), by_text)
+        return make, args, shared, None, None, share_globals
 
     def _reduce_class(self, cls: type) -> Any:
         if not cls.__flags__ & _MADE_BY_CODE or by_reference(cls):
@@ -347,13 +351,13 @@ def _make_unregistered(name: str, _home: str) -> types.ModuleType:
 
 
 def share_globals(
-    function: types.FunctionType, state: tuple[Any, list[str], list[str]]
+    function: types.FunctionType, state: tuple[Any, list[str], list[str], bool]
 ) -> types.FunctionType:
     """Fill a function that reads, and maybe sets, globals which its notebook does not define."""
-    own, reads, sets = state
+    own, reads, sets, by_text = state
     cp._function_setstate(function, own)  # noqa: SLF001
     if surroundings := arriving_here():
-        surroundings.share(function.__globals__, set(reads), set(sets))
+        surroundings.share(function.__globals__, set(reads), set(sets), by_text=by_text)
     return function
 
 

@@ -40,24 +40,39 @@ def shared_names(of: dict[str, Any] | None = None) -> dict[str, Any]:
 
 @dataclass
 class _Share:
-    """Globals of functions, the shared names that they read and set, and those that were there."""
+    """Globals of functions, the shared names that they read and set, and those that were there.
+
+    Functions that look names up by text, as in ``globals()["db"]``, may read and set any name that
+    did not come with them.
+    """
 
     names: dict[str, Any]
     reads: set[str] = field(default_factory=set)
     sets: set[str] = field(default_factory=set)
-    there: set[str] = field(default_factory=set)
+    there: dict[str, Any] = field(default_factory=dict)
+    by_text: bool = False
+    own: frozenset[str] | None = None  #: names that came with the functions
 
     def fill(self) -> None:
         """Write the shared names into the globals."""
         shared = shared_names(self.names)
-        self.there = self.reads & shared.keys()
-        self.names.update({name: shared[name] for name in self.there})
+        if self.by_text:
+            if self.own is None:
+                self.own = frozenset(self.names)
+            self.reads |= shared.keys() - self.own
+        self.there = {name: shared[name] for name in self.reads & shared.keys()}
+        self.names.update(self.there)
 
     def keep(self) -> None:
         """Share what was set, and delete what was deleted."""
         shared = shared_names(self.names)
-        shared.update({name: self.names[name] for name in self.sets & self.names.keys()})
-        for name in (self.sets & self.there) - self.names.keys():
+        there, found = self.there, self.names
+        if self.by_text and self.own is not None:
+            self.sets |= (found.keys() | there.keys()) - self.own
+        for name in self.sets & found.keys():
+            if name not in there or found[name] is not there[name]:  # else others may have set it
+                shared[name] = found[name]
+        for name in (self.sets & there.keys()) - found.keys():
             shared.pop(name, None)
 
 
@@ -83,9 +98,18 @@ class Surroundings:
             self._hidden[-1][name] = sys.modules[name]
         self._modules[name] = sys.modules[name] = module
 
-    def share(self, names: dict[str, Any], reads: set[str], sets: set[str]) -> None:
-        """Have functions with the globals `names` read shared names, and set some."""
+    def share(
+        self, names: dict[str, Any], reads: set[str], sets: set[str], *, by_text: bool
+    ) -> None:
+        """Have functions with the globals `names` read shared names, and set some.
+
+        Parameters
+        ----------
+        by_text
+            They may read and set any name: they call `globals`, `exec` or `eval`.
+        """
         share = self._shares.setdefault(id(names), _Share(names))
+        share.by_text |= by_text
         share.reads |= reads
         share.sets |= sets
 

@@ -170,6 +170,29 @@ class TestSharedNames:
         assert {pid for pid, _ in found} <= pids
         assert len(found) <= 2
 
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "globals()['mode'] = text",
+            "globals().update(mode=text)",
+            "exec('global mode; mode = ' + repr(text))",
+            "exec('mode = ' + repr(text), globals())",
+        ],
+    )
+    def test_calls_see_what_a_set_up_has_set_by_text(self, two_workers, cell, statement):
+        exec(f"def set_up(text):\n    {statement}", cell)
+        read = eval("lambda _: mode", cell)
+        by_text = eval("lambda _: (globals()['mode'], eval('mode'))", cell)
+        for text in ("one", "two"):
+            two_workers.everywhere(cell["set_up"], text).result(10)
+            assert two_workers.map(read, range(20), chunksize=1).result(10) == [text] * 20
+            assert two_workers.map(by_text, range(4)).result(10) == [(text, text)] * 4
+        exec("def forget():\n    del globals()['mode']", cell)
+        two_workers.everywhere(cell["forget"]).result(10)
+        for call in (read, by_text):
+            with pytest.raises((NameError, KeyError), match="mode"):
+                two_workers.submit(call, 0).result(10)
+
     def test_a_function_that_has_run_before_sees_a_later_set_up(self, two_workers, cell):
         read = eval("lambda _: mode", cell)
         for text in ("one", "two"):
