@@ -162,11 +162,13 @@ def _dump(error: BaseException, work: _Work, item: int) -> bytes:
 
     If no line of them raised it, as with wrong arguments, it gets the line of the definition.
     """
-    trace = error.__traceback__
+    # Not of the error itself: a class may answer that with an error.
+    place = vars(BaseException)["__traceback__"]
+    trace = place.__get__(error)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        error.__traceback__ = definition_of(work.fn)
+        place.__set__(error, definition_of(work.fn))
     return dump_error(error, task=work.task.id_of(item))
 
 

@@ -207,11 +207,11 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
     view = watching.locator(VIEW)
     expect(view).to_contain_text("of 5,000 done", timeout=60_000)
     expect(view.locator("summary", has_text="item 3: ValueError: three")).to_be_visible()
-    # Its queue starts as many workers as there are cores, as the first submit would
+    # Its queue starts as many workers as there are cores, beside the one of the other kernel
     cores = n_cores()
-    expect(view).to_contain_text(f"of {cores} workers busy", timeout=20_000)
-    view.get_by_role("button", name="Add worker").click()
     expect(view).to_contain_text(f"of {cores + 1} workers busy", timeout=20_000)
+    view.get_by_role("button", name="Add worker").click()
+    expect(view).to_contain_text(f"of {cores + 2} workers busy", timeout=20_000)
     shoot(watching, tmp_path, "attached.png")
     view.get_by_role("button", name="Retry failed").click()
     expect(view.locator("summary", has_text="item 3")).to_have_count(0)
@@ -221,4 +221,31 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
     expect(outputs_of(watching, "attach sweep").last).to_contain_text("cancelled")
     page.bring_to_front()
     run_cell(page, 2)
-    expect(outputs_of(page, "job.done()").last).to_contain_text(f"({cores + 1}, True)")
+    expect(outputs_of(page, "job.done()").last).to_contain_text(f"({cores + 2}, True)")
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_the_view_says_that_its_kernel_was_restarted(lab, page, tmp_path):
+    write_notebook(lab, "restart.ipynb", [MAKE, "q.attach('sweep')"])
+    open_notebook(page, lab, "restart.ipynb")
+    run_cell(page, 0)
+    run_cell(page, 1)
+    view = page.locator(VIEW)
+    expect(view).to_contain_text("of 5,000 done", timeout=60_000)
+    expect(view.get_by_role("button", name="Cancel")).to_be_enabled()
+    expect(view.get_by_text("The kernel has ended")).to_be_hidden()
+
+    page.locator(".lm-MenuBar-item", has_text="Kernel").click()
+    page.locator(".lm-Menu-item", has_text="Restart Kernel").first.click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+
+    expect(view.get_by_text("The kernel has ended")).to_be_visible(timeout=30_000)
+    expect(view.get_by_role("button", name="Cancel")).to_be_disabled()
+    shoot(page, tmp_path, "restarted.png")
+
+    run_cell(page, 0)
+    run_cell(page, 1)
+    expect(view.get_by_role("button", name="Cancel")).to_be_enabled(timeout=30_000)
+    view.get_by_role("button", name="Cancel").click()
+    expect(view).to_have_count(0, timeout=30_000)

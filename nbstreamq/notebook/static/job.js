@@ -227,13 +227,33 @@ function render({ model, el }) {
     trouble.hidden = !model.get("trouble");
     trouble.textContent = model.get("trouble");
   };
-  model.on("change:snapshot", draw);
+  // When the kernel is restarted, this stays the last picture, and nothing answers the buttons. The page
+  // is told only that something about the connection has changed: a new picture says that it works.
+  const ended = element("div", { class: "obstacle", role: "status" });
+  ended.textContent =
+    "The kernel has ended, and this is its last picture. If the job has a name, it goes on: run this cell again to see it.";
+  const connect = (isLive) => {
+    ended.hidden = isLive;
+    for (const one of [retry, add, ask]) one.disabled = !isLive;
+    if (!isLive) cancel.disabled = true;
+    else if (cancel.textContent === "Cancel") cancel.disabled = false;
+  };
+  const part = () => connect(false);
+  const follow = () => {
+    connect(true);
+    draw();
+  };
+  connect(true);
+  bar.after(ended);
+  model.on("change:snapshot", follow);
   model.on("change:trouble", explain);
+  model.on("comm_live_update", part);
   draw();
   explain();
   el.append(root);
   return () => {
-    model.off("change:snapshot", draw);
+    model.off("comm_live_update", part);
+    model.off("change:snapshot", follow);
     model.off("change:trouble", explain);
   };
 }
