@@ -73,6 +73,7 @@ def test_who_asks_meanwhile_waits(server, away, new_queue, asks):
     assert queue.map(abs, [-1], name="before").result(20) == [1]
     away()
     assert asks(queue)
+    assert queue.submit(abs, -1).result(30) == 1  # its workers, too, have the server again
 
 
 def test_who_waits_is_told_why_and_can_be_interrupted(server, new_queue, wait_until):
@@ -116,3 +117,4 @@ def test_large_results_survive_restarts(server, new_queue):
         over.set()
         thread.join()
     assert sizes == [MEGABYTES * 2**20 + i for i in range(12)]
+    assert queue.submit(abs, -1).result(60) == 1  # its workers, too, have the server again
