@@ -496,7 +496,7 @@ def test_a_named_job_is_attached(shell, capsys):
     assert [j.name for j in shell.run_line_magic("jobs", "")] == ["sweep"]
     with pytest.raises(UsageError, match=r"name is 'a:b': it must be a name"):
         shell.run_line_magic("attach", "a:b")
-    with pytest.raises(UsageError, match=r"No job 'other'.*There are: sweep"):
+    with pytest.raises(UsageError, match=r"no job 'other'.*There are: sweep"):
         shell.run_line_magic("attach", "other")
     job.delete()
 
