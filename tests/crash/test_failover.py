@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import time
 
@@ -19,6 +20,12 @@ DOWN_MS = 500
 def slow(x):
     time.sleep(0.01)
     return x
+
+
+@pytest.fixture(autouse=True)
+def strong_secret(monkeypatch):
+    """Give a secret that is hard to guess: other machines might reach a Sentinel or a cluster."""
+    monkeypatch.setenv("NBSTREAMQ_SECRET", secrets.token_hex(16))
 
 
 @pytest.fixture
