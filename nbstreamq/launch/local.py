@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import select
 import socket
@@ -41,6 +42,8 @@ from ..tracebacks import warn
 from .python import python_command
 
 __all__ = ["LocalWorkers"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds in which a supervisor must open its door.
 START_TIMEOUT = 20.0
@@ -312,10 +315,15 @@ class LocalWorkers:
     def _watch(self) -> None:
         """Start the supervisor again whenever it dies, until we leave."""
         while (connection := self._connection) is not None:
-            connection.wait_for_end()
-            while self._is_lost(connection):
-                self._restart(connection)
-            connection.close()
+            try:
+                connection.wait_for_end()
+                while self._is_lost(connection):
+                    self._restart(connection)
+                connection.close()
+            except Exception:  # else nobody would ever start it again
+                logger.exception("watching the local workers goes on after a fault")
+                self._closing.wait(RETRY)
+                continue
             if self._connection is connection:
                 break
         if self._process is not None:  # it may end long after we have left it to others
@@ -423,6 +431,8 @@ class Connection:
 
     def wait_for_end(self) -> None:
         """Return when the other side is gone, or `end` was called."""
+        if self._socket.fileno() < 0:
+            return
         poll = select.poll()
         poll.register(self._socket, 0)  # what is always told: errors, and its end
         while not poll.poll():
