@@ -34,9 +34,9 @@ test: setup  ## Run all tests
 	$(BIN)/python -m pytest tests
 
 # What depends most on other packages: functions, errors, the basics of a notebook, the protocol.
-QUICK_TESTS := tests/unit tests/objects tests/protocol tests/fundamentals \
-	tests/client/test_executor.py tests/client/test_functions.py tests/client/test_errors.py \
-	tests/notebook/test_magics.py tests/notebook/test_reprs.py tests/notebook/test_view.py tests/notebook/test_errors.py
+QUICK_TESTS := tests/objects tests/protocol tests/fundamentals \
+	tests/client/test_functions.py tests/client/test_classes.py tests/client/test_errors.py \
+	tests/notebook/test_magics.py tests/notebook/test_reprs.py tests/notebook/test_errors.py
 # The environment that `make test-quick` runs in.
 ENVIRONMENT ?= $(VENV)
 test-quick: $(ENVIRONMENT)/.ready  ## Run the tests that depend most on other packages

@@ -503,8 +503,11 @@ class Session:
         if wait:  # another thread may be at it, since the last call was over
             self._has_ended.wait()
 
-    def _end(self, farewell: float | None = None) -> None:
-        """Close all connections; `farewell` bounds the seconds that the server may take."""
+    def _end(self, farewell: float | None = None, *, wait: bool = True) -> None:
+        """Close all connections; `farewell` bounds the seconds that the server may take.
+
+        With `wait`, local workers that nobody else uses have ended when it returns.
+        """
         last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
         say_so = Order(lambda store: store.publish([last], own=True), lambda _: None)
         steps = (
@@ -512,7 +515,7 @@ class Session:
             functools.partial(self._sender.put, say_so),
             functools.partial(self._sender.close, farewell),
             functools.partial(self._listener.close, farewell or FAREWELL),
-            functools.partial(self.workers.close, wait=farewell is None),
+            functools.partial(self.workers.close, wait=wait),
             self._close_store,
         )
         with self._lock:
@@ -642,7 +645,7 @@ class Session:
     def abandon(self) -> None:
         """End at the interpreter's exit."""
         self.drop()
-        self._end(FAREWELL)
+        self._end(FAREWELL, wait=False)
 
     def forget(self) -> None:
         """In a forked process: have nothing to do with the parent's connections."""
