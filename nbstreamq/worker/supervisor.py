@@ -447,6 +447,8 @@ class Supervisor:
         is_charged = child.slot.n_levels and not is_starting
         if child.leaving or child.slot.leaving or is_charged or now - child.born > YOUNG:
             return
+        if cause == signal.SIGKILL.name and not is_starting:  # somebody else killed it
+            return
         if now < self._start_due:  # of those that were started together the first counts
             return
         self._n_young += 1
