@@ -1,7 +1,7 @@
 """Conditions and events that no exception can leave locked.
 
 In the standard library a condition takes and gives back its lock in a method of its own. What is
-raised as that method is entered - by Ctrl-C, a signal's handler, a profiler, for want of memory -
+raised as that method is entered - by Ctrl-C, a signal's handler, a profiler, a lack of memory -
 leaves the lock held for good, and everybody else waiting for it.
 """
 

@@ -71,7 +71,7 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
         self._catch_up()
 
     def lower(self, is_low: bool) -> None:
-        """Let interrupts pass, also one that was put off; or no more."""
+        """Let interrupts pass, also one that was put off; or hold them back again."""
         self._is_low = is_low
         if self._worker is not None:
             self._worker.put_off(not is_low)

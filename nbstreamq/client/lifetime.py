@@ -1,7 +1,7 @@
 """The ends of a process that a session does not choose: the interpreter's exit, and a fork.
 
 At the exit of an interpreter all calls are waited for that are open, as the standard library's
-executors do. A kernel can't wait: whoever stops it wants it gone, and kills it some seconds later.
+executors do. A kernel can't wait: what stops it kills it some seconds later.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ class Listener:
                 if self._ended:  # another thread has read the last event
                     return False
                 self._reader = threading.get_ident()
-                # After a loss it shall not take a whole wait to notice that all is well again.
+                # After a loss it must not take a whole wait to notice that all is well again.
                 news = self._wait(None)
                 if news and self._lost:
                     self._lost = False

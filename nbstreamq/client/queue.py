@@ -443,7 +443,7 @@ class TaskQueue(Executor, Traveller):
 
     @concise
     def jobs(self, *, all: bool = False) -> JobList:  # noqa: A002 - the word that people look for
-        """Return the named jobs of the queue, the newest first, whoever made them.
+        """Return the named jobs of the queue, the newest first, no matter who made them.
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ __all__ = ["hide_our_frames"]
 def hide_our_frames(shell: Any) -> None:
     """Have `shell` end the tracebacks of shortened errors at the user's own code.
 
-    IPython leaves out frames that ask for it, but for the last one, which is ours.
+    IPython leaves out frames that ask for it, except the last one, which is ours.
     """
 
     def render() -> list[str]:

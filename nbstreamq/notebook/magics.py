@@ -78,7 +78,7 @@ class NbstreamqMagics(Magics):
     # -- queues and workers --------------------------------------------------------------------
 
     @magic_arguments()
-    @argument("n", nargs="?", type=_integer, help="number of local workers that there shall be")
+    @argument("n", nargs="?", type=_integer, help="number of local workers to run")
     @argument("--lane", nargs="+", metavar="L", default=(), help="show the workers of these lanes")
     @line_magic
     def workers(self, line: str) -> WorkerList | None:
