@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-foreign test-redis test-all crash fuzz soak
+.PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-foreign test-faults test-redis test-all crash fuzz soak
 .PHONY: bench bench-scale clean lock
 
 help:  ## Show what there is to make
@@ -91,7 +91,10 @@ crash: setup  ## Run the tests that kill real processes
 fuzz: setup  ## Put 100,000 forged messages into a queue at work
 	NBSTREAMQ_FUZZ=100000 $(BIN)/python -m pytest tests/crash/test_fuzz.py
 
-test-all: lint test test-redis test-newest test-lowest test-pythons test-foreign soak  ## Everything, about an hour
+test-faults: setup  ## Raise an error at every call between submission and result, not only at some
+	NBSTREAMQ_FAULTS=all $(BIN)/python -m pytest --timeout 1200 tests/crash/test_faults.py
+
+test-all: lint test test-redis test-newest test-lowest test-pythons test-foreign test-faults soak  ## Everything, about two hours
 
 MINUTES ?= 3
 SEED ?=
