@@ -12,6 +12,10 @@ from typing import Any
 __all__ = ["is_spawned", "reducers", "shared_generator", "type_name"]
 
 
+#: Of NumPy; a `Generator` has one, and is sent with it.
+_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+
+
 def reducers(met: list[Any]) -> dict[type, Callable[[Any], Any]]:
     """Return how generators are sent, by their types; those that are copied are added to `met`."""
     # Not a method of a pickler: it would be a cycle, and keep what was pickled.
@@ -19,6 +23,7 @@ def reducers(met: list[Any]) -> dict[type, Callable[[Any], Any]]:
     kinds = [random.Random]
     if numpy := sys.modules.get("numpy.random"):
         kinds += [numpy.Generator, numpy.RandomState]
+        kinds += [getattr(numpy, name) for name in _BIT_GENERATORS if hasattr(numpy, name)]
     if kind := getattr(sys.modules.get("torch"), "Generator", None):
         kinds.append(kind)
     return dict.fromkeys(kinds, reduce)
@@ -28,7 +33,9 @@ def _reduce(met: list[Any], generator: Any) -> Any:
     for module, function in (("random", "random"), ("numpy.random", "rand")):
         if generator is getattr(getattr(sys.modules.get(module), function, None), "__self__", None):
             return shared_generator, (module, function)
-    met.append(generator)
+    parts = [getattr(met[-1], name, None) for name in ("bit_generator", "_bit_generator") if met]
+    if not any(generator is part for part in parts):
+        met.append(generator)
     return generator.__reduce_ex__(5)
 
 
@@ -42,7 +49,7 @@ def shared_generator(module: str, function: str) -> Any:
 
 def is_spawned(generator: Any) -> bool:
     """Tell whether a generator of NumPy was spawned from another one: for one call, most likely."""
-    sequence = getattr(getattr(generator, "bit_generator", None), "seed_seq", None)
+    sequence = getattr(getattr(generator, "bit_generator", generator), "seed_seq", None)
     return bool(getattr(sequence, "spawn_key", ()))
 
 

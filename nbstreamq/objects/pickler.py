@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import io
 import pickle
+import random
 import sys
 import types
 import uuid
@@ -181,6 +182,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_holder(obj)
         if is_descriptor(obj):
             return reduce_descriptor(obj)
+        if isinstance(obj, random.Random) and type(obj) is not random.Random:
+            self.generators.append(obj)
         return reduce_proxy(obj) if is_proxy(obj) else _reduce_tensor(obj, self._apart)
 
     def _reduce_holder(self, obj: Any) -> Any:

@@ -156,10 +156,16 @@ def test_methods_of_the_shared_generators_that_functions_capture(shared_queue):
     assert len(set(found)) == 30
 
 
+class Dice(random.Random):
+    """A generator of somebody's own."""
+
+
 class TestWarning:
     """A generator that travels is a copy each time: its numbers repeat."""
 
-    @pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState, random.Random])
+    @pytest.mark.parametrize(
+        "make", [np.random.default_rng, np.random.RandomState, random.Random, Dice]
+    )
     def test_of_a_generator_that_a_function_captures(self, make_queue, make):
         queue, generator = make_queue(workers=1), make(1)
 
@@ -179,9 +185,11 @@ class TestWarning:
         with pytest.warns(RuntimeWarning, match=r"captures.*Random"):
             queue.submit(random.Random(1).gauss, 0, 1).result(20)
 
-    def test_of_an_argument(self, make_queue):
-        queue, generator = make_queue(workers=1), np.random.default_rng(1)
-        with pytest.warns(RuntimeWarning, match=r"An argument of type\(\) .*Generator"):
+    @pytest.mark.parametrize("make", [np.random.default_rng, np.random.PCG64, Dice])
+    def test_of_an_argument(self, make_queue, make):
+        queue, generator = make_queue(workers=1), make(1)
+        kind = type(generator).__qualname__
+        with pytest.warns(RuntimeWarning, match=rf"An argument of type\(\) .*{kind}"):
             queue.submit(type, generator).result(20)
 
     def test_of_one_for_all_items(self, make_queue):
@@ -194,6 +202,8 @@ class TestWarning:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = queue.map(lambda g: g.random(), parent.spawn(5)).result(20)
+            queue.map(type, map(np.random.RandomState, range(5))).result(20)
+            queue.map(type, map(np.random.Philox, range(5))).result(20)
             found += queue.map(lambda g: g.random(), map(random.Random, range(5))).result(20)
             found += [queue.submit(lambda g: g.random(), g).result(20) for g in parent.spawn(5)]
         assert len(set(found)) == 15
