@@ -66,6 +66,7 @@ def test_what_sessions_leave_goes_when_they_end(
     other = make_queue()
     other.run(2)
     assert other.submit(abs, -1).result(20) == 1
+    wait_until(lambda: len(other.workers()) == 2, describe="both workers")
     before = kept(admin, queue_name)
 
     for _ in range(5):
