@@ -169,28 +169,24 @@ _arriving: ContextVar[arriving | None] = ContextVar("_arriving", default=None)
 class arriving:  # noqa: N801 - used like a function; a generator would take thrice as long
     """A context in which functions are unpickled; it collects what they need around them."""
 
-    __slots__ = ("_surroundings", "_token")
+    __slots__ = ("_token", "surroundings")
 
     def __enter__(self) -> arriving:
-        self._surroundings: Surroundings | None = None
+        #: What was collected; None if nothing was.
+        self.surroundings: Surroundings | None = None
         self._token = _arriving.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         _arriving.reset(self._token)
-        if self._surroundings is not None:
-            self._surroundings.leave()
-
-    @property
-    def surroundings(self) -> Surroundings | None:
-        """What was collected; None if nothing was."""
-        return self._surroundings
+        if self.surroundings is not None:
+            self.surroundings.leave()
 
     def get(self) -> Surroundings:
         """Return what is being collected."""
-        if self._surroundings is None:
-            self._surroundings = Surroundings()
-        return self._surroundings
+        if self.surroundings is None:
+            self.surroundings = Surroundings()
+        return self.surroundings
 
 
 def arriving_here() -> Surroundings | None:

@@ -36,8 +36,11 @@ class Edits:
         All, since others have taken from it what they import. To be called between tasks.
         """
         now = time.time_ns()
-        if self._newest() != self._last:
+        if (len(sys.modules), next(reversed(sys.modules))) != self._last:
             self._look_for_new()
+        if not self._stamps:
+            self._looked = now
+            return False
         # One that was edited since the last look may have been imported before that.
         edited = [
             name

@@ -193,9 +193,11 @@ class Execution:
 
     def _enter(self, delivery: Delivery, todo: Span) -> None:
         """Have all that the task prints and reports attached to it."""
-        lane, task = base_lane(delivery.lane), delivery.task
+        lane, task, depth = delivery.lane, delivery.task, 0
         self._runner.hold(delivery)
-        self._depths.append(int(lane.removeprefix("nested")) if lane in NESTED else 0)
+        if lane.startswith("nested") and (lane := base_lane(lane)) in NESTED:
+            depth = int(lane.removeprefix("nested"))
+        self._depths.append(depth)
         self._output.enter(task, todo[0].start)
         self.running.append((task, time.monotonic()))
 
@@ -214,6 +216,8 @@ class Execution:
             function = self._values.function(task)
             with arriving() as arrived:
                 args = self._load_args(task)
+            if function.surroundings is None and arrived.surroundings is None:
+                return self._runner.run(task, function.fn, args, todo)
             # What is around the function, and then what functions among its arguments need.
             with function.surroundings or _NOTHING, arrived.surroundings or _NOTHING:
                 return self._runner.run(task, function.fn, args, todo)

@@ -146,7 +146,8 @@ class Output:
         self.item = item
         self._tasks.append(task)
         self._outer.append((sys.stdout, sys.stderr))
-        self.put_streams_back()
+        if self._streams is not None:
+            sys.stdout, sys.stderr = self._streams
         self.pause = 0.0
 
     def restore(self, depth: int) -> None:

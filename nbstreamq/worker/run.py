@@ -8,7 +8,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
 from typing import Any, NoReturn
@@ -316,9 +315,11 @@ class Runner:
             run.fail(dump_error(error, task=task.id_of(first)))
             return run
         try:
-            with seeds.apart() if is_apart else nullcontext():
-                while self._run_until_stopped(work) and time.monotonic() < begun + SLICE:
-                    pass
+            if is_apart:
+                with seeds.apart():
+                    self._run_slice(work, begun + SLICE)
+            else:
+                self._run_slice(work, begun + SLICE)
             self._slot.rest(at)
         except BaseException as error:  # noqa: BLE001 - not of an item, whose errors end there
             self._charge_next(work, error)
@@ -338,6 +339,10 @@ class Runner:
             return list(found) if type(found) is GeneratorType else found
 
         return call
+
+    def _run_slice(self, work: _Work, end: float) -> None:
+        while self._run_until_stopped(work) and time.monotonic() < end:
+            pass
 
     def _run_until_stopped(self, work: _Work) -> bool:
         """Run items; return whether it ended because one of them was stopped."""

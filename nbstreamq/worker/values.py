@@ -40,10 +40,11 @@ FUNCTION_BYTES = 2**22
 class _Cache(Generic[K, V]):
     """Keeps what was used last, within a budget, as long as its files are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_files: set[tuple[int, Any]] | None = None) -> None:
         self._budget = MAX_BYTES
         self._kept: OrderedDict[K, tuple[int, Sequence[Handle], V]] = OrderedDict()
-        self._with_files: set[K] = set()
+        #: What of it refers to files; shared by caches, because a worker asks for it often.
+        self._with_files = set[tuple[int, Any]]() if with_files is None else with_files
 
     def get(self, key: K) -> V | None:
         found = self._kept.get(key)
@@ -59,7 +60,7 @@ class _Cache(Generic[K, V]):
         self._budget -= cost
         self._kept[key] = (cost, handles, value)
         if any(is_file(address) for address, _ in handles):
-            self._with_files.add(key)
+            self._with_files.add((id(self), key))
         while self._budget < 0 and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
         return value
@@ -71,18 +72,14 @@ class _Cache(Generic[K, V]):
 
     def _drop(self, key: K) -> None:
         self._budget += self._kept.pop(key, (0,))[0]
-        self._with_files.discard(key)
+        self._with_files.discard((id(self), key))
 
     def drop_stale(self) -> None:
         """Drop what the client has freed: else its memory would stay in use."""
-        for key in list(self._with_files):
+        for key in [key for cache, key in self._with_files if cache == id(self)]:
             handles = self._kept[key][1]
             if not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
                 self._drop(key)
-
-    @property
-    def has_files(self) -> bool:
-        return bool(self._with_files)
 
 
 class _KeptOnServer(ServerPlace):
@@ -130,8 +127,10 @@ class Values:
     ) -> None:
         self._store, self._worker = store, worker
         self._settings = Settings.from_environment()
-        self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache()
-        self._values: _Cache[tuple[str, str], Any] = _Cache()
+        #: What is kept of clients' large values that are files, which they may free.
+        self.with_files = set[tuple[int, Any]]()
+        self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache(self.with_files)
+        self._values: _Cache[tuple[str, str], Any] = _Cache(self.with_files)
         self._on_server = _KeptOnServer(self._ask)
         self._signer = signer
         self._has_files = has_files
@@ -150,11 +149,6 @@ class Values:
         if self._edits.forget_edited():
             self._functions.clear()
             self._values.clear()
-
-    @property
-    def has_files(self) -> bool:
-        """Whether large values of clients are kept, which are files that they may free."""
-        return self._functions.has_files or self._values.has_files
 
     def drop_stale(self) -> None:
         """Let go of files that clients have freed."""

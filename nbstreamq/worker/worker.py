@@ -136,6 +136,7 @@ class TaskWorker:
         self._running: list[Delivery] = []
         self._settled: list[Settlement] = []
         self._flushed = self._linger = 0.0
+        self._our_job = ""  #: The last one whose tasks may run here.
         self._count = 1
         self._leaving = self._waiting = self._was_full = False
         #: Whether the server may have given us something that we don't know of.
@@ -315,8 +316,8 @@ class TaskWorker:
 
     def _round(self) -> None:
         self._look_again(self._store)
-        self._find_lanes()
         if not self._batch and self._was_full:
+            self._find_lanes()
             # More may wait, and most urgently in a lane that we have not heard of yet.
             self._take(self._lanes, self._count)
         if not self._batch:
@@ -414,15 +415,14 @@ class TaskWorker:
         if not self._homes:
             self._batch.extend(taken)
             return
-        ours = ""
         for delivery in taken:
             job = delivery.task.job
-            if job != ours and (home := home_of(job)) not in self._homes:
+            if job != self._our_job and (home := home_of(job)) not in self._homes:
                 if not _may_be_dropped(delivery):
                     self._move(delivery, home)
                     continue
             else:
-                ours = job
+                self._our_job = job
             self._batch.append(delivery)
 
     def _move(self, delivery: Delivery, home: str) -> None:
@@ -521,7 +521,7 @@ class TaskWorker:
         """Read from the lanes in use; a signal may break this, and nothing else."""
         look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
         block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
-        if self._values.has_files:
+        if self._values.with_files:
             self._values.drop_stale()
             block = min(block, LET_GO)
         self._waiting = True
