@@ -216,6 +216,7 @@ class Execution:
             function = self._values.function(task)
             with arriving() as arrived:
                 args = self._load_args(task)
+            # Most tasks have none: a context that does nothing costs two calls.
             if function.surroundings is None and arrived.surroundings is None:
                 return self._runner.run(task, function.fn, args, todo)
             # What is around the function, and then what functions among its arguments need.

@@ -146,7 +146,7 @@ class Output:
         self.item = item
         self._tasks.append(task)
         self._outer.append((sys.stdout, sys.stderr))
-        if self._streams is not None:
+        if self._streams is not None:  # `put_streams_back` without the call: each task comes here
             sys.stdout, sys.stderr = self._streams
         self.pause = 0.0
 
