@@ -226,11 +226,17 @@ class Session:
     def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
         self._check_owner()
+        # The server may hear of it late, or twice: then it must not stop what was run again since.
+        run = ledger.n_reruns if ledger.title else None
         if self._state != "closed" and (newly := ledger.cancel(chosen)):
             said = locks.Event()
 
             def carry_out(store: Store) -> None:
-                store.cancel(ledger.job, ledger.cancelled(), newly)
+                if not store.cancel(ledger.job, ledger.cancelled(), newly, run=run):
+                    self.warn(
+                        f"Job {ledger.title!r} was not cancelled: another client had run it again"
+                        f" before the server heard of it. q.attach({ledger.title!r}) shows it."
+                    )
                 said.set()
 
             self._sender.put(Order(carry_out, lambda e: self.warn(str(e))), alone=True)

@@ -111,8 +111,21 @@ def everywhere(
     return _run("everywhere", (workers, setup, *lanes), args)
 
 
-def cancel(cancelled: str, control: str, job: str, span: str, message: Fields) -> Command:
-    return _run("cancel", (cancelled, control), (job, span, WEEK * 1000, *message))
+def cancel(
+    cancelled: str,
+    control: str,
+    job: str,
+    events: str,
+    *,
+    this_job: str,
+    span: str,
+    run: int | None,
+    event: bytes,
+    message: Fields,
+) -> Command:
+    keys = cancelled, control, job, events
+    known = "" if run is None else run
+    return _run("cancel", keys, (this_job, span, WEEK * 1000, known, event, *message))
 
 
 def refuse(

@@ -214,22 +214,39 @@ class Store(NamedJobs, Supervision, Values):
             self._wire.call(("SET", key, 0, "NX", "EX", WEEK))
         return bool(known) and count(last) >= batch
 
-    def cancel(self, job: str, span: Span, newly: Span) -> None:
+    def cancel(self, job: str, span: Span, newly: Span, *, run: int | None = None) -> bool:
         """Cancel items of a job, waiting or running.
 
         Parameters
         ----------
         span
-            All cancelled items of the job, for whoever takes them.
+            All cancelled items of the job, for the workers that take them.
         newly
-            Those cancelled now, for whoever runs them.
+            Those cancelled now, for the workers that run them.
+        run
+            Of a named job: how often it had been run again when this was asked. None: whatever
+            runs of it.
+
+        Returns
+        -------
+        bool
+            False, and nothing is cancelled, if the job was run again since then.
         """
-        message = Control(kind="cancel", job=job, span=newly).encode(self._signer)
-        keys = self.keys
-        text = format_span(span)
-        self._wire.call(scripts.cancel(keys.cancelled, keys.control, job, text, message))
-        if is_named(job):  # others follow it, too
-            self.publish([Event(kind="cancelled", job=job, n=0, span=newly, worker="")])
+        keys, event = self.keys, b""
+        if is_named(job):  # other clients follow it
+            event = Event(kind="cancelled", job=job, n=0, span=newly, worker="").seal(self._signer)
+        command = scripts.cancel(
+            keys.cancelled,
+            keys.control,
+            keys.job(job),
+            keys.events(job),
+            this_job=job,
+            span=format_span(span),
+            run=run,
+            event=event,
+            message=Control(kind="cancel", job=job, span=newly).encode(self._signer),
+        )
+        return bool(self._wire.call(command)[0])
 
     def everywhere(
         self, names: Sequence[str], tasks: Sequence[Task], others: Sequence[str] = ()

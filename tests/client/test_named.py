@@ -22,7 +22,11 @@ from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, Ta
 from nbstreamq.protocol.clients import open_client
 from nbstreamq.protocol.keys import WEEK, Keys
 from nbstreamq.protocol.states import State
+from tests.client.conftest import Gate
 from tests.counting import Runs
+from tests.proxy import proxy
+
+__all__ = ["proxy"]
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 
@@ -78,6 +82,37 @@ class TestTheSameCallAgain:
         gate.open()
         again = queue.map(hold, range(10), name="j", chunksize=1)
         assert again.result(20) == list(range(10))
+
+    def test_is_not_stopped_by_a_cancellation_that_another_client_asked_for_before(
+        self, make_queue, proxy, gate, tmp_path, wait_until
+    ):
+        folder, fixed, wait_first = tmp_path / "second", tmp_path / "fixed", gate.hold
+        folder.mkdir()
+        second = Gate(folder)
+        wait_again = second.hold
+
+        def fails_at_first(x):
+            if fixed.exists():
+                return wait_again(x)
+            wait_first()
+            raise ValueError(x)
+
+        queue, far = make_queue(), make_queue(url=proxy.url, workers=0)
+        job = queue.map(fails_at_first, [7], name="j")
+        seen_far_away = far.attach("j")
+        proxy.is_open = False
+        proxy.cut()
+        seen_far_away.cancel()
+        gate.open()
+        job.wait(20)
+        fixed.touch()
+        again = queue.map(fails_at_first, [7], name="j")
+        proxy.is_open = True
+        with pytest.warns(RuntimeWarning, match="'j' was not cancelled: another client") as told:
+            wait_until(lambda: len(told), describe="the answer to the late cancellation")
+        second.open()
+        assert again.result(20) == [7]
+        assert far.attach("j").result(20) == [7]
         assert again.counts()[State.CANCELLED] == 0
 
     def test_arrays_are_inputs_like_others(self, queue):

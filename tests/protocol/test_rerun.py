@@ -52,3 +52,21 @@ def test_of_two_clients_the_second_is_told(store, rerun):
 def test_not_more_than_have_failed(store, rerun):
     assert rerun(store.find_job("j"), "mine") == 1
     assert rerun(store.find_job("j"), "mine, later") == 0
+
+
+def test_a_cancellation_from_before_it_does_nothing(store, rerun, take):
+    """Sent late, or twice after a lost connection, it would stop what was asked for since."""
+    asked_at = store.find_job("j").n_reruns
+    assert rerun(store.find_job("j"), "mine") == 1
+    last = store.last_event(JOB), store.last_control()
+
+    assert store.cancel(JOB, ONE, ONE, run=asked_at) is False
+
+    assert (store.last_event(JOB), store.last_control()) == last
+    assert [d.cancelled for d in take()] == [()]
+
+
+def test_it_can_be_cancelled_in_turn(store, rerun, take):
+    assert rerun(store.find_job("j"), "mine") == 1
+    assert store.cancel(JOB, ONE, ONE, run=store.find_job("j").n_reruns) is True
+    assert [d.cancelled for d in take()] == [ONE]
