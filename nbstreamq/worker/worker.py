@@ -58,6 +58,9 @@ LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
 #: Seconds without a task after which a worker takes one at a time again: what comes then may be
 #: long, and others may wait for some of it. Shorter costs another round trip more often.
 LULL = 0.01
+#: Seconds of waiting after which a worker has been idle: what it takes then had not been waiting, so
+#: it takes no more at a time. Shorter takes bursts on a slow machine for single calls.
+IDLE = 0.001
 #: Seconds after a lone short call in which an idle worker looks for the next one without sleeping:
 #: the time that its client needs to take the result and to call again. And what is short.
 LINGER, SHORT = 2 * SPIN, 0.001
@@ -138,7 +141,7 @@ class TaskWorker:
         self._flushed = self._linger = 0.0
         self._our_job = ""  #: The last one whose tasks may run here.
         self._count = 1
-        self._leaving = self._waiting = self._was_full = False
+        self._leaving = self._waiting = self._was_full = self._has_idled = False
         #: Whether the server may have given us something that we don't know of.
         self._lost = False
         self._fault_pause = FAULT_PAUSE[0]
@@ -352,10 +355,11 @@ class TaskWorker:
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as much at a time while a batch is short work."""
         self._linger = LINGER if n == 1 and seconds < SHORT else 0.0
-        self._was_full = n >= self._count
+        # One call is no sign of more: its result goes with the request that waits for the next.
+        self._was_full = n >= self._count > 1
         if seconds > FLUSH:
             self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
-        elif self._was_full:
+        elif n >= self._count and not self._has_idled:
             self._count = min(2 * self._count, MAX_BATCH)
 
     def _work_next(self) -> Delivery | None:
@@ -510,10 +514,12 @@ class TaskWorker:
     def _take_or_wait(self) -> None:
         """Take the next tasks; wait, idle, while there are none."""
         self._slot.set_state(State.IDLE)
+        began = time.monotonic()
         try:
             self._take_by(self._wait)
         finally:
             self._slot.set_state(State.BUSY)
+        self._has_idled = time.monotonic() - began > IDLE
         if not self._batch:
             self._count = 1
 
