@@ -536,7 +536,8 @@ class TaskWorker:
             if self._leaving:
                 raise _Leave
             self._find_lanes()
-            unused = self._slot.unused_lanes()
+            # What is urgent may wait already in a lane that the supervisor has not seen in use.
+            unused = () if settled else self._slot.unused_lanes()
             lanes = [lane for lane in self._lanes if lane not in unused]
             return self._read(settled, lanes, self._count, block=block, soon=self._linger)
         finally:
