@@ -34,7 +34,7 @@ test: setup  ## Run all tests
 	$(BIN)/python -m pytest tests
 
 # What depends most on other packages: functions, errors, the basics of a notebook, the protocol.
-QUICK_TESTS := tests/objects tests/protocol tests/fundamentals \
+QUICK_TESTS := tests/objects tests/wire tests/fundamentals \
 	tests/client/test_functions.py tests/client/test_classes.py tests/client/test_errors.py \
 	tests/notebook/test_magics.py tests/notebook/test_reprs.py tests/notebook/test_errors.py
 # The environment that `make test-quick` runs in.
@@ -79,7 +79,7 @@ test-foreign: .venv-3.13/.ready  ## Run CPython's own tests of executors against
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
 
 # The folders whose tests depend on what a server does; the others would just say the same again.
-SERVER_TESTS := tests/protocol tests/worker tests/crash tests/fundamentals
+SERVER_TESTS := tests/wire tests/worker tests/crash tests/fundamentals
 
 test-redis: setup  ## Run the tests that use a server on the redis-server in PATH
 	@command -v redis-server || { echo "no redis-server on PATH: apt-get install redis-server"; exit 1; }

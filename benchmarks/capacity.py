@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nbstreamq import TaskQueue
-from nbstreamq.protocol.keys import GROUP, LANES, RARE, Keys
+from nbstreamq.wire.keys import GROUP, LANES, RARE, Keys
 
 from .calls import identity
 from .local import ServerUse, own_server, workers_ready

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nbstreamq.launch.binary import find_binary
+from nbstreamq.launch.server import find_binary
 from nbstreamq.settings import Settings
 
 __all__ = ["Server", "url"]

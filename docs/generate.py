@@ -13,17 +13,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TARGET = Path(__file__).parent / "protocol.md"
-SOURCE = ROOT / "nbstreamq" / "protocol"
+SOURCE = ROOT / "nbstreamq" / "wire"
 #: Heading -> module, and the name in it whose docstring follows; None: the module's own.
 PARTS: tuple[tuple[str, str, str | None], ...] = (
     ("## Keys", "keys.py", None),
     ("### Which lanes a waiting worker may serve", "keys.py", "deeper_lanes"),
-    ("## States", "states.py", None),
-    ("### What they mean", "states.py", "State"),
+    ("## States", "messages.py", "State"),
 )
 HEAD = """# The protocol
 
-<!-- Written by docs/generate.py from nbstreamq/protocol/keys.py and states.py: change it there. -->
+<!-- Written by docs/generate.py from nbstreamq/wire/keys.py and messages.py: change it there. -->
 
 The steps between the states, each with its script, and what each party may crash between, are in
 [architecture.md](architecture.md#the-life-of-a-task).

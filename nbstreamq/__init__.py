@@ -35,7 +35,7 @@ from .errors import (
     WorkerLost,
 )
 from .objects.references import Ref
-from .worker.context import rng, track
+from .worker.track import rng, track
 
 __all__ = [
     "DataDamaged",
@@ -85,10 +85,8 @@ def _show_in_notebook() -> None:
     """Show jobs live where this is imported in a notebook, and learn which notebook it is."""
     shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
-        from .notebook.display import show_by_default
-        from .notebook.errors import hide_our_frames
-        from .notebook.idle import listen_when_idle
-        from .notebook.path import tell_notebook
+        from .notebook.live import show_by_default
+        from .notebook.magics import hide_our_frames, listen_when_idle, tell_notebook
 
         tell_notebook(shell)
         show_by_default(shell)

@@ -17,31 +17,6 @@ from typing import Any, Literal
 
 from .secret import Address, Secret
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_COUNT",
-    "MAX_RETRIES",
-    "MAX_SECONDS",
-    "MAX_WORKERS",
-    "check_bytes",
-    "check_callable",
-    "check_choice",
-    "check_count",
-    "check_count_or_auto",
-    "check_flag",
-    "check_iterable",
-    "check_job_name",
-    "check_lane",
-    "check_queue_name",
-    "check_seconds",
-    "check_secret",
-    "check_seed",
-    "check_store",
-    "check_text",
-    "check_timeout",
-    "shown",
-]
-
 #: Largest count: what a C index holds.
 MAX_COUNT = sys.maxsize
 #: Most retries: more than any call lives to see.

@@ -17,9 +17,8 @@ from .secret import Address, Secret
 from .settings import Settings, conceal, n_cores, receive
 
 if TYPE_CHECKING:
-    from .protocol.store import Store
+    from .wire.store import Store
 
-__all__ = ["main"]
 
 T = TypeVar("T")
 
@@ -164,13 +163,13 @@ def _seconds(text: str) -> float:
 
 
 def _url(text: str) -> Address:
-    from .protocol.urls import check_url
+    from .wire.connection import check_url
 
     return check_url("URL", Address(text))
 
 
 def _print_secret(_options: argparse.Namespace) -> None:
-    from .protocol.trust import new_secret
+    from .wire.trust import new_secret
 
     print(new_secret())
 
@@ -210,7 +209,7 @@ def _delete_queue(options: argparse.Namespace) -> None:
 
 
 def _examine(options: argparse.Namespace) -> None:
-    from .client.health import examine
+    from .client.status import examine
 
     url, _, store = _open(options)
     n_problems = 0
@@ -225,11 +224,10 @@ def _examine(options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> tuple[Address, Secret, Store]:
     """Return the url, the secret and the queue that the arguments and the environment name."""
     from .launch.server import ensure_server
-    from .protocol.clients import open_client
-    from .protocol.signing import Signer
-    from .protocol.store import Store
-    from .protocol.trust import choose_secret
-    from .protocol.urls import check_url
+    from .wire.connection import check_url, open_client
+    from .wire.signing import Signer
+    from .wire.store import Store
+    from .wire.trust import choose_secret
 
     settings = Settings.from_environment()
     address = options.url
@@ -247,10 +245,9 @@ def _run_workers(options: argparse.Namespace) -> None:
     import cloudpickle  # noqa: F401
 
     from .client import queue  # noqa: F401
-    from .protocol.keys import LANES, NESTED
-    from .worker.door import Door
-    from .worker.supervisor import Supervisor
-    from .worker.timing import Timing
+    from .wire.keys import LANES, NESTED
+    from .worker.control_socket import ControlSocket
+    from .worker.supervisor import Supervisor, SupervisorSettings
 
     # Before anything that could run user code, or start a process that does.
     conceal(**(receive() if options.door else {}))
@@ -265,8 +262,8 @@ def _run_workers(options: argparse.Namespace) -> None:
         lanes=lanes,
         homes=options.homes,
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
-        door=Door(options.door) if options.door else None,
-        timing=Timing(
+        door=ControlSocket(options.door) if options.door else None,
+        timing=SupervisorSettings(
             heartbeat=settings.silence / 4, silence=settings.silence, drain=options.drain
         ),
     )

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["TAG_LENGTH", "Home", "here", "in_kernel", "own_queue"]
-
 #: Characters of the tags that tell homes apart.
 TAG_LENGTH = 8
 

@@ -11,8 +11,6 @@ import operator
 import threading
 from typing import Any
 
-__all__ = ["Condition", "Event"]
-
 
 class Condition(threading.Condition):
     """A `threading.Condition`; `with` finds the lock's own methods, which are written in C."""

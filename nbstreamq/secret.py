@@ -7,8 +7,6 @@ import re
 import string
 from typing import NoReturn
 
-__all__ = ["Address", "Secret", "hide_password", "without_frames"]
-
 #: Bits that a secret must be able to hold: 16 bytes. Whoever reads one signed message can try
 #: billions of guesses a second.
 MIN_BITS = 128

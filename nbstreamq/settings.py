@@ -18,17 +18,6 @@ from .arguments import MAX_SECONDS, check_choice, check_secret, check_store, sho
 from .errors import ServerStartFailed
 from .secret import Address, Secret
 
-__all__ = [
-    "Settings",
-    "check_sockets",
-    "conceal",
-    "environment_without_secrets",
-    "hand_over",
-    "make_private",
-    "n_cores",
-    "receive",
-]
-
 #: Variables that hold a secret, or an address that may have a password.
 _SECRETS = ("NBSTREAMQ_SECRET", "NBSTREAMQ_URL", "NBSTREAMQ_STORE")
 #: Values that `conceal` took out of the environment, by variable.

@@ -13,8 +13,6 @@ from typing import ParamSpec, TypeVar
 
 from .errors import NbstreamqError
 
-__all__ = ["concise", "on_shortened", "shortened", "trace_of", "warn", "without_last_frames"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)

@@ -29,10 +29,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from nbstreamq.protocol import keys as keys_module
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
+from nbstreamq.wire import keys as keys_module
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import Store
 
 #: Seconds that processes, threads and keys have to go away after a test.
 LEAK_GRACE = 5.0

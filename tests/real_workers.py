@@ -14,11 +14,11 @@ from nbstreamq import TaskQueue
 
 _NODE = """
 import json, sys
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import Store
 from nbstreamq.worker.supervisor import Supervisor
-from nbstreamq.worker.timing import Timing
+from nbstreamq.worker.supervisor import Timing
 
 url, queue, n_workers, timing = sys.argv[1:]
 Supervisor(

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from nbstreamq import MemoryLimitExceeded, ServerRefused, TaskQueue, WorkerLost
 from nbstreamq.errors import JobNotFound, NbstreamqError, ServerUnreachable
-from nbstreamq.objects.outcomes import load_outcomes
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.spans import items
-from nbstreamq.protocol.states import State
-from nbstreamq.protocol.store import Store
+from nbstreamq.objects.results import load_outcomes
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.item_ranges import items
+from nbstreamq.wire.messages import State
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import Store
 from tests.counting import n_ends
 from tests.crash.conftest import Process
 

@@ -33,11 +33,10 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_only_the_protocol_imports_redis():
+def test_only_the_wire_imports_redis():
     importers = {path for path, tree in TREES.items() if "redis" in set(imports(tree))}
     assert {name_of(path) for path in importers} <= {
-        "nbstreamq/protocol/clients.py",
-        "nbstreamq/protocol/connection.py",
+        "nbstreamq/wire/connection.py",
     }
 
 

@@ -8,17 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..objects.functions import FunctionPickle
-from ..objects.payloads import dump
-from ..protocol.messages import Event, Options, Task
-from ..protocol.store import Store
-from .delay import accepts
+from ..objects.pickling import dump
+from ..wire.messages import Event, Options, Task
+from ..wire.store import Store
+from .channel import Order
 from .job import Job
-from .ledger import Ledger
-from .payload import Payload
-from .sender import Order
+from .ledger import Ledger, Payload
 from .session import Session
-
-__all__ = ["everywhere"]
+from .waiting import accepts
 
 #: Seconds to wait for local workers that are starting.
 START_PATIENCE = 5.0

@@ -1,17 +1,78 @@
-"""The functions of a session: pickled, and sent whenever the server may not hold them."""
+"""What a session sends beside its calls: functions, and large values."""
 
 from __future__ import annotations
 
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ..objects.functions import FunctionPickle, FunctionPickler
-from ..protocol.store import Store
-from .repeats import Repeats
+from ..objects.large_values import (
+    Blobs,
+    Everywhere,
+    Place,
+    ServerPlace,
+    Tell,
+    UrlPlace,
+    ValueStore,
+    digest_of,
+    handles_of,
+    refers,
+    register,
+)
+from ..objects.mapped_files import SessionFolder
+from ..objects.pickling import dump, load
+from ..objects.random_numbers import is_spawned, type_name
+from ..objects.references import Ref
+from ..objects.results import load_outcomes
+from ..wire.messages import Event
+from ..wire.store import Store
+from .channel import Order, Sender
 
-__all__ = ["Functions"]
+_REMEDY = (
+    "Each call gets a copy of it in the state that it has here, so random numbers repeat from call"
+    " to call. Use nbstreamq.rng() inside the function instead, with q.map(..., seed=42) if the"
+    " numbers are to be the same each time; or give each call a generator of its own:"
+    " zip(inputs, rng.spawn(n))."
+)
+
+
+class Repeats:
+    """Notices generators among what is sent.
+
+    Parameters
+    ----------
+    warn
+        Says a text once.
+    """
+
+    def __init__(self, warn: Callable[[str], object]) -> None:
+        self._warn = warn
+        #: Held, so that another one can't have the same id.
+        self._last: list[Any] = []
+
+    def captured(self, name: str, kind: str) -> None:
+        """Say that the function `name` captures a generator."""
+        self._warn(f"{name}() captures a random number generator ({kind}). {_REMEDY}")
+
+    def argument(self, name: str, generators: list[Any]) -> None:
+        """Look at the generators among the arguments of one call."""
+        if self._were_sent(generators) or not all(map(is_spawned, generators)):
+            self._say(f"An argument of {name}() is, or holds,", generators)
+
+    def items(self, name: str, generators: list[Any], n_items: int) -> None:
+        """Look at the generators among the items of a message; one for each item is all right."""
+        if self._were_sent(generators) or len(generators) < n_items:
+            self._say(f"Items of {name}() are, or hold,", generators)
+
+    def _were_sent(self, generators: list[Any]) -> bool:
+        last, self._last = self._last, generators
+        return any(one is other for one in generators for other in last)
+
+    def _say(self, what: str, generators: list[Any]) -> None:
+        self._warn(f"{what} a random number generator ({type_name(generators[0])}). {_REMEDY}")
+
 
 #: Seconds after which a function is sent again, lest it expire: less than its week on the server.
 LIFETIME = 86_400.0
@@ -72,3 +133,58 @@ class Functions:
         """Pickle and send each again: a value that it refers to is gone."""
         self._sent.clear()
         self._pickler.forget()
+
+
+class _Session(Protocol):
+    """The part of `Session` that is needed here."""
+
+    id: str
+
+    def ask(self, question: Callable[[Store], Any]) -> Any: ...
+    def tell(self, do: Callable[[Store], object], size: int) -> None: ...
+
+
+class LargeValues:
+    """Keeps a session's large values, and reads those that come back.
+
+    Attributes
+    ----------
+    keeper
+        Writes them, each once, and frees them with the last message that refers to them.
+    pickler
+        Of functions that capture some.
+    """
+
+    def __init__(
+        self, session: _Session, sender: Sender, place: Callable[[Tell], Place] | None
+    ) -> None:
+        def soon(do: Callable[[Store], object], _: int) -> None:
+            sender.put_soon(Order(do, lambda _: None))
+
+        on_server = ServerPlace(session.ask, session.tell, soon, session.id)
+        chosen = place(soon) if place else on_server
+        self.keeper = ValueStore(session.id, chosen)
+        self.pickler = FunctionPickler(self.keeper)
+        self._lasting = Blobs(session.id, on_server)
+        self._reader = Everywhere(on_server, chosen if isinstance(chosen, UrlPlace) else None)
+        register(session.id, self._reader)
+
+    def put(self, value: Any) -> Ref:
+        """Return a `Ref` to a value that is stored now."""
+        data = dump(value, "the value of a Ref", self.keeper, large=0)
+        size = sum(size for _, size in handles_of(data))
+        return Ref(digest_of(data), size, type(value).__name__, data, self._last)
+
+    def _last(self, data: bytes) -> bytes:
+        """Return a message that gives the same value for a week, whoever lives."""
+        return dump(load(data), "the value of a Ref", self._lasting)
+
+    def discard(self, event: Event) -> None:
+        """Free the large results of calls that nobody waits for any more."""
+        if event.kind == "finished" and refers(event.body):
+            load_outcomes(event.body)
+
+    def forget(self) -> None:
+        """Leave the files alone, in a forked process."""
+        if isinstance(self.keeper.place, SessionFolder):
+            self.keeper.place.forget()

@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from ..arguments import check_flag, check_timeout
-from ..current import host
-from ..objects.references import dependency, place_of
-from ..protocol.states import State
+from ..errors import FunctionMissing, NbstreamqError
+from ..objects import random_numbers
+from ..objects.functions import load_function
+from ..objects.pickling import load
+from ..objects.references import dependency, place_of, resolving
 from ..tracebacks import shortened
-from .callbacks import invoke_callbacks
-from .helping import HelpedWaiters
-from .ledger import Ledger
-from .replay import replay
+from ..wire.messages import State
+from ..worker_context import host
+from .ledger import Ledger, invoke_callbacks
 from .session import Session
+from .waiting import HelpedWaiters
 
-__all__ = ["TaskFuture"]
+
+def stored_function(session: Session, digest: str, what: str) -> Callable[..., Any]:
+    """Return what fetches a function from the server and calls it here, whenever it is called.
+
+    Parameters
+    ----------
+    what
+        The function in words, for the error when the server does not hold it any more.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        data = session.ask(lambda store: store.get_function(digest))
+        if data is None:
+            raise FunctionMissing(f"The server no longer holds the function {what}.")
+        return load_function(data)(*args, **kwargs)
+
+    return call
+
+
+def replay(ledger: Ledger, item: int) -> Any:
+    """Run an item of a job here, and return what it returns.
+
+    Raises
+    ------
+    NbstreamqError
+        Its arguments were dropped, because the items around it are done.
+    """
+    payload = ledger.payload(item)
+    if payload is None:
+        raise NbstreamqError(
+            f"Task {ledger.job}-{item} can't be replayed: its arguments were dropped when the items"
+            " around it were done. Call the function with them instead."
+        )
+
+    with resolving(lambda _digest, data, _handles: load(data)):
+        args, kwargs = payload.arguments(item)
+    if ledger.options.seed is None:
+        return ledger.fn(*args, **kwargs)
+    with random_numbers.apart():
+        random_numbers.begin(ledger.options.seed, item)
+        return ledger.fn(*args, **kwargs)
+
 
 T = TypeVar("T")
 

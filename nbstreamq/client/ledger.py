@@ -1,29 +1,323 @@
-"""What is known of the tasks of one job: written by events, read by futures, jobs and views."""
+"""What is known here of the tasks of a job: written by events, read by futures, jobs and views.
+
+`Ledger` holds the items of one map. `NamedLedger` holds a named job, which other clients may
+extend. `CallLedger` holds single calls in quick succession, which share messages while they are
+short.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import pickle
+import re
+import reprlib
+import sys
 import threading
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from ..errors import NbstreamqError
+from ..errors import JobNotFound, NbstreamqError, RemoteError, TaskError, WorkerLost
 from ..locks import Condition
-from ..objects.outcomes import load_outcomes
-from ..protocol.messages import Event, Options
-from ..protocol.spans import Span, items, span_of
-from ..protocol.states import State
+from ..objects.functions import FunctionPickle
+from ..objects.large_values import size_of
+from ..objects.pickling import load
+from ..objects.references import resolving
+from ..objects.results import load_outcomes
 from ..tracebacks import trace_of
-from .annotation import annotate
-from .callbacks import hold_callbacks, let_go, resolve
-from .echo import echo
-from .output import Output
-from .payload import Payload
-from .report import Report
+from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of, size
+from ..wire.messages import Event, Options, State, Task
+from ..wire.store import Chunk, JobRecord
 
-__all__ = ["Ledger"]
+
+class RunInfo(NamedTuple):
+    """Which worker ran some items, at which attempt, when and how long; see `Event`."""
+
+    kind: str
+    n: int
+    span: ItemRanges
+    worker: str
+    attempt: int
+    started: float
+    seconds: float
+
+    @classmethod
+    def about(cls, event: Event) -> RunInfo:
+        what = (event.kind, event.n, event.span, event.worker, event.attempt)
+        return cls(*what, event.started, event.seconds)
+
+
+#: `splitlines` knows more of them, such as a form feed.
+_LINE_ENDS = re.compile(r"\r\n|\n|\r")
+
+
+def echo(name: str, event: Event) -> None:
+    """Show what a task printed, each line marked with the function's name and the item's index."""
+    for item, stream, text in json.loads(event.body):
+        target = sys.stderr if stream == "stderr" else sys.stdout
+        mark = f"[{name} {event.n + item}] "
+        for line in _LINE_ENDS.split(text.removesuffix("\n")):
+            try:
+                target.write(f"{mark}{line}\n")
+            except UnicodeEncodeError:  # not in the terminal's encoding, or half a surrogate pair
+                coding = getattr(target, "encoding", None) or "ascii"
+                plain = line.encode(coding, "backslashreplace").decode(coding)
+                target.write(f"{mark}{plain}\n")
+        target.flush()
+
+
+class Output:
+    """Written by the events of a job, read by futures and views."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[tuple[str, str]]] = {}
+        self._progress: dict[int, tuple[int, int | None]] = {}
+
+    def add_text(self, event: Event) -> None:
+        """Take in an event of kind ``output``."""
+        for item, stream, text in json.loads(event.body):
+            self._texts.setdefault(event.n + item, []).append((stream, text))
+
+    def add_progress(self, event: Event) -> None:
+        """Take in an event of kind ``progress``."""
+        done, total = json.loads(event.body)
+        self._progress[event.n + event.span[0].start] = (done, total)
+
+    def pieces(self, item: int) -> list[tuple[str, str]]:
+        """Return what the item printed: (stream, text), in order."""
+        return list(self._texts.get(item, ()))
+
+    def text(self, item: int) -> str:
+        """Return what the item printed, to whichever stream."""
+        return "".join(text for _, text in self.pieces(item))
+
+    def last_texts(self, n_items: int) -> dict[int, str]:
+        """Return item -> what it printed, for the last items that began to print."""
+        return {item: self.text(item) for item in list(self._texts)[-n_items:]}
+
+    def progress(self, item: int) -> tuple[int, int | None] | None:
+        """Return (done, in all) as the item reported it last; None if it did not."""
+        return self._progress.get(item)
+
+    def all_progress(self) -> dict[int, tuple[int, int | None]]:
+        """Return item -> what it reported last."""
+        return self._progress.copy()
+
+
+class Payload(NamedTuple):
+    """The pickled arguments of some items.
+
+    Attributes
+    ----------
+    n, n_items
+        The first item's index in the job, and how many there are.
+    call
+        How an item is called, as in `Task`.
+    args
+        The items, pickled.
+    """
+
+    n: int
+    n_items: int
+    call: str
+    args: bytes
+
+    def task(
+        self, job: str, function: FunctionPickle, options: Options, span: ItemRanges = ()
+    ) -> Task:
+        """Return the message that calls `function` on the items; or on `span` of them."""
+        return Task(
+            job=job,
+            n=self.n,
+            span=span or (ONE if self.n_items == 1 else (range(self.n_items),)),
+            fn=function.digest,
+            name=function.name,
+            call=self.call,
+            args=self.args,
+            opts=options.encode(),
+        )
+
+    def arguments(self, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of an item of the job."""
+        loaded = load(self.args)
+        if self.call == "calls":
+            loaded = load(loaded[item - self.n])
+        if self.call in ("apply", "calls"):
+            args, kwargs = loaded
+            return args, kwargs
+        value = loaded[item - self.n]
+        return (tuple(value) if self.call == "starmap" else (value,)), {}
+
+    def describe(self, item: int, name: str) -> str:
+        """Return the call of an item as people write it, abbreviated."""
+        try:
+            args, kwargs = self.arguments(item)
+            parts = [*map(reprlib.repr, args), *(f"{k}={v!r:.40}" for k, v in kwargs.items())]
+        except BaseException as error:  # noqa: BLE001 - foreign code, for a description only
+            return f"(can't be shown: {error!r})"
+        return parts[0] if self.call == "map" else f"{name}({', '.join(parts)})"
+
+
+#: Most characters of a call in a note.
+MAX_CALL = 120
+#: Most bytes of arguments that are unpickled once more to tell of them. More keeps who waits for
+#: the error waiting.
+MAX_ARGS_BYTES = 10 * 2**20
+#: Most results of other tasks in the arguments of a call that is shown.
+MAX_RESULTS = 100
+
+
+class _Absent:
+    """Stands for a value that is not here, in the arguments that are shown."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def error_text(error: BaseException) -> str:
+    """Return what a traceback would end with, whatever the methods of `error` do."""
+    name = type(error).__qualname__
+    try:
+        text = f"{error}"
+    except BaseException:  # noqa: BLE001 - foreign code, for a display only
+        return name
+    return f"{name}: {text}" if text else name
+
+
+def annotate(
+    error: BaseException,
+    item: int,
+    payload: Payload | None,
+    report: RunInfo,
+    *,
+    job: str,
+    name: str,
+) -> None:
+    """Have `error` say which call raised it, and where; never raises, whatever is in the arguments.
+
+    Parameters
+    ----------
+    error
+        What item `item` failed with.
+    payload
+        What was sent for the item; None if it was dropped.
+    report
+        The news that it failed.
+    job, name
+        Id of the job; name of the function.
+    """
+    try:
+        if isinstance(error, WorkerLost):
+            _complete_certificate(error, item, name, payload)
+        elif isinstance(error, RemoteError) or not isinstance(error, TaskError):
+            _add_note(error, item, job, _call(item, name, payload), report)
+    except BaseException:  # noqa: BLE001 - foreign code; the error itself matters more
+        logging.getLogger(__name__).debug("can't say more of the error of task %s-%d", job, item)
+
+
+def _complete_certificate(error: WorkerLost, item: int, name: str, payload: Payload | None) -> None:
+    if payload and error.certificate and not error.certificate.item:
+        error.certificate = replace(error.certificate, item=_describe(item, name, payload))
+
+
+def _add_note(error: BaseException, item: int, job: str, call: str, report: RunInfo) -> None:
+    """Add the note, unless another item of the job has the same exception object."""
+    notes = [n for n in getattr(error, "__notes__", ()) if isinstance(n, str)]
+    start = f"in task {job}-"
+    if any(start in note for note in notes):
+        return
+    verb = "Came out of" if any(n.startswith("The task was done;") for n in notes) else "Raised in"
+    where = f"worker {report.worker}, attempt {report.attempt}"
+    # Not error.add_note(): its class may have another idea of that.
+    BaseException.add_note(error, f"{verb} task {job}-{item} ({call}) on {where}.")
+
+
+def _call(item: int, name: str, payload: Payload | None) -> str:
+    """Return the call in one line, abbreviated; without what can't be shown."""
+    unknown = f"{name}(…)"
+    if payload is None or size_of(payload.args) > MAX_ARGS_BYTES:
+        return unknown
+    text = " ".join(_describe(item, name, payload).split())
+    if text.startswith("(can't be shown:"):
+        return unknown
+    if payload.call == "map":
+        text = f"{name}({text})"
+    return text if len(text) <= MAX_CALL else text[: MAX_CALL - 1] + "…"
+
+
+def _describe(item: int, name: str, payload: Payload) -> str:
+    with resolving(_stored, [_Absent("<result of another task>")] * MAX_RESULTS):
+        return payload.describe(item, name)
+
+
+def _stored(*_: Any) -> Any:
+    return _Absent("<value of a Ref>")
+
+
+#: Where `concurrent.futures` says that a callback has failed.
+logger = logging.getLogger("concurrent.futures")
+
+
+def invoke_callbacks(future: Any) -> None:
+    """Call the callbacks of a future that is over.
+
+    `concurrent.futures` does it alike, but fails itself if an error can't be shown in a log.
+    """
+    for callback in future._done_callbacks:  # noqa: SLF001
+        try:
+            callback(future)
+        except Exception as error:  # noqa: BLE001 - of a user
+            text = trace_of(error)
+            logger.error("exception calling callback for %r\n%s", future, text)  # noqa: TRY400
+
+
+def resolve(
+    future: Future[Any], value: Any, error: BaseException | None, *, is_cancelled: bool
+) -> None:
+    """Give `future` its result, or what it has instead."""
+    if future.done():  # an exception came after that, and before it had told anybody
+        future._invoke_callbacks()  # type: ignore[attr-defined]  # noqa: SLF001
+    elif is_cancelled:
+        Future.cancel(future)
+        future.set_running_or_notify_cancel()
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
+    """Take the callbacks off futures that get their results now, until `let_go`.
+
+    The callback of one may wait for the result of another.
+    """
+    held = []
+    for future in futures:
+        if getattr(future, "_has_listeners", True):
+            with future._condition:  # noqa: SLF001 - who adds one holds it, too
+                held.append((future, future._done_callbacks))  # noqa: SLF001
+                future._done_callbacks = []  # noqa: SLF001
+    return held
+
+
+def let_go(held: Sequence[tuple[Any, list[Any]]]) -> None:
+    """Call the callbacks that were held; those of a future that has no result yet wait for it."""
+    for future, callbacks in held:
+        future._done_callbacks = callbacks  # noqa: SLF001
+    with ExitStack() as stack:  # one that exits, or Ctrl-C, does not keep the others from theirs
+        for future, _ in reversed(held):
+            if future.done():
+                stack.callback(future._invoke_callbacks)  # noqa: SLF001
+
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +372,11 @@ class Ledger:
     _changed: threading.Condition | None = None
     _over_callbacks: tuple[Callable[[], object], ...] = ()
     _order: list[range] | None = None
-    _reports: list[Report] | None = None
+    _reports: list[RunInfo] | None = None
     _errors: dict[int, BaseException] | None = None
     #: Item -> the news that it failed, until its error is asked for: all of a large job may fail,
     #: and to show an item takes the user's own code.
-    _unread: dict[int, Report] | None = None
+    _unread: dict[int, RunInfo] | None = None
     _output: Output | None = None
 
     def __init__(
@@ -168,12 +462,12 @@ class Ledger:
         self._output = self._output or Output()
         return self._output
 
-    def report(self, item: int) -> Report | None:
+    def report(self, item: int) -> RunInfo | None:
         """Return the last news of the item."""
         known = reversed(self._reports or ())
         return next((r for r in known if any(item - r.n in part for part in r.span)), None)
 
-    def reports(self, first: int) -> list[Report]:
+    def reports(self, first: int) -> list[RunInfo]:
         """Return all news from number `first` on, in the order in which they came."""
         return (self._reports or [])[first:]
 
@@ -333,16 +627,16 @@ class Ledger:
     def _cancelled(self, event: Event) -> None:
         self.cancel(event.n + item for item in items(event.span))
 
-    def cancel(self, chosen: Iterable[int]) -> Span:
+    def cancel(self, chosen: Iterable[int]) -> ItemRanges:
         """Mark items as cancelled; return those that were not over yet."""
         newly = [i for i in chosen if not self.has_ended(i) and self._end(i, _CANCELLED)]
         self._resolve_all(newly)
         self._tell()
-        return span_of(newly)
+        return ranges_of(newly)
 
-    def cancelled(self) -> Span:
+    def cancelled(self) -> ItemRanges:
         """Return all cancelled items."""
-        return span_of(i for i, code in enumerate(self._states) if code == _CANCELLED)
+        return ranges_of(i for i, code in enumerate(self._states) if code == _CANCELLED)
 
     def fail(self, chosen: Sequence[int], error: BaseException) -> None:
         """Fail those of the items that are not over."""
@@ -369,7 +663,7 @@ class Ledger:
         code: int,
         value: Any = None,
         error: BaseException | None = None,
-        report: Report | None = None,
+        report: RunInfo | None = None,
     ) -> bool:
         """Write how an item ended; False if it had ended already: the first word counts.
 
@@ -401,9 +695,9 @@ class Ledger:
         is_cancelled = self._states[item] == _CANCELLED
         resolve(future, self._values[item], self.error(item), is_cancelled=is_cancelled)
 
-    def _note(self, event: Event) -> Report:
+    def _note(self, event: Event) -> RunInfo:
         self._reports = self._reports or []
-        self._reports.append(report := Report.about(event))
+        self._reports.append(report := RunInfo.about(event))
         return report
 
     def _drop_payload(self, event: Event) -> None:
@@ -444,3 +738,274 @@ class Ledger:
         "started": _started,
         "wanted": lambda _self, _event: None,  # in a job's history; by then it was dealt with
     }
+
+
+class NamedLedger(Ledger):
+    """The tasks of a named job, whoever submitted them.
+
+    Parameters
+    ----------
+    record
+        The job as it was found.
+    fn
+        Runs the job's function here.
+    fetch
+        Returns the pickled inputs of a chunk, by its first item; None if they can't be had.
+    exists
+        Tells whether the server still keeps the job.
+
+    Attributes
+    ----------
+    title
+        The name that people gave the job.
+    about
+        What its client wrote down, see `JobRecord`.
+    call
+        How its items are called, as in `Task`.
+    futures
+        Those of its items, for all `Job` objects that show this ledger.
+    """
+
+    def __init__(
+        self,
+        record: JobRecord,
+        fn: Callable[..., Any],
+        fetch: Callable[[int], bytes | None],
+        exists: Callable[[], bool],
+    ) -> None:
+        super().__init__(record.id, record.about["function"], fn, record.about["lane"])
+        self.title = record.name
+        self.about = record.about
+        self.growing = True
+        self.call: str = record.about["call"]
+        self.options = Options.decode(record.about["opts"].encode())
+        self.futures: Any = None
+        self._fetch = fetch
+        self._exists = exists
+        self._chunks: list[Chunk] = []
+        self._fetched: Payload | None = None
+        self.add_chunks(record.chunks)
+
+    def add_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Add items that have been submitted."""
+        with self._lock:
+            self._chunks += chunks
+            for chunk in self._chunks[-1:]:
+                self._extend(chunk.first + chunk.n_items)
+
+    def payload(self, item: int) -> Payload | None:
+        """Return what was sent for the item, from the server; None if that can't be had."""
+        at = bisect_right(self._chunks, item, key=lambda chunk: chunk.first) - 1
+        if at < 0:
+            return None
+        chunk, known = self._chunks[at], self._fetched
+        if known is None or known.n != chunk.first:
+            args = self._fetch(chunk.first)
+            if args is None:
+                return None
+            self._fetched = known = Payload(chunk.first, chunk.n_items, self.call, args)
+        return known
+
+    def delay(self) -> str:
+        if not self._exists():
+            self.growing = False
+            self.fail(
+                range(len(self)), JobNotFound(f"Job {self.title!r} was deleted, or replaced.")
+            )
+        if self.growing and self.n_over == len(self):
+            return (
+                f"job {self.title!r} has no end: its client is still submitting, or stopped before"
+                " the last input. Run the cell that makes it again, to submit the rest."
+            )
+        return ""
+
+    def expects(self, event: Event) -> bool:
+        """Take all events of the job: another client may add items."""
+        if event.kind not in ("opened", "closed", "cancelled", "rerun"):
+            self._extend(event.n + event.span[-1].stop)
+        return True
+
+    def _extend(self, n_items: int) -> None:
+        with self._lock:
+            missing = max(0, n_items - len(self))
+            self._states.extend(bytes(missing))
+            self._values.extend([None] * missing)
+
+    def _drop_payload(self, event: Event) -> None:
+        """Do nothing: the server keeps the inputs as long as the job."""
+
+    def _opened(self, event: Event) -> None:
+        """Do nothing: the event holds the place for those that follow."""
+
+    def _closed(self, event: Event) -> None:
+        self._extend(event.n)
+        self.growing = False
+
+    def _finished(self, event: Event) -> None:
+        # Who cancelled it was too late: only what a worker says is settled.
+        self._reopen(
+            i for k in items(event.span) if self.state(i := event.n + k) is State.CANCELLED
+        )
+        super()._finished(event)
+
+    def _cancelled(self, event: Event) -> None:
+        there = range(event.n, len(self))  # the event may mean more than there is
+        self.cancel(i for part in event.span for i in there[part.start : part.stop])
+
+    def _rerun(self, event: Event) -> None:
+        self.rerun(items(event.span))
+
+    _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
+        **Ledger._ACTIONS,  # noqa: SLF001 - the same table, longer
+        "opened": _opened,
+        "closed": _closed,
+        "finished": _finished,
+        "cancelled": _cancelled,
+        "rerun": _rerun,
+    }
+
+
+#: Most calls in a ledger: what is known of one is kept as long as the future of any.
+MAX_CALLS = 1000
+#: Bytes of pickled arguments up to which a call may share a ledger and a message.
+SMALL_BYTES = 4096
+#: Seconds of work that a message may hold: what is behind a long call in it waits for that one.
+AIM = 0.002
+#: By what part of the difference the expected time of a call follows that of the last message, up
+#: and down. One message may have had to wait for the processor: with more up, messages shrink for
+#: nothing. Long calls count more than short ones: with more down, more waits behind them.
+RISE, FALL = 1 / 8, 1 / 100
+#: Of so many first messages the shortest counts: calls in the others may have imported something.
+N_FIRST = 4
+#: Seconds that a call is thought to take at least.
+SHORTEST = 1e-6
+#: Most calls in a message; more save little.
+MOST = 100
+#: Bytes of arguments in a message: a dead letter that is larger can't be tried again.
+MOST_BYTES = 2**15
+#: A message takes at most one of so many waiting calls, so that each worker gets some.
+SHARE = 4
+
+
+class CallPace:
+    """Learns how long the calls of a function take."""
+
+    def __init__(self) -> None:
+        self._expected = float("inf")
+        self._n_known = 0
+
+    def took(self, seconds: float, n: int) -> None:
+        """Learn that the `n` calls of a message took `seconds`."""
+        mean = max(seconds / n, SHORTEST)
+        self._n_known += 1
+        if self._n_known <= N_FIRST:
+            self._expected = min(self._expected, mean)
+        else:
+            self._expected += (mean - self._expected) * (RISE if mean > self._expected else FALL)
+
+    @property
+    def most(self) -> int:
+        """How many calls a message may hold: one until it is known that they are short."""
+        return max(1, min(MOST, int(AIM / self._expected)))
+
+
+class Kind(NamedTuple):
+    """What the calls of a ledger have in common."""
+
+    fn: Callable[..., Any]
+    function: FunctionPickle
+    lane: str
+    options: Options
+    outer: object
+
+    def is_like(self, other: Kind) -> bool:
+        return (
+            self.fn is other.fn
+            and self.outer is other.outer
+            # The same object: one that captures something mutable is pickled anew, and each of its
+            # calls finds that as it was, being a job of its own.
+            and self.function is other.function
+            and self.lane == other.lane
+            and (self.options is other.options or self.options == other.options)
+        )
+
+
+class CallLedger(Ledger):
+    """Calls of one kind, each with its future."""
+
+    kind: Kind
+    #: How many of them a message shall hold.
+    pace: CallPace
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self._arguments: list[bytes] = []
+
+    def add_call(self, data: bytes) -> int:
+        """Add a call, of which `data` are the arguments; return its number."""
+        with self._lock:
+            item = len(self._states)
+            self._arguments.append(data)
+            self._states.append(0)  # it waits
+            self._values.append(None)
+            return item
+
+    def payload(self, item: int) -> Payload:
+        return Payload(item, 1, "apply", self._arguments[item])
+
+    def apply(self, event: Event) -> None:
+        if event.kind == "finished":
+            self.pace.took(event.seconds, size(event.span))
+        super().apply(event)
+
+    def _resolve(self, item: int, future: Any) -> None:
+        super()._resolve(item, future)
+        self._values[item] = None  # the future has it, and may be gone before this is
+
+    def _drop_payload(self, event: Event) -> None:
+        """Keep it, for `TaskFuture.replay`."""
+
+
+class Call(NamedTuple):
+    """A call on its way to the server: its number, its arguments, and seconds to wait."""
+
+    ledger: CallLedger
+    item: int
+    args: bytes
+    delay: float
+
+    @property
+    def at_once(self) -> bool:
+        """Whether to send it by itself now: no other call of its ledger is open."""
+        return len(self.ledger) - self.ledger.n_over == 1
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.args) + 300
+
+    def fail(self, error: BaseException) -> None:
+        self.ledger.fail([self.item], error)
+
+
+def gather(queue: deque[Any]) -> list[Call]:
+    """Return the calls for the next message: the first of `queue`, which keeps them."""
+    calls: list[Call] = [queue[0]]
+    ledger = calls[0].ledger
+    most, n_bytes = min(ledger.pace.most, (len(queue) - 1) // SHARE), len(calls[0].args)
+    while len(calls) < most and type(call := queue[len(calls)]) is Call and call.ledger is ledger:
+        n_bytes += len(call.args)
+        # Not the next one: another thread was in between.
+        if call.item != calls[-1].item + 1 or n_bytes > MOST_BYTES:
+            break
+        calls.append(call)
+    return calls
+
+
+def task_of_calls(calls: list[Call]) -> Task:
+    """Return the message for successive calls."""
+    ledger, item, args, _ = calls[0]
+    payload = Payload(item, 1, "apply", args)
+    if len(calls) > 1:
+        together = pickle.dumps([call.args for call in calls], 5)
+        payload = Payload(item, len(calls), "calls", together)
+    return payload.task(ledger.job, ledger.kind.function, ledger.kind.options)

@@ -3,57 +3,280 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
+from dataclasses import replace
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 from ..arguments import (
+    MAX_RETRIES,
     MAX_WORKERS,
+    check_bytes,
     check_callable,
     check_count,
+    check_count_or_auto,
     check_flag,
+    check_iterable,
     check_job_name,
+    check_lane,
     check_queue_name,
+    check_seconds,
+    check_secret,
+    check_seed,
+    check_store,
+    check_timeout,
 )
-from ..current import host, outer_task
-from ..errors import NbstreamqError, QueueClosed
-from ..objects.payloads import dump
+from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
+from ..home import here, own_queue
+from ..launch.local import LocalWorkers
+from ..launch.server import ensure_server, is_embedded
+from ..objects.functions import name_of
+from ..objects.large_values import Place, Tell, UrlPlace, check_fsspec
+from ..objects.mapped_files import SessionFolder
+from ..objects.pickling import dump
 from ..objects.references import Ref, Traveller, collecting
-from ..protocol.clients import Client, same_server
-from ..protocol.keys import nested_lane
-from ..protocol.messages import Options
 from ..secret import Address, Secret
-from ..settings import n_cores
+from ..settings import Settings, n_cores
 from ..tracebacks import concise, shortened
-from .cache import recall
-from .calls import Call, Kind
-from .checks import MapArguments, check_map, check_options
-from .dead import DeadLetters, dead_letters
-from .delay import stranded
+from ..wire.connection import Client, check_client, check_url, open_client, same_server, url_of
+from ..wire.keys import DAY, nested_lane
+from ..wire.messages import Options
+from ..wire.signing import Signer
+from ..wire.store import Store
+from ..wire.trust import choose_secret
+from ..worker_context import host, outer_task
 from .everywhere import everywhere
 from .future import TaskFuture
-from .interrupts import uninterrupted
 from .job import Job
-from .opening import open_session
+from .ledger import Call, Kind
 from .session import LOOK_PATIENCE, Session
-from .status import JobList, QueueStatus, WorkerList, job_statuses, jobs_of, queue_status
-from .submission import (
-    Feed,
+from .status import (
+    DeadLetters,
+    JobList,
+    QueueStatus,
+    WorkerList,
+    dead_letters,
+    job_statuses,
+    jobs_of,
+    queue_status,
+    warn_of_risks,
+)
+from .submit import (
+    InputFeeder,
     give_up,
     open_call,
     opening,
     pace_of,
+    recall,
     send_chunks,
     submit_when_done,
 )
-from .task_function import TaskFunction
+from .waiting import stranded, uninterrupted
 
-__all__ = ["TaskQueue"]
+#: Bytes that a worker may use at least: a bit more than one that has run nothing.
+MIN_MEMORY = 32 * 2**20
+#: Longest delay of a call, in seconds: the server keeps functions for a week.
+MAX_DELAY = 6 * DAY
+#: Longest pause before a first retry, in seconds: pauses grow to a day.
+MAX_BACKOFF = DAY
+
+
+class MapArguments(NamedTuple):
+    """The arguments of a map that say how it is done."""
+
+    timeout: float | None
+    chunksize: int | Literal["auto"]
+    buffersize: int | None
+    name: str | None
+    replace: bool
+    seed: int | Sequence[int] | None
+
+
+def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArguments:
+    """Return `how` a map is done, in the form that it uses.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument can't be used; nothing was taken of the iterables.
+    """
+    check_callable("fn", fn)
+    for number, one in enumerate(iterables, 1):
+        check_iterable(f"iterable {number} of map()", one)
+    chunksize = check_count_or_auto("chunksize", how.chunksize, least=1)
+    buffersize, name = how.buffersize, how.name
+    if buffersize is not None:
+        buffersize = check_count("buffersize", buffersize, least=1, instead="None")
+    if name is not None:
+        name = check_job_name("name", name)
+    if name is not None and buffersize is not None:
+        raise ValueError("name and buffersize: a job that is kept keeps all its inputs and results")
+    timeout = check_timeout("timeout", how.timeout)
+    replace = check_flag("replace", how.replace)
+    seed = None if how.seed is None else check_seed("seed", how.seed)
+    return MapArguments(timeout, chunksize, buffersize, name, replace, seed)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "retries": lambda key, value: check_count(key, value, most=MAX_RETRIES),
+    "backoff": lambda key, value: check_seconds(key, value, most=MAX_BACKOFF),
+    "time_limit": lambda key, value: check_seconds(key, value, above=0),
+    "memory_limit": lambda key, value: check_bytes(key, value, least=MIN_MEMORY),
+    "lane": check_lane,
+    "delay": lambda key, value: check_seconds(key, value, most=MAX_DELAY),
+    "cache": check_flag,
+}
+
+
+def check_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None, in the form that messages carry."""
+    return {key: _CHECKS[key](key, value) for key, value in given.items() if value is not None}
+
+
+class Opened(NamedTuple):
+    """A session, its queue's name and server, whether that is embedded, and other queues there."""
+
+    session: Session
+    name: str
+    url: Address
+    embedded: bool
+    open_other: Callable[[str], Store]
+
+
+def open_session(
+    name: str | None,
+    url: Address | None,
+    client: Client | None,
+    workers: int | Literal["auto"],
+    secret: Secret | None,
+    *,
+    insecure: bool,
+    store: Address | None,
+) -> Opened:
+    """Return a new session of a queue; the arguments are those of `TaskQueue`."""
+    workers = check_count_or_auto("workers", workers, most=MAX_WORKERS)
+    insecure = check_flag("insecure", insecure)
+    if secret is not None:
+        secret = check_secret("secret", secret)
+    if store is not None:
+        store = check_store("store", store)
+    settings = Settings.from_environment()
+    if store is not None:
+        settings = replace(settings, store=store)
+    if settings.store is not None:
+        check_fsspec("NBSTREAMQ_STORE" if store is None else "store", settings.store)
+    address, worker, home = _address(url, client, settings), host(), here()
+    if url is None and client is None and worker is not None:  # a task stays on its own server
+        address, secret = worker.url, secret or worker.secret
+        name = worker.queue if name is None else name
+    embedded = address is None
+    if name is None:
+        name = own_queue() if embedded else "default"
+    secret = choose_secret(settings, address, secret=secret, insecure=insecure)
+    found = address or Address(ensure_server(settings))
+    signer = Signer(secret, name)
+    server = client or open_client(found)
+    queue = Store(server, name, signer)
+    try:
+        queue.check_secret()
+    except ServerUnreachable:
+        if not embedded:
+            raise
+        ensure_server(settings)  # it ended just after it was found
+        queue.check_secret()
+    queue.renew()
+    default = n_cores() if embedded else None
+    session = home.calls + secrets.token_hex(4)
+    opened = Session(
+        queue,
+        LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
+        default if workers == "auto" else workers,
+        revive=functools.partial(ensure_server, settings) if embedded else None,
+        session=session,
+        home=home,
+        server="" if embedded else "URL" if found.has_password() else str(found),
+        place=_place(settings, found, session, signer),
+    )
+    if not embedded:
+        warn_of_risks(opened)
+    return Opened(
+        opened, name, found, embedded, lambda other: Store(server, other, Signer(secret, other))
+    )
+
+
+def _address(url: Address | None, client: Client | None, settings: Settings) -> Address | None:
+    """Return the URL of the server; None: the embedded one."""
+    if client is not None:
+        if url is not None:
+            raise ValueError("Give TaskQueue a url or a client, not both.")
+        check_client("client", client)
+        return check_url("client", url_of(client))
+    if url is not None:
+        return check_url("url", url)
+    return None if settings.url is None else check_url("NBSTREAMQ_URL", settings.url)
+
+
+def _place(
+    settings: Settings, url: Address, session: str, signer: Signer
+) -> Callable[[Tell], Place] | None:
+    """Return what opens the place of a session's large values; None: they go to the server."""
+    if settings.store is not None:
+        store = settings.store
+        return lambda soon: UrlPlace(store, session, signer, soon)
+    if is_embedded(url, settings):
+        return lambda _: SessionFolder(session, settings)
+    return None
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Queue(Protocol):
+    """The part of `TaskQueue` that is needed here."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+
+    @property
+    def map(self) -> Callable[..., Any]: ...
+
+    @property
+    def options(self) -> Callable[..., Any]: ...
+
+
+class TaskFunction(Generic[P, T]):
+    """A function of a queue: calling it submits it.
+
+    Attributes
+    ----------
+    fn
+        The function itself.
+    """
+
+    def __init__(self, queue: _Queue, fn: Callable[P, T]) -> None:
+        self._queue = queue
+        self.fn = fn
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+        """Submit a call."""
+        return self._queue.submit(self.fn, *args, **kwargs)
+
+    def map(self, *iterables: Iterable[Any], **options: Any) -> Job[T]:
+        """As `TaskQueue.map`, with this function."""
+        job: Job[T] = self._queue.map(self.fn, *iterables, **options)
+        return job
+
+    def options(self, **options: Any) -> TaskFunction[P, T]:
+        """As `TaskQueue.options`, for this function."""
+        return TaskFunction(self._queue.options(**options), self.fn)
+
+    def __repr__(self) -> str:
+        return f"<task {name_of(self.fn)} of {self._queue!r}>"
 
 
 class TaskQueue(Executor, Traveller):
@@ -249,14 +472,14 @@ class TaskQueue(Executor, Traveller):
         function = session.pickle_function(fn, lasting=name is not None)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
         if name is not None:
-            from .named import Definition, map_named  # needs cloudpickle: slow to import
+            from .named import JobSpec, map_named  # needs cloudpickle: slow to import
 
-            what = Definition(name, self._lane(), options, deadline)
+            what = JobSpec(name, self._lane(), options, deadline)
             return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
         with opening(session, fn, function.name, self._lane()) as ledger:
             ledger.options = options
             sends = send_chunks(session, ledger, function, iterables, pace)
-            feed = Feed(session, ledger, sends, buffersize or sys.maxsize)
+            feed = InputFeeder(session, ledger, sends, buffersize or sys.maxsize)
             feed()
         return Job(session, ledger, deadline=deadline, feed=feed if buffersize else None)
 

@@ -12,19 +12,50 @@ from typing import Any, NamedTuple
 
 from ..errors import JobChanged, JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
-from ..protocol.dead import DeadEntry
-from ..protocol.jobs import JobRecord
-from ..protocol.messages import Event, Options, Task
-from ..protocol.spans import span_of
-from ..protocol.states import State
-from ..protocol.store import Store
-from .ledger import Ledger
-from .named_ledger import NamedLedger
-from .payload import Payload
+from ..wire.item_ranges import EVERYTHING, ranges_of
+from ..wire.messages import Event, Options, State, Task
+from ..wire.store import DeadEntry, JobRecord, Store
+from .ledger import Ledger, NamedLedger, Payload
 from .session import Session
-from .submission import submit, task_of
+from .submit import submit, task_of
 
-__all__ = ["catch_up", "rerun"]
+
+def keep(session: Session, ledger: Ledger) -> None:
+    """Have a job stay until it is deleted."""
+    _check_kept(session, ledger)
+    session.ask(lambda store: store.keep_job(ledger.job))
+
+
+def delete(session: Session, ledger: Ledger) -> None:
+    """Forget a job here and on the server."""
+    _check_kept(session, ledger)
+    # First of all: it makes room, where the server has none to note what is cancelled.
+    session.ask(lambda store: store.delete_job(ledger.title, ledger.job))
+    session.cancel(ledger, range(len(ledger)))
+    forget(session, ledger.job)
+
+
+def forget(session: Session, job: str) -> None:
+    """Let nothing run any more of a job that is deleted, and drop its dead letters."""
+    session.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
+    session.ask(lambda store: store.forget_dead(*store.letters_of(job)))
+    if ledger := session.ledger(job):
+        session.cancel(ledger, range(len(ledger)))
+        session.stop_growing(ledger)
+
+
+def _check_kept(session: Session, ledger: Ledger) -> None:
+    if not ledger.title:
+        raise NbstreamqError(
+            f"Job {ledger.job} has no name, so it is not kept. q.map(..., name='...') makes one"
+            " that is."
+        )
+    if session.ask(lambda store: store.job_record(ledger.job)) is None:
+        raise JobNotFound(
+            f"Job {ledger.title!r} is not there any more: it was deleted or replaced, or has"
+            " expired. q.jobs() lists those there are."
+        )
+
 
 #: Seconds in which workers drop what was cancelled, and news of a rerun come back.
 PATIENCE = 10.0
@@ -32,7 +63,7 @@ PATIENCE = 10.0
 PAUSE = 0.02
 
 
-class Choice(NamedTuple):
+class ItemFilter(NamedTuple):
     """Which items are run again: those in one of `states`; of them `only` these, if given."""
 
     states: set[State]
@@ -72,7 +103,7 @@ def rerun(
     JobChanged
         Another client did the same; `attach` again.
     """
-    choice = Choice(states, only)
+    choice = ItemFilter(states, only)
     if isinstance(ledger, NamedLedger):
         _rerun_named(session, ledger, choice, fn, options)
     elif chosen := choice.of(ledger):
@@ -84,7 +115,7 @@ def rerun(
 def _letters(session: Session, ledger: Ledger, chosen: Sequence[int]) -> list[DeadEntry]:
     """Return the dead letters of a job that are about nothing else once `chosen` run again."""
     found: list[DeadEntry] = session.ask(lambda store: store.letters_of(ledger.job))
-    left = set(Choice({State.FAILED}, None).of(ledger)) - set(chosen)
+    left = set(ItemFilter({State.FAILED}, None).of(ledger)) - set(chosen)
     return [e for e in found if left.isdisjoint(e.items)]
 
 
@@ -103,7 +134,7 @@ def _rerun_here(
 def _rerun_named(
     session: Session,
     ledger: NamedLedger,
-    choice: Choice,
+    choice: ItemFilter,
     fn: Callable[..., Any] | None,
     options: Options | None,
 ) -> None:
@@ -152,7 +183,7 @@ def _try(
     ledger: NamedLedger,
     record: JobRecord,
     function: FunctionPickle,
-    choice: Choice,
+    choice: ItemFilter,
 ) -> int | None:
     """Submit the items that are to be now; return what `Store.rerun` does.
 
@@ -169,7 +200,7 @@ def _try(
     options = Options.decode(record.about["opts"].encode())
     tasks = [session.encode_task(t) for t in _tasks(ledger, function, options, chosen)]
     n_cancelled = sum(ledger.state(i) is State.CANCELLED for i in chosen)
-    span, lane = span_of(chosen), ledger.lane
+    span, lane = ranges_of(chosen), ledger.lane
     again = functools.partial(
         Store.rerun,
         record=record,
@@ -192,7 +223,7 @@ def _with_function(
     about = record.about
     if fn is None:
         return record, FunctionPickle(about["fn"], b"", about["function"])
-    from ..objects.identity import identities  # needs cloudpickle, which is slow to import
+    from ..objects.stable_hash import identities  # needs cloudpickle, which is slow to import
 
     function = session.pickle_function(fn, lasting=True)
     # Now: the tasks do not wait for what the sender still has before them.
@@ -225,7 +256,7 @@ def _tasks(
         return payload
 
     for payload, found in groupby(chosen, chunk_of):
-        span = span_of(i - payload.n for i in found)
+        span = ranges_of(i - payload.n for i in found)
         yield task_of(ledger, function, payload, options, span)
 
 

@@ -7,45 +7,162 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import itertools
 import logging
+import os
 import shlex
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .. import locks
-from ..current import host, outer_task
 from ..errors import DataDamaged, NbstreamqError, QueueClosed, ServerUnreachable
 from ..home import Home
 from ..launch.local import LocalWorkers
 from ..locks import Condition
-from ..objects.blobs import Place, refers
 from ..objects.functions import FunctionPickle
-from ..objects.places import Tell, refers_to_server
-from ..protocol.connection import RECONNECT
-from ..protocol.keys import is_named
-from ..protocol.messages import Event
-from ..protocol.spans import EVERYTHING, size
-from ..protocol.store import Store
+from ..objects.large_values import Place, Tell, refers, refers_to_server
 from ..tracebacks import shortened, trace_of
-from . import lifetime
-from .calls import Call, CallLedger, CallPace
-from .delay import Warner, explain, survey
-from .functions import Functions
-from .helping import help_until
-from .interrupts import Waited, interrupted, interruptible, uninterrupted
-from .large import LargeValues
-from .ledger import Ledger
-from .listener import Listener
-from .memory import Memory
-from .repeats import Repeats
-from .sender import Entry, Order, Sender
+from ..wire.connection import RECONNECT
+from ..wire.item_ranges import EVERYTHING, size
+from ..wire.keys import is_named
+from ..wire.messages import Event
+from ..wire.store import Store
+from ..worker_context import host, outer_task
+from .channel import DataLossCheck, Entry, Listener, Order, Sender
+from .functions import Functions, LargeValues, Repeats
+from .ledger import Call, CallLedger, CallPace, Ledger
+from .waiting import (
+    WaitTarget,
+    Warner,
+    explain,
+    help_until,
+    interrupted,
+    interruptible,
+    survey,
+    uninterrupted,
+)
 
-__all__ = ["LOOK_PATIENCE", "Session"]
+
+class Follower(Protocol):
+    """Who wants to know."""
+
+    def is_busy(self) -> bool:
+        """Return whether it has open calls, other than those of named jobs."""
+
+    def announce(self) -> None:
+        """Say how many they are."""
+
+    def finish(self) -> None:
+        """Wait for them."""
+
+    def drop(self) -> int:
+        """Cancel them, take no more, and return how many there were."""
+
+    def abandon(self) -> None:
+        """The interpreter exits."""
+
+    def forget(self) -> None:
+        """This process was forked from the one that the follower belongs to."""
+
+
+_followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+_drops = _is_exiting = False
+
+
+def follow(follower: Follower) -> None:
+    """Tell `follower` of such an end, if it still lives then."""
+    _followers.add(follower)
+
+
+def drop_calls_at_exit() -> None:
+    """Drop open calls when this process ends, instead of waiting for them: it is a kernel."""
+    global _drops  # noqa: PLW0603 - a process is a kernel, or none
+    _drops = True
+
+
+def forked(queue: str) -> QueueClosed:
+    """Return what is said to who uses the parent's queue after a fork."""
+    return QueueClosed(
+        f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
+        " Make another one here."
+    )
+
+
+def say(text: str) -> None:
+    """Tell people on standard error, if there still is one."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        print(f"nbstreamq: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for people
+
+
+def is_exiting() -> bool:
+    """Return whether the main thread has ended."""
+    return _is_exiting
+
+
+def may_submit() -> bool:
+    """Return whether this thread may submit calls at the exit: callbacks, and threads that end."""
+    thread = threading.current_thread()
+    return not thread.daemon or thread.name.startswith("nbstreamq-")
+
+
+def _finish_all() -> None:
+    """Wait for all calls that are open; or drop them, where nobody wants to wait."""
+    global _is_exiting  # noqa: PLW0603 - as above
+    if host() is not None:
+        return  # the worker is told to go; what its tasks submitted is run by others
+    _is_exiting = True
+    if _drops or _ended_by_interrupt():
+        _drop_all()
+        return
+    try:
+        for follower in list(_followers):
+            follower.announce()
+        while busy := [f for f in list(_followers) if f.is_busy()]:
+            for follower in busy:
+                follower.finish()
+    except KeyboardInterrupt:
+        _drop_all()
+
+
+def _drop_all() -> None:
+    for follower in list(_followers):
+        follower.drop()
+
+
+def _ended_by_interrupt() -> bool:
+    """Return whether Ctrl-C ended the script; at a prompt it only ended a statement."""
+    kind = getattr(sys, "last_type", None)
+    at_prompt = hasattr(sys, "ps1")
+    return not at_prompt and isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
+
+
+def _abandon_all() -> None:
+    if host() is not None:
+        return
+    _finish_all()  # threads may have submitted more while the interpreter waited for them
+    for follower in list(_followers):
+        follower.abandon()
+
+
+def _forget_all() -> None:
+    for follower in list(_followers):
+        follower.forget()
+
+
+# Twice: before all functions of `atexit`, which may take away what the calls need, as it is with
+# the standard library's executors; and when the interpreter has waited for the threads.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # noqa: SLF001
+atexit.register(_abandon_all)
+os.register_at_fork(after_in_child=_forget_all)
+
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +236,7 @@ class Session:
         self._set_ups: dict[str, Ledger] = {}
         self.warn = Warner().say
         self._state, self._has_ended = "open", locks.Event()
-        self._memory = Memory(session, store.keys.queue)
+        self._memory = DataLossCheck(session, store.keys.queue)
         self._sender = Sender(
             store.clone(),
             self.id,
@@ -145,7 +262,7 @@ class Session:
             on_trouble=self._on_trouble,
             is_far=lambda event: refers_to_server(event.body),
         )
-        lifetime.follow(self)
+        follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
 
@@ -303,8 +420,8 @@ class Session:
                     return False
                 explain(self, ledger)
         except KeyboardInterrupt as interrupt:
-            mine = Waited(ledger, item if isinstance(ledger, CallLedger) else None)
-            waited = [Waited(one) for one in beside] or [mine]
+            mine = WaitTarget(ledger, item if isinstance(ledger, CallLedger) else None)
+            waited = [WaitTarget(one) for one in beside] or [mine]
             interrupted(interrupt, self, waited)
             raise shortened(interrupt)  # noqa: B904 - it is the same one
 
@@ -426,7 +543,7 @@ class Session:
                 ledger.position = position
             self._ledgers.pop(ledger.job)
             # At the interpreter's exit no thread can be started, and `abandon` ends the session.
-            is_last = self._state == "closing" and not self._ledgers and not lifetime.is_exiting()
+            is_last = self._state == "closing" and not self._ledgers and not is_exiting()
         if is_last:
             threading.Thread(target=self._end_at_last, name="nbstreamq-closing").start()
 
@@ -468,7 +585,7 @@ class Session:
     def check_open(self) -> None:
         """Raise `QueueClosed` unless calls can be submitted."""
         self._check_owner()
-        if self._state == "open" or (self._state == "exiting" and lifetime.may_submit()):
+        if self._state == "open" or (self._state == "exiting" and may_submit()):
             return
         if self._state == "exiting":
             raise QueueClosed(
@@ -482,7 +599,7 @@ class Session:
 
     def _check_owner(self) -> None:
         if self._state == "foreign":
-            raise lifetime.forked(self._store.keys.queue)
+            raise forked(self._store.keys.queue)
 
     def close(self, *, wait: bool, cancel: bool) -> None:
         """Take no more calls; end, and with `wait` return, when those that are open are done.
@@ -577,7 +694,7 @@ class Session:
             if self._state == "open":
                 self._state = "exiting"
         if n := self.n_open():
-            lifetime.say(
+            say(
                 f"waiting for {_calls(n)} of queue {self._store.keys.queue!r} before Python exits."
                 " Ctrl-C drops what is open."
             )
@@ -596,7 +713,7 @@ class Session:
             if self._await_some():
                 continue
             if time.monotonic() > heard + LAST_PATIENCE:
-                lifetime.say(f"can't wait any longer: {self.trouble}")
+                say(f"can't wait any longer: {self.trouble}")
                 self.drop()
                 return
             if time.monotonic() > told + REMINDER:
@@ -604,7 +721,7 @@ class Session:
                 self.announce()
             if (reason := self._reason()) and reason not in said:
                 said.add(reason)
-                lifetime.say(reason)
+                say(reason)
 
     def _await_some(self) -> bool:
         """Wait for the calls of a job, a callback, or the sender; return whether one is done."""
@@ -645,7 +762,7 @@ class Session:
 
             self._sender.put(Order(carry_out, lambda _: said.set()))
             said.wait(FAREWELL)
-            lifetime.say(f"dropped {_calls(n)} of queue {self._store.keys.queue!r}.")
+            say(f"dropped {_calls(n)} of queue {self._store.keys.queue!r}.")
         return n
 
     def abandon(self) -> None:
@@ -662,7 +779,7 @@ class Session:
         self.workers.forget()
         self.large.forget()
         for ledger in self._ledgers.values():
-            ledger.orphan(lifetime.forked(self._store.keys.queue), self._ledgers_lock)
+            ledger.orphan(forked(self._store.keys.queue), self._ledgers_lock)
 
 
 def _calls(n: int) -> str:

@@ -31,17 +31,9 @@ from typing import Any
 from ..errors import ServerError
 from ..home import Home
 from ..secret import Address, Secret
-from ..settings import (
-    Settings,
-    check_sockets,
-    environment_without_secrets,
-    hand_over,
-    make_private,
-)
+from ..settings import Settings, check_sockets, environment_without_secrets, hand_over, make_private
 from ..tracebacks import warn
 from .python import python_command
-
-__all__ = ["LocalWorkers"]
 
 logger = logging.getLogger(__name__)
 

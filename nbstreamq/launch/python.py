@@ -10,8 +10,6 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["python_command", "take_on"]
-
 #: Safe (-P) until it has the path: a file `queue.py` in the working folder must not come first.
 _BOOT = (
     "import json, runpy, sys; state = json.loads(sys.argv.pop(1)); sys.path[:] = state['path'];"

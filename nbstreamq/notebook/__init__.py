@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .completion import complete_magics
-from .display import show_by_default
-from .magics import NbstreamqMagics
-from .path import tell_notebook
+from .live import show_by_default
+from .magics import NbstreamqMagics, complete_magics, tell_notebook
 
 __all__ = ["load"]
 

@@ -1,34 +1,70 @@
-"""The live view of a job: a widget while it runs, plain HTML when it is over.
-
-::
-
-    events ──> Ledger ──(looked at 10 times a second)──> JobView ──> JobWidget ──> browser
-                                                            └──(at the end)──> HTML in the notebook
-
-A saved notebook holds that HTML and nothing else. The widget goes on, without a view of its own,
-until a page has the HTML, be it one that is opened tomorrow; and if something failed, as long as
-the job: in the page of a live kernel it puts a button into the HTML. See `static/job.js`.
-"""
+"""How a notebook shows jobs and queues: live widgets, and plain text where there is no browser."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
+import time
 import weakref
 from collections import deque
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
-from IPython.display import DisplayHandle
+from IPython.display import DisplayHandle, display
 
+from ..client.future import TaskFuture
 from ..client.job import Job
+from ..client.queue import TaskQueue
+from ..client.session import drop_calls_at_exit
+from ..client.status import DeadLetters, JobList, QueueStatus, WorkerList
 from ..errors import NbstreamqError
-from .html import describe, describe_items, describe_worker, duration, job_html
+from ..objects.references import Ref
+from .html import (
+    dead_html,
+    describe,
+    describe_items,
+    describe_worker,
+    duration,
+    future_html,
+    job_html,
+    jobs_html,
+    ref_html,
+    status_html,
+    workers_html,
+)
 from .view import JobView
 
-__all__ = ["JobWidget", "show"]
+#: Characters of the bar.
+WIDTH = 30
+
+
+def job_text(snapshot: dict[str, Any]) -> str:
+    """Return a bar and the numbers, and the first errors, coloured for terminals."""
+    from rich.console import Console, Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = snapshot["counts"]
+    over = counts["done"] + counts["failed"] + counts["cancelled"]
+    line = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=max(1, snapshot["n"]), completed=over, width=WIDTH)
+    line.add_row(Text(snapshot["name"], style="bold"), bar, Text(describe(snapshot)))
+    lines: list[Any] = [line]
+    if snapshot["obstacle"]:
+        lines.append(Text(f"Nothing can run: {snapshot['obstacle']}", style="yellow"))
+    lines += [
+        Text(f"✗ item {error['item']}: {error['summary']}", style="red")
+        for error in snapshot["errors"]
+    ]
+    file = io.StringIO()
+    Console(file=file, force_terminal=True, width=120).print(Group(*lines))
+    return file.getvalue().rstrip("\n")
+
 
 #: Seconds between two pictures. Shorter costs browser and kernel more than eyes can see.
 FRAME = 0.1
@@ -201,3 +237,82 @@ def _in_words(snapshot: dict[str, Any]) -> dict[str, Any]:
 def _picture(snapshot: dict[str, Any], place: str = "") -> dict[str, str]:
     text = f"<Job {snapshot['id']} {snapshot['name']}: {snapshot['state']}>"
     return {"text/html": job_html(snapshot, place), "text/plain": text}
+
+
+#: Seconds between two pictures.
+REFRESH = 1.0
+#: Seconds after which nobody looks any more. Longer keeps a forgotten view asking.
+SPAN = 600.0
+
+#: Queue -> what ends its view; a new view ends the old one.
+_ends: weakref.WeakKeyDictionary[TaskQueue, threading.Event] = weakref.WeakKeyDictionary()
+
+
+def show_queue(queue: TaskQueue) -> None:
+    """Display a queue here, and keep the picture current for ten minutes, in the background."""
+    end = threading.Event()
+    if previous := _ends.get(queue):
+        previous.set()
+    _ends[queue] = end
+    view = _View(queue)
+    handle = display(view.picture(), raw=True, display_id=True)
+    name, args = f"nbstreamq-watch-{queue.name}", (view, handle, end)
+    threading.Thread(target=_follow, args=args, name=name, daemon=True).start()
+
+
+def _follow(view: _View, handle: Any, end: threading.Event) -> None:
+    until = time.monotonic() + SPAN
+    while not end.wait(REFRESH) and time.monotonic() < until and not view.queue.closed:
+        try:
+            handle.update(view.picture(), raw=True)
+        except NbstreamqError:  # its server is gone: the last word stays
+            return
+
+
+class _View:
+    """Looks at a queue again and again."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self.queue = queue
+        self._before: tuple[float, int] | None = None
+
+    def picture(self) -> dict[str, str]:
+        """Return what there is to show now."""
+        status = self.queue.status()
+        html = status_html(status, self._rate(status), f"as of {datetime.now():%H:%M:%S}")
+        jobs = self.queue.jobs()
+        return {"text/html": html + (jobs_html(jobs) if jobs else ""), "text/plain": str(status)}
+
+    def _rate(self, status: QueueStatus) -> float | None:
+        """Return the messages a second since the last look."""
+        now = time.monotonic(), sum(lane.over for lane in status.lanes)
+        before, self._before = self._before, now
+        return None if before is None else max(0, now[1] - before[1]) / (now[0] - before[0])
+
+
+def show_by_default(shell: Any) -> None:
+    """Have `shell` show jobs live, and futures, references and queues as tables."""
+    formatter = shell.display_formatter
+    html = formatter.formatters["text/html"]
+    html.for_type(TaskFuture, future_html)
+    html.for_type(Ref, ref_html)
+    html.for_type(DeadLetters, dead_html)
+    html.for_type(JobList, jobs_html)
+    html.for_type(QueueStatus, status_html)
+    html.for_type(WorkerList, workers_html)
+    html.for_type(TaskQueue, lambda queue: status_html(queue.status()))
+    if _has_browser(shell):
+        drop_calls_at_exit()
+
+        formatter.ipython_display_formatter.for_type(TaskQueue, show_queue)
+        formatter.ipython_display_formatter.for_type(Job, show)
+    else:
+        formatter.formatters["text/plain"].for_type(Job, _print_job)
+
+
+def _has_browser(shell: Any) -> bool:
+    return hasattr(shell, "kernel")
+
+
+def _print_job(job: Job[Any], printer: Any, _cycle: bool) -> None:
+    printer.text(job_text(JobView(job).snapshot()))

@@ -1,20 +1,20 @@
 """``%workers``, ``%%task`` and the like: a queue without a line of Python."""
 
-# IPython's decorators have no types.
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import itertools
 import keyword
+import os
 import re
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, kwds, magic_arguments, parse_argstring
@@ -25,12 +25,105 @@ from ..client.everywhere import everywhere
 from ..client.job import Job
 from ..client.queue import TaskQueue
 from ..client.status import JobList, WorkerList
-from ..errors import JobNotFound
-from .cell_future import CellFuture, Place
-from .cells import Cell, Loop
-from .gathering import Gathering
+from ..client.waiting import handler_after
+from ..errors import JobNotFound, NbstreamqError
+from ..home import in_kernel
+from ..tracebacks import on_shortened, without_last_frames
+from .cells import Cell, CellFuture, Loop, OutputPlace, WorkerOutputDisplay
 
-__all__ = ["NbstreamqMagics"]
+_MAGICS = ("%attach", "%cancel", "%queue", "%workers", "%%pmap", "%%task")
+
+
+def complete_magics(shell: Any) -> None:
+    """Have `shell` complete what follows a magic's name."""
+    for magic in _MAGICS:
+        shell.set_hook("complete_command", _completer(magic), str_key=magic)
+
+
+def _completer(magic: str) -> Callable[[Any, Any], list[str]]:
+    def complete(shell: Any, event: Any) -> list[str]:
+        kind = "cell" if magic.startswith("%%") else "line"
+        parser = shell.magics_manager.magics[kind][magic.lstrip("%")].parser
+        options = [o for action in parser._actions for o in action.option_strings]  # noqa: SLF001
+        found = [*options, *_values(magic, shell.user_ns)]
+        return sorted(text for text in found if text.startswith(event.symbol))
+
+    return complete
+
+
+def _values(magic: str, variables: dict[str, Any]) -> Iterable[str]:
+    """Return what may stand behind a magic, beside options."""
+    if magic == "%cancel":
+        return [k for k, v in variables.items() if isinstance(v, Job | Future) and k[0] != "_"]
+    queue = variables.get("q")
+    if magic == "%attach" and isinstance(queue, TaskQueue):
+        try:
+            return [job.name for job in queue.jobs()]
+        except NbstreamqError:  # no answer is no reason to disturb who is typing
+            return []
+    return []
+
+
+def hide_our_frames(shell: Any) -> None:
+    """Have `shell` end the tracebacks of shortened errors at the user's own code.
+
+    IPython leaves out frames that ask for it, except the last one, which is ours.
+    """
+
+    def render() -> list[str]:
+        # Not a variable of this function: it would keep the error and its frames alive.
+        kind, error, traceback = sys.exc_info()
+        shown = without_last_frames(traceback) or traceback
+        lines: list[str] = shell.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=1)
+        return lines
+
+    def adapt(error: BaseException) -> None:
+        # IPython's name of the method by which an error shows itself.
+        error._render_traceback_ = render  # type: ignore[attr-defined]
+
+    on_shortened(adapt)
+
+
+def listen_when_idle(shell: Any) -> None:
+    """Have interrupts noticed for a while after a cell in which a wait was interrupted."""
+    if hasattr(shell, "kernel"):
+        shell.events.register("post_run_cell", _keep_listening)
+
+
+def _keep_listening(*_: object) -> None:
+    """Replace the handler of SIGINT that ipykernel puts back after a cell, to ignore it."""
+    kernel = get_ipython().kernel
+    if hasattr(kernel, "saved_sigint_handler"):
+        kernel.saved_sigint_handler = handler_after(kernel.saved_sigint_handler)
+
+
+#: Where VS Code, in the notebook's variables, and Jupyter, in the environment, write the path.
+_VSCODE, _JUPYTER = "__vsc_ipynb_file__", "JPY_SESSION_NAME"
+
+
+def tell_notebook(shell: Any) -> None:
+    """Have queues without a name belong to the notebook of `shell`, if it is a kernel's."""
+    if hasattr(shell, "kernel"):
+        in_kernel(lambda: shell.user_ns.get(_VSCODE) or _path_from_jupyter())
+
+
+def _path_from_jupyter() -> str:
+    """Return what Jupyter has told this kernel; empty if it has told another one.
+
+    A kernel that a notebook starts, with papermill for instance, inherits its environment.
+    """
+    path = os.environ.get(_JUPYTER, "")
+    launcher = os.environ.get("JPY_PARENT_PID", "")
+    try:
+        inherited = Path("/proc", launcher, "environ").read_bytes().split(b"\0")
+    except OSError:  # not on Linux, or it has ended
+        inherited = []
+    return "" if os.fsencode(f"{_JUPYTER}={path}") in inherited else path
+
+
+# IPython's decorators have no types.
+# mypy: disable-error-code="untyped-decorator"
+
 
 #: Where the options of ``%%pmap`` begin: the loop before them is no argument, but Python.
 _OPTION = re.compile(r"(?:^|\s)(?=(?:-o|--output|--lane|--time-limit|--retries)(?:[\s=]|$))")
@@ -145,7 +238,7 @@ class NbstreamqMagics(Magics):
         for name in names:
             self._bind(name, future)
         self._follow(future)
-        place = Place(DisplayHandle(), title, code.filename)
+        place = OutputPlace(DisplayHandle(), title, code.filename)
         future.add_done_callback(lambda _: place.show(future))
 
     @cell_magic
@@ -158,7 +251,7 @@ class NbstreamqMagics(Magics):
         if line.strip():
             raise UsageError("%%everywhere takes no arguments")
         fn = Cell.read(self.shell, "everywhere", line, cell).everywhere()
-        printed = Gathering()
+        printed = WorkerOutputDisplay()
         job = everywhere(self._queue().session, fn, show=printed.add)
         self._follow(job)
         job.wait()

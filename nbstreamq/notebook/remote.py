@@ -9,8 +9,6 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
-__all__ = ["VALUE", "run_cell", "run_everywhere"]
-
 #: Name to which a cell's code assigns the value of its last expression.
 VALUE = "_nbstreamq_value"
 
@@ -33,7 +31,7 @@ def run_cell(
     """
     import builtins
 
-    from nbstreamq.objects.code import names_of
+    from nbstreamq.objects.bytecode import names_of
     from nbstreamq.objects.surroundings import shared_names
 
     namespace = home.__globals__

@@ -10,10 +10,8 @@ from itertools import starmap
 from typing import Any, TypeVar
 
 from ..client.job import Job
-from ..client.report import Report
-from ..protocol.spans import size
-
-__all__ = ["JobView", "outermost", "worker_labels"]
+from ..client.ledger import RunInfo
+from ..wire.item_ranges import size
 
 #: Columns of the strip that shows who was busy when. More are finer, and slower to draw.
 N_COLUMNS = 100
@@ -54,7 +52,7 @@ def _pairs(row: list[T]) -> Iterator[tuple[T, T]]:
     return zip(row[::2], row[1::2], strict=True)
 
 
-class Strip:
+class WorkerTimeline:
     """Who was busy when: a row for each worker, a column for each stretch of time.
 
     A column holds the seconds that the worker was busy in it, the first and the last of the items
@@ -69,9 +67,9 @@ class Strip:
         self._items: dict[str, int] = {}
         self._ran: dict[str, list[Ends]] = {}
         #: What a worker said last when it was at an item that takes a while.
-        self._running: dict[str, Report] = {}
+        self._running: dict[str, RunInfo] = {}
 
-    def add(self, report: Report, now: float) -> None:
+    def add(self, report: RunInfo, now: float) -> None:
         """Take in what a worker did."""
         self._fit(now)
         busy = self._busy.setdefault(report.worker, [0.0] * N_COLUMNS)
@@ -127,7 +125,7 @@ class Strip:
     def _column(self, at: float) -> int:
         return min(N_COLUMNS - 1, max(0, int((at - self._begun) / self.seconds)))
 
-    def _fill(self, busy: list[float], ran: list[Ends], report: Report, end: float) -> None:
+    def _fill(self, busy: list[float], ran: list[Ends], report: RunInfo, end: float) -> None:
         items = report.n + report.span[0].start, report.n + report.span[-1].stop - 1
         for k in range(self._column(report.started), self._column(end) + 1):
             first = self._begun + k * self.seconds
@@ -162,7 +160,7 @@ class JobView:
         self._clock = clock
         self._begun = clock()
         self._ended: float | None = None
-        self._strip = Strip(self._begun)
+        self._strip = WorkerTimeline(self._begun)
         self._n_reports = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._surveyed = 0.0
@@ -218,7 +216,7 @@ class JobView:
             if report.started and report.started < self._begun:
                 # It was shown later than it was begun.
                 self._begun = report.started
-                self._strip = Strip(self._begun)
+                self._strip = WorkerTimeline(self._begun)
                 self._n_reports = 0
                 self._take_reports(now)
                 return

@@ -25,23 +25,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
-from ..current import host
-from .code import OF_TEXT, steps_of
+from ..worker_context import host
+from .bytecode import OF_TEXT, steps_of
 from .modules import is_local
-
-__all__ = [
-    "attributes_of",
-    "definition",
-    "fill_class",
-    "id_of",
-    "known_or",
-    "make_class",
-    "make_combined",
-    "make_member",
-    "own_states",
-    "reduce_class",
-    "reduce_member",
-]
 
 #: Attributes that Python makes for each class, or keeps there as a cache.
 _OF_PYTHON = frozenset({"__dict__", "__weakref__", "__module__", "__slotnames__", "_abc_impl"})

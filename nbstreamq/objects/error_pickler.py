@@ -11,8 +11,6 @@ from typing import Any
 
 from .pickler import Pickler, Rehearsal
 
-__all__ = ["ErrorPickler", "NotSent", "pickle_error"]
-
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a `class` statement
 
 #: Parts of an exception that can't be pickled; with more of them it is sent in another way.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-__all__ = ["file_of", "is_edited", "is_local"]
 
 #: These are on every worker, or, `__main__`, are taken care of by cloudpickle.
 _NEVER_LOCAL = frozenset({"__main__", "__mp_main__", "nbstreamq"})

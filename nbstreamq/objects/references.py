@@ -12,21 +12,10 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, NoReturn
 
 from ..errors import NbstreamqError, NotPicklable
-from .blobs import Handle, handles_of
-
-__all__ = [
-    "Dependent",
-    "Ref",
-    "Traveller",
-    "collecting",
-    "dependency",
-    "fetch_by",
-    "place_of",
-    "resolving",
-]
+from .large_values import ValueAddress, handles_of
 
 #: Takes what the value is known by, the message that gives it, and where its parts lie.
-Fetch = Callable[[str, bytes, tuple[Handle, ...]], Any]
+Fetch = Callable[[str, bytes, tuple[ValueAddress, ...]], Any]
 
 _fetch: ContextVar[Fetch] = ContextVar("nbstreamq_fetch")
 _dependencies: ContextVar[Sequence[Any]] = ContextVar("nbstreamq_dependencies", default=())
@@ -104,7 +93,7 @@ class Ref(Traveller):
         return _resolve, (self.digest, bytes(data), handles_of(data))
 
 
-def _resolve(digest: str, data: bytes, handles: tuple[Handle, ...]) -> Any:
+def _resolve(digest: str, data: bytes, handles: tuple[ValueAddress, ...]) -> Any:
     try:
         fetch = _fetch.get()
     except LookupError:

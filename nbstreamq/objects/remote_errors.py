@@ -17,8 +17,6 @@ from typing import Any
 
 from ..errors import RemoteError
 
-__all__ = ["definition_of", "dump_error", "load_error", "summary"]
-
 #: Most characters of a summary.
 _SUMMARY = 300
 

@@ -15,26 +15,6 @@ from typing import Any
 from .classes import id_of, known_or
 from .modules import is_local
 
-__all__ = [
-    "REDUCERS",
-    "is_descriptor",
-    "is_generic",
-    "is_proxy",
-    "make_alias",
-    "make_alias_of",
-    "make_bound",
-    "make_descriptor",
-    "make_generic",
-    "make_generic_method",
-    "make_new_type",
-    "make_proxy",
-    "make_variable",
-    "reduce_descriptor",
-    "reduce_generic",
-    "reduce_proxy",
-    "set_implementations",
-]
-
 #: The one code of all functions that `functools.singledispatch` makes.
 _GENERIC = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
 _MAIN = frozenset({"__main__", "__mp_main__"})

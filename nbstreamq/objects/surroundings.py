@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Surroundings", "arriving", "arriving_here", "shared_names"]
-
 #: Modules whose functions are a notebook's, or a script's.
 _MAIN = frozenset({"__main__", "__mp_main__"})
 

@@ -5,11 +5,11 @@ import sys
 
 from ..secret import Address
 from ..settings import conceal, receive
-from .child import Spec, main
+from .process import WorkerSpec, main
 
 if __name__ == "__main__":
     fields = json.loads(sys.argv[1])
     fields |= {name: tuple(fields[name]) for name in ("lanes", "homes")}
     known = receive()
     conceal(**known)
-    main(Spec(**fields), Address(known["url"]), known["secret"])
+    main(WorkerSpec(**fields), Address(known["url"]), known["secret"])

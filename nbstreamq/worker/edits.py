@@ -10,8 +10,6 @@ from pathlib import Path
 
 from ..objects.modules import file_of, is_edited
 
-__all__ = ["Edits"]
-
 #: When a file was changed, its size, and its number: while nobody edits it these stay.
 _Stamp = tuple[int, int, int]
 

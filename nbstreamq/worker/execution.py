@@ -11,22 +11,20 @@ from contextlib import nullcontext
 from typing import Any
 
 from ..errors import SecretMismatch, ValueMissing
-from ..objects.outcomes import dump_outcomes
-from ..objects.payloads import load
+from ..objects.pickling import load
 from ..objects.references import Dependent, resolving
 from ..objects.remote_errors import dump_error, summary
+from ..objects.results import dump_outcomes
 from ..objects.surroundings import arriving
-from ..protocol.keys import NESTED, base_lane
-from ..protocol.messages import Event, Options, Task
-from ..protocol.settlement import Delivery, GivenUp, Settlement, Successor
-from ..protocol.spans import Span, items, size, span_of
 from ..tracebacks import trace_of
+from ..wire.item_ranges import ItemRanges, items, ranges_of, size
+from ..wire.keys import NESTED, base_lane
+from ..wire.messages import Event, Options, Task
+from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
+from .cache import Values
+from .crash import MAX_LOSSES
 from .output import Output, Piece
-from .reaper import MAX_LOSSES
 from .run import Run, Runner, Stopped
-from .values import Values
-
-__all__ = ["Execution", "part_cancelled"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +109,7 @@ class Execution:
         del self.running[depth:], self._depths[depth:]
         settlement = Settlement(delivery=delivery)
         if stop:
-            settlement.successors.append(Successor(task=delivery.task))
+            settlement.successors.append(Requeue(task=delivery.task))
             return settlement, stop
         if run is not None:
             try:
@@ -124,11 +122,11 @@ class Execution:
         task = delivery.task
         if run is None and size(task.span) > 1 and task.losses + 1 < MAX_LOSSES:
             # Nothing has begun, and which of them is to blame, if any, is not known.
-            settlement.successors.append(Successor(task=task.again(task.span, losses=1)))
+            settlement.successors.append(Requeue(task=task.again(task.span, losses=1)))
             return settlement, None
         return self.fail(delivery, error), run.stopped if run else None
 
-    def _begin(self, delivery: Delivery) -> tuple[Settlement, Span]:
+    def _begin(self, delivery: Delivery) -> tuple[Settlement, ItemRanges]:
         """Return a settlement that says what of a delivery is not to be run; and what is."""
         task = delivery.task
         settlement = Settlement(delivery=delivery)
@@ -148,7 +146,7 @@ class Execution:
         settlement = Settlement(delivery=delivery)
         settlement.count(failed=n)
         settlement.events.append(self._event("finished", task, task.span, body))
-        settlement.given_up.append(GivenUp(task=task, reason=summary(dumped)))
+        settlement.given_up.append(PermanentFailure(task=task, reason=summary(dumped)))
         return settlement
 
     def watch(self) -> None:
@@ -191,7 +189,7 @@ class Execution:
         """Return the event that says that `item` of `task` runs for a while already."""
         return self._event("started", task, (range(item, item + 1),), started=time.time())
 
-    def _enter(self, delivery: Delivery, todo: Span) -> None:
+    def _enter(self, delivery: Delivery, todo: ItemRanges) -> None:
         """Have all that the task prints and reports attached to it."""
         lane, task, depth = delivery.lane, delivery.task, 0
         self._runner.hold(delivery)
@@ -208,7 +206,7 @@ class Execution:
         if pieces or self._progress:
             settlement.events += self.reports(pieces)
 
-    def _run(self, delivery: Delivery, todo: Span) -> Run:
+    def _run(self, delivery: Delivery, todo: ItemRanges) -> Run:
         task = delivery.task
         try:
             if len(self.running) == 1:
@@ -249,7 +247,7 @@ class Execution:
         task = settlement.delivery.task
         options = Options.decode(task.opts)
         if run.cancelled:
-            settlement.events.append(self._event("cancelled", task, span_of(run.cancelled)))
+            settlement.events.append(self._event("cancelled", task, ranges_of(run.cancelled)))
             settlement.count(cancelled=len(run.cancelled))
         if run.errors and task.attempt <= options.retries:
             run = self._retry(settlement, run, options)
@@ -267,40 +265,42 @@ class Execution:
         if run.errors:
             failed = sorted(run.errors)
             reason = _reason([run.errors[k] for k in failed])
-            lost = task.again(span_of(map(run.item, failed)))
-            settlement.given_up.append(GivenUp(task=lost, reason=reason))
+            lost = task.again(ranges_of(map(run.item, failed)))
+            settlement.given_up.append(PermanentFailure(task=lost, reason=reason))
         if run.rest:
             settlement.continue_with(task.again(run.rest))
 
     def _retry(self, settlement: Settlement, run: Run, options: Options) -> Run:
         """Put the failed items of `run` into a successor; return it without them."""
         task = settlement.delivery.task
-        failed = span_of(map(run.item, run.errors))
+        failed = ranges_of(map(run.item, run.errors))
         error = summary(next(iter(run.errors.values())))
         delay = options.pause_after(task.attempt)
         body = json.dumps({"error": error, "delay": delay}).encode()
         settlement.events.append(self._event("retried", task, failed, body))
-        settlement.successors.append(Successor(task=task.again(failed, attempt=1), delay=delay))
+        settlement.successors.append(Requeue(task=task.again(failed, attempt=1), delay=delay))
         kept = [k for k in range(len(run.values)) if k not in run.errors]
-        done, values = [*span_of(map(run.item, kept))], [run.values[k] for k in kept]
+        done, values = [*ranges_of(map(run.item, kept))], [run.values[k] for k in kept]
         return Run(
             started=run.started, seconds=run.seconds, done=done, values=values, rest=run.rest
         )
 
     def _output_event(self, task: Task, pieces: Sequence[Piece]) -> Event:
         body = json.dumps([[p.item, p.stream, p.text] for p in pieces]).encode()
-        return self._event("output", task, span_of(sorted({p.item for p in pieces})), body)
+        return self._event("output", task, ranges_of(sorted({p.item for p in pieces})), body)
 
-    def _event(self, kind: str, task: Task, span: Span, body: bytes = b"", **times: float) -> Event:
+    def _event(
+        self, kind: str, task: Task, span: ItemRanges, body: bytes = b"", **times: float
+    ) -> Event:
         return Event.about(task, span, kind=kind, worker=self._worker, body=body, **times)
 
 
-def part_cancelled(task: Task, cancelled: Span) -> tuple[Span, Span]:
+def part_cancelled(task: Task, cancelled: ItemRanges) -> tuple[ItemRanges, ItemRanges]:
     """Return the items of `task` that are cancelled, and those that are to be run."""
     if not cancelled:
         return (), task.span
     gone = {i for i in items(task.span) if any(task.n + i in r for r in cancelled)}
-    return span_of(sorted(gone)), span_of(i for i in items(task.span) if i not in gone)
+    return ranges_of(sorted(gone)), ranges_of(i for i in items(task.span) if i not in gone)
 
 
 def _reason(errors: Sequence[bytes]) -> str:

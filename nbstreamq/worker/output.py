@@ -23,9 +23,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..protocol.messages import Task
-
-__all__ = ["FILE_LIMIT_BYTES", "ITEM_LIMIT_BYTES", "Output", "Piece"]
+from ..wire.messages import Task
 
 #: What one item may print; the rest is dropped, and said to be. More costs server memory.
 ITEM_LIMIT_BYTES = 2**20

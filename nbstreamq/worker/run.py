@@ -13,18 +13,16 @@ from types import FrameType, GeneratorType
 from typing import Any, NoReturn
 
 from ..errors import TimeLimitExceeded
-from ..objects import seeds
-from ..objects.payloads import load
+from ..objects import random_numbers
+from ..objects.pickling import load
 from ..objects.remote_errors import definition_of, dump_error
-from ..protocol.messages import Options, Task
-from ..protocol.settlement import Delivery
-from ..protocol.spans import Span, items, span_of
 from ..tracebacks import trace_of
+from ..wire.item_ranges import ItemRanges, items, ranges_of
+from ..wire.messages import Options, Task
+from ..wire.settlement import Delivery
 from .output import Output
-from .sessions import has_started
-from .slots import Slot, Stop
-
-__all__ = ["Run", "Runner", "Stopped"]
+from .process_groups import has_started
+from .slot import Slot, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class Run:
     values: list[Any] = field(default_factory=list)
     errors: dict[int, bytes] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
-    rest: Span = ()
+    rest: ItemRanges = ()
     stopped: Stopped | None = None
     _items: list[int] = field(default_factory=list)
 
@@ -280,7 +278,7 @@ class Runner:
             del self._places[n:]
             del self._serials[n:]  # at last: from here on a stop may come
 
-    def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: Span) -> Run:
+    def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: ItemRanges) -> Run:
         """Run items of the task that is held until a slice of time is over; at least one is tried.
 
         Parameters
@@ -308,15 +306,15 @@ class Runner:
                 time_limit=options.time_limit or 0.0,
                 run=Run(started=time.time()),
             )
-            is_apart = options.seed is not None or seeds.is_seeded()
+            is_apart = options.seed is not None or random_numbers.is_seeded()
         except BaseException as error:  # noqa: BLE001 - our own code: one item is charged with it
             first, *others = items(todo)
-            run = Run(started=time.time(), done=[range(first, first + 1)], rest=span_of(others))
+            run = Run(started=time.time(), done=[range(first, first + 1)], rest=ranges_of(others))
             run.fail(dump_error(error, task=task.id_of(first)))
             return run
         try:
             if is_apart:
-                with seeds.apart():
+                with random_numbers.apart():
                     self._run_slice(work, begun + SLICE)
             else:
                 self._run_slice(work, begun + SLICE)
@@ -328,13 +326,13 @@ class Runner:
         return work.run
 
     def _seeded(
-        self, one: Callable[[Any], Any], task: Task, seed: seeds.Seed
+        self, one: Callable[[Any], Any], task: Task, seed: random_numbers.Seed
     ) -> Callable[[Any], Any]:
         """Return what calls an item after it was given its random numbers."""
         output = self._output
 
         def call(value: Any) -> Any:
-            seeds.begin(seed, task.n + output.item)
+            random_numbers.begin(seed, task.n + output.item)
             found = one(value)
             return list(found) if type(found) is GeneratorType else found
 

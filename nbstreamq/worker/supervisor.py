@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import (
@@ -27,25 +28,179 @@ from ..errors import (
     ServerUnreachable,
 )
 from ..launch.server import is_embedded
-from ..objects.segments import sweep
-from ..protocol.keys import LANES, is_home_lane
-from ..protocol.messages import Control
-from ..protocol.spans import EVERYTHING
-from ..protocol.store import RENEW_EVERY, Store
+from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
 from ..settings import Settings, n_cores
-from .child import DUMP, N_DESCRIPTORS, STOP, Child, ended_file, shared_file, start
-from .death import Death, cause_of, tail
-from .door import Door, HasFile
-from .nodes import OtherNodes
-from .orders import Orders
-from .reaper import bury, has_lost_its_supervisor
-from .sessions import Guard, members
-from .slots import NO_ITEM, Leaving, Level, Slots, State, Stop
-from .timing import Timing
+from ..wire.item_ranges import EVERYTHING
+from ..wire.keys import LANES, is_home_lane, session_of
+from ..wire.messages import ControlMessage
+from ..wire.store import RENEW_EVERY, Store
+from .control_socket import ControlSocket, HasFile
+from .crash import CrashReport, bury, cause_of, has_lost_its_supervisor, tail
+from .process import DUMP, N_DESCRIPTORS, STOP, WorkerProcess, ended_file, shared_file, start
+from .process_groups import Guard, members
+from .slot import NO_ITEM, Leaving, RunningTask, Slots, State, Stop
 from .usage import over_memory
 
-__all__ = ["Supervisor"]
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorSettings:
+    """How often the supervisor looks, and how long it waits; all in seconds.
+
+    Attributes
+    ----------
+    tick
+        Between two looks at the workers' slots while something there has limits, is to be stopped,
+        or was cancelled not long ago. Shorter keeps time limits better.
+    rest
+        Between two looks at other times. Shorter costs more while nothing happens; longer lets C
+        code fill more of its output's file.
+    heartbeat
+        Between two signs of life.
+    silence
+        After which a machine that gave none is given up. Must be several heartbeats.
+    grace
+        Between the request to stop and the kill.
+    drain
+        That what runs gets after a request to end; then it is handed back. Longer loses less work.
+    farewell
+        That a worker gets to end when it has nothing in its hands any more: for the `atexit`
+        handlers, and the files, of what it ran.
+    hearing
+        That one request for orders lasts. Longer costs nothing; it must stay below what firewalls
+        allow a silent connection.
+    visit
+        That it waits for its first user.
+    """
+
+    tick: float = 0.05
+    rest: float = 0.25
+    heartbeat: float = 1.0
+    silence: float = 4.0
+    grace: float = 1.0
+    drain: float = 30.0
+    farewell: float = 5.0
+    hearing: float = 30.0
+    visit: float = 15.0
+
+
+class OtherNodes:
+    """Judges the other supervisors of a queue by their heartbeats.
+
+    A node is silent if its last heartbeat stayed the same for a while, by this process's own clock:
+    the server's clock may be set back or forward at any time.
+
+    Parameters
+    ----------
+    silence
+        Seconds after which a node counts as silent.
+    """
+
+    def __init__(self, silence: float) -> None:
+        self._silence = silence
+        self._last_look = 0.0
+        #: Node -> its last heartbeat, by the server's clock, and since when it is that, by ours.
+        self._since: dict[str, tuple[float, float]] = {}
+
+    def silent(self, heartbeats: dict[str, float], now: float) -> list[str]:
+        """Return the silent nodes among `heartbeats`, at `now` by the monotonic clock."""
+        if now - self._last_look > self._silence / 2:
+            # The server was away, or we were: then the others had no chance to say anything.
+            self._since = {}
+        self._last_look = now
+        since = {}
+        for node, beat in heartbeats.items():
+            known = self._since.get(node)
+            since[node] = known if known and known[0] == beat else (beat, now)
+        self._since = since
+        return [node for node, (_, at) in since.items() if now - at > self._silence]
+
+
+#: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
+#: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
+ORDER_LIFETIME = 60.0
+
+
+class ControlListener:
+    """Follows the control stream, and remembers the cancellations in it.
+
+    Parameters
+    ----------
+    store
+        A connection of its own.
+
+    Attributes
+    ----------
+    has_news
+        Whether anything came since somebody set this to false.
+    """
+
+    def __init__(self, store: Store, timing: SupervisorSettings) -> None:
+        self._store = store
+        self._timing = timing
+        self._last: bytes | None = None
+        self._overdue = 0.0
+        self.has_news = False
+        self._cancellations: list[tuple[float, ControlMessage]] = []
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._store.close()
+
+    def sockets(self) -> list[socket.socket]:
+        """Return what can be read when something has come; nothing while not connected."""
+        return self._store.sockets()
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there are cancellations of what may begin still."""
+        return any(at > time.monotonic() - ORDER_LIFETIME for at, _ in self._cancellations)
+
+    def take(self) -> None:
+        """Take note of what has come, and ask for more."""
+        if self._last is None:
+            self._last = self._store.last_control()
+        if time.monotonic() > self._overdue:
+            # Nobody tells us when a firewall has cut the connection.
+            self._store.close()
+            self._await(self._last)
+        self.follow()
+
+    def follow(self) -> None:
+        """Take note of what has come since `take`."""
+        while self._last is not None and self._store.wait(0):
+            self._last, orders = self._store.controls(self._last)
+            self.has_news = True
+            for order in orders:
+                self.keep(order)
+            self._await(self._last)
+
+    def _await(self, after: bytes) -> None:
+        self._store.await_control(after, self._timing.hearing)
+        self._overdue = time.monotonic() + self._timing.hearing + self._timing.silence
+
+    def ask_anew(self) -> None:
+        """Ask for what came since the last entry once more: the connection was lost."""
+        self._overdue = 0.0
+
+    def keep(self, order: ControlMessage) -> None:
+        """Remember a cancellation: what it concerns may have been taken, and not have begun."""
+        now = time.monotonic()
+        kept = [(t, o) for t, o in self._cancellations if t > now - ORDER_LIFETIME]
+        if order.kind == "resume":
+            self._cancellations = [(t, o) for t, o in kept if o.job != order.job]
+        else:
+            self._cancellations = [*kept, (now, order)]
+
+    def cancel(self, level: RunningTask) -> bool:
+        """Return whether what runs at `level` is cancelled."""
+        return any(_concerns(order, level) for _, order in self._cancellations)
+
+
+def _concerns(order: ControlMessage, level: RunningTask) -> bool:
+    ours = order.job in (level.job, session_of(level.job))
+    return ours and any(level.n + level.item in r for r in order.span)
+
 
 #: Seconds below which a worker has died young, if it had nothing in hand that is charged with it.
 YOUNG = 10.0
@@ -92,18 +247,18 @@ class Supervisor:
         lanes: Sequence[str] = LANES,
         homes: Sequence[str] = (),
         method: str = "fork",
-        door: Door | None = None,
-        timing: Timing | None = None,
+        door: ControlSocket | None = None,
+        timing: SupervisorSettings | None = None,
     ) -> None:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.n_workers = n_workers
         self._store = store
         self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
-        self.door, self._timing = door, timing or Timing()
-        self._orders = Orders(store.clone(), self._timing)
-        self._children: dict[int, Child] = {}
-        self._dead: list[tuple[Child, Death]] = []
+        self.door, self._timing = door, timing or SupervisorSettings()
+        self._orders = ControlListener(store.clone(), self._timing)
+        self._children: dict[int, WorkerProcess] = {}
+        self._dead: list[tuple[WorkerProcess, CrashReport]] = []
         self._dropped: list[str] = []
         self._drop_until = 0.0  # until when the server has to be there to learn of those
         self._pid = os.getpid()
@@ -160,7 +315,7 @@ class Supervisor:
                 self._end()
                 self._guard.end()
 
-    def _may_leave(self, door: Door, born: float) -> bool:
+    def _may_leave(self, door: ControlSocket, born: float) -> bool:
         """Return whether there is nothing left to do for the kernel, which has gone."""
         now = time.monotonic()
         if not door.visited and now - born <= self._timing.visit:
@@ -294,7 +449,7 @@ class Supervisor:
 
     def _drop_session(self, session: str) -> None:
         """Nobody waits any more for what a kernel has submitted: let it not run."""
-        self._orders.keep(Control(kind="cancel", job=session, span=EVERYTHING))
+        self._orders.keep(ControlMessage(kind="cancel", job=session, span=EVERYTHING))
         self._dropped.append(session)
         self._drop_until = time.monotonic() + self._timing.visit
 
@@ -431,13 +586,13 @@ class Supervisor:
             )
             levels = child.slot.levels()
             stopped = child.slot.stop_request()
-            death = Death(certificate, levels, stopped, is_planned=child.is_planned)
+            death = CrashReport(certificate, levels, stopped, is_planned=child.is_planned)
             self._dead.append((child, death))
             self._slots.give_back(child.spec.number)
             self._sessions[pid] = float("inf")
             child.close()
 
-    def _slow_down(self, child: Child, cause: str) -> None:
+    def _slow_down(self, child: WorkerProcess, cause: str) -> None:
         """Wait longer before each next start while workers die young: don't burn the machine.
 
         What a worker ran is charged with its death, and so comes to an end; but no set-up is.
@@ -516,7 +671,7 @@ class Supervisor:
                 self._ask_to_stop(child, *reasons[0])
             child.cut_output()
 
-    def _why_stop(self, level: Level, now: float) -> Stop:
+    def _why_stop(self, level: RunningTask, now: float) -> Stop:
         """Return why the item shall stop, if it shall."""
         if level.item == NO_ITEM:
             return Stop.NONE
@@ -524,20 +679,20 @@ class Supervisor:
             return Stop.CANCELLED
         return Stop.TIME_LIMIT if level.deadline and now > level.deadline else Stop.NONE
 
-    def _still_holds(self, level: Level, why: Stop) -> bool:
+    def _still_holds(self, level: RunningTask, why: Stop) -> bool:
         """Return whether a cancellation was not taken back since the last look at the orders."""
         if why is Stop.CANCELLED:
             with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
                 self._orders.follow()
         return self._why_stop(level, time.monotonic()) is why
 
-    def _ask_to_stop(self, child: Child, level: Level, why: Stop) -> None:
+    def _ask_to_stop(self, child: WorkerProcess, level: RunningTask, why: Stop) -> None:
         child.stopping, child.dumped, self._watches = level.key, False, True
         child.kill_at = time.monotonic() + self._timing.grace
         child.slot.ask_to_stop(level, why)
         child.signal(STOP)
 
-    def _force(self, child: Child, now: float) -> None:
+    def _force(self, child: WorkerProcess, now: float) -> None:
         if now > child.kill_at + self._timing.tick:
             child.signal(signal.SIGKILL)
         elif now > child.kill_at and not child.dumped:
@@ -598,7 +753,7 @@ class Supervisor:
             if node in silent or (node != self.node and has_lost_its_supervisor(description)):
                 cause = f"its supervisor {node} gave no sign of life"
                 certificate = DeathCertificate(worker=worker, cause=cause)
-                death = Death(certificate, is_planned=bool(description.get("leaving")))
+                death = CrashReport(certificate, is_planned=bool(description.get("leaving")))
                 lanes = description.get("lanes", self._lanes)
                 bury(self._store, worker, lanes, death, known=False)
         for node in silent:

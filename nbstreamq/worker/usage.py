@@ -7,9 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .slots import NO_ITEM, Level
-
-__all__ = ["Meter", "memory_of", "over_memory"]
+from .slot import NO_ITEM, RunningTask
 
 #: What can't be dropped and read again from a file; the size of such files says nothing.
 _OWN = ("RssAnon:", "RssShmem:", "VmSwap:")
@@ -55,7 +53,7 @@ def _processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def over_memory(pid: int, levels: Sequence[Level]) -> Level | None:
+def over_memory(pid: int, levels: Sequence[RunningTask]) -> RunningTask | None:
     """Return the innermost item that runs and whose memory limit its worker exceeds."""
     limited = [v for v in levels if v.memory_limit and v.item != NO_ITEM]
     used = memory_of(pid) if limited else 0

@@ -20,7 +20,7 @@ import pytest
 
 import nbstreamq
 from nbstreamq import JobNotFound, TaskQueue, track
-from nbstreamq.client.task_function import TaskFunction
+from nbstreamq.client.queue import TaskFunction
 
 #: Made by nbstreamq, or called by IPython; no user gives these arguments.
 NOT_FOR_USERS = {

@@ -21,9 +21,8 @@ from nbstreamq import (
     TimeLimitExceeded,
     WorkerLost,
 )
-from nbstreamq.client.annotation import annotate
-from nbstreamq.client.report import Report
-from nbstreamq.protocol.spans import span_of
+from nbstreamq.client.ledger import RunInfo, annotate
+from nbstreamq.wire.item_ranges import ranges_of
 
 
 def raise_missing(*args):
@@ -465,7 +464,7 @@ class TestNote:
 
     def test_once_where_items_share_an_error(self):
         error = ValueError("shared")
-        report = Report("finished", 0, span_of(range(2)), "w1", 1, 0.0, 0.0)
+        report = RunInfo("finished", 0, ranges_of(range(2)), "w1", 1, 0.0, 0.0)
         for item in range(2):
             annotate(error, item, None, report, job="job.1", name="f")
         assert notes_of(error) == ["Raised in task job.1-0 (f(…)) on worker w1, attempt 1."]
@@ -475,7 +474,7 @@ class TestNote:
             def __setattr__(self, name, value):
                 raise SystemExit
 
-        report = Report("finished", 0, span_of([0]), "w1", 1, 0.0, 0.0)
+        report = RunInfo("finished", 0, ranges_of([0]), "w1", 1, 0.0, 0.0)
         annotate(Frozen(), 0, None, report, job="job.1", name="f")
 
     def test_an_error_that_is_false_is_an_error(self, shared_queue):

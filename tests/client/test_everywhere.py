@@ -7,7 +7,7 @@ import os
 import pytest
 
 from nbstreamq.client.session import Session
-from nbstreamq.protocol.store import Store
+from nbstreamq.wire.store import Store
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed,
 import pytest
 
 from nbstreamq import NbstreamqError, QueueClosed, TaskQueue
-from nbstreamq.client import interrupts
 from tests.interrupts import Armed
 
 
@@ -617,7 +616,7 @@ def slow_identity(x):
 
 def test_an_interrupt_during_a_wait_leaves_everything_in_order(queue, monkeypatch):
     """Ctrl-C may fall into the midst of an event: none may be lost, or taken by halves."""
-    monkeypatch.setattr(interrupts, "SPAN", 0)  # else the second one cancels
+    monkeypatch.setattr("nbstreamq.client.waiting.SPAN", 0)  # else the second one cancels
     job = queue.map(slow_identity, range(600), chunksize=1)
     n_interrupts = 0
     with Armed() as armed:

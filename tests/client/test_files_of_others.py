@@ -201,7 +201,7 @@ def test_a_memory_folder_that_is_a_link_is_refused(folders):
     (folders / "elsewhere").mkdir(mode=0o700)
     settings = Settings.from_environment()
     (folders / "memory").symlink_to(folders / "elsewhere")
-    from nbstreamq.objects.segments import SessionFolder, sweep
+    from nbstreamq.objects.mapped_files import SessionFolder, sweep
 
     with pytest.raises(FolderRefused, match="is a link"):
         SessionFolder("s", settings)

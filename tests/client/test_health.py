@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from nbstreamq import TaskQueue
-from nbstreamq.notebook.reprs import status_html
+from nbstreamq.notebook.html import status_html
 
 
 @pytest.fixture

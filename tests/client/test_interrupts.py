@@ -17,7 +17,6 @@ import weakref
 import psutil
 import pytest
 
-from nbstreamq.client import interrupts
 from tests.client.conftest import REPOSITORY
 from tests.interrupts import interrupt_wait
 
@@ -32,8 +31,8 @@ LONG = 60.0
 @pytest.fixture(autouse=True)
 def usual_handler(monkeypatch):
     """Give tests time for the second interrupt, and leave SIGINT as it was."""
-    monkeypatch.setattr(interrupts, "SPAN", LONG)
-    monkeypatch.setattr(interrupts.First, "last", None)
+    monkeypatch.setattr("nbstreamq.client.waiting.SPAN", LONG)
+    monkeypatch.setattr("nbstreamq.client.waiting.PendingInterrupt.last", None)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.default_int_handler
     signal.signal(signal.SIGINT, before)
@@ -165,7 +164,7 @@ def test_the_second_one_in_other_code(half_done, wait_until, capsys):
 
 
 def test_after_a_while_it_is_a_first_one_again(half_done, gate, monkeypatch, usual_handler, capsys):
-    monkeypatch.setattr(interrupts, "SPAN", 0.0)
+    monkeypatch.setattr("nbstreamq.client.waiting.SPAN", 0.0)
     for _ in range(3):
         interrupt(half_done.wait)
         assert capsys.readouterr().err == GOES_ON.format("two_are_quick", 2, 6, 0)
@@ -201,9 +200,9 @@ def test_what_was_waited_for_is_not_kept_alive(queue, gate, wait_until):
 REPL = """\
 import sys, threading, time
 from nbstreamq import TaskQueue
-from nbstreamq.client import interrupts
+from nbstreamq.client import waiting
 from tests.interrupts import is_waiting
-interrupts.SPAN = 60
+waiting.SPAN = 60
 def tell():
     while not is_waiting(threading.main_thread()):
         time.sleep(0.001)
@@ -269,11 +268,11 @@ def test_at_python_s_prompt(terminal, wait_until):
 WITH = """
 import os, sys, time
 from nbstreamq import TaskQueue
-from nbstreamq.client import interrupts
+from nbstreamq.client import waiting
 from tests.client.conftest import REPOSITORY
 from tests.interrupts import interrupt_wait
 
-interrupts.SPAN = 60
+waiting.SPAN = 60
 try:
     with TaskQueue(*sys.argv[1:], workers=2) as queue:
         job = queue.map(time.sleep, [0, 600], chunksize=1)

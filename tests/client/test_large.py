@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
+from nbstreamq.objects.large_values import LARGE, ServerPlace
+from nbstreamq.objects.mapped_files import MIN_FREE
 from nbstreamq.objects.pickler import pickled
-from nbstreamq.objects.places import LARGE, ServerPlace
-from nbstreamq.objects.segments import MIN_FREE
-from nbstreamq.protocol.keys import Keys
+from nbstreamq.wire.keys import Keys
 
 N = LARGE // 4  # of doubles: twice what is large
 
@@ -267,7 +267,7 @@ class TestServer:
         wait_until(lambda: not keys(), describe="no large values on the server")
 
     def test_keeps_parts(self, store, client, array, monkeypatch):
-        monkeypatch.setattr("nbstreamq.objects.places.PART_BYTES", LARGE - 1)
+        monkeypatch.setattr("nbstreamq.objects.large_values.PART_BYTES", LARGE - 1)
 
         def tell(do, _):
             return do(store)

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from nbstreamq.protocol import keys as module
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.keys import DAY, PREFIX, is_named
+from nbstreamq.wire import keys as module
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.keys import DAY, PREFIX, is_named
 
 ROWS = dict(re.findall(r"^``(\S+?)``.*?  (\d+) days?  ", module.__doc__, re.M))
 

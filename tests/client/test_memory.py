@@ -5,8 +5,7 @@ import gc
 
 import pytest
 
-from nbstreamq.protocol import owners
-from nbstreamq.protocol.clients import open_client
+from nbstreamq.wire.connection import open_client
 
 #: Calls of each kind.
 N_CALLS = 20_000
@@ -62,7 +61,7 @@ def test_nothing_grows_with_the_number_of_calls(make_queue, admin, queue_name, w
 def test_what_sessions_leave_goes_when_they_end(
     make_queue, admin, queue_name, store, monkeypatch, wait_until
 ):
-    monkeypatch.setattr(owners, "TRUST", 0.0)
+    monkeypatch.setattr("nbstreamq.wire.store.TRUST", 0.0)
     other = make_queue()
     other.run(2)
     assert other.submit(abs, -1).result(20) == 1

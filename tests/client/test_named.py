@@ -19,9 +19,9 @@ import redis
 
 import nbstreamq
 from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, TaskQueue
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.keys import WEEK, Keys
-from nbstreamq.protocol.states import State
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.keys import WEEK, Keys
+from nbstreamq.wire.messages import State
 from tests.client.conftest import Gate
 from tests.counting import Runs
 from tests.proxy import proxy

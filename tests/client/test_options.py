@@ -12,8 +12,8 @@ from concurrent.futures import CancelledError
 import pytest
 
 from nbstreamq import NbstreamqError, NotPicklable, TimeLimitExceeded
-from nbstreamq.protocol.keys import Keys
-from nbstreamq.protocol.states import State
+from nbstreamq.wire.keys import Keys
+from nbstreamq.wire.messages import State
 
 
 @pytest.fixture

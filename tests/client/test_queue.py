@@ -23,8 +23,8 @@ from nbstreamq import (
     TaskFuture,
     TaskQueue,
 )
-from nbstreamq.objects.payloads import dump
-from nbstreamq.protocol.clients import open_client
+from nbstreamq.objects.pickling import dump
+from nbstreamq.wire.connection import open_client
 
 PASSWORD = "open-sesame-42"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbstreamq import SignatureError
-from nbstreamq.notebook.reprs import status_html
+from nbstreamq.notebook.html import status_html
 
 
 class Evil:

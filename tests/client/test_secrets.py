@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.traceback import Traceback
 
 from nbstreamq import TaskQueue
-from nbstreamq.protocol.clients import open_client, url_of
-from nbstreamq.protocol.signing import Signer, load_secret
-from nbstreamq.protocol.trust import choose_secret
 from nbstreamq.secret import Address, Secret
 from nbstreamq.settings import Settings
+from nbstreamq.wire.connection import open_client, url_of
+from nbstreamq.wire.signing import Signer, load_secret
+from nbstreamq.wire.trust import choose_secret
 
 SECRET = "a-secret-of-4711-that-nobody-sees"
 PASSWORD = "pass-4711"

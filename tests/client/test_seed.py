@@ -15,7 +15,7 @@ from numpy.random import rand
 
 import nbstreamq
 from nbstreamq import JobChanged
-from nbstreamq.objects.seeds import apart
+from nbstreamq.objects.random_numbers import apart
 
 
 def draw(_=None):

@@ -6,9 +6,9 @@ from contextlib import suppress
 import pytest
 
 from nbstreamq import JobNotFound, SignatureError, cli
-from nbstreamq.notebook.reprs import dead_html, jobs_html, status_html, workers_html
-from nbstreamq.protocol.keys import Keys
-from nbstreamq.protocol.unsigned import MAX_COUNT, count, printable, seconds
+from nbstreamq.notebook.html import dead_html, jobs_html, status_html, workers_html
+from nbstreamq.wire.keys import Keys
+from nbstreamq.wire.replies import MAX_COUNT, count, printable, seconds
 
 #: Changes the title of a terminal, clears it, and turns what follows round; and a new line.
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nqueue 'fake': all is well"

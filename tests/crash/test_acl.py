@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from nbstreamq import ServerRefused, TaskQueue, WorkerLost
-from nbstreamq.protocol.store import TRIM_EVERY
+from nbstreamq.wire.store import TRIM_EVERY
 
 ROOT = Path(__file__).parents[2]
 SECRET = "old"

@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from nbstreamq import ServerUnreachable
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import Store
 from tests.counting import Runs, check_nothing_left, check_once
 
 

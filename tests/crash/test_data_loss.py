@@ -7,8 +7,8 @@ import time
 import pytest
 
 from nbstreamq import DataLost
-from nbstreamq.client import memory, session
-from nbstreamq.protocol.clients import open_client
+from nbstreamq.client import session
+from nbstreamq.wire.connection import open_client
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_that_a_session_was_idle_for_a_day_is_no_loss(forgetful, gate, monkeypat
     begun, go = gate("begun"), gate("go")
     future = queue.submit(lambda: begun.open() or go.wait() or "done")
     begun.wait()
-    monkeypatch.setattr(memory, "REMEMBERED", 0.0)
+    monkeypatch.setattr("nbstreamq.client.channel.REMEMBERED", 0.0)
     with open_client(server.url) as client:
         assert client.delete(*client.keys("*:session:*")) == 1
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nbstreamq import NbstreamqError, WorkerLost
-from nbstreamq.notebook.reprs import dead_html
-from nbstreamq.protocol.messages import Task
-from nbstreamq.protocol.signing import Signer
+from nbstreamq.notebook.html import dead_html
+from nbstreamq.wire.messages import Task
+from nbstreamq.wire.signing import Signer
 
 
 class Poison:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from nbstreamq import DataLost
-from nbstreamq.protocol.keys import Keys
+from nbstreamq.wire.keys import Keys
 from tests.ports import free_port
 
 #: Milliseconds after which a Sentinel takes a silent master for dead.

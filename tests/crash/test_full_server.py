@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from nbstreamq import ServerRefused
-from nbstreamq.protocol.clients import open_client
+from nbstreamq.wire.connection import open_client
 from tests.counting import Runs, check_once
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from nbstreamq.protocol.messages import Control, Event, Task
-from nbstreamq.protocol.refusal import DEAD_ENTRIES
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.spans import ONE
+from nbstreamq.wire.item_ranges import ONE
+from nbstreamq.wire.messages import ControlMessage, Event, Task
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import DEAD_ENTRIES
 
 N_FORGERIES = int(os.environ.get("NBSTREAMQ_FUZZ") or 3000)
 SEED = int(os.environ.get("NBSTREAMQ_FUZZ_SEED") or time.time())
@@ -63,7 +63,7 @@ class Forger:
         )
 
     def control(self):
-        order = Control(kind="cancel", job=self.session, span=ONE)
+        order = ControlMessage(kind="cancel", job=self.session, span=ONE)
         return self.fields(order, b"control", b"task")
 
     def fields(self, message, kind, other):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nbstreamq import TaskQueue, WorkerLost
-from nbstreamq.objects.segments import MIN_FREE
+from nbstreamq.objects.mapped_files import MIN_FREE
 
 CLIENT = """
 import sys, time
@@ -65,9 +65,9 @@ def test_a_client_s_files_are_swept_by_the_next_one(start, wait_until):
 
 def test_a_worker_that_dies_while_it_writes_leaves_one_free_file(local):
     def die(folder):
-        from nbstreamq.objects import segments
+        from nbstreamq.objects import mapped_files
 
-        file, _ = segments._claim(segments._entered(folder).at, MIN_FREE)
+        file, _ = mapped_files._claim(mapped_files._entered(folder).at, MIN_FREE)
         os.pwrite(file, bytes(MIN_FREE), 0)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import Store
 from tests.counting import check_nothing_left, check_once
 from tests.crash.conftest import TIMING
 from tests.link import Link

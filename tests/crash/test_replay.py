@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from nbstreamq import NbstreamqError
-from nbstreamq.protocol.states import State
+from nbstreamq.wire.messages import State
 from tests.counting import Runs
 
 

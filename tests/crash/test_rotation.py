@@ -13,8 +13,8 @@ import warnings
 import pytest
 
 from nbstreamq import SecretMismatch, TaskQueue
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.store import Store
+from nbstreamq.wire.signing import Signer
+from nbstreamq.wire.store import Store
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from nbstreamq import SecretMismatch, SignatureError, TaskQueue
-from nbstreamq.protocol.seen import N_SEEN, Seen
-from nbstreamq.protocol.signing import SIGNATURE_BYTES, Signer
-from nbstreamq.worker.ended import ENDED_BYTES, N_MARKS, Ended
+from nbstreamq.wire.signing import N_SEEN, SIGNATURE_BYTES, ReplayCache, Signer
+from nbstreamq.worker.loop import ENDED_BYTES, N_MARKS, SettledCache
 from tests.counting import Runs
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +30,7 @@ FILES = "client/test_files_of_others.py::"
 SECRETS = "client/test_secrets.py::"
 SIGNING = "unit/test_signing.py::"
 TLS = "client/test_tls.py::"
-NEW_SECRET = "protocol/test_values.py::TestANewSecret::"
+NEW_SECRET = "wire/test_values.py::TestANewSecret::"
 DOCTOR = "unit/test_cli.py::TestDoctor::"
 HERE = "crash/test_security.py::"
 
@@ -54,14 +53,14 @@ SHOWN = {
     ],
     "| changes": [
         "unit/test_messages.py::test_any_flipped_bit_of_any_value_is_refused",
-        "protocol/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
+        "wire/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
         "client/test_refusal.py::test_forged_events_are_said_once_and_counted",
     ],
     "| passes a message off": [
         "unit/test_messages.py::test_a_message_of_another_queue_is_refused",
         "unit/test_messages.py::test_a_message_of_another_kind_is_refused",
-        "protocol/test_refusal.py::TestEvents::test_of_another_session_are_refused",
-        "protocol/test_values.py::test_a_value_under_another_s_digest_is_refused",
+        "wire/test_refusal.py::TestEvents::test_of_another_session_are_refused",
+        "wire/test_values.py::test_a_value_under_another_s_digest_is_refused",
     ],
     "| passes one named job's": [
         "client/test_unsigned.py::TestTheNameOfAJob::test_does_not_lead_to_another_one_s_results",
@@ -97,7 +96,7 @@ SHOWN = {
     "Only what nbstreamq can prove": FILES + "test_what_others_made_stays",
     "Workers of a queue with a URL": FILES + "test_workers_of_a_url_leave_the_memory_folder_alone",
     "Large values on a server": [
-        "protocol/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
+        "wire/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
         "client/test_large.py::TestUrl::test_refuses_what_somebody_else_wrote",
     ],
     "Others can read them there": HERE + "TestSomebodyWhoCanWrite::test_reads_what_travels",
@@ -128,7 +127,7 @@ SHOWN = {
     "A server that was restarted": "crash/test_server_death.py::"
     "test_what_was_waiting_is_run_after_it",
     "What is refused is counted": [
-        "protocol/test_refusal.py::TestTasks::test_counts_and_evidence_go_away_by_themselves",
+        "wire/test_refusal.py::TestTasks::test_counts_and_evidence_go_away_by_themselves",
         FUZZ,
     ],
     "`q.status()` shows": "client/test_refusal.py::test_forged_events_are_said_once_and_counted",
@@ -203,7 +202,7 @@ SHOWN = {
     "It needs no other keys": ACL,
     "You may add `+scan`": "crash/test_acl.py::test_to_list_all_queues_a_client_must_be_allowed_to",
     "It shows them": EXPLAINS,
-    "You may add `+config|get`": [ACL, "protocol/test_health.py::test_whether_a_server_saves"],
+    "You may add `+config|get`": [ACL, "wire/test_health.py::test_whether_a_server_saves"],
     "Everything else works without it": ACL,
     "The rules keep a user": "crash/test_acl.py::test_nothing_else_is_allowed",
     "Inside a queue both can": EXPLAINS,
@@ -402,7 +401,7 @@ class TestACopy:
 
 
 def test_a_process_remembers_65000_messages():
-    seen, draw = Seen(), random.Random(1)
+    seen, draw = ReplayCache(), random.Random(1)
     signatures = [draw.randbytes(16) for _ in range(2 * N_SEEN)]
     for k, signature in enumerate(signatures):
         assert not seen.is_copy(signature, k) or k > 1000
@@ -414,7 +413,7 @@ def test_a_process_remembers_65000_messages():
 def test_the_workers_of_a_machine_remember_a_million_messages(tmp_path):
     with (tmp_path / "ended").open("w+b") as file:
         os.ftruncate(file.fileno(), ENDED_BYTES)
-        ended, others = Ended(file.fileno()), Ended(file.fileno())
+        ended, others = SettledCache(file.fileno()), SettledCache(file.fileno())
         draw = random.Random(1)
         marks = [draw.getrandbits(64) for _ in range(N_MARKS // 10)]
         for mark in marks:

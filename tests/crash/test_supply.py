@@ -3,8 +3,8 @@
 import pytest
 
 from nbstreamq.errors import ValueMissing
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.keys import Keys
+from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.keys import Keys
 
 LARGE = 2**20
 

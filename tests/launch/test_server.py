@@ -20,12 +20,10 @@ import pytest
 
 from nbstreamq import TaskQueue
 from nbstreamq.errors import DataDamaged, ServerNotFound, ServerStartFailed, ServerUnreachable
-from nbstreamq.launch.binary import find_binary
-from nbstreamq.launch.keeper import Usage
-from nbstreamq.launch.server import ensure_server, stop_server
-from nbstreamq.protocol.clients import open_client
-from nbstreamq.protocol.connection import Wire
+from nbstreamq.launch.server import ensure_server, find_binary, stop_server
+from nbstreamq.launch.server_watchdog import Usage
 from nbstreamq.settings import Settings
+from nbstreamq.wire.connection import Wire, open_client
 
 BINARIES = {"valkey": None, "redis": "/usr/bin/redis-server"}
 
@@ -123,7 +121,7 @@ def server_of(wire: Wire) -> psutil.Process:
 def keeper_of(wire: Wire) -> psutil.Process:
     keeper = server_of(wire).parent()
     assert keeper is not None
-    assert "nbstreamq.launch.keeper" in keeper.cmdline()
+    assert "nbstreamq.launch.server_watchdog" in keeper.cmdline()
     return keeper
 
 

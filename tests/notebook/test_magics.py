@@ -22,8 +22,7 @@ from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from nbstreamq.notebook.cells import needed_names  # noqa: E402
-from nbstreamq.notebook.completion import complete_magics  # noqa: E402
-from nbstreamq.notebook.magics import NbstreamqMagics  # noqa: E402
+from nbstreamq.notebook.magics import NbstreamqMagics, complete_magics  # noqa: E402
 
 __all__ = ["gate", "new_queue", "queue", "shared_queue"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nbstreamq.client.status import JobList, JobStatus, LaneStatus, QueueStatus, WorkerStatus
-from nbstreamq.notebook.reprs import future_html, jobs_html, ref_html, status_html
+from nbstreamq.notebook.html import future_html, jobs_html, ref_html, status_html
 from nbstreamq.objects.references import Ref
-from nbstreamq.protocol.states import State
+from nbstreamq.wire.messages import State
 from tests.real_workers import shared_queue
 
 __all__ = ["shared_queue"]

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from nbstreamq import track
-from nbstreamq.client.report import Report
+from nbstreamq.client.ledger import RunInfo
 from nbstreamq.notebook.html import describe, describe_items, describe_worker, duration, job_html
-from nbstreamq.notebook.text import job_text
-from nbstreamq.notebook.view import FIRST_COLUMN, N_COLUMNS, JobView, Strip
-from nbstreamq.protocol.spans import ONE
+from nbstreamq.notebook.live import job_text
+from nbstreamq.notebook.view import FIRST_COLUMN, N_COLUMNS, JobView, WorkerTimeline
+from nbstreamq.wire.item_ranges import ONE
 from tests.real_workers import gate, new_queue, queue, shared_queue
 
 __all__ = ["gate", "new_queue", "queue", "shared_queue"]
@@ -122,19 +122,19 @@ def test_a_large_job_is_looked_at_in_no_time(new_queue):
 
 
 def report(started, seconds, *, kind="finished", worker="w1", attempt=1, n=0):
-    return Report(kind, n, ONE, worker, attempt, started, seconds)
+    return RunInfo(kind, n, ONE, worker, attempt, started, seconds)
 
 
 class TestStrip:
     def test_a_column_holds_the_share_of_time_that_was_busy(self):
-        strip = Strip(100.0)
+        strip = WorkerTimeline(100.0)
         strip.add(report(100.0, strip.seconds * 1.5), 100.0 + strip.seconds * 2)
         (row,) = strip.rows(101.0)
         assert row["busy"][:3] == [1.0, 0.5, 0.0]
         assert strip.n_used(100.0 + strip.seconds * 2.5) == 3
 
     def test_columns_grow_with_the_job(self):
-        strip = Strip(0.0)
+        strip = WorkerTimeline(0.0)
         strip.add(report(0.0, 4.0), 4.0)
         strip.add(report(500.0, 100.0), 600.0)
         (row,) = strip.rows(600.0)
@@ -142,13 +142,13 @@ class TestStrip:
         assert sum(row["busy"]) * strip.seconds == pytest.approx(104, rel=0.05)
 
     def test_items_tried_again_or_lost_are_marked_where_they_happened(self):
-        strip = Strip(0.0)
+        strip = WorkerTimeline(0.0)
         strip.add(report(0.0, 0.0, kind="retried"), 1.0)
         strip.add(report(0.0, 0.0, kind="lost", worker="w2"), 2.0)
         assert [sum(row["trouble"]) for row in strip.rows(2.0)] == [1, 1]
 
     def test_an_item_that_still_runs_counts_as_busy_until_now(self):
-        strip = Strip(0.0)
+        strip = WorkerTimeline(0.0)
         strip.add(report(0.0, 1.0), 1.0)
         strip.add(report(1.2, 0.0, kind="started"), 1.2)
         strip.add(report(0.5, 0.5), 1.3)  # of items before it, told a moment later
@@ -160,7 +160,7 @@ class TestStrip:
         assert row["seconds"] == pytest.approx(301.5, rel=0.01)
 
     def test_a_column_tells_what_ran_in_it(self):
-        strip = Strip(0.0)
+        strip = WorkerTimeline(0.0)
         strip.add(report(0.0, 0.02, n=3), 0.1)
         strip.add(report(0.02, 0.06, n=8), 0.1)
         strip.add(report(0.2, 0.0, n=9, kind="started"), 0.2)
@@ -171,7 +171,7 @@ class TestStrip:
         assert row["ran"][:3] == [[3, 8], [], [9, 9]]
 
     def test_an_item_that_was_cancelled_runs_no_more(self):
-        strip = Strip(0.0)
+        strip = WorkerTimeline(0.0)
         strip.add(report(1.0, 0.0, n=7, kind="started"), 1.0)
         strip.forget(lambda item: item == 8)
         assert strip.rows(9.0)[0]["seconds"] == pytest.approx(8)
@@ -179,7 +179,7 @@ class TestStrip:
         assert strip.rows(9.0)[0]["seconds"] == 0
 
     def test_an_item_that_was_lost_runs_no_more(self):
-        strip = Strip(0.0)
+        strip = WorkerTimeline(0.0)
         strip.add(report(1.0, 0.0, kind="started"), 1.0)
         strip.add(report(0.0, 0.0, kind="lost"), 2.0)
         (row,) = strip.rows(9.0)

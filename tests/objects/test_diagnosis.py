@@ -18,7 +18,7 @@ import pytest
 
 from nbstreamq.errors import NotPicklable
 from nbstreamq.objects.functions import FunctionPickler
-from nbstreamq.objects.payloads import dump
+from nbstreamq.objects.pickling import dump
 
 
 def message_of(value, what="an argument of fib()") -> str:

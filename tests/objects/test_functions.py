@@ -534,7 +534,7 @@ def test_a_module_that_comes_home_is_the_module_here(beside, notebook, pickler, 
     notebook.run("import helper\nf = lambda: helper")
     returned = elsewhere(
         "from nbstreamq.objects.functions import load_function\n"
-        "from nbstreamq.objects.payloads import dump\n"
+        "from nbstreamq.objects.pickling import dump\n"
         "answer(dump(load_function(data)(), 'the result'))",
         pickler.dump(notebook["f"]).data, raw=True,
     )  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import nbstreamq
-from nbstreamq.objects import identity as identity_module
-from nbstreamq.objects.identity import identity, inputs_digest
+from nbstreamq.objects import stable_hash as identity_module
+from nbstreamq.objects.stable_hash import identity, inputs_digest
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 BASE = '''
@@ -81,7 +81,7 @@ def outer(depth):
 
 target = outer({depth})
 '''
-PRINT = "from nbstreamq.objects.identity import identity; print(identity(target))"
+PRINT = "from nbstreamq.objects.stable_hash import identity; print(identity(target))"
 SAME = {
     "line": "",
     "factor": 3,

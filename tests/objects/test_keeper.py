@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from nbstreamq.objects.blobs import SAMPLE_BYTES, SAMPLES, Keeper
+from nbstreamq.objects.large_values import SAMPLE_BYTES, SAMPLES, ValueStore
 
 
 @pytest.fixture
 def keeper(place):
-    return Keeper("s", place)
+    return ValueStore("s", place)
 
 
 def value(size, **changes):

@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from nbstreamq.errors import NoRoom, ResultNotPicklable
-from nbstreamq.objects.blobs import Blobs, register
-from nbstreamq.objects.outcomes import dump_outcomes, load_outcomes
+from nbstreamq.objects.large_values import Blobs, register
+from nbstreamq.objects.results import dump_outcomes, load_outcomes
 
 N = 20_000
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import NotPicklable
-from nbstreamq.objects.payloads import dump, load
+from nbstreamq.objects.pickling import dump, load
 
 simple = st.one_of(
     st.integers(),
@@ -83,7 +83,7 @@ def test_an_instance_comes_home_as_instance_of_the_same_class(notebook, elsewher
     # When another process changes and returns it, while the class is edited here
     cls.n = 2
     returned = elsewhere(
-        "from nbstreamq.objects.payloads import dump, load\n"
+        "from nbstreamq.objects.pickling import dump, load\n"
         "point = load(data); point.x += 1; answer(dump(point, 'the result'))",
         data,
         raw=True,
@@ -100,7 +100,7 @@ def test_coming_home_leaves_the_methods_of_a_class_alone(notebook, elsewhere):
     method = notebook["Model"].get
     data = dump(notebook["Model"](), "an argument of g()")
     returned = elsewhere(
-        "from nbstreamq.objects.payloads import dump, load\n"
+        "from nbstreamq.objects.pickling import dump, load\n"
         "answer(dump(load(data), 'the result'))", data, raw=True,
     )  # fmt: skip
     # When its instance was there and back again
@@ -141,7 +141,7 @@ def test_running_out_of_memory_is_not_called_unpicklable():
 
 def test_importing_the_package_does_not_import_cloudpickle():
     script = (
-        "import sys, nbstreamq.objects.functions, nbstreamq.objects.payloads,"
+        "import sys, nbstreamq.objects.functions, nbstreamq.objects.pickling,"
         " nbstreamq.objects.remote_errors\n"
         "sys.exit('cloudpickle' in sys.modules)"
     )

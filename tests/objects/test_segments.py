@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import nbstreamq
 from nbstreamq.errors import NbstreamqError, NoRoom
-from nbstreamq.objects import segments
-from nbstreamq.objects.segments import Segments, SessionFolder, free, read, sweep
+from nbstreamq.objects.mapped_files import Segments, SessionFolder, free, read, sweep
 from nbstreamq.settings import Settings
 
 SIZE = 1_200_000
@@ -83,7 +83,7 @@ def test_small_files_are_not_kept_for_another(folder):
 
 
 def test_free_files_are_few_and_small(folder, monkeypatch):
-    monkeypatch.setattr(segments, "MAX_FREE", 3 * SIZE)
+    monkeypatch.setattr("nbstreamq.objects.mapped_files.MAX_FREE", 3 * SIZE)
     handles = [write(folder, k) for k in range(5)]
     for handle in handles:
         free(handle)
@@ -97,7 +97,7 @@ def test_one_that_is_being_written_is_not_deleted(folder, monkeypatch):
     free(write(folder, 1))
     (path,) = Path(folder.folders[0], "free").iterdir()
     handle = write(folder, 2, 10 * SIZE)
-    monkeypatch.setattr(segments, "MAX_FREE_FILES", 1)
+    monkeypatch.setattr("nbstreamq.objects.mapped_files.MAX_FREE_FILES", 1)
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         free(handle)
@@ -107,7 +107,7 @@ def test_one_that_is_being_written_is_not_deleted(folder, monkeypatch):
 
 
 def test_what_needs_too_many_descriptors_is_copied(folder, monkeypatch):
-    monkeypatch.setattr(segments, "_MAX_MAPPED", 0)
+    monkeypatch.setattr("nbstreamq.objects.mapped_files._MAX_MAPPED", 0)
     view = read(write(folder, 1))
     assert type(view) is bytearray
     assert view == b"\1" * SIZE
@@ -129,7 +129,7 @@ def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
     handle = write(folder, 1)
     script = (
         "import os\n"
-        "from nbstreamq.objects.segments import SessionFolder\n"
+        "from nbstreamq.objects.mapped_files import SessionFolder\n"
         "from nbstreamq.settings import Settings\n"
         "folder = SessionFolder('dead', Settings.from_environment())\n"
         "folder.write(memoryview(bytes(10)))\n"
@@ -137,7 +137,7 @@ def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
     )
     folders = {"MEMORY_DIR": settings.memory_dir, "DATA_DIR": settings.data_dir}
     env = os.environ | {f"NBSTREAMQ_{name}": str(path) for name, path in folders.items()}
-    root = Path(segments.__file__).parents[2]
+    root = Path(nbstreamq.__file__).parents[1]
     subprocess.run([sys.executable, "-c", script], cwd=root, env=env, check=False)
     assert (settings.memory_dir / "dead").exists()
     assert (settings.data_dir / "values" / "dead").exists()

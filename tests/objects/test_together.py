@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbstreamq.objects.blobs import Blobs
-from nbstreamq.objects.outcomes import dump_outcomes, load_outcomes
+from nbstreamq.objects.large_values import Blobs
+from nbstreamq.objects.pickling import dump_batch, load_batch
 from nbstreamq.objects.remote_errors import dump_error
-from nbstreamq.objects.together import dump_together, load_together
+from nbstreamq.objects.results import dump_outcomes, load_outcomes
 
 
 class Broken:
@@ -91,7 +91,7 @@ nested = st.recursive(
 def together(values, blobs=None):
     """What is found, and what has failed, after there and back."""
     failed = {}
-    found = load_together(dump_together(values, blobs), failed)
+    found = load_batch(dump_batch(values, blobs), failed)
     assert len(found) == len(values)
     assert all(found[k] is None for k in failed)
     return found, failed
@@ -127,17 +127,17 @@ def test_lists_of_any_length(n):
 
 def test_without_classes_there_is_one_pickle():
     values = [{"x": k, "y": [k, SHARED]} for k in range(2500)]
-    assert pickle.loads(dump_together(values, None).data) == values
+    assert pickle.loads(dump_batch(values, None).data) == values
     assert together(values) == (values, {})
 
 
 def test_numbers_and_arrays_of_numpy_are_as_harmless():
     numpy = pytest.importorskip("numpy")
     values = [numpy.float64(1.5), numpy.int8(3), {"a": numpy.arange(3)}, numpy.dtype("f4")]
-    assert dump_together(values, None).ends == []
+    assert dump_batch(values, None).ends == []
     found, _ = together(values)
     assert [*found[:2], found[2]["a"].tolist(), found[3]] == [1.5, 3, [0, 1, 2], values[3]]
-    assert dump_together([numpy.array([Point(1)])], None).ends, "there may be anything in it"
+    assert dump_batch([numpy.array([Point(1)])], None).ends, "there may be anything in it"
 
 
 def test_what_refers_to_a_part_of_a_broken_one_fails_like_it():
@@ -198,10 +198,10 @@ def test_a_class_that_is_not_here_takes_only_its_own(monkeypatch):
     exec("class Some:\n    def __init__(self, x):\n        self.x = x", vars(module))
     monkeypatch.setitem(sys.modules, "only_there", module)
     values = [Point(1), module.Some(2), {"x": 3}, module.Some(4), Point(5), Colour.RED, Decimal(2)]
-    dumped = dump_together(values, None)
+    dumped = dump_batch(values, None)
     monkeypatch.delitem(sys.modules, "only_there")
     failed = {}
-    found = load_together(dumped, failed)
+    found = load_batch(dumped, failed)
     assert found == [Point(1), None, {"x": 3}, None, Point(5), Colour.RED, Decimal(2)]
     assert {k: type(e) for k, e in failed.items()} == dict.fromkeys([1, 3], ModuleNotFoundError)
 
@@ -258,9 +258,9 @@ def test_large_ones(last):
 def test_what_must_be_pickled_alone_is_left_to_that(place):
     numpy = pytest.importorskip("numpy")
     blobs = Blobs("test-together", place)
-    assert dump_together([1, threading.Lock()], None) is None
-    assert dump_together([1, numpy.zeros(place.large)], blobs) is None
-    assert dump_together([Point(1), numpy.zeros(place.large)], blobs) is None
+    assert dump_batch([1, threading.Lock()], None) is None
+    assert dump_batch([1, numpy.zeros(place.large)], blobs) is None
+    assert dump_batch([Point(1), numpy.zeros(place.large)], blobs) is None
     assert place.values == {}
     assert together([{}, numpy.zeros(3)], blobs)[0][1].tolist() == [0, 0, 0]
 

@@ -6,8 +6,8 @@ from collections import deque
 
 import pytest
 
-from nbstreamq.client.calls import MOST, Call, CallLedger, CallPace, gather
-from nbstreamq.client.sender import Order
+from nbstreamq.client.channel import Order
+from nbstreamq.client.ledger import MOST, Call, CallLedger, CallPace, gather
 
 
 @pytest.fixture

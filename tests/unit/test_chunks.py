@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbstreamq.client.chunks import MAX_BYTES, MAX_ITEMS, Pace, chunks
+from nbstreamq.client.submit import MAX_BYTES, MAX_ITEMS, Pace, chunks
 
 sizes = st.integers(0, 500)
 
@@ -75,14 +75,14 @@ def test_the_last_chunks_are_small():
 
 
 def test_each_worker_gets_its_first_chunk_by_itself_unless_that_takes_long(monkeypatch):
-    monkeypatch.setattr("nbstreamq.client.chunks.HURRY", 10.0)
+    monkeypatch.setattr("nbstreamq.client.submit.HURRY", 10.0)
     for pace in (Pace(1000, 3), Pace(None, 3), Pace.fixed(7, 3)):
         found = []
         for _ in range(5):
             found.append(pace.at_once)
             pace.sent(7, 7)
         assert found == [True, True, True, False, False]
-    monkeypatch.setattr("nbstreamq.client.chunks.HURRY", -1.0)
+    monkeypatch.setattr("nbstreamq.client.submit.HURRY", -1.0)
     pace = Pace(1000, 3)
     assert pace.at_once
     pace.sent(7, 7)

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import ServerUnreachable
-from nbstreamq.protocol.clients import hide_password, open_client, same_server, url_of
+from nbstreamq.wire.connection import hide_password, open_client, same_server, url_of
 
 
 def settings_of(url):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbstreamq.protocol import keys as module
-from nbstreamq.protocol.keys import (
+from nbstreamq.wire import keys as module
+from nbstreamq.wire.keys import (
     LANES,
     MAX_DEPTH,
     PREFIX,

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from nbstreamq import WorkerLost
 from nbstreamq.client.ledger import Ledger, Payload
 from nbstreamq.errors import DeathCertificate, QueueClosed
-from nbstreamq.objects.outcomes import dump_outcomes
-from nbstreamq.objects.payloads import dump
+from nbstreamq.objects.pickling import dump
 from nbstreamq.objects.remote_errors import dump_error
-from nbstreamq.protocol.messages import Event
-from nbstreamq.protocol.spans import span_of
-from nbstreamq.protocol.states import State
+from nbstreamq.objects.results import dump_outcomes
+from nbstreamq.wire.item_ranges import ranges_of
+from nbstreamq.wire.messages import Event, State
 
 
 def ledger_of(n, call="map", items=None):
@@ -30,7 +29,7 @@ def ledger_of(n, call="map", items=None):
 
 
 def event(kind, items, body=b"", *, n=0, worker="w1", attempt=1):
-    span = span_of(items)
+    span = ranges_of(items)
     return Event(kind=kind, job="job.1", n=n, span=span, worker=worker, attempt=attempt, body=body)
 
 
@@ -91,7 +90,7 @@ class TestEvents:
         ledger.cancel([1])
         ledger.apply(finished({0: "a", 1: "b", 2: "c"}))
         assert states(ledger) == [State.DONE, State.CANCELLED, State.DONE]
-        assert ledger.cancelled() == span_of([1])
+        assert ledger.cancelled() == ranges_of([1])
 
     @pytest.mark.parametrize("kind", ["retried", "lost"])
     def test_once_more_waits_again(self, kind):

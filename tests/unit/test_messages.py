@@ -7,15 +7,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import SignatureError
-from nbstreamq.protocol.messages import Control, Event, Options, Task
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.spans import ONE, span_of
+from nbstreamq.wire.item_ranges import ONE, ranges_of
+from nbstreamq.wire.messages import ControlMessage, Event, Options, Task
+from nbstreamq.wire.signing import Signer
 
 SIGNER = Signer("secret", "sims")
 
 naturals = st.integers(0, 2**62)
 seconds = st.floats(allow_nan=False)
-spans = st.sets(st.integers(0, 1000), max_size=8).map(lambda s: span_of(sorted(s)))
+spans = st.sets(st.integers(0, 1000), max_size=8).map(lambda s: ranges_of(sorted(s)))
 bodies = st.binary(max_size=300)
 
 tasks = st.builds(
@@ -43,7 +43,7 @@ events = st.builds(
     seconds=seconds,
     body=bodies,
 )
-controls = st.builds(Control, kind=st.text(), job=st.text(), span=spans, number=naturals)
+controls = st.builds(ControlMessage, kind=st.text(), job=st.text(), span=spans, number=naturals)
 messages = tasks | events | controls
 
 
@@ -122,14 +122,14 @@ def test_a_message_under_another_secret_is_refused(message):
 
 @given(messages)
 def test_a_message_of_another_kind_is_refused(message):
-    for other in {Task, Event, Control} - {type(message)}:
+    for other in {Task, Event, ControlMessage} - {type(message)}:
         with pytest.raises(SignatureError):
             other.decode(message.encode(SIGNER), SIGNER)
 
 
 @pytest.mark.parametrize("flat", [[], [b"sig"], [b"sig", b""], [b"kind", b"due"]])
 def test_what_is_no_message_at_all_is_refused(flat):
-    for kind in (Task, Event, Control):
+    for kind in (Task, Event, ControlMessage):
         with pytest.raises(SignatureError):
             kind.decode(flat, SIGNER)
 
@@ -141,7 +141,7 @@ def test_signed_nonsense_is_refused_as_well():
     flat = [part for pair in zip(names, values, strict=True) for part in pair]
     flat += [b"sig", signature]
     with pytest.raises(SignatureError, match="malformed"):
-        Control.decode(flat, SIGNER)
+        ControlMessage.decode(flat, SIGNER)
 
 
 @given(tasks, spans, naturals, naturals)
@@ -159,7 +159,7 @@ def test_the_same_event_twice_is_no_copy(event):
 
 
 def test_the_same_order_twice_is_no_copy():
-    first, second = (Control(kind="cancel", job="s.1", span=ONE) for _ in range(2))
+    first, second = (ControlMessage(kind="cancel", job="s.1", span=ONE) for _ in range(2))
     assert first.encode(SIGNER) != second.encode(SIGNER)
 
 

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
-from nbstreamq.protocol.connection import pack
+from nbstreamq.wire.connection import pack
 
 INTERRUPTED = """
 import signal
-from nbstreamq.protocol.connection import pack
+from nbstreamq.wire.connection import pack
 
 def interrupt(*_):
     raise KeyboardInterrupt

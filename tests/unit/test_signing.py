@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import SecretTooWeak, SignatureError
-from nbstreamq.protocol.signing import SIGNATURE_BYTES, Signer, load_secret
 from nbstreamq.secret import Secret
 from nbstreamq.settings import Settings
+from nbstreamq.wire.signing import SIGNATURE_BYTES, Signer, load_secret
 
 SIGNER = Signer("secret", "sims")
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_processes_that_race_get_the_same_secret(settings):
     settings.data_dir.mkdir()
     program = (
         "import sys, pathlib, dataclasses\n"
-        "from nbstreamq.protocol.signing import load_secret\n"
+        "from nbstreamq.wire.signing import load_secret\n"
         "from nbstreamq.settings import Settings\n"
         "here = dataclasses.replace(Settings.from_environment(), secret=None,\n"
         "                           data_dir=pathlib.Path(sys.argv[1]))\n"

@@ -6,10 +6,10 @@ import pytest
 import redis
 
 from nbstreamq.errors import SecretMissing, SecretTooWeak
-from nbstreamq.protocol.clients import url_of
-from nbstreamq.protocol.trust import choose_secret, is_local, new_secret
 from nbstreamq.secret import Secret
 from nbstreamq.settings import Settings
+from nbstreamq.wire.connection import url_of
+from nbstreamq.wire.trust import choose_secret, is_local, new_secret
 
 REMOTE = "redis://me:hush@db.example.org:6379/0"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbstreamq.protocol.urls import check_url
+from nbstreamq.wire.connection import check_url
 
 
 @pytest.mark.parametrize(

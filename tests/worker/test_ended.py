@@ -5,9 +5,9 @@ import tempfile
 
 import pytest
 
-from nbstreamq.protocol.messages import Task
-from nbstreamq.protocol.settlement import Delivery, Settlement, Successor
-from nbstreamq.worker.ended import ENDED_BYTES, N_MARKS, Ended
+from nbstreamq.wire.messages import Task
+from nbstreamq.wire.settlement import Delivery, Requeue, Settlement
+from nbstreamq.worker.loop import ENDED_BYTES, N_MARKS, SettledCache
 
 
 @pytest.fixture
@@ -15,13 +15,13 @@ def pair():
     """The same table, as two workers see it."""
     with tempfile.TemporaryFile() as file:
         os.ftruncate(file.fileno(), ENDED_BYTES)
-        yield Ended(file.fileno()), Ended(file.fileno())
+        yield SettledCache(file.fileno()), SettledCache(file.fileno())
 
 
 def settlement(mark, *spans):
     task = Task(job="s.1", n=0, span=(range(10),), fn="f", name="f", call="map", args=b"")
     delivery = Delivery(lane="default", entry_id=b"1-1", task=task, mark=mark)
-    successors = [Successor(task=task.again(span)) for span in spans]
+    successors = [Requeue(task=task.again(span)) for span in spans]
     return Settlement(delivery=delivery, successors=successors)
 
 

@@ -8,17 +8,17 @@ import pytest
 
 from nbstreamq.errors import FunctionMissing
 from nbstreamq.objects.functions import FunctionPickler
-from nbstreamq.objects.outcomes import load_outcomes
-from nbstreamq.objects.payloads import dump
-from nbstreamq.protocol.messages import Options, Task
-from nbstreamq.protocol.settlement import Delivery
-from nbstreamq.protocol.signing import Signer
-from nbstreamq.protocol.spans import format_span
+from nbstreamq.objects.pickling import dump
+from nbstreamq.objects.results import load_outcomes
+from nbstreamq.wire.item_ranges import format_ranges
+from nbstreamq.wire.messages import Options, Task
+from nbstreamq.wire.settlement import Delivery
+from nbstreamq.wire.signing import Signer
+from nbstreamq.worker.cache import Values
 from nbstreamq.worker.execution import Execution
 from nbstreamq.worker.output import Output
 from nbstreamq.worker.run import Runner
-from nbstreamq.worker.slots import SLOT_BYTES, Slot
-from nbstreamq.worker.values import Values
+from nbstreamq.worker.slot import SLOT_BYTES, Slot
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def execute(execution, store):
 
 
 def events(settlement):
-    return [(event.kind, format_span(event.span)) for event in settlement.events]
+    return [(event.kind, format_ranges(event.span)) for event in settlement.events]
 
 
 def test_results_come_in_one_event(execute):
@@ -82,7 +82,7 @@ def test_one_that_failed_is_retried_alone(execute):
     assert events(settled) == [("retried", "1:2"), ("finished", "0:1,2:3")]
     assert "ZeroDivisionError" in json.loads(settled.events[0].body)["error"]
     (successor,) = settled.successors
-    assert (format_span(successor.task.span), successor.task.attempt) == ("1:2", 3)
+    assert (format_ranges(successor.task.span), successor.task.attempt) == ("1:2", 3)
     assert successor.delay == 1.0  # doubled, as it is the second retry
 
 

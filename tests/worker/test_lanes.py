@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from nbstreamq.client import chunks
-from nbstreamq.protocol.clients import open_client
+from nbstreamq.wire.connection import open_client
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_those_of_a_new_supervisor_too(new_queue, idle):
 
 
 def test_after_lone_calls_no_worker_takes_two_long_chunks(queue, monkeypatch):
-    monkeypatch.setattr(chunks, "HURRY", 10.0)  # whatever else this machine does
+    monkeypatch.setattr("nbstreamq.client.submit.HURRY", 10.0)  # whatever else this machine does
 
     def work(seconds):
         begun = time.monotonic()

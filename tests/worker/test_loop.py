@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from nbstreamq.protocol.messages import Task
-from nbstreamq.protocol.settlement import Delivery, Settlement
-from nbstreamq.worker import worker as module
-from nbstreamq.worker.ended import ENDED_BYTES, Ended
+from nbstreamq.wire.messages import Task
+from nbstreamq.wire.settlement import Delivery, Settlement
+from nbstreamq.worker import loop as module
+from nbstreamq.worker.loop import ENDED_BYTES, FLUSH, LULL, SettledCache, TaskWorker
 from nbstreamq.worker.output import Output
-from nbstreamq.worker.slots import SLOT_BYTES, Slot
-from nbstreamq.worker.worker import FLUSH, LULL, TaskWorker
+from nbstreamq.worker.slot import SLOT_BYTES, Slot
 
 
 class Clock:
@@ -116,7 +115,7 @@ def worker(monkeypatch):
         worker = TaskWorker(
             Lane(clock),
             Slot(slot.fileno()),
-            Ended(ended.fileno()),
+            SettledCache(ended.fileno()),
             Output(),
             worker="w",
             lanes=["default"],

@@ -1,6 +1,6 @@
 """Who is silent, by one's own clock."""
 
-from nbstreamq.worker.nodes import OtherNodes
+from nbstreamq.worker.supervisor import OtherNodes
 
 
 def looks(nodes, *beats, every=1.0, begin=100.0):

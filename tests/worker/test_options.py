@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nbstreamq import TimeLimitExceeded, WorkerLost
-from nbstreamq.protocol.states import State
+from nbstreamq.wire.messages import State
 
 
 def loop():

@@ -14,7 +14,7 @@ import warnings
 import pytest
 
 from nbstreamq import track
-from nbstreamq.protocol.messages import Task
+from nbstreamq.wire.messages import Task
 from nbstreamq.worker.output import ITEM_LIMIT_BYTES, Output
 
 TASK = Task(job="s.1", n=0, span=(range(2),), fn="f", name="f", call="map", args=b"")

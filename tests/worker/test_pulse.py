@@ -7,8 +7,8 @@ from itertools import count
 
 import pytest
 
-from nbstreamq.protocol.messages import Event, Task
-from nbstreamq.worker.pulse import Pulse
+from nbstreamq.wire.messages import Event, Task
+from nbstreamq.worker.monitor import TaskMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -58,7 +58,7 @@ def beats():
                 over.set()
                 raise SystemExit  # of its thread, which else lives as long as its process
 
-        pulse = Pulse(delivery, delivery, free, delivery)
+        pulse = TaskMonitor(delivery, delivery, free, delivery)
         pulse.start()
         pulse.wake()
         assert over.wait(10)

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 import pytest
 
 from nbstreamq.errors import DeathCertificate, TimeLimitExceeded, WorkerLost
-from nbstreamq.objects.outcomes import load_outcomes
-from nbstreamq.protocol.messages import Options, Task
-from nbstreamq.protocol.settlement import Delivery
-from nbstreamq.protocol.spans import format_span, items
-from nbstreamq.worker.reaper import MAX_LOSSES, settle_death
-from nbstreamq.worker.slots import NO_ITEM, Level, Stop
+from nbstreamq.objects.results import load_outcomes
+from nbstreamq.wire.item_ranges import format_ranges, items
+from nbstreamq.wire.messages import Options, Task
+from nbstreamq.wire.settlement import Delivery
+from nbstreamq.worker.crash import MAX_LOSSES, settle_death
+from nbstreamq.worker.slot import NO_ITEM, RunningTask, Stop
 
 
 @dataclass
-class Death:
+class CrashReport:
     levels: list = field(default_factory=list)
     stopped: tuple = (0, 0, Stop.NONE)
     is_planned: bool = False
@@ -30,7 +30,7 @@ def delivery(n_items=1, *, entry_id=b"1-1", **changes):
 
 
 def level(item=0, *, entry_id=b"1-1", serial=5):
-    return Level(
+    return RunningTask(
         serial=serial,
         item=item,
         deadline=0.0,
@@ -46,7 +46,7 @@ def level(item=0, *, entry_id=b"1-1", serial=5):
 def follows(settlement):
     """What follows: events, and successors as (span, attempt, losses)."""
     successors = [
-        (format_span(s.task.span), s.task.attempt, s.task.losses) for s in settlement.successors
+        (format_ranges(s.task.span), s.task.attempt, s.task.losses) for s in settlement.successors
     ]
     return [event.kind for event in settlement.events], successors
 
@@ -57,13 +57,13 @@ def error_of(settlement):
 
 
 def test_what_did_not_run_goes_back_as_it_was():
-    (settled,) = settle_death([delivery(3, losses=2)], Death(), known=True)
+    (settled,) = settle_death([delivery(3, losses=2)], CrashReport(), known=True)
 
     assert follows(settled) == ([], [("0:3", 1, 2)])
 
 
 def test_the_item_that_ran_is_charged_and_the_rest_goes_on():
-    (settled,) = settle_death([delivery(5)], Death([level(2)]), known=True)
+    (settled,) = settle_death([delivery(5)], CrashReport([level(2)]), known=True)
 
     assert follows(settled) == (["lost"], [("0:2,3:5", 1, 0), ("2:3", 1, 1)])
 
@@ -71,7 +71,7 @@ def test_the_item_that_ran_is_charged_and_the_rest_goes_on():
 def test_an_item_that_was_lost_too_often_fails_and_the_rest_goes_on():
     held = [delivery(5, losses=MAX_LOSSES - 1)]
 
-    (settled,) = settle_death(held, Death([level(2)]), known=True)
+    (settled,) = settle_death(held, CrashReport([level(2)]), known=True)
 
     assert follows(settled) == (["finished"], [("0:2,3:5", 1, 2)])
     error = error_of(settled)
@@ -81,8 +81,10 @@ def test_an_item_that_was_lost_too_often_fails_and_the_rest_goes_on():
 
 
 def test_what_is_given_up_is_kept_with_its_reason():
-    (again,) = settle_death([delivery(5)], Death([level(2)]), known=True)
-    (last,) = settle_death([delivery(5, losses=MAX_LOSSES - 1)], Death([level(2)]), known=True)
+    (again,) = settle_death([delivery(5)], CrashReport([level(2)]), known=True)
+    (last,) = settle_death(
+        [delivery(5, losses=MAX_LOSSES - 1)], CrashReport([level(2)]), known=True
+    )
 
     assert again.given_up == []
     (kept,) = last.given_up
@@ -92,14 +94,14 @@ def test_what_is_given_up_is_kept_with_its_reason():
 
 
 def test_an_item_that_is_not_of_this_task_is_charged_to_nobody():
-    (settled,) = settle_death([delivery(3)], Death([level(77)]), known=True)
+    (settled,) = settle_death([delivery(3)], CrashReport([level(77)]), known=True)
 
     assert follows(settled) == ([], [("0:3", 1, 0)])
 
 
 def test_the_whole_stack_is_charged():
     held = [delivery(entry_id=b"1-1"), delivery(entry_id=b"1-2")]
-    death = Death([level(entry_id=b"1-1"), level(entry_id=b"1-2")])
+    death = CrashReport([level(entry_id=b"1-1"), level(entry_id=b"1-2")])
 
     settled = settle_death(held, death, known=True)
 
@@ -107,7 +109,7 @@ def test_the_whole_stack_is_charged():
 
 
 def test_a_death_between_items_is_charged_to_all_and_then_halved():
-    death = Death([level(NO_ITEM)])
+    death = CrashReport([level(NO_ITEM)])
 
     (first,) = settle_death([delivery(4)], death, known=True)
     (last,) = settle_death([delivery(4, losses=2)], death, known=True)
@@ -119,7 +121,7 @@ def test_a_death_between_items_is_charged_to_all_and_then_halved():
 
 
 def test_an_unknown_death_is_charged_to_all():
-    settled = settle_death([delivery(4), delivery(1)], Death(), known=False)
+    settled = settle_death([delivery(4), delivery(1)], CrashReport(), known=False)
 
     assert [follows(s) for s in settled] == [
         (["lost"], [("0:4", 1, 1)]),
@@ -137,18 +139,18 @@ def test_a_guilty_item_is_found_in_the_end_and_only_it_fails(n):
         if guilty not in items(held.task.span):
             done += items(held.task.span)
             continue
-        (settled,) = settle_death([held], Death([level(NO_ITEM)]), known=True)
+        (settled,) = settle_death([held], CrashReport([level(NO_ITEM)]), known=True)
         failed += [s for s in settled.events if s.kind == "finished"]
         waiting += [
             Delivery(lane="default", entry_id=b"1-1", task=s.task) for s in settled.successors
         ]
 
-    assert [format_span(event.span) for event in failed] == [f"{guilty}:{guilty + 1}"]
+    assert [format_ranges(event.span) for event in failed] == [f"{guilty}:{guilty + 1}"]
     assert sorted(done) == [i for i in range(n) if i != guilty]
 
 
 def test_one_that_was_killed_because_it_was_cancelled_is_cancelled():
-    death = Death([level(1, serial=5)], stopped=(5, 1, Stop.CANCELLED))
+    death = CrashReport([level(1, serial=5)], stopped=(5, 1, Stop.CANCELLED))
 
     (settled,) = settle_death([delivery(3)], death, known=True)
 
@@ -156,7 +158,7 @@ def test_one_that_was_killed_because_it_was_cancelled_is_cancelled():
 
 
 def test_one_that_was_killed_for_its_time_limit_fails():
-    death = Death([level(1, serial=5)], stopped=(5, 1, Stop.TIME_LIMIT))
+    death = CrashReport([level(1, serial=5)], stopped=(5, 1, Stop.TIME_LIMIT))
     held = [delivery(3, opts=Options(time_limit=1.5).encode())]
 
     (settled,) = settle_death(held, death, known=True)
@@ -168,7 +170,7 @@ def test_one_that_was_killed_for_its_time_limit_fails():
 
 
 def test_one_that_was_killed_for_its_time_limit_is_retried():
-    death = Death([level(0, serial=5)], stopped=(5, 0, Stop.TIME_LIMIT))
+    death = CrashReport([level(0, serial=5)], stopped=(5, 0, Stop.TIME_LIMIT))
     held = [delivery(opts=Options(time_limit=1, retries=1, backoff=3).encode())]
 
     (settled,) = settle_death(held, death, known=True)
@@ -178,7 +180,7 @@ def test_one_that_was_killed_for_its_time_limit_is_retried():
 
 
 def test_an_earlier_stop_does_not_count():
-    death = Death([level(0, serial=6)], stopped=(5, 0, Stop.CANCELLED))
+    death = CrashReport([level(0, serial=6)], stopped=(5, 0, Stop.CANCELLED))
 
     (settled,) = settle_death([delivery()], death, known=True)
 

@@ -8,12 +8,12 @@ import pytest
 
 from nbstreamq.errors import TimeLimitExceeded
 from nbstreamq.objects.remote_errors import load_error
-from nbstreamq.protocol.messages import Options, Task
-from nbstreamq.protocol.settlement import Delivery
-from nbstreamq.protocol.spans import items
+from nbstreamq.wire.item_ranges import items
+from nbstreamq.wire.messages import Options, Task
+from nbstreamq.wire.settlement import Delivery
 from nbstreamq.worker.output import Output
 from nbstreamq.worker.run import SLICE, Runner
-from nbstreamq.worker.slots import SLOT_BYTES, Slot, Stop
+from nbstreamq.worker.slot import SLOT_BYTES, Slot, Stop
 
 
 @pytest.fixture

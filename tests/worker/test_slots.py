@@ -4,8 +4,8 @@ import tempfile
 
 import pytest
 
-from nbstreamq.protocol.keys import RARE
-from nbstreamq.worker.slots import MAX_LEVELS, NO_ITEM, SLOT_BYTES, Slot, State, Stop
+from nbstreamq.wire.keys import RARE
+from nbstreamq.worker.slot import MAX_LEVELS, NO_ITEM, SLOT_BYTES, Slot, State, Stop
 
 ENTRY = ("default", b"1-2", "s.1", 40)
 

@@ -1,0 +1,215 @@
+"""The keeper: parent of the embedded server, who ends it when nobody uses it any more.
+
+::
+
+    ensure_server ──starts──> keeper ──forks──> valkey-server
+                                 └──INFO, every few seconds──┘
+
+Run as ``python -m nbstreamq.launch.server_watchdog SOCKET IDLE COMMAND...``. Watchdog and server
+inherit the locks that `launch.server` took, as file descriptors. The kernel frees them when both
+are gone, however they ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from . import CLOSING
+
+if TYPE_CHECKING:
+    from ..wire.connection import Wire
+
+
+#: Seconds between two looks at the server's clients, at most. Longer costs less while nothing
+#: happens; shorter ends an idle server more precisely.
+LONGEST_INTERVAL = 5.0
+#: The same, at least.
+SHORTEST_INTERVAL = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Start the server that the command line names, and keep it."""
+    socket_path, idle, *command = sys.argv[1:]
+    # No signal may arrive before the fork listens. It can't inherit that: asyncio, which others
+    # import, takes the wakeup descriptor away from forks since Python 3.12.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # The starter waits for this process: the fork is adopted, and is nobody's zombie at its end.
+    if os.fork():
+        os._exit(0)
+    signals = _listen_for_signals()
+    server = _start(command)
+    status = os.waitstatus_to_exitcode(
+        keep(server, socket_path=socket_path, idle=float(idle), signals=signals)
+    )
+    if status:
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
+        sys.stderr.write(f"The server {how}.\n")
+
+
+def keep(server: int, *, socket_path: str, idle: float, signals: int) -> int:
+    """Return the server's wait status once it has ended: by itself, idle, or by our SIGTERM.
+
+    Parameters
+    ----------
+    server
+        Process id; a child of this process.
+    socket_path
+        Where the server listens.
+    idle
+        Seconds without any other client after which the server is told to exit.
+    signals
+        File descriptor on which each signal of this process arrives as one byte.
+    """
+    usage = Usage(socket_path)
+    interval = max(SHORTEST_INTERVAL, min(idle / 4, LONGEST_INTERVAL))
+    stopping = False
+    while True:
+        arrived = _wait(signals, interval)
+        pid, status = os.waitpid(server, os.WNOHANG)
+        if pid:
+            return status
+        stopping = stopping or signal.SIGTERM in arrived
+        stopping = stopping or (usage.idle() >= idle and usage.shut())
+        if stopping:
+            # Again at each turn: a server that writes its first AOF refuses to exit.
+            os.kill(server, signal.SIGTERM)
+
+
+class Usage:
+    """When somebody else last used the server."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._folder = socket_path.rpartition("/")[0]
+        self._last_used = time.monotonic()
+        self._n_connections = -1
+        self._wire: Wire | None = None
+
+    def idle(self) -> float:
+        """Return for how many seconds nobody was connected."""
+        if self._in_use():
+            self._last_used = time.monotonic()
+        return time.monotonic() - self._last_used
+
+    def _in_use(self) -> bool:
+        self._touch()
+        if self._wire is None:
+            self._wire = _open(self._socket_path)
+        counts = _count(self._wire)
+        if counts is None:
+            # Loading, or busy with a script: in use. One that never came to listen is not.
+            return os.path.exists(self._socket_path)  # noqa: PTH110 - pathlib is slow to import
+        # Who came and went between two looks shows in the count of connections ever made.
+        n_connected, n_made = counts
+        before, self._n_connections = self._n_connections, n_made
+        return n_connected > 1 or n_made != before
+
+    def shut(self) -> bool:
+        """Let nobody in any more; or return False, because somebody came at the last moment.
+
+        Who comes later finds no server, and starts another one when this one has gone. A server
+        that has been told to exit would still answer for 100 ms.
+        """
+        aside = f"{self._folder}/{CLOSING}"
+        try:
+            os.rename(self._socket_path, aside)  # noqa: PTH104 - pathlib is slow to import
+        except OSError:  # it never came to listen, or nobody can come where it is
+            return True
+        # The server lets in first who came first: all who came before have been counted.
+        wire = _open(aside)
+        counts = _count(wire)
+        wire.close()
+        if counts is not None and counts[1] == self._n_connections + 1:
+            return True
+        with contextlib.suppress(OSError):
+            os.rename(aside, self._socket_path)  # noqa: PTH104
+        return False
+
+    def _touch(self) -> None:
+        """Keep those who clean /tmp by age away from the socket and the lock."""
+        for path in (self._socket_path, f"{self._folder}/lock"):
+            try:
+                os.utime(path)
+            except OSError:
+                continue
+
+
+def _open(socket_path: str) -> Wire:
+    # The imports wait for the first look: they would delay the server's start.
+    from urllib.parse import quote
+
+    from ..wire.connection import Wire, open_client
+
+    return Wire(open_client(f"unix://{quote(socket_path)}"), "", ())
+
+
+def _count(wire: Wire) -> tuple[int, int] | None:
+    """Return how many are connected, and how many ever were; None if the server does not tell."""
+    from ..errors import ServerError
+
+    try:
+        clients, stats = wire.call(("INFO", "clients"), ("INFO", "stats"))
+    except ServerError:
+        return None
+    return _read(clients, "connected_clients"), _read(stats, "total_connections_received")
+
+
+def _read(info: bytes, field: str) -> int:
+    return int(info.partition(f"\n{field}:".encode())[2].partition(b"\r")[0])
+
+
+def _listen_for_signals() -> int:
+    """Return a file descriptor that tells SIGTERM and SIGCHLD; a terminal's signals are ignored."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    # All are blocked until now; what arrived meanwhile is told at once.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return read
+
+
+def _wait(signals: int, seconds: float) -> bytes:
+    poll = select.poll()  # unlike select(), knows more than 1024 descriptors
+    poll.register(signals, select.POLLIN)
+    return os.read(signals, 64) if poll.poll(seconds * 1000) else b""
+
+
+def _start(command: list[str]) -> int:
+    """Return the process id of a new server, which gets SIGTERM when this process dies."""
+    keeper = os.getpid()
+    server = os.fork()
+    if server:
+        return server
+    try:
+        _die_with_parent(keeper)
+        os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+    except BaseException as error:  # noqa: BLE001 - whatever it is: never go on as a second keeper
+        os.write(2, f"{command[0]} can't be executed: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        # It died before the call above: no signal will come.
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,468 @@
+"""Large values as files that are mapped into memory: no copy, whoever reads them.
+
+Each session has a folder; in it one file for each value, and in ``free`` those that hold none. To
+free a value is to move its file there, or to delete a small one. Who reads a file has a shared lock
+on it as long as any view of it lives, and with it the process. So a file in ``free`` that can be
+locked is nobody's: it is written again, which is quicker than new pages are. While it is written it
+stays there, locked; a writer that dies leaves just one free file more.
+
+Files are not signed. So each way to one, for whatever purpose, goes through descriptors of folders
+that belong to this user, that only this user can enter, and that are no links: `_entered`.
+
+A file in a session's folder proves by its name that nbstreamq made it, and by its lock that the
+session lives. Only what is proved to be a dead session's is deleted, and of that only files whose
+names nbstreamq gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import itertools
+import mmap
+import os
+import re
+import resource
+import socket
+import stat
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import FolderRefused, NbstreamqError, NoRoom
+from ..settings import Settings
+
+#: Bytes, and part of the room that is left, that free files of a session may keep. More save the
+#: first touch of new pages, which takes longer than the copy; less leaves more to others.
+MAX_FREE, MAX_FREE_PART = 2**30, 0.25
+#: Free files of a session; each is tried when a file is needed.
+MAX_FREE_FILES = 64
+#: Bytes from which a file is kept to be written again: to look for a smaller one among the others
+#: takes longer than its new pages do.
+MIN_FREE = 2**20
+#: How much larger or smaller than needed a free file may be.
+MISFIT = 2
+_FREE, _DRAFT = "free", "draft"
+#: Names of values, and of files that hold none.
+_VALUE, _FREE_FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"\d+-\d+-\d+")
+#: No link is followed, and no pipe waited for.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_numbers = itertools.count()
+#: Each mapped file costs a descriptor: of so many at most, the rest is copied.
+_MAX_MAPPED = max(16, min(30_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def is_file(address: str) -> bool:
+    """Tell whether a value lies in a file of this machine."""
+    return address.startswith("/")
+
+
+def read(handle: tuple[str, int]) -> Any:
+    """Return a private, writable view of a file's first bytes; None if it is gone."""
+    path, size = handle
+    folder, name = os.path.split(path)
+    try:
+        there = _entered(folder)
+        file = os.open(name, _READ, dir_fd=there.at)
+    except FileNotFoundError:
+        return None
+    try:
+        # Freed since it was opened, it may be written again: then it is locked, or has another
+        # name.
+        if not (_lock(file, fcntl.LOCK_SH) and _is_at(file, name, there.at)):
+            return None
+        if len(_mapped) >= _MAX_MAPPED:
+            return _copy(file, size)
+        view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # has a descriptor: the lock
+        _mapped.add(view)
+    finally:
+        os.close(file)
+    return view
+
+
+def _copy(file: int, size: int) -> bytearray:
+    found = bytearray(size)
+    n_read = 0
+    while n_read < size:
+        n_read += os.preadv(file, [memoryview(found)[n_read:]], n_read)
+    return found
+
+
+def free(handle: tuple[str, int]) -> None:
+    """Give a file up: to be written again, when nobody reads it any more."""
+    folder, name = os.path.split(handle[0])
+    with contextlib.suppress(FileNotFoundError):  # all of the session's files are gone
+        there = _entered(folder)
+        size = os.stat(name, dir_fd=there.at, follow_symlinks=False).st_size
+        if size >= MIN_FREE and _make_room(there.at, size):
+            os.rename(name, f"{_FREE}/{_new_name()}", src_dir_fd=there.at, dst_dir_fd=there.at)
+        else:
+            os.unlink(name, dir_fd=there.at)
+
+
+def _make_room(at: int, size: int) -> bool:
+    """Delete the oldest free files until one more may be kept; False if it never may."""
+    room = os.statvfs(at)
+    limit = min(MAX_FREE, int(room.f_bavail * room.f_frsize * MAX_FREE_PART))
+    sizes = dict(_free_files(at))
+    while sizes and (sum(sizes.values()) + size > limit or len(sizes) >= MAX_FREE_FILES):
+        oldest = min(sizes)
+        del sizes[oldest]
+        _delete(at, oldest)
+    return size <= limit
+
+
+def _delete(at: int, name: str) -> None:
+    """Delete a free file, unless it is being written; who reads it keeps it as long as he wants."""
+    with contextlib.suppress(FileNotFoundError):
+        file = os.open(name, _READ, dir_fd=at)
+        if _lock(file, fcntl.LOCK_SH):
+            os.unlink(name, dir_fd=at)
+        os.close(file)
+
+
+def _free_files(at: int) -> list[tuple[str, int]]:
+    """Return name, below the session's folder, and size of each file that holds no value."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), _opened(_FREE, at) as there:
+        for name in filter(_FREE_FILE.fullmatch, os.listdir(there)):  # noqa: PTH208 - a descriptor
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(name, dir_fd=there, follow_symlinks=False).st_size
+                found.append((f"{_FREE}/{name}", size))
+    return found
+
+
+def _is_at(file: int, name: str, at: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(name, dir_fd=at, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+# -- private folders ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(folder: str, at: int | None = None) -> Iterator[int]:
+    """Open a folder that only this user can enter; relative to the folder `at`, if given.
+
+    Raises
+    ------
+    FolderRefused
+        It is a link, another user's, or open to others.
+    """
+    try:
+        name = folder if at is None else os.path.basename(folder)  # noqa: PTH119 - quick
+        there = os.open(name, _READ | os.O_DIRECTORY, dir_fd=at)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise FolderRefused(
+            f"{folder} is a link or a file, where only a folder of nbstreamq may be: remove it, or"
+            " set NBSTREAMQ_MEMORY_DIR to another folder."
+        ) from error
+    try:
+        found = os.fstat(there)
+        if found.st_uid != os.getuid():
+            raise FolderRefused(
+                f"The folder {folder} belongs to another user (uid {found.st_uid}), who could"
+                " change large values in it: remove it, or set NBSTREAMQ_MEMORY_DIR to a folder of"
+                " yours."
+            )
+        if found.st_mode & 0o077:
+            raise FolderRefused(
+                f"The folder {folder} is open to other users, who could read or change large values"
+                f" in it: run `chmod 700 {folder}`, or set NBSTREAMQ_MEMORY_DIR to a private one."
+            )
+        yield there
+    finally:
+        os.close(there)
+
+
+class _Folder:
+    """A session's folder that was opened and checked; it is closed when nobody uses it."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.at)
+
+
+# Checked once by each process that uses it: to open it again for each value takes 20 us. What is
+# opened stays the same folder, whatever others do to its path.
+@functools.lru_cache(maxsize=4)
+def _entered(folder: str) -> _Folder:
+    """Open a session's folder; the one around it, too, is checked."""
+    with _opened(os.path.dirname(folder)) as around, _opened(folder, around) as there:  # noqa: PTH120
+        return _Folder(os.dup(there))
+
+
+class Segments:
+    """The files of a session, for whoever writes some.
+
+    Parameters
+    ----------
+    session
+        Of the client.
+    settings
+        Where files may lie.
+    """
+
+    #: A file takes as long as that many bytes in a message do, which are copied ten times.
+    large = 2**16
+
+    def __init__(self, session: str, settings: Settings) -> None:
+        self.folders = tuple(os.fspath(root / session) for root in _roots(settings))
+
+    def exist(self) -> bool:
+        """Tell whether the session keeps files on this machine."""
+        return os.path.isdir(self.folders[0])  # noqa: PTH112 - who writes there looks whose it is
+
+    def read(self, handle: tuple[str, int]) -> Any:
+        return read(handle)
+
+    def free(self, handle: tuple[str, int]) -> None:
+        free(handle)
+
+    def close(self) -> None:
+        """Do nothing: the files are the client's."""
+
+    def write(self, data: memoryview) -> str:
+        """Copy `data` into a file; return its path.
+
+        Raises
+        ------
+        NoRoom
+            Neither the memory nor the disk has room for it.
+        """
+        full: list[str] = []
+        for folder in self.folders:
+            try:
+                path = _write(folder, data)
+            except FileNotFoundError as error:
+                raise NbstreamqError(
+                    f"There is no {folder} for a large value: its queue was shut down, or the"
+                    " kernel that made it has ended. Nobody waits for it."
+                ) from error
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                full.append(os.path.dirname(folder))  # noqa: PTH120
+                continue
+            if full:
+                _warn_once(f"{full[0]} is full: large values go to {folder}, which is slower.")
+            return path
+        raise NoRoom(
+            f"{data.nbytes / 2**20:,.0f} MB have no room: {' and '.join(full)} are full. Drop"
+            " futures, Refs and arrays that you don't need any more, or set NBSTREAMQ_MEMORY_DIR to"
+            " a folder with more room."
+        )
+
+
+def _write(folder: str, data: memoryview) -> str:
+    there = _entered(folder)
+    try:
+        return f"{folder}/{_write_once(there.at, data)}"
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+    for name, _ in _free_files(there.at):
+        _delete(there.at, name)
+    return f"{folder}/{_write_once(there.at, data)}"
+
+
+def _write_once(at: int, data: memoryview) -> str:
+    size = data.nbytes
+    file, draft = _claim(at, size)
+    try:
+        os.ftruncate(file, min(size, os.fstat(file).st_size))
+        written = 0
+        while written < size:
+            # Not through a mapping: where there is no room that would kill the process.
+            written += os.pwrite(file, data[written:], written)
+        name = uuid.uuid4().hex
+        os.rename(draft, name, src_dir_fd=at, dst_dir_fd=at)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft, dir_fd=at)
+        raise
+    finally:
+        os.close(file)
+    return name
+
+
+def _claim(at: int, size: int) -> tuple[int, str]:
+    """Return a locked free file of about that size, or a new one; and its name."""
+    free_files = _free_files(at) if size >= MIN_FREE else ()
+    fitting = [(n, name) for name, n in free_files if size / MISFIT <= n <= size * MISFIT]
+    for _, name in sorted(fitting, key=lambda one: abs(one[0] - size)):
+        with contextlib.suppress(FileNotFoundError):
+            file = os.open(name, _WRITE, dir_fd=at)
+            if _lock(file) and _is_at(file, name, at):
+                return file, name
+            os.close(file)
+    while True:
+        name = f"{_FREE}/{_new_name()}"
+        file = os.open(name, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=at)
+        if _lock(file) and _is_at(file, name, at):  # not deleted in between, to make room
+            return file, name
+        os.close(file)
+
+
+def _new_name() -> str:
+    """Return a name for a free file that nobody else has, later in the alphabet than all before."""
+    return f"{time.time_ns()}-{next(_numbers)}-{os.getpid()}"
+
+
+def _lock(file: int, how: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, stacklevel=2)
+
+
+# -- sessions -----------------------------------------------------------------------------------
+
+
+class SessionFolder(Segments):
+    """The files of this process's own session: they are there until it is closed, or dies.
+
+    Raises
+    ------
+    FolderRefused
+        Others could change files where these are to be, or no folder can be made there.
+    """
+
+    def __init__(self, session: str, settings: Settings) -> None:
+        super().__init__(session, settings)
+        try:
+            sweep(settings)
+            self._owners = [_make(folder) for folder in self.folders]
+        except FolderRefused:
+            raise
+        except OSError as error:
+            memory, values = _roots(settings)
+            raise FolderRefused(
+                f"A folder for large values, {memory} or {values}, can't be made or used: {error}."
+                " Set NBSTREAMQ_MEMORY_DIR, or NBSTREAMQ_DATA_DIR, to a folder of yours where you"
+                " may write."
+            ) from None
+
+    def close(self) -> None:
+        """Delete all files; views of them stay as they are."""
+        for folder in self.folders:
+            with contextlib.suppress(FileNotFoundError), _opened(os.path.dirname(folder)) as root:  # noqa: PTH120
+                _remove(root, os.path.basename(folder))  # noqa: PTH119
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the files alone, in a forked process: they are its parent's."""
+        for owner in self._owners:
+            owner.close()
+
+
+def _make(folder: str) -> IO[bytes]:
+    """Make a session's folder; return the file that proves whose it is, locked."""
+    root, session = os.path.split(folder)
+    os.makedirs(os.path.dirname(root), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(root, 0o700)  # noqa: PTH102
+    with _opened(root) as around:
+        os.mkdir(session, 0o700, dir_fd=around)
+        with _opened(folder, around) as at:
+            os.mkdir(_FREE, 0o700, dir_fd=at)
+            owner = os.open(_DRAFT, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=at)
+            _lock(owner)
+            # Locked before it proves anything: nobody takes this session for a dead one.
+            os.rename(_DRAFT, _owner(session), src_dir_fd=at, dst_dir_fd=at)
+    # An object: it is closed once, and its number may be another's then.
+    return os.fdopen(owner, "rb")
+
+
+def _owner(session: str) -> str:
+    """Return the name of the file that proves whose a folder is.
+
+    The name and not the content: an empty file needs no room. With the machine's name, because
+    another machine that shares the folder may not see the lock.
+    """
+    return f"nbstreamq-{session}@{socket.gethostname()}"
+
+
+def sweep(settings: Settings) -> None:
+    """Delete the files of sessions whose processes are dead.
+
+    Raises
+    ------
+    FolderRefused
+        Others could change what is there; nothing was deleted.
+    """
+    for root in dict.fromkeys(_roots(settings)):
+        with contextlib.suppress(FileNotFoundError), _opened(os.fspath(root)) as around:
+            for name in os.listdir(around):  # noqa: PTH208 - a descriptor
+                # Something else, or another sweeper was first.
+                with contextlib.suppress(OSError):
+                    if _is_dead(around, name):
+                        _remove(around, name)
+
+
+def _is_dead(root: int, name: str) -> bool:
+    """Return whether a folder is proved to be of a session that is dead."""
+    with _opened(name, root) as at:
+        owner = os.open(_owner(name), _WRITE | os.O_NONBLOCK, dir_fd=at)
+        try:
+            return stat.S_ISREG(os.fstat(owner).st_mode) and _lock(owner)
+        finally:
+            os.close(owner)
+
+
+def _remove(root: int, name: str) -> None:
+    """Delete the files that sessions make, and a session's folder if nothing else is in it."""
+    with _opened(name, root) as at:
+        for path, _ in _free_files(at):
+            _try(os.unlink, path, at)
+        # While there is this folder, somebody may write a value. Then the proof stays, too, and
+        # the rest is deleted by the next sweeper.
+        is_closed = _try(os.rmdir, _FREE, at)
+        for file in os.listdir(at):  # noqa: PTH208 - a descriptor
+            if _VALUE.fullmatch(file):
+                _try(os.unlink, file, at)
+        if is_closed:
+            _try(os.unlink, _owner(name), at)
+    _try(os.rmdir, name, root)
+
+
+def _try(delete: Callable[..., None], name: str, at: int) -> bool:
+    """Return whether it is gone."""
+    try:
+        delete(name, dir_fd=at)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _roots(settings: Settings) -> tuple[Path, Path]:
+    """Return where sessions have their folders: in memory, and for what has no room there."""
+    return settings.memory_dir, settings.data_dir.absolute() / "values"

@@ -1,0 +1,174 @@
+"""Whether a function, or an input, is the same as one in another process, or of last week.
+
+The pickles of a function differ from kernel to kernel: they hold the names of cells' files, line
+numbers, and marks of the process. Here only what it does counts: its code and what it captures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from .bytecode import OF_TEXT, steps_of
+from .classes import attributes_of, own_states
+from .functions import captured_globals
+from .modules import is_local
+from .pickler import Pickler, by_reference
+from .pickling import SIMPLE
+from .references import Ref
+from .standard import is_generic
+
+_DIGEST_BYTES = 16
+#: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
+_MADE_BY_CODE = 1 << 9
+#: What travels under an id of its process, or as a place on the server.
+_NAMED = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType, Ref)
+#: Attributes of a class that say nothing of it, or are made anew in each process.
+_OF_PROCESS = OF_TEXT | {"__orig_bases__", "__parameters__"}
+
+
+def identity(value: object) -> str:
+    """Return a digest, in hex, that is the same in each process where `value` is the same.
+
+    Of functions, the code counts and what they capture; their name, place and documentation do not.
+    The order of sets and dicts does not count, either. What pickles to other bytes each time never
+    is the same.
+    """
+    file = _Hash()
+    _IdentityPickler(file).dump(value)
+    return file.hexdigest()
+
+
+def identities(fn: Any) -> dict[str, str]:
+    """Return the `identity` of each part of a function, by a name of the part for people.
+
+    What is no function of Python code, or is sent by reference, has one part, ``""``.
+    """
+    if not isinstance(fn, types.FunctionType) or by_reference(fn) or is_generic(fn):
+        return {"": identity(fn)}
+    return {name: identity(part) for name, part in _parts(fn).items() if part is not fn}
+
+
+def inputs_digest(items: list[Any]) -> str:
+    """Return a digest, in hex, that is the same where all items of a chunk are the same."""
+    file = _Hash()
+    if SIMPLE.issuperset(map(type, items)):
+        pickler = pickle.Pickler(file, 5)
+        pickler.fast = True  # no references: two equal strings may be one object, or two
+        pickler.dump(items)
+        return file.hexdigest()
+    careful = _IdentityPickler(file)
+    for item in items:
+        careful.dump(item)
+        careful.forget()
+    return file.hexdigest()
+
+
+class _Hash:
+    """A file that forgets what is written to it, but for its digest."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return memoryview(data).nbytes
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class _Stands:
+    """Stands for a function, class or code, by what is the same everywhere."""
+
+
+class _IdentityPickler(Pickler):
+    """Writes what nobody reads: the same bytes for the same things."""
+
+    def __init__(self, file: _Hash) -> None:
+        super().__init__(file)
+        #: Each string: equal ones may be one object in this process, and two in the next.
+        self._texts: dict[Any, Any] = {}
+        #: Id of a dict -> the dict, and the same in order.
+        self._in_order: dict[int, tuple[Any, Any]] = {}
+
+    def forget(self) -> None:
+        """Write what comes as if it were the first."""
+        self.clear_memo()
+        self._texts.clear()
+        self._in_order.clear()
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Write sets and dicts in an order that does not change, and equal strings as one."""
+        kind = type(obj)
+        if kind is str or kind is bytes:
+            return self._texts.setdefault(obj, obj)
+        if kind is dict:
+            if id(obj) not in self._in_order:
+                self._in_order[id(obj)] = obj, _in_order(obj)
+            return self._in_order[id(obj)][1]
+        if isinstance(obj, set | frozenset):
+            return kind.__qualname__, sorted(map(identity, obj))
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.CodeType):
+            return _Stands, (), steps_of(obj)
+        if isinstance(obj, types.FunctionType) and not by_reference(obj):
+            return _Stands, (), _implementations(obj) if is_generic(obj) else _parts(obj)
+        if isinstance(obj, type) and obj.__flags__ & _MADE_BY_CODE and not by_reference(obj):
+            return _Stands, (), _class_state(obj)
+        if isinstance(obj, types.ModuleType) and is_local(obj):
+            return _Stands, (), _module_state(obj)
+        if isinstance(obj, _NAMED):
+            return _Stands, (), obj.digest if isinstance(obj, Ref) else obj.__name__
+        return super().reducer_override(obj)
+
+
+def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
+    if {type(key) for key in known} in ({str}, {int}):
+        return dict(sorted(known.items(), key=lambda item: item[0]))
+    return dict(sorted(known.items(), key=lambda item: identity(item[0])))
+
+
+def _parts(fn: types.FunctionType) -> dict[str, Any]:
+    """Return what a function consists of, by names for people."""
+    code, defaults = fn.__code__, fn.__defaults__ or ()
+    optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})
+    return {
+        "its code": code,
+        **{f"`{name}`": value for name, value in captured_globals(fn).items()},
+        **{
+            f"`{name}`": _contents(cell)
+            for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True)
+        },
+        **{f"the default of `{name}`": value for name, value in given.items()},
+        **{f"its attribute `{name}`": value for name, value in vars(fn).items()},
+    }
+
+
+def _implementations(fn: Any) -> dict[type, Any]:
+    return dict(fn.registry)
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return _Stands
+
+
+def _class_state(cls: type) -> Any:
+    own = {name: value for name, value in attributes_of(cls).items() if name not in _OF_PROCESS}
+    return cls.__qualname__, cls.__bases__, own, own_states(cls)
+
+
+def _module_state(module: types.ModuleType) -> Any:
+    file = getattr(module, "__file__", None)
+    source = Path(file).read_bytes() if file and Path(file).exists() else b""
+    return module.__name__, source

@@ -1,0 +1,183 @@
+"""Names and lifetimes of everything a queue keeps on the server.
+
+All keys of a queue share one hash tag, so that every script may touch any of them on a cluster.
+All keys expire. What the queue itself needs lives for 30 days after its last client or worker, and
+longer if a named job is kept for ever.
+
+========================  =================  ========  ========================================
+key                       type               lifetime  holds
+========================  =================  ========  ========================================
+``lane:<lane>``           stream, one group  30 days   tasks waiting or in flight; a home's in
+                                                       ``<lane>@<home>``, once others met them
+``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
+``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
+``lanes``                 hash               30 days   rare lanes that were ever submitted to, and
+                                                       lanes of homes that hold anything
+``meta``                  hash               30 days   fingerprints of the secret and earlier ones
+``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
+``fn:<digest>``           string             7 days    a pickled function
+``blob:<digest>``         string             7 days    a large value
+``results:<session>``    hash               7 days    large results that a client has not read yet
+``events:<session>``      stream             7 days    what comes back to one client
+``events:<job>``          stream             7 days    the same for a named job, whoever asks
+``jobs``                  hash               30 days   name -> id of the named job
+``job:<job>``             hash               7 days    what a named job is, its chunks and counts
+``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
+``settled:<job>``         hash               7 days    digests of its messages that were settled
+``session:<session>``     string             7 days    number of the last batch a client submitted
+``cancelled``             hash               7 days    job -> items that shall not run; # -> changes
+``control``               stream             7 days    cancellations, and wake-ups: due tasks, lanes
+``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
+``workers``               hash               7 days    worker -> JSON description
+``troubles``              hash               7 days    supervisor -> why its workers do not live
+``dead``                  stream             7 days    what was refused, or failed for good
+``letters:<session>``     list               7 days    ids of its newest entries in ``dead``
+``letters:<job>``         list               7 days    those of a named job
+``refused``               hash               7 days    kind of message -> how many were refused
+========================  =================  ========  ========================================
+"""
+
+from __future__ import annotations
+
+from ..arguments import check_queue_name
+from ..home import TAG_LENGTH
+
+#: Start of every key; the digit is the version of the schema.
+PREFIX = "nbq1"
+#: The one consumer group of every lane.
+GROUP = "workers"
+#: How deep tasks may nest, each depth in a lane of its own; what is deeper shares the last.
+#: More lanes cost every worker a look at each.
+MAX_DEPTH = 8
+#: Lanes of tasks that were submitted from inside a task, the deepest first.
+NESTED = tuple(f"nested{depth}" for depth in range(MAX_DEPTH, 0, -1))
+#: What a worker serves unless told otherwise, most urgent first.
+LANES = ("high", *NESTED, "default", "low")
+#: Those that idle workers do not wait on until somebody has submitted to them: with each more that
+#: they wait on, each message costs the server more.
+RARE = tuple(lane for lane in LANES if lane != "default")
+#: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
+DAY = 86_400
+WEEK = 7 * DAY
+MONTH = 30 * DAY
+
+
+class Keys:
+    """The keys of one queue.
+
+    Examples
+    --------
+    >>> Keys("sims").lane("default")
+    'nbq1:{sims}:lane:default'
+    """
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue = check_queue_name("queue name", queue)
+        self._start = start = f"{PREFIX}:{{{queue}}}:"
+        self.lanes = start + "lanes"
+        self.meta = start + "meta"
+        self.setup = start + "setup"
+        self.cancelled = start + "cancelled"
+        self.control = start + "control"
+        self.nodes = start + "nodes"
+        self.workers = start + "workers"
+        self.troubles = start + "troubles"
+        self.dead = start + "dead"
+        self.refused = start + "refused"
+        self.jobs = start + "jobs"
+
+    def lane(self, lane: str) -> str:
+        return f"{self._start}lane:{lane}"
+
+    def delayed(self, lane: str) -> str:
+        return f"{self._start}delayed:{lane}"
+
+    def function(self, digest: str) -> str:
+        return f"{self._start}fn:{digest}"
+
+    def blob(self, digest: str) -> str:
+        return f"{self._start}blob:{digest}"
+
+    def results(self, session: str) -> str:
+        return f"{self._start}results:{session}"
+
+    def events(self, session: str) -> str:
+        return f"{self._start}events:{session}"
+
+    def session(self, session: str) -> str:
+        return f"{self._start}session:{session}"
+
+    def job(self, job: str) -> str:
+        return f"{self._start}job:{job}"
+
+    def inputs(self, job: str) -> str:
+        return f"{self._start}inputs:{job}"
+
+    def settled(self, job: str) -> str:
+        return f"{self._start}settled:{job}"
+
+    def letters(self, session: str) -> str:
+        return f"{self._start}letters:{session}"
+
+
+def tail_of(key: str) -> str:
+    """Return `key` without what all keys of its queue begin with."""
+    return key.partition("}:")[2]
+
+
+def session_of(job: str) -> str:
+    """Return where the events of `job` go: its session, or itself if it is a named one.
+
+    A job's id is ``<session>.<number>``, or ``<name>:<what tells it from others of the name>``.
+    """
+    return job.partition(".")[0]
+
+
+def is_named(job: str) -> bool:
+    """Tell whether `job` is the id of a named job."""
+    return ":" in job
+
+
+def home_of(job: str) -> str:
+    """Return the tag of the home of `job`: which local workers may run its tasks; see `Home`.
+
+    A session's id begins with the tag of its kernel. A named job's is ``<name>:<tag><random>``,
+    that of what a task submits ``<session>.<number>@<tag>``.
+    """
+    return job.rpartition(":")[2].rpartition("@")[2][:TAG_LENGTH]
+
+
+def home_lane(lane: str, home: str) -> str:
+    """Return where tasks of `lane` wait that only workers of a home may run."""
+    return f"{base_lane(lane)}@{home}"
+
+
+def base_lane(lane: str) -> str:
+    """Return the lane that `lane` is a home's part of, or `lane` itself."""
+    return lane.partition("@")[0] or lane
+
+
+def is_home_lane(lane: str) -> bool:
+    """Tell whether `lane` is one that `home_lane` may return."""
+    base, _, home = lane.partition("@")
+    return base in LANES and len(home) == TAG_LENGTH and home.isalnum() and home.isascii()
+
+
+def owner_key(keys: Keys, owner: str) -> str:
+    """Return the key that is there as long as `owner` is, a session or a named job."""
+    return keys.job(owner) if is_named(owner) else keys.session(owner)
+
+
+def nested_lane(depth: int) -> str:
+    """Return the lane of what a task of `depth` submits."""
+    return f"nested{min(depth + 1, MAX_DEPTH)}"
+
+
+def deeper_lanes(depth: int) -> tuple[str, ...]:
+    """Return the lanes that a worker may serve while a task of `depth` waits in it.
+
+    Only deeper tasks: so the stack of waiting tasks never grows higher than tasks nest, and
+    whatever a task waits for is in one of these lanes or in another worker's hands, where the same
+    holds.
+    """
+    return NESTED[: MAX_DEPTH - min(depth, MAX_DEPTH - 1)]

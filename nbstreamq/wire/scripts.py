@@ -1,0 +1,209 @@
+"""The Lua scripts, one typed function each; what they do is written at the top of each file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from .connection import Command
+from .keys import DAY, WEEK
+from .messages import Fields
+
+NAMES = (
+    "admit",
+    "append",
+    "bury",
+    "cancel",
+    "close",
+    "delete",
+    "everywhere",
+    "hasten",
+    "heartbeat",
+    "join",
+    "open",
+    "piece",
+    "promote",
+    "refuse",
+    "rerun",
+    "retire",
+    "settle",
+    "submit",
+)
+
+
+def source(name: str) -> str:
+    """Return the text of the script `name`."""
+    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
+_texts = {name: source(name) for name in NAMES}
+#: What EVALSHA wants; nothing secret depends on it.
+_digests = {
+    name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    for name, text in _texts.items()
+}
+
+
+def texts() -> list[str]:
+    """Return all scripts, to be loaded when a connection opens."""
+    return list(_texts.values())
+
+
+def _run(name: str, keys: Sequence[str], args: Iterable[Any]) -> Command:
+    return ("EVALSHA", _digests[name], len(keys), *keys, *args)
+
+
+def submit(
+    session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]
+) -> Command:
+    return _run("submit", (session, control, *lanes), (batch, WEEK * 1000, *entries))
+
+
+def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
+    return _run("settle", (control, *keys), (WEEK * 1000, *entries))
+
+
+def retire(lanes: str, stream: str, delayed: str, lane: str) -> Command:
+    return _run("retire", (lanes, stream, delayed), (lane, DAY))
+
+
+def promote(delayed: str, lane: str, dead: str, refused: str, source: str) -> Command:
+    return _run("promote", (delayed, lane, dead, refused), (WEEK * 1000, source))
+
+
+def heartbeat(
+    nodes: str,
+    workers: str,
+    own_lanes: Sequence[str],
+    node: str,
+    elapsed: float,
+    descriptions: Iterable[str],
+) -> Command:
+    args = (node, int(elapsed * 1000), WEEK * 1000, *descriptions)
+    return _run("heartbeat", (nodes, workers, *own_lanes), args)
+
+
+def hasten(control: str, delayed: Sequence[str], seconds: float) -> Command:
+    return _run("hasten", (control, *delayed), (int(seconds * 1000),))
+
+
+def piece(stream: str, entry_id: bytes, start: int, size: int) -> Command:
+    return _run("piece", (stream,), (entry_id, start, size))
+
+
+def bury(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:
+    return _run("bury", (workers, own_lane, *lanes), (worker,))
+
+
+def join(workers: str, setup: str, own_lane: str, worker: str, description: str) -> Command:
+    return _run("join", (workers, setup, own_lane), (worker, description, WEEK * 1000))
+
+
+def everywhere(
+    workers: str, setup: str, lanes: Sequence[str], names: Sequence[str], messages: list[Fields]
+) -> Command:
+    flat = [part for message in messages for part in message]
+    args = (len(names), len(messages[0]), *names, *flat)
+    return _run("everywhere", (workers, setup, *lanes), args)
+
+
+def cancel(
+    cancelled: str,
+    control: str,
+    job: str,
+    events: str,
+    *,
+    this_job: str,
+    span: str,
+    run: int | None,
+    event: bytes,
+    message: Fields,
+) -> Command:
+    keys = cancelled, control, job, events
+    known = "" if run is None else run
+    return _run("cancel", keys, (this_job, span, WEEK * 1000, known, event, *message))
+
+
+def refuse(
+    stream: str,
+    dead: str,
+    refused: str,
+    meta: str,
+    entry_id: bytes,
+    reason: str,
+    kind: str,
+    source: str,
+    fingerprints: Iterable[bytes],
+) -> Command:
+    args = (entry_id, reason, WEEK * 1000, kind, source, *fingerprints)
+    return _run("refuse", (stream, dead, refused, meta), args)
+
+
+def admit(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
+    return _run("admit", (meta,), (write, fingerprint, *others))
+
+
+def open(  # noqa: A001 - the verb of the transition
+    jobs: str,
+    job: str,
+    events: str,
+    name: str,
+    owner: str,
+    new_job: str,
+    about: bytes,
+    event: bytes,
+    *,
+    owned: Sequence[str],
+) -> Command:
+    return _run("open", (jobs, job, events, *owned), (name, owner, new_job, about, WEEK, event))
+
+
+def delete(jobs: str, owned: Sequence[str], name: str, job: str) -> Command:
+    return _run("delete", (jobs, *owned), (name, job))
+
+
+def append(
+    job: str,
+    inputs: str,
+    control: str,
+    lane: str,
+    delayed: str,
+    *,
+    first: int,
+    number: int,
+    mark: str,
+    arguments: bytes,
+    delay: float,
+    task: Fields,
+) -> Command:
+    args = (first, number, mark, arguments, int(delay * 1000), WEEK, *task)
+    return _run("append", (job, inputs, control, lane, delayed), args)
+
+
+def close(job: str, events: str, items: int, event: bytes) -> Command:
+    return _run("close", (job, events), (items, event))
+
+
+def rerun(
+    job: str,
+    events: str,
+    cancelled: str,
+    lane: str,
+    control: str,
+    *,
+    last: int,
+    this_job: str,
+    about: bytes,
+    n_failed: int,
+    n_cancelled: int,
+    event: bytes,
+    token: str,
+    order: Fields,
+    messages: list[Fields],
+) -> Command:
+    flat = [part for message in messages for part in message]
+    sizes = (len(messages[0]) if messages else 1, len(order))
+    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, token, *order, *flat)
+    return _run("rerun", (job, events, cancelled, lane, control), args)

@@ -1,0 +1,268 @@
+"""Functions and values that a worker fetched, kept for the next task; and where its results go."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from ..errors import FunctionMissing, SecretMismatch, ServerUnreachable, SignatureError
+from ..objects.functions import LoadedFunction, load_function
+from ..objects.large_values import (
+    Ask,
+    Blobs,
+    Everywhere,
+    Place,
+    ResultsOnServer,
+    ServerPlace,
+    UrlPlace,
+    ValueAddress,
+    refused,
+    register,
+)
+from ..objects.mapped_files import Segments, is_file
+from ..objects.pickling import load
+from ..settings import Settings
+from ..wire.connection import RECONNECT
+from ..wire.keys import is_named, session_of
+from ..wire.messages import Event, Task
+from ..wire.signing import Signer
+from ..wire.store import Store
+from .edits import Edits
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+#: Bytes of the functions, and of the values, kept at once.
+MAX_BYTES = 2**30
+#: Seconds in which a client sends a function again that the server does not hold, and between two
+#: looks for it. Longer helps a busier client; shorter tells sooner that there is none.
+SUPPLY, SUPPLY_PAUSE = 5.0, 0.02
+#: What a function counts for besides: it may have made objects.
+FUNCTION_BYTES = 2**22
+
+
+class _Cache(Generic[K, V]):
+    """Keeps what was used last, within a budget, as long as its files are there."""
+
+    def __init__(self, with_files: set[tuple[int, Any]] | None = None) -> None:
+        self._budget = MAX_BYTES
+        self._kept: OrderedDict[K, tuple[int, Sequence[ValueAddress], V]] = OrderedDict()
+        #: What of it refers to files; shared by caches, because a worker asks for it often.
+        self._with_files = set[tuple[int, Any]]() if with_files is None else with_files
+
+    def get(self, key: K) -> V | None:
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._kept.move_to_end(key)
+        return found[2]
+
+    def put(self, key: K, cost: int, value: V, handles: Sequence[ValueAddress] = ()) -> V:
+        cost += sum(size for _, size in handles)
+        self._drop(key)
+        self.drop_stale()
+        self._budget -= cost
+        self._kept[key] = (cost, handles, value)
+        if any(is_file(address) for address, _ in handles):
+            self._with_files.add((id(self), key))
+        while self._budget < 0 and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+        return value
+
+    def clear(self) -> None:
+        """Forget all."""
+        for key in list(self._kept):
+            self._drop(key)
+
+    def _drop(self, key: K) -> None:
+        self._budget += self._kept.pop(key, (0,))[0]
+        self._with_files.discard((id(self), key))
+
+    def drop_stale(self) -> None:
+        """Drop what the client has freed: else its memory would stay in use."""
+        for key in [key for cache, key in self._with_files if cache == id(self)]:
+            handles = self._kept[key][1]
+            if not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
+                self._drop(key)
+
+
+class _KeptOnServer(ServerPlace):
+    """Remembers what it has read: many tasks may need it."""
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__(ask, lambda do, _: ask(do), lambda do, _: ask(do))
+        self._parts: _Cache[str, bytes] = _Cache()
+
+    def _get(self, name: str) -> bytes | None:
+        data = self._parts.get(name) or super()._get(name)
+        return None if data is None else self._parts.put(name, len(data), data)
+
+
+class _Results(Blobs):
+    """Writes results; where, is asked when there is a large one."""
+
+    def __init__(self, session: str, place_of: Callable[[str], Place]) -> None:
+        self.session = session
+        self._place_of = place_of
+        self._once = True
+
+    @functools.cached_property
+    def place(self) -> Place:  # type: ignore[override]
+        return self._place_of(self.session)
+
+
+class Values:
+    """Fetches functions and values by digest.
+
+    Parameters
+    ----------
+    store
+        The queue that holds them.
+    signer
+        Of the queue.
+    worker
+        Id of this worker.
+    has_files
+        Whether clients on this machine find large results in files.
+    """
+
+    def __init__(
+        self, store: Store, signer: Signer, worker: str, *, has_files: bool = False
+    ) -> None:
+        self._store, self._worker = store, worker
+        self._settings = Settings.from_environment()
+        #: What is kept of clients' large values that are files, which they may free.
+        self.with_files = set[tuple[int, Any]]()
+        self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache(self.with_files)
+        self._values: _Cache[tuple[str, str], Any] = _Cache(self.with_files)
+        self._on_server = _KeptOnServer(self._ask)
+        self._signer = signer
+        self._has_files = has_files
+        self._reader = Everywhere(self._on_server, self._at_url(worker))
+        register(worker, self._reader)
+        #: Whose values are asked for.
+        self._job = ""
+        self._results = _Results("", self._place_of)
+        self._edits = Edits()
+
+    def look_for_edits(self) -> None:
+        """Forget functions and values if a module was edited that they may have been made with.
+
+        To be called when no task runs: what those that wait have made is of the older modules.
+        """
+        if self._edits.forget_edited():
+            self._functions.clear()
+            self._values.clear()
+
+    def drop_stale(self) -> None:
+        """Let go of files that clients have freed."""
+        self._functions.drop_stale()
+        self._values.drop_stale()
+
+    def results(self, job: str) -> Blobs | None:
+        """Return where large results of a job go; None: a named one's, which are to last."""
+        if is_named(job):
+            return None
+        session = session_of(job)
+        if session != self._results.session:
+            self._results = _Results(session, self._place_of)
+        return self._results
+
+    def _place_of(self, session: str) -> Place:
+        """Return where a client finds its results."""
+        if (at_url := self._at_url(session)) is not None:
+            return at_url
+        files = Segments(session, self._settings) if self._has_files else None
+        if files is not None and files.exist():
+            return files
+
+        def tell(do: Callable[[Store], object], _: int) -> object:
+            return self._ask(do)
+
+        return ResultsOnServer(self._ask, tell, tell, session)
+
+    def _at_url(self, session: str) -> UrlPlace | None:
+        url = self._settings.store
+        return UrlPlace(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
+
+    def function(self, task: Task) -> LoadedFunction:
+        """Return the function of `task`.
+
+        One that captures something mutable is unpickled anew for each job: what a task does to it
+        must not show in the next job.
+
+        Raises
+        ------
+        FunctionMissing
+            The server does not hold it.
+        PythonMismatch
+            It was pickled by another Python.
+        SignatureError
+            What the server holds in its place was not signed with this queue's secret.
+        """
+        self._job = task.job
+        known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
+        if known is not None:
+            return known
+        what = f"function {task.name}() of job {task.job}"
+        try:
+            data = self._ask(lambda store: store.get_function(task.fn))
+        except SignatureError as error:
+            raise refused(what) from error
+        if data is None and (data := self._await_function(task)) is None:
+            raise FunctionMissing(
+                f"The server no longer holds the function {task.name} of job {task.job}: it expired"
+                " after a week, was evicted, or the server lost its data; and no client that knows"
+                " it is there. Submit the call again."
+            )
+        loaded = load_function(data)
+        key = (task.fn, "" if loaded.pure else task.job)
+        return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.handles)
+
+    def _await_function(self, task: Task) -> bytes | None:
+        """Ask the client for a function that the server does not hold, and wait for it a while."""
+        self.want(task, task.fn)
+        until = time.monotonic() + SUPPLY
+        while (data := self._ask(lambda store: store.get_function(task.fn))) is None:
+            if time.monotonic() > until:
+                return None
+            time.sleep(SUPPLY_PAUSE)
+        found: bytes = data
+        return found
+
+    def want(self, task: Task, digest: str = "") -> None:
+        """Tell the client that the server does not hold a function; or, without one, a value."""
+        event = Event.about(
+            task, task.span, kind="wanted", worker=self._worker, body=digest.encode()
+        )
+        self._ask(lambda store: store.publish([event]))
+
+    def has_other_secret(self) -> bool:
+        """Return whether the queue has got a secret that this worker does not know."""
+        try:
+            self._ask(lambda store: store.check_secret(write=False))
+        except SecretMismatch:
+            return True
+        return False
+
+    def value(self, digest: str, data: bytes, handles: Sequence[ValueAddress]) -> Any:
+        """Return the value behind a `Ref`: as with functions, an object of this job's own."""
+        known = self._values.get((digest, self._job))
+        if known is not None:
+            return known
+        return self._values.put((digest, self._job), len(data), load(data), handles)
+
+    def forked(self) -> None:
+        """Leave the connection to the process that this one was forked from."""
+        self._store.close()
+
+    def _ask(self, question: Callable[[Store], Any]) -> Any:
+        while True:
+            try:
+                return question(self._store)
+            except ServerUnreachable:
+                time.sleep(RECONNECT)

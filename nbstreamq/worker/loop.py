@@ -1,0 +1,634 @@
+"""The loop of one worker process: take, run, settle - one round trip a batch.
+
+::
+
+    lanes ──take──> batch ──execute──> settled ──(with the next take)──> events
+                      │                   ^
+                      └──── release ──────┘   by the pulse, when a long task holds them up
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import mmap
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from ..errors import DataLost, SecretMismatch, ServerRefused, ServerUnreachable
+from ..launch.server import is_embedded
+from ..objects.references import fetch_by
+from ..secret import Address, Secret
+from ..settings import Settings
+from ..tracebacks import trace_of
+from ..wire.connection import MOST_CUTS, RECONNECT, SPIN, MessageTooLarge
+from ..wire.keys import base_lane, deeper_lanes, home_lane, home_of
+from ..wire.settlement import Delivery, Requeue, Settlement
+from ..wire.signing import Signer
+from ..wire.store import Store
+from ..worker_context import WorkerContext, host, set_host
+from .cache import Values
+from .execution import Execution, part_cancelled
+from .monitor import TaskMonitor
+from .output import Output
+from .run import Runner
+from .slot import Leaving, Slot, State
+
+#: About how many messages are remembered: the newest. Each takes 8 bytes once it is there.
+N_MARKS = 2**20
+ENDED_BYTES = 8 * N_MARKS
+
+
+class SettledCache:
+    """The marks of messages that were settled for good.
+
+    Each has one place where it may stand, and overwrites what stood there.
+
+    Parameters
+    ----------
+    descriptor
+        Of a file of `ENDED_BYTES` zero bytes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._marks = memoryview(mmap.mmap(descriptor, ENDED_BYTES)).cast("Q")
+        #: Of what this worker has run and not settled yet. Nobody else may know them: if it dies
+        #: now, the same message comes again, and must be run.
+        self._unsettled: set[int] = set()
+
+    def __contains__(self, mark: int) -> bool:
+        return self._marks[mark % N_MARKS] == mark or mark in self._unsettled
+
+    def run(self, settlement: Settlement) -> None:
+        """Take note of what was run, and will be settled."""
+        if settlement.is_final:
+            self._unsettled.add(settlement.delivery.mark)
+
+    def settled(self, settlements: Iterable[Settlement]) -> None:
+        """Tell all workers of this machine what the server has settled."""
+        for settlement in settlements:
+            if (mark := settlement.delivery.mark) in self._unsettled:
+                self._marks[mark % N_MARKS] = mark
+                self._unsettled.discard(mark)
+
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that an idle worker waits for a task before it asks again. Longer costs nothing; it must
+#: stay below what firewalls allow a silent connection.
+IDLE_BLOCK = 30.0
+#: Seconds after which an idle worker lets go of a large value that its client has freed. Longer
+#: keeps the memory longer; shorter costs a request more often, while it has any.
+LET_GO = 1.0
+#: Seconds of work that a batch should hold, and after which its results are sent; if it takes twice
+#: as long, the rest but one is given back. Longer saves round trips; shorter leaves more to others.
+FLUSH = 0.005
+#: Seconds after a connection was lost at which it is looked again for what was given to that one:
+#: until its last read is over, the server may go on serving it, not knowing that nobody listens.
+LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
+#: Seconds without a task after which a worker takes one at a time again: what comes then may be
+#: long, and others may wait for some of it. Shorter costs another round trip more often.
+LULL = 0.01
+#: Seconds of waiting after which a worker counts as idle: the task that ends the wait had not been
+#: waiting itself, so the worker goes on to take one at a time. With a shorter time, a slow machine
+#: takes bursts for single calls.
+IDLE = 0.001
+#: Seconds after a lone short call in which an idle worker looks for the next one without sleeping:
+#: the time that its client needs to take the result and to call again. And what is short.
+LINGER, SHORT = 2 * SPIN, 0.001
+#: Most entries in a batch. More save round trips; all of them wait behind the first.
+MAX_BATCH = 512
+#: Seconds after a fault of our own code before the worker goes on, at first and at most: what fails
+#: again and again must not keep a processor busy. Longer delays what waits for this worker.
+FAULT_PAUSE = (0.01, 1.0)
+#: Seconds that a waiting task pauses between looks for others to run, at first and at most.
+HELP_PAUSE = (0.001, 0.02)
+
+
+class _Leave(BaseException):
+    """Breaks the wait of an idle worker that shall exit."""
+
+
+class _Look(BaseException):
+    """Breaks the wait of an idle worker that shall take from other lanes."""
+
+
+class TaskWorker:
+    """Runs the tasks of some lanes in this process's main thread.
+
+    Parameters
+    ----------
+    store
+        The queue.
+    slot, ended
+        Shared with the supervisor, and with all of its workers.
+    output
+        Installed already.
+    worker
+        Id of this worker, and its name as a consumer.
+    lanes
+        What it serves, most urgent first.
+    homes
+        Tags of the tasks that it runs, see `Home`; others go to lanes of their home. Empty: all.
+    url, secret
+        For queues that tasks use themselves.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slot: Slot,
+        ended: SettledCache,
+        output: Output,
+        *,
+        worker: str,
+        lanes: Sequence[str],
+        homes: tuple[str, ...] = (),
+        url: Address | str,
+        secret: Secret | str,
+    ) -> None:
+        self.id = worker
+        self.runner = Runner(slot, output)
+        has_files = is_embedded(url, Settings.from_environment())
+        signer = Signer(secret, store.keys.queue)
+        self._output = output
+        self._values = values = Values(store.clone(), signer, worker, has_files=has_files)
+        self.execution = Execution(worker, self.runner, output, values)
+        self._store = store
+        self._slot = slot
+        self._ended = ended
+        #: What it serves; and what of that, and of homes' parts of it, there is: most urgent first.
+        self._served = (f"@{worker}", *lanes)
+        self._lanes, self._n_lane_changes = self._served, -1
+        self._homes = homes
+        #: Where tasks of other homes were put, which supervisors may not know yet.
+        self._moved = set[str]()
+        self._lock = threading.Lock()
+        #: Held while the server is told, or asked, what is in our hands.
+        self._talking = threading.Lock()
+        self._looks: list[float] = []
+        self._batch: deque[Delivery] = deque()
+        self._running: list[Delivery] = []
+        self._settled: list[Settlement] = []
+        self._flushed = self._linger = 0.0
+        self._our_job = ""  #: The last one whose tasks may run here.
+        self._count = 1
+        self._leaving = self._waiting = self._was_full = self._has_idled = False
+        #: Whether the server may have given us something that we don't know of.
+        self._lost = False
+        self._fault_pause = FAULT_PAUSE[0]
+        self._set_ups = set[str]()  #: the jobs of those that were run
+        self._pulse = TaskMonitor(self.execution, output, self._free, store.clone())
+        fetch_by(values.value)
+        set_host(
+            WorkerContext(
+                url=Address(url),
+                queue=store.keys.queue,
+                secret=Secret(secret),
+                homes=homes,
+                home=self._home,
+                depth=lambda: self.execution.depth,
+                task=lambda: self.execution.task,
+                help_until=self.help_until,
+                progress=self.execution.report_progress,
+                put_off=self.runner.put_off,
+            )
+        )
+
+    def _home(self) -> str:
+        """Return the tag of what the running task submits."""
+        task = self.execution.task
+        return home_of(task.job) if task else "".join(self._homes[:1])
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def on_leave_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Exit after the task that runs now; at once when idle."""
+        self._leaving = True
+        self._slot.leave(Leaving.ASKED)
+        self._break_wait(_Leave)
+
+    def forked(self) -> None:
+        """Be no worker any more, in a process that a task has forked."""
+        self._output.forked()
+        self.runner.forked()
+        self._values.forked()
+        worker, depth = host(), self.execution.depth
+        if worker is not None:
+            set_host(
+                replace(
+                    worker,
+                    depth=lambda: depth,
+                    task=lambda: None,
+                    help_until=lambda *_: None,
+                    progress=lambda *_: None,
+                    put_off=lambda _: None,
+                )
+            )
+
+    def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Take from the lanes that the slot says are in use, the next time or now."""
+        self._break_wait(_Look)
+
+    def _break_wait(self, why: type[BaseException]) -> None:
+        if self._waiting:
+            self._waiting = False  # once: what unwinds must not be broken again
+            raise why
+
+    def run(self, description: dict[str, Any]) -> None:
+        """Serve until told to leave.
+
+        Parameters
+        ----------
+        description
+            What others may know of this worker: host, process id, ...
+        """
+        self._pulse.start()
+        join = functools.partial(self._join, description)
+        step: Callable[[], None] = join
+        while not self._leaving:
+            try:
+                self._until_reachable(step)
+                step, self._fault_pause = self._round, FAULT_PAUSE[0]
+            except _Leave:
+                break
+            except SecretMismatch:  # the supervisor will tell us to leave
+                time.sleep(RECONNECT)
+                self._lost = True
+            except DataLost as error:
+                logger.warning("%s", error)
+                step = join
+            except BaseException as error:  # noqa: BLE001 - no fault of ours may end the worker
+                self._survive(error)
+        self.release_batch()
+        self._until_reachable(lambda: self.flush(self._store))
+        self._slot.set_state(State.ENDING)
+
+    def _survive(self, error: BaseException) -> None:
+        """Go on after an error that is no task's own: what was in hand ends with it."""
+        logger.error("worker %s goes on after a fault\n%s", self.id, trace_of(error))
+        self._lost = True
+        while self._running:
+            settlement, _ = self.execution.rescue(self._running[-1], None, error, 0)
+            with self._lock:
+                self._running.pop()
+                self._settled.append(settlement)
+        self._settle_each()
+        time.sleep(self._fault_pause)
+        self._fault_pause = min(2 * self._fault_pause, FAULT_PAUSE[1])
+
+    def _settle_each(self) -> None:
+        """Settle one by one what is over: what can't be sent ends with the reason instead."""
+        with self._talking:  # then nobody else takes any away
+            for one in self._settled.copy():
+                instead = []
+                try:
+                    self._settle_alone(one)
+                    self._ended.settled([one])
+                except (ServerUnreachable, ServerRefused) as error:
+                    if not isinstance(error, MessageTooLarge):
+                        continue  # it may be taken later
+                    instead = [self.execution.fail(one.delivery, error)]
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
+                    instead = [self.execution.fail(one.delivery, error)]
+                with self._lock:
+                    at = next(k for k, other in enumerate(self._settled) if other is one)
+                    self._settled[at : at + 1] = instead
+
+    def _settle_alone(self, settlement: Settlement) -> None:
+        """Settle, and find out whether it is too large if the connection is closed each time."""
+        for _ in range(MOST_CUTS - 1):
+            try:
+                self._store.settle([settlement])
+            except ServerUnreachable:
+                time.sleep(RECONNECT)
+            else:
+                return
+        self._store.settle([settlement])
+
+    def _until_reachable(self, step: Callable[[], None]) -> None:
+        """Do `step`, again and again while the server can't be reached."""
+        while True:
+            try:
+                if self._lost:
+                    self._recover(self._store)
+                    self._looks = [time.monotonic() + pause for pause in LOOKS]
+                    self._lost = False
+                return step()
+            except _Look:  # the connection may have been given something meanwhile
+                self._lost = True
+            except ServerUnreachable:
+                self._lost = True
+                time.sleep(RECONNECT)
+
+    def _recover(self, store: Store) -> None:
+        """Take up what a lost reply brought: it counts as ours, so nobody else runs it."""
+        with self._talking:
+            found = store.held(self._lanes, self.id)
+            with self._lock:
+                ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
+                # An id is unique within its lane only.
+                known = {(d.lane, d.entry_id) for d in ours}
+                self._accept([d for d in found if (d.lane, d.entry_id) not in known])
+
+    def _look_again(self, store: Store) -> None:
+        """Recover what the server has given to a connection after that was lost."""
+        looks = self._looks  # two threads look
+        if looks and time.monotonic() > looks[0]:
+            self._recover(store)
+            self._looks = [at for at in looks if at > time.monotonic()]
+
+    def _join(self, description: dict[str, Any]) -> None:
+        self._lanes, self._n_lane_changes = self._served, -1  # the server may have lost the others
+        self._store.ensure_lanes(self._served[1:])
+        for task in self._store.join(self.id, description):
+            if self._homes and home_of(task.job) not in self._homes:
+                continue
+            if task.job not in self._set_ups:  # else it joins again, after the server lost its data
+                self._set_ups.add(task.job)
+                self._store.publish(self.execution.set_up(task, self._served[0]))
+        self._slot.set_state(State.BUSY)
+
+    def _round(self) -> None:
+        self._look_again(self._store)
+        if not self._batch and self._was_full:
+            self._find_lanes()
+            # More may wait, and most urgently in a lane that we have not heard of yet.
+            self._take(self._lanes, self._count)
+        if not self._batch:
+            self._take_or_wait()
+        self._pulse.wake()
+        began, n = time.monotonic(), len(self._batch)
+        while delivery := self._work_next():
+            self._look_for_more_urgent(delivery.lane)
+            if self._batch and time.monotonic() - self._flushed > FLUSH:
+                if time.monotonic() - began > 2 * FLUSH:
+                    n -= self.release_batch(keep=1)  # what comes next can't begin sooner elsewhere
+                flushing = time.monotonic()
+                self.flush(self._store)
+                began += time.monotonic() - flushing  # the way to the server is no work
+        self._adapt(n, time.monotonic() - began)
+
+    def _look_for_more_urgent(self, lane: str) -> None:
+        """Before the batch goes on to a less urgent lane than `lane`, take what is more urgent.
+
+        A read brings something from every lane of it that holds anything.
+        """
+        with self._lock:
+            following = self._batch[0].lane if self._batch else lane
+        if following != lane:
+            least = self._urgency(following)
+            self._take([n for n in self._lanes if self._urgency(n) < least], self._count)
+
+    def _urgency(self, lane: str) -> int:
+        """Return how many lanes are more urgent; a home's part is as urgent as the lane."""
+        return self._served.index(base_lane(lane))
+
+    def _adapt(self, n: int, seconds: float) -> None:
+        """Take twice as much at a time while a batch is short work."""
+        self._linger = LINGER if n == 1 and seconds < SHORT else 0.0
+        # One call is no sign of more: its result goes with the request that waits for the next.
+        self._was_full = n >= self._count > 1
+        if seconds > FLUSH:
+            self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
+        elif n >= self._count and not self._has_idled:
+            self._count = min(2 * self._count, MAX_BATCH)
+
+    def _work_next(self) -> Delivery | None:
+        """Work off the next delivery of the batch and return it; None if there is none.
+
+        It is in hand from its take to its place among the settled: whatever fails meanwhile is its
+        error. In between there is no call outside of the `try`.
+        """
+        with self._lock:
+            if not self._batch or self._leaving:
+                return None
+            delivery, depth = self._batch.popleft(), len(self._running)
+            self._running.append(delivery)
+        settlement, stopped, is_copy = None, None, False
+        try:
+            is_copy = delivery.mark in self._ended
+            if not is_copy:
+                settlement, stopped = self.execution.execute(delivery)
+                self._ended.run(settlement)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
+            if settlement is None:
+                settlement, stopped = self.execution.rescue(delivery, None, error, depth)
+        with self._lock:
+            self._running.pop()
+            if settlement is not None:
+                self._settled.append(settlement)
+        if self.runner.is_torn and not self._leaving:
+            self._leaving = True
+            self._slot.leave(Leaving.TORN)
+        if is_copy:
+            self._store.refuse_copy(delivery)
+        if stopped:
+            raise stopped
+        return delivery
+
+    # -- give and take -------------------------------------------------------------------------
+
+    def _take(self, lanes: Sequence[str], count: int) -> None:
+        """Settle what is over and take what waits, in one round trip."""
+        self._take_by(lambda settled: self._read(settled, lanes, count))
+
+    def _take_by(self, read: Callable[[list[Settlement]], list[Delivery]]) -> None:
+        def send(settled: list[Settlement]) -> None:
+            taken = read(settled)
+            with self._lock:
+                mixed = bool(self._batch)
+                self._accept(taken)
+                if mixed:
+                    self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
+
+        self._settling(send)
+        if self._moved:
+            self._tell_moved(self._store)
+
+    def _accept(self, taken: Sequence[Delivery]) -> None:
+        """Put what was taken into the batch, and tasks of other homes into a lane of theirs."""
+        if not self._homes:
+            self._batch.extend(taken)
+            return
+        for delivery in taken:
+            job = delivery.task.job
+            if job != self._our_job and (home := home_of(job)) not in self._homes:
+                if not _may_be_dropped(delivery):
+                    self._move(delivery, home)
+                    continue
+            else:
+                self._our_job = job
+            self._batch.append(delivery)
+
+    def _move(self, delivery: Delivery, home: str) -> None:
+        lane = home_lane(delivery.lane, home)
+        self._moved.add(lane)
+        follows = [Requeue(task=delivery.task, lane=lane)]
+        self._settled.append(Settlement(delivery=delivery, successors=follows))
+
+    def _tell_moved(self, store: Store) -> None:
+        """Settle what was put into lanes of other homes, and have their supervisors know those.
+
+        Before and after: in between the lane may have been retired, since it was empty still.
+        """
+        lanes = self._moved.copy()
+        store.use_lanes(lanes)
+        self.flush(store)
+        store.use_lanes(lanes)
+        self._moved -= lanes
+
+    def _find_lanes(self) -> None:
+        """Serve the lanes of our homes that hold anything; of all homes, if we serve all."""
+        n_changes = self._slot.n_lane_changes()
+        if n_changes == self._n_lane_changes:
+            return
+        parts: dict[str, list[str]] = {}
+        for lane in self._store.home_lanes():
+            if not self._homes or lane.partition("@")[2] in self._homes:
+                parts.setdefault(base_lane(lane), []).append(lane)
+        found = [n for lane in self._served for n in (lane, *parts.get(lane, ()))]
+        self._store.ensure_lanes(set(found) - set(self._lanes))
+        self._lanes, self._n_lane_changes = tuple(found), n_changes
+
+    def _read(
+        self, settled: list[Settlement], lanes: Sequence[str], count: int, **wait: float
+    ) -> list[Delivery]:
+        return self._store.take(
+            settled, lanes, self.id, count, on_settled=lambda: self._ended.settled(settled), **wait
+        )
+
+    def flush(self, store: Store) -> None:
+        """Settle what is over; through `store`, because the pulse has a connection of its own."""
+        if self._settled:
+            self._settling(store.settle)
+
+    def _settling(self, send: Callable[[list[Settlement]], object]) -> None:
+        with self._talking:
+            settled: list[Settlement] = []
+            try:
+                with self._lock:
+                    settled, self._settled = self._settled, []
+                if settled:
+                    # Before the results: who has the result shall have what was printed, too.
+                    settled[-1].events[:0] = self.execution.strays()
+                send(settled)
+                self._flushed = time.monotonic()
+            except BaseException:
+                # Whether they were settled is not known; doing it twice does it once. Nor what came
+                # with the reply.
+                self._lost = True
+                with self._lock:
+                    self._settled = settled + self._settled
+                raise
+            self._ended.settled(settled)
+
+    def release_batch(self, keep: int = 0) -> int:
+        """Give back to the lanes what was not begun, but for the first `keep`; return how many."""
+        with self._lock:
+            held = list(self._batch)
+            back = [
+                Settlement(delivery=delivery, successors=[Requeue(task=delivery.task)])
+                for delivery in held[keep:]
+            ]
+            # Both or neither: no call is between.
+            self._batch = deque(held[:keep])
+            self._settled += back
+        return len(back)
+
+    def _free(self, store: Store) -> None:
+        self._look_again(store)
+        self.release_batch()
+        self.flush(store)
+        if self._moved:
+            self._tell_moved(store)
+
+    def _take_or_wait(self) -> None:
+        """Take the next tasks; wait, idle, while there are none."""
+        self._slot.set_state(State.IDLE)
+        began = time.monotonic()
+        try:
+            self._take_by(self._wait)
+        finally:
+            self._slot.set_state(State.BUSY)
+        self._has_idled = time.monotonic() - began > IDLE
+        if not self._batch:
+            self._count = 1
+
+    def _wait(self, settled: list[Settlement]) -> list[Delivery]:
+        """Read from the lanes in use; a signal may break this, and nothing else."""
+        look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
+        block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
+        if self._values.with_files:
+            self._values.drop_stale()
+            block = min(block, LET_GO)
+        self._waiting = True
+        try:
+            # The flag stands before these looks: a signal after them finds us waiting.
+            if self._leaving:
+                raise _Leave
+            self._find_lanes()
+            # What is urgent may wait already in a lane that the supervisor has not seen in use.
+            unused = () if settled else self._slot.unused_lanes()
+            lanes = [lane for lane in self._lanes if lane not in unused]
+            return self._read(settled, lanes, self._count, block=block, soon=self._linger)
+        finally:
+            self._waiting = False
+
+    # -- help first ----------------------------------------------------------------------------
+
+    def help_until(
+        self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
+    ) -> None:
+        """Run deeper tasks, and those of `lanes`, until ``wait(seconds)`` returns true.
+
+        A worker that leaves just waits: others run them.
+
+        Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
+        implementing efficient futures", 1993; here by depth instead of by thief.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        served = {*deeper_lanes(self.execution.depth), *lanes}
+
+        def run_others() -> None:
+            pause = HELP_PAUSE[0]
+            while not wait(min(pause, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    return
+                self.runner.check_stop()
+                helped = not self._leaving and self._help_once(served)
+                pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
+
+        self.runner.help(run_others)
+
+    def _help_once(self, served: Collection[str]) -> bool:
+        # What came with the waiting task may be shallower than it: others shall run that.
+        self.release_batch()
+
+        def take() -> None:
+            self._find_lanes()
+            self._take([lane for lane in self._lanes if base_lane(lane) in served], 1)
+
+        try:
+            self._until_reachable(take)
+        except SecretMismatch:
+            self._until_reachable(lambda: self._recover(self._store))
+            return False
+        return self._work_next() is not None
+
+
+def _may_be_dropped(delivery: Delivery) -> bool:
+    """Return whether nothing of it is to be run: then whoever takes it says so.
+
+    Or everybody must do it: what `everywhere` asks for is sent to those who shall.
+    """
+    if delivery.lane[0] == "@" or not delivery.is_wanted:
+        return True
+    return bool(delivery.cancelled) and not part_cancelled(delivery.task, delivery.cancelled)[1]

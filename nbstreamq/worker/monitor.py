@@ -1,0 +1,98 @@
+"""A thread that watches a long task from inside: sends what it prints, frees what waits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from ..errors import ServerRefused, ServerUnreachable
+from ..locks import Event
+from ..wire import messages
+from ..wire.messages import Task
+from ..wire.store import Store
+from .execution import Execution
+from .output import Output
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks. Shorter shows output sooner; longer wakes the process less often.
+PULSE = 0.05
+#: Looks that find nothing running before it sleeps until woken: that costs the next task time.
+PATIENCE = 20
+
+
+class TaskMonitor:
+    """Looks at a busy worker every `PULSE` seconds.
+
+    Parameters
+    ----------
+    execution, output
+        Which tasks run, and what they print.
+    free
+        Gives back what waits behind the running task, and settles what is over.
+    store
+        A connection of its own.
+    """
+
+    def __init__(
+        self, execution: Execution, output: Output, free: Callable[[Store], None], store: Store
+    ) -> None:
+        self._execution = execution
+        self._output = output
+        self._free = free
+        self._store = store
+        self._busy = Event()
+        self._n_wakes = 0
+        #: The item that ran at the last look; and the last one that was announced.
+        self._seen: tuple[Task, int] | None = None
+        self._announced: tuple[Task, int] | None = None
+        self._unsent: list[messages.Event] = []
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="nbstreamq-pulse", daemon=True).start()
+
+    def wake(self) -> None:
+        """Watch: a task runs."""
+        self._n_wakes += 1
+        if not self._busy.is_set():
+            self._busy.set()
+
+    def _run(self) -> None:
+        idle = n_wakes = 0
+        while True:
+            time.sleep(PULSE)
+            try:
+                self._busy.wait()
+                last, n_wakes = n_wakes, self._n_wakes
+                idle = 0 if self._execution.running or n_wakes != last else idle + 1
+                if idle > PATIENCE:
+                    self._busy.clear()
+                    if self._n_wakes != n_wakes:  # it was woken before that, to no avail
+                        self._busy.set()
+                self._beat()
+            except (ServerUnreachable, ServerRefused):
+                continue  # what is unsent is sent when it is back, or has memory again
+            except BaseException:  # no fault of ours may end the thread
+                self._store.close()  # a reply may be left in it
+                logger.exception("the pulse goes on after a fault")
+
+    def _beat(self) -> None:
+        running = self._execution.running[-1:]
+        if not running:
+            return
+        (task, began), item = running[0], self._output.item
+        lasts, self._seen = (task, item) == self._seen, (task, item)
+        if time.monotonic() - began < PULSE:
+            return
+        self._execution.watch()
+        self._free(self._store)
+        with self._output.reporting():
+            if lasts and (task, item) != self._announced:
+                self._unsent.append(self._execution.started(task, item))
+                self._announced = task, item
+            self._unsent += self._execution.reports(self._output.collect())
+            if self._unsent:
+                self._store.publish(self._unsent)
+                self._unsent = []

@@ -1,0 +1,413 @@
+"""A worker process: how it is started, and how it starts."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import gc
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, NoReturn
+
+from ..launch.python import python_command, take_on
+from ..secret import Address, Secret
+from ..settings import Settings, conceal, environment_without_secrets, hand_over
+from ..wire.connection import open_client
+from ..wire.signing import Signer
+from ..wire.store import Store
+from .loop import ENDED_BYTES, SettledCache, TaskWorker
+from .output import FILE_LIMIT_BYTES, Output
+from .slot import RunningTask, Slot, Slots
+from .usage import Meter, memory_of
+
+#: Signals to a worker: exit after the running task; stop the item that the slot names; write the
+#: stack to the crash file; look which lanes the slot says are in use. The last is one that a
+#: process which has no handler yet ignores.
+LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG
+#: All that a worker handles; SIGINT, which the supervisor gets, too, does nothing.
+_HANDLED = {LEAVE, signal.SIGHUP, STOP, DUMP, LOOK, signal.SIGINT}
+#: Files that a supervisor has open for each worker.
+N_DESCRIPTORS = 3
+#: Seconds in which a worker ends, once it has nothing in hand. Longer lets tasks' threads go on.
+END_TIME = 3.0
+#: Libraries that would otherwise start a thread for each core in each worker.
+_THREAD_LIMITS = (
+    "BLIS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """What a worker process must know.
+
+    Attributes
+    ----------
+    worker, queue, lanes
+        Its id; the queue; what it serves.
+    homes
+        Whose tasks it runs; empty: all.
+    n_threads
+        Threads that numerical libraries may use in it.
+    supervisor
+        Process id of the supervisor: the worker dies with it.
+    slots, number
+        Descriptor of the file of all workers' slots, and which of them is this one's.
+    stdout, stderr, crash
+        Descriptors of the files it shares with the supervisor.
+    ended
+        Descriptor of the file that all workers of the supervisor share.
+    max_files
+        How many files it may have open: the supervisor may have more.
+    description
+        What others may know of it.
+    """
+
+    worker: str
+    queue: str
+    lanes: tuple[str, ...]
+    homes: tuple[str, ...]
+    n_threads: int
+    supervisor: int
+    slots: int
+    number: int
+    stdout: int
+    stderr: int
+    crash: int
+    ended: int
+    max_files: int
+    description: dict[str, Any]
+
+
+@dataclass
+class WorkerProcess:
+    """A worker process, as its supervisor knows it.
+
+    Attributes
+    ----------
+    born
+        When it was started, by the monotonic clock.
+    leaving
+        It was told to exit, or does so by itself.
+    leave_by
+        When its patience with what it runs ends, if it was told to exit by somebody else.
+    is_planned
+        It was killed because its end was asked for, and not for what it ran.
+    stopping, kill_at, dumped
+        Key of the item that was asked to stop, when patience ends, and whether the stack was
+        asked for.
+    """
+
+    spec: WorkerSpec
+    pid: int
+    slot: Slot
+    meter: Meter = field(init=False)
+    born: float = field(default_factory=time.monotonic)
+    leaving: bool = False
+    leave_by: float = float("inf")
+    is_planned: bool = False
+    stopping: tuple[int, int] = (0, 0)
+    kill_at: float = 0.0
+    dumped: bool = False
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.pid)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what others may know of it now."""
+        return {
+            "pid": self.pid,
+            "state": self.slot.state.name.lower(),
+            "memory": memory_of(self.pid),
+            "cpu": round(self.meter.share(), 2),
+        }
+
+    def use_lanes(self, lanes: Collection[str], n_changes: int) -> None:
+        """Tell it which of the rare lanes are in use, and how often homes' have changed."""
+        self.slot.set_lanes(lanes, n_changes)
+        self.signal(LOOK)
+
+    def leave(self) -> None:
+        """Have it exit, after what it runs."""
+        self.leaving = True
+        self.signal(LEAVE)
+
+    def look(self) -> tuple[list[RunningTask], bool]:
+        """Return what runs, and whether to look again soon: something has limits, or shall stop."""
+        self.slot.set_watched(False)  # first: what begins behind this look gives a signal
+        levels = self.slot.levels()
+        soon = (
+            len(levels) < self.slot.n_levels  # one was just being changed
+            or any(level.is_limited or level.key == self.stopping for level in levels)
+        )
+        self.slot.set_watched(soon)
+        return levels, soon
+
+    def cut_output(self) -> None:
+        """Keep the files small that it prints into."""
+        for descriptor in (self.spec.stdout, self.spec.stderr):
+            if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
+                os.ftruncate(descriptor, 0)
+
+    def hand_over(self) -> None:
+        """Kill it; what it runs is handed back, and not charged."""
+        self.is_planned = True
+        self.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give up the files."""
+        for descriptor in (self.spec.stdout, self.spec.stderr, self.spec.crash):
+            os.close(descriptor)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)  # not reaped yet, so the number can't be another's
+
+
+def shared_file(size: int = 0) -> int:
+    """Return the descriptor of an unnamed file that is appended to, if it has no fixed size."""
+    with tempfile.TemporaryFile() as file:
+        descriptor = os.dup(file.fileno())
+    if size:
+        os.ftruncate(descriptor, size)
+    else:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+    return descriptor
+
+
+def ended_file() -> int:
+    """Return the descriptor of the file that `WorkerSpec.ended` wants."""
+    return shared_file(ENDED_BYTES)
+
+
+def start(
+    method: str,
+    url: Address,
+    secret: Secret,
+    slots: Slots,
+    forget: Callable[[], object],
+    **details: Any,
+) -> WorkerProcess:
+    """Start a worker process.
+
+    Parameters
+    ----------
+    method
+        ``fork``: at once, from this process, which must have no threads; ``spawn``: a new Python.
+    slots
+        Where its slot is taken from.
+    forget
+        Called in a worker that was forked: gives up what is open and belongs to this process.
+    details
+        The other fields of `WorkerSpec`.
+
+    Raises
+    ------
+    OSError
+        There are too many processes or open files, or too little memory; nothing is left behind.
+    """
+    files: list[int] = []
+    number, slot = slots.take()
+    try:
+        while len(files) < N_DESCRIPTORS:
+            files.append(shared_file())
+        spec = WorkerSpec(
+            slots=slots.descriptor,
+            number=number,
+            stdout=files[0],
+            stderr=files[1],
+            crash=files[2],
+            supervisor=os.getpid(),
+            **details,
+        )
+        pid = _fork(spec, url, secret, forget) if method == "fork" else _spawn(spec, url, secret)
+    except OSError:
+        slots.give_back(number)
+        for descriptor in files:
+            os.close(descriptor)
+        raise
+    return WorkerProcess(spec=spec, pid=pid, slot=slot)
+
+
+def _fork(spec: WorkerSpec, url: Address, secret: Secret, forget: Callable[[], object]) -> int:
+    # A signal between the fork and the worker's own handlers would run the supervisor's.
+    pid = -1
+    gc.freeze()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                forget()
+                # Away from the supervisor's terminal: a Ctrl-C there is not for what tasks start.
+                os.setsid()
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                main(spec, url, secret)
+            except SystemExit:
+                raise  # up through the supervisor, which leaves it alone
+            except BaseException:  # noqa: BLE001 - whatever it is: never go on as a second supervisor
+                os._exit(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if pid:  # the worker need not copy these pages at its end, to look for garbage in them
+            gc.unfreeze()
+    return pid
+
+
+def _spawn(spec: WorkerSpec, url: Address, secret: Secret) -> int:
+    files = (spec.slots, spec.stdout, spec.stderr, spec.crash, spec.ended)
+    command = python_command("nbstreamq.worker", json.dumps(asdict(spec)))
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        env=environment_without_secrets(),
+        pass_fds=files,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    hand_over(process.stdin, url=url, secret=secret, store=Settings.from_environment().store)
+    # The supervisor waits for its children itself; Popen must not.
+    process.returncode = 0
+    return process.pid
+
+
+def main(spec: WorkerSpec, url: Address, secret: Secret) -> NoReturn:
+    """Be a worker process until told to leave.
+
+    Raises
+    ------
+    SystemExit
+        At the end: as in any other process, files that tasks have left open are flushed, temporary
+        folders go, and what they have registered with `atexit` is called.
+    """
+    try:
+        conceal(url=url, secret=secret)
+        _serve(spec, url, secret)
+    except BaseException:  # noqa: BLE001 - the last place that can say why
+        os.write(spec.stderr, traceback.format_exc().encode())
+        os._exit(1)
+    threading.Thread(target=_end_in_time, name="nbstreamq-end", daemon=True).start()
+    sys.exit(0)
+
+
+def _end_in_time() -> None:
+    """End the process if its end takes too long: threads, or what is called then, may hang."""
+    is_called = threading.Event()
+    atexit.register(is_called.set)  # the last that is registered is called first
+    time.sleep(END_TIME)
+    if not is_called.is_set():  # threads that tasks have left behind hold it up
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way to call them
+    for kept in gc.get_objects():
+        if issubclass(type(kept), io.IOBase):
+            with suppress(Exception):
+                kept.flush()
+    os._exit(0)
+
+
+def _serve(spec: WorkerSpec, url: Address, secret: Secret) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _die_with(spec.supervisor)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (spec.max_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    faulthandler.enable(spec.crash)
+    faulthandler.register(DUMP, spec.crash)
+    for name in _THREAD_LIMITS:
+        os.environ.setdefault(name, str(spec.n_threads))
+    slot, output = Slot(spec.slots, spec.number), Output()
+    slot.set_supervisor(spec.supervisor)
+    output.install(spec.stdout, spec.stderr)
+    store = Store(open_client(url), spec.queue, Signer(secret, spec.queue))
+    worker = TaskWorker(
+        store,
+        slot,
+        SettledCache(spec.ended),
+        output,
+        worker=spec.worker,
+        lanes=spec.lanes,
+        homes=spec.homes,
+        url=url,
+        secret=secret,
+    )
+    handlers = {
+        LEAVE: worker.on_leave_signal,
+        signal.SIGHUP: worker.on_leave_signal,
+        STOP: worker.runner.on_stop_signal,
+        LOOK: worker.on_look_signal,
+        # Not ignored: what a task starts would ignore it, too.
+        signal.SIGINT: _do_nothing,
+    }
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for number in (LOOK, signal.SIGINT):
+        signal.siginterrupt(number, False)  # the busy get it, too: system calls of C code go on
+    _be_plain_in_forks(worker, handlers)
+    take_on()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    worker.run(spec.description | {"pid": os.getpid(), "state": "idle"})
+
+
+def _do_nothing(_signal: int, _frame: FrameType | None) -> None:
+    """Handle Ctrl-C, which is for the supervisor."""
+
+
+def _be_plain_in_forks(
+    worker: TaskWorker, handlers: dict[signal.Signals, Callable[..., None]]
+) -> None:
+    """Make what tasks fork a process like others: not a worker, and with the usual signals."""
+    forking = threading.local()  # two threads may fork at once
+
+    def block() -> None:
+        # A signal between the fork and the usual handlers would run the worker's.
+        forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, forking.mask)
+
+    def be_plain() -> None:
+        for number, ours in handlers.items():
+            if signal.getsignal(number) == ours:  # else the task has set its own
+                usual = number == signal.SIGINT
+                signal.signal(number, signal.default_int_handler if usual else signal.SIG_DFL)
+        faulthandler.unregister(DUMP)
+        faulthandler.disable()
+        worker.forked()
+        restore()
+
+    os.register_at_fork(before=block, after_in_parent=restore, after_in_child=be_plain)
+
+
+def _die_with(supervisor: int) -> None:
+    """Have the kernel kill this process when the supervisor dies, however it dies."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(supervisor,), daemon=True).start()
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+def _watch(supervisor: int) -> None:
+    while os.getppid() == supervisor:
+        time.sleep(0.5)
+    os._exit(1)

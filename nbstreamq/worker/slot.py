@@ -1,0 +1,299 @@
+"""What a worker is doing, in memory shared with its supervisor: read and written without traffic.
+
+A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
+level each. Only the worker writes, except for `ask_to_stop`, `set_lanes` and `set_watched`;
+and a signal from it wakes the supervisor when a level begins that has to be watched closely, or
+when the worker is about to leave.
+
+::
+
+    q[0] state   q[1] depth of the stack   q[2] serial to stop   q[3] why   q[4] item to stop
+    q[5] which of the rare lanes are in use, one bit each; from bit 32: how often the lanes of homes
+        in use have changed
+    q[6] process id of the supervisor   q[7] whether that watches closely
+    q[8] whether the worker leaves, and why
+    level k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
+        limits, length of text, text: three lengths and n, then lane, entry id and job
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import struct
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+
+from ..wire.keys import RARE
+
+SLOT_BYTES = 16384
+#: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
+MAX_LEVELS = 50
+#: In the place of an item: the delivery is being unpickled, or its results are being pickled.
+NO_ITEM = -1
+_FIRST, _WORDS = 16, 40
+_ITEM, _SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
+_RARE_BITS = 2**32 - 1
+_TEXT_BYTES = (_WORDS - _TEXT) * 8
+#: Before the text: the lengths of lane, entry id and job, and n.
+_HEADER = struct.Struct("<HHHQ")
+#: Slots that a supervisor maps at once. More use address space, fewer use descriptors.
+_BLOCK = 64
+
+
+class State(IntEnum):
+    """What the worker does now."""
+
+    STARTING = 0
+    IDLE = 1
+    BUSY = 2
+    ENDING = 3  #: it has nothing in hand any more
+
+
+class Leaving(IntEnum):
+    """Why a worker leaves without being told to by its supervisor."""
+
+    NO = 0
+    ASKED = 1  #: somebody sent it a signal
+    TORN = 2  #: an item was stopped where it may have left something half done
+
+
+class Stop(IntEnum):
+    """Why a running item is stopped."""
+
+    NONE = 0
+    CANCELLED = 1
+    TIME_LIMIT = 2
+    MEMORY_LIMIT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningTask:
+    """One running item, as the supervisor sees it.
+
+    Attributes
+    ----------
+    serial
+        Number of the slice, in this worker, that the item is part of.
+    item
+        Which item of the delivery; `NO_ITEM` before the first and after the last.
+    deadline
+        When the item must be over, by the monotonic clock; 0: no limit.
+    memory_limit
+        Bytes that the worker may use; 0: no limit.
+    is_limited
+        Whether it has a limit of time or memory.
+    lane, entry_id, job, n
+        Which delivery.
+    """
+
+    serial: int
+    item: int
+    deadline: float
+    memory_limit: int
+    is_limited: bool
+    lane: str
+    entry_id: bytes
+    job: str
+    n: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What no other item of this worker has."""
+        return self.serial, self.item
+
+
+class Slot:
+    """The shared memory of one worker.
+
+    Parameters
+    ----------
+    memory
+        `SLOT_BYTES` zero bytes; or the descriptor of a file of slots.
+    number
+        Which slot of that file.
+    """
+
+    def __init__(self, memory: memoryview | int, number: int = 0) -> None:
+        if isinstance(memory, int):
+            memory = memoryview(mmap.mmap(memory, SLOT_BYTES, offset=number * SLOT_BYTES))
+        self._bytes = memory
+        self.words = memory.cast("q")
+        self._times = memory.cast("d")
+
+    # -- the worker writes ---------------------------------------------------------------------
+
+    def set_state(self, state: State) -> None:
+        self.words[0] = state
+
+    def set_supervisor(self, process: int) -> None:
+        """Say whom to wake."""
+        self.words[6] = process
+
+    def push(
+        self,
+        entry: tuple[str, bytes, str, int],
+        memory_limit: int = 0,
+        *,
+        is_limited: bool = False,
+    ) -> int:
+        """Add a level for a delivery (lane, entry id, job, n); return where its words begin."""
+        depth = self.words[1]
+        at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
+        lane, entry_id, job, n = entry
+        texts = lane.encode(), entry_id, job.encode()
+        text = _HEADER.pack(*map(len, texts), n) + b"".join(texts)
+        text = text[:_TEXT_BYTES]
+        self.words[at + _SERIAL] = 0
+        self._bytes[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
+        self.words[at + _LENGTH] = len(text)
+        self.words[at + _MEMORY] = memory_limit
+        self.words[at + _LIMITED] = is_limited
+        self.rest(at)
+        self.words[at + _SERIAL] = -1
+        self.words[1] = depth + 1
+        if is_limited and not self.words[7]:
+            self._wake_supervisor()
+        return at
+
+    def _wake_supervisor(self) -> None:
+        if self.words[6]:
+            with suppress(OSError):  # it may have just died, or a task may have changed the user
+                os.kill(self.words[6], signal.SIGCHLD)
+
+    def leave(self, why: Leaving) -> None:
+        """Say that the worker takes nothing more, so that the supervisor can replace it now."""
+        self.words[8] = why
+        self._wake_supervisor()
+
+    def begin(self, at: int, serial: int) -> None:
+        """Say that the items in ``words[at]`` run from now on."""
+        self.words[at + _SERIAL] = serial
+
+    def set_deadline(self, at: int, deadline: float) -> None:
+        """Say when the item in ``words[at]`` must be over, by the monotonic clock."""
+        self._times[at + _DEADLINE] = deadline
+
+    def rest(self, at: int) -> None:
+        """Say that no item of the delivery runs, though it is not done with."""
+        # The deadline first: else it would seem to be over for what follows the item.
+        self._times[at + _DEADLINE] = 0.0
+        self.words[at + _ITEM] = NO_ITEM
+
+    def pop(self) -> None:
+        self.words[1] -= 1
+
+    def restore(self, depth: int) -> None:
+        """Say that just the outer `depth` levels are there."""
+        self.words[1] = depth
+
+    def stop_request(self) -> tuple[int, int, Stop]:
+        """Return serial and number of the item that the supervisor wants stopped, and why."""
+        return self.words[2], self.words[4], Stop(self.words[3])
+
+    def unused_lanes(self) -> frozenset[str]:
+        """Return the rare lanes that are not in use, as far as the supervisor knows."""
+        return _unused(self.words[5] & _RARE_BITS)
+
+    def n_lane_changes(self) -> int:
+        """Return how often the lanes of homes have changed, as far as the supervisor knows."""
+        return self.words[5] >> 32
+
+    # -- the supervisor reads ------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return State(self.words[0])
+
+    @property
+    def leaving(self) -> Leaving:
+        return Leaving(self.words[8])
+
+    @property
+    def n_levels(self) -> int:
+        return min(self.words[1], MAX_LEVELS)
+
+    def levels(self) -> list[RunningTask]:
+        """Return what runs, the outermost first; a level that is just being changed is left out."""
+        found = (self._level(_FIRST + _WORDS * k) for k in range(self.n_levels))
+        return [level for level in found if level]
+
+    def _level(self, at: int) -> RunningTask | None:
+        serial = self.words[at + _SERIAL]
+        start = (at + _TEXT) * 8
+        length = self.words[at + _LENGTH]
+        if not serial or length < _HEADER.size:
+            return None
+        # Copied at once: it may be changed at any moment.
+        text = bytes(self._bytes[start : start + length])
+        n_lane, n_id, n_job, n = _HEADER.unpack_from(text)
+        end_lane, end_id = _HEADER.size + n_lane, _HEADER.size + n_lane + n_id
+        if end_id + n_job != length:
+            return None
+        level = RunningTask(
+            serial=serial,
+            item=self.words[at + _ITEM],
+            deadline=self._times[at + _DEADLINE],
+            memory_limit=self.words[at + _MEMORY],
+            is_limited=bool(self.words[at + _LIMITED]),
+            lane=text[_HEADER.size : end_lane].decode(errors="replace"),
+            entry_id=text[end_lane:end_id],
+            job=text[end_id:].decode(errors="replace"),
+            n=n,
+        )
+        return level if self.words[at + _SERIAL] == serial else None
+
+    def ask_to_stop(self, level: RunningTask, why: Stop) -> None:
+        """Name the item that shall stop; a signal to the worker must follow."""
+        self.words[3], self.words[4] = why, level.item
+        self.words[2] = level.serial
+
+    def set_watched(self, watched: bool) -> None:
+        """Say whether it is looked at often: then what begins there need not give a signal."""
+        self.words[7] = watched
+
+    def set_lanes(self, used: Collection[str], n_changes: int) -> None:
+        """Say which rare lanes are in use, and how often homes' have changed; then signal."""
+        self.words[5] = n_changes << 32 | sum(1 << k for k, n in enumerate(RARE) if n in used)
+
+
+class Slots:
+    """The slots of all workers of a supervisor: one file, and one descriptor for many workers.
+
+    Parameters
+    ----------
+    descriptor
+        Of an empty file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._blocks: list[memoryview] = []
+        self._free: list[int] = []
+
+    def take(self) -> tuple[int, Slot]:
+        """Return the number of a slot that nobody has, and the slot, all zero."""
+        if not self._free:
+            n = len(self._blocks)
+            os.ftruncate(self.descriptor, (n + 1) * _BLOCK * SLOT_BYTES)
+            block = mmap.mmap(self.descriptor, _BLOCK * SLOT_BYTES, offset=n * _BLOCK * SLOT_BYTES)
+            self._blocks.append(memoryview(block))
+            self._free = list(range((n + 1) * _BLOCK - 1, n * _BLOCK - 1, -1))
+        number = self._free.pop()
+        at = number % _BLOCK * SLOT_BYTES
+        memory = self._blocks[number // _BLOCK][at : at + SLOT_BYTES]
+        memory[:] = bytes(SLOT_BYTES)
+        return number, Slot(memory)
+
+    def give_back(self, number: int) -> None:
+        """Say that the worker that had this slot has ended."""
+        self._free.append(number)
+
+
+@cache
+def _unused(bits: int) -> frozenset[str]:
+    return frozenset(lane for k, lane in enumerate(RARE) if not bits >> k & 1)

@@ -1,0 +1,76 @@
+"""What this process does for a queue: set by a worker, asked by whoever is inside a task.
+
+The one place where `client` and `worker` meet without importing each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from .secret import Address, Secret
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """The worker around the running task.
+
+    Attributes
+    ----------
+    url
+        Server of its queue.
+    queue
+        Name of its queue.
+    secret
+        The queue's secret.
+    task
+        Returns the running task, whatever that is to a worker.
+    homes
+        Tags of the calls and of the named jobs that it runs, see `Home`; empty: it runs all.
+    home
+        Returns the tag of what the running task submits: its own.
+    depth
+        Returns how deep the running task is nested: 0 for one that a notebook submitted.
+    help_until
+        Takes `wait`, `timeout` and `lanes`; runs deeper tasks, and those of `lanes`, until
+        ``wait(seconds)`` returns true or `timeout` seconds are over. Returns at once outside the
+        worker's main thread. Raises only what stops the running task.
+    progress
+        Takes (items done, items in all or None) of the running task.
+    put_off
+        Puts off stops of the running task, if true, until it is called with false: the main thread
+        is where an exception could leave a lock held.
+    """
+
+    url: Address
+    queue: str
+    secret: Secret
+    task: Callable[[], object]
+    homes: tuple[str, ...]
+    home: Callable[[], str]
+    depth: Callable[[], int]
+    help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
+    progress: Callable[[int, int | None], None]
+    put_off: Callable[[bool], None]
+
+    def __repr__(self) -> str:
+        return f"<Host of {self.queue!r}>"
+
+
+_host: WorkerContext | None = None
+
+
+def host() -> WorkerContext | None:
+    """Return the worker that this process is; None in any other process."""
+    return _host
+
+
+def outer_task() -> object:
+    """Return the task that runs in this process; None outside a worker."""
+    return _host.task() if _host else None
+
+
+def set_host(new: WorkerContext | None) -> None:
+    """Say that this process is a worker."""
+    global _host  # noqa: PLW0603 - a process is one worker, or none
+    _host = new
