@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-foreign test-faults test-redis test-all crash fuzz soak
-.PHONY: bench bench-scale clean lock
+.PHONY: bench bench-call bench-scale clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -108,6 +108,9 @@ $(BENCH)/.ready: requirements-bench.lock pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet -r requirements-bench.lock
 	$(BENCH)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
+
+bench-call: setup  ## Count and time what a lone call does, next to ProcessPoolExecutor
+	$(BIN)/python -m benchmarks.lone_call
 
 PEERS ?=
 ROUNDS ?= 5

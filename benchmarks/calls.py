@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-__all__ = ["CALLS", "describe", "identity", "increment", "pick", "sleep", "spin"]
 
 
 def identity(x: Any) -> Any:
@@ -39,6 +38,25 @@ def pick(pair: tuple[Any, int]) -> float:
 def sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+class Counter:
+    """Counts the Python functions that this thread enters."""
+
+    n_entered = 0
+
+    @classmethod
+    def start(cls) -> None:
+        def count(_frame: object, event: str, _arg: object) -> None:
+            if event == "call":
+                cls.n_entered += 1
+
+        sys.setprofile(count)
+
+
+def n_entered() -> int:
+    """Return how many functions this process's main thread has entered, this one included."""
+    return Counter.n_entered
 
 
 #: What the queues register with their workers.

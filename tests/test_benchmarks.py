@@ -11,8 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.lone_call import count_functions, count_requests
 from benchmarks.page import put_between, tables
 from benchmarks.rounds import run_session
+from nbstreamq import TaskQueue
+
+#: Python functions that a lone call enters at most, in the client and in the worker.
+MOST_IN_CLIENT, MOST_IN_WORKER = 215, 175
 
 
 def test_a_session_finds_what_was_asked_and_leaves_no_process(
@@ -74,3 +79,14 @@ def test_a_lock_file_has_all_that_the_package_needs(lock):
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[\[>=<;]", line)[0] for line in project["dependencies"]}
     assert wanted <= {line.partition("==")[0] for line in (root / lock).read_text().splitlines()}
+
+
+def test_a_lone_call_enters_few_functions_and_costs_a_worker_one_request(
+    server_url: str, queue_name: str
+) -> None:
+    with TaskQueue(queue_name, server_url, workers=1) as queue:
+        in_client, in_worker = count_functions(queue)
+        assert in_client <= MOST_IN_CLIENT
+        assert in_worker <= MOST_IN_WORKER
+        # A request is repeated every 30 s.
+        assert count_requests(queue) < 1.5
