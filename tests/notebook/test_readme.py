@@ -65,6 +65,14 @@ def test_the_map_of_the_code_names_files_that_exist():
     assert missing == []
 
 
+def test_the_tests_that_show_reliability_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`((?:tests/\w+/)?test_\w+\.py)`", text))
+    paths = {name if "/" in name else f"tests/crash/{name}" for name in names}
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_the_protocol_page_is_up_to_date():
     done = run(ROOT / "docs" / "generate.py", "--check")
     assert (done.returncode, done.stderr) == (0, "")
