@@ -17,8 +17,7 @@ import json, sys
 from nbstreamq.wire.connection import open_client
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
-from nbstreamq.worker.supervisor import Supervisor
-from nbstreamq.worker.supervisor import Timing
+from nbstreamq.worker.supervisor import Supervisor, SupervisorSettings
 
 url, queue, n_workers, timing = sys.argv[1:]
 Supervisor(
@@ -26,7 +25,7 @@ Supervisor(
     url=url,
     secret="secret",
     n_workers=int(n_workers),
-    timing=Timing(**json.loads(timing)),
+    timing=SupervisorSettings(**json.loads(timing)),
 ).run()
 """
 
