@@ -40,11 +40,13 @@ SHOWN = {
     "Each statement has a test": HERE + "test_each_sentence_is_shown",
     "With `TaskQueue()` and no URL": "launch/test_server.py::test_is_private_and_on_no_port",
     "Functions, arguments and results": "client/test_refusal.py::test_the_trace_would_be_seen",
-    "So anybody who can get a pickle": EXPLAINS,
+    "So anybody whose pickle": EXPLAINS,
     "Therefore **everything": [
         FUZZ,
         "client/test_refusal.py::test_a_forged_value_fails_its_tasks_and_says_why",
     ],
+    "Workers and clients both check": "client/test_refusal.py::"
+    "test_forged_events_are_said_once_and_counted",
     "The signature is keyed BLAKE3": HERE + "test_a_signature_has_128_bits",
     "The key is the queue's secret": HERE + "test_the_secret_is_never_sent",
     "| runs code": [
@@ -81,35 +83,35 @@ SHOWN = {
     + "TestSomebodyWhoCanWrite::test_brings_back_an_older_state_of_a_named_job",
     "| fills": HERE + "TestSomebodyWhoCanWrite::test_makes_workers_leave",
     "Only one thing helps": ADVICE,
-    "That is what the password": ADVICE,
+    "The password, TLS": ADVICE,
     "The signature is the last line": ADVICE,
     "**Everybody who knows": EXPLAINS,
     "Give queues of people": ADVICE,
-    "Large values of a queue with the embedded": FILES + "test_a_stranger_gets_at_no_value",
+    "With the embedded server, large values": FILES + "test_a_stranger_gets_at_no_value",
     "They are not signed": EXPLAINS,
     "The messages that name the files": FUZZ,
-    "A folder that belongs": [
+    "A folder is refused": [
         FILES + "test_a_planted_memory_folder_is_refused",
         FILES + "test_a_memory_folder_that_is_open_to_others_is_refused",
         FILES + "test_a_memory_folder_that_is_a_link_is_refused",
     ],
-    "Only what nbstreamq can prove": FILES + "test_what_others_made_stays",
+    "Only files that nbstreamq": FILES + "test_what_others_made_stays",
     "Workers of a queue with a URL": FILES + "test_workers_of_a_url_leave_the_memory_folder_alone",
     "Large values on a server": [
         "wire/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
         "client/test_large.py::TestUrl::test_refuses_what_somebody_else_wrote",
     ],
     "Others can read them there": HERE + "TestSomebodyWhoCanWrite::test_reads_what_travels",
-    "A signature does not tell": EXPLAINS,
-    "So the processes that": EXPLAINS,
+    "A copy of a message has": EXPLAINS,
+    "So each process remembers": EXPLAINS,
     "**Tasks.**": HERE + "test_the_workers_of_a_machine_remember_a_million_messages",
-    "They do not run one": REPLAY
+    "They do not run any": REPLAY
     + "TestATask::test_is_known_to_all_workers_of_the_machine_also_later_ones",
-    "A call that is sent again": [
+    "When a call runs again": [
         REPLAY + "TestWhatIsRunAgainOnPurpose::test_by_retries_and_after_failures",
         REPLAY + "TestWhatIsRunAgainOnPurpose::test_where_its_worker_died_or_gave_it_back",
     ],
-    "**Events, orders": [
+    "**Events, control messages": [
         HERE + "test_a_process_remembers_65000_messages",
         REPLAY + "TestAnEvent::test_of_a_failure_does_not_undo_the_retry",
         REPLAY + "test_an_order_to_cancel_does_not_stop_what_runs_again",
@@ -124,35 +126,39 @@ SHOWN = {
     ],
     "Its result does not count": HERE
     + "TestACopy::test_runs_after_the_supervisor_was_restarted_and_its_result_is_dropped",
-    "A server that was restarted": "crash/test_server_death.py::"
+    "After a restart, a server": "crash/test_server_death.py::"
     "test_what_was_waiting_is_run_after_it",
-    "What is refused is counted": [
+    "So tasks must be allowed": EXPLAINS,
+    "Refused messages are counted": [
         "wire/test_refusal.py::TestTasks::test_counts_and_evidence_go_away_by_themselves",
         FUZZ,
     ],
     "`q.status()` shows": "client/test_refusal.py::test_forged_events_are_said_once_and_counted",
-    "A single refusal means": ADVICE,
+    "Even a single refusal means": ADVICE,
     "`q.dead()` also lists": [
         ACL,
         "crash/test_dead.py::test_a_map_that_fails_as_a_whole_pushes_nothing_else_out",
     ],
-    "On one machine a key file": SIGNING + "test_a_new_key_file_is_private_and_is_used_again",
-    "It must be a file of yours": [
+    "On one machine, the secret": SIGNING + "test_a_new_key_file_is_private_and_is_used_again",
+    "It must be your own": [
         SIGNING + "test_a_key_file_that_others_can_read_is_refused",
         SIGNING + "test_a_key_file_that_is_a_link_is_refused",
         SIGNING + "test_a_key_file_of_another_user_is_refused",
     ],
-    "For a server that other machines": [
+    "Other machines can reach": "unit/test_trust.py::test_sockets_and_loopback_addresses_are_local",
+    "For such a server you must": [
         "client/test_trust.py::test_a_queue_by_url_is_refused_and_nothing_is_sent",
         "client/test_trust.py::test_workers_are_refused_and_nothing_is_sent",
         "unit/test_trust.py::test_sockets_and_loopback_addresses_are_local",
     ],
     "Make one, and set it": "unit/test_cli.py::test_a_new_secret_is_printed_alone",
-    "Such a secret, and a key file": [
+    "Such a secret, or a key file": [
         "unit/test_trust.py::test_a_secret_that_can_be_guessed_is_refused_for_a_remote_server",
         "unit/test_trust.py::test_sixteen_random_bytes_will_do",
         SIGNING + "test_a_key_file_that_can_be_guessed_is_refused",
     ],
+    "Otherwise it is refused (`SecretTooWeak`": "unit/test_trust.py::"
+    "test_a_secret_that_can_be_guessed_is_refused_for_a_remote_server",
     "In a notebook, `TaskQueue(url, secret": ADVICE,
     "No secret and no password": [
         SECRETS + "test_a_traceback_with_variables_shows_none",
@@ -165,24 +171,30 @@ SHOWN = {
     "Workers take both out": SECRETS + "test_a_task_finds_no_secret_in_its_environment",
     "`TaskQueue()` inside a task": SECRETS + "test_a_queue_without_arguments_works_in_a_task",
     "Code that runs in a worker": EXPLAINS,
-    "Workers that a kernel starts get": "client/test_managers.py::"
+    "A kernel sends its workers": "client/test_managers.py::"
     "test_tasks_share_the_objects_of_a_manager",
     "That key is in no": "client/test_managers.py::test_the_key_is_in_no_environment",
     "`insecure=True`": [
         "client/test_trust.py::test_workers_may_be_insecure",
         "client/test_trust.py::test_a_queue_that_is_insecure_or_has_a_secret_works",
     ],
-    "That is right only where": ADVICE,
+    "Use that only if": ADVICE,
     "A secret may be a list": SIGNING
     + "test_the_first_of_several_secrets_signs_and_all_are_accepted",
-    "So you can change it": ROTATION + "test_a_secret_is_changed_while_tasks_wait_and_run",
-    "`NBSTREAMQ_SECRET=old,new`": ROTATION + "test_a_secret_is_changed_while_tasks_wait_and_run",
-    "`NBSTREAMQ_SECRET=new,old`": NEW_SECRET + "test_is_the_queue_s_once_somebody_signs_with_it",
+    "So you can change the secret": ROTATION + "test_a_secret_is_changed_while_tasks_wait_and_run",
+    "Set `NBSTREAMQ_SECRET=old,new`": ROTATION
+    + "test_a_secret_is_changed_while_tasks_wait_and_run",
+    "Set `NBSTREAMQ_SECRET=new,old`": NEW_SECRET
+    + "test_is_the_queue_s_once_somebody_signs_with_it",
+    "Now all accept both": ROTATION + "test_a_secret_is_changed_while_tasks_wait_and_run",
+    "The first process that has it": NEW_SECRET + "test_is_the_queue_s_once_somebody_signs_with_it",
     "After a week": ROTATION + "test_a_secret_is_changed_while_tasks_wait_and_run",
+    "Set `NBSTREAMQ_SECRET=new`, and": ROTATION
+    + "test_a_secret_is_changed_while_tasks_wait_and_run",
     "A named job that is kept longer": HERE
     + "test_a_named_job_is_read_with_the_secret_it_was_made_with",
-    "Workers that know only the old one": ROTATION
-    + "test_tasks_wait_for_workers_that_know_the_new_secret",
+    "At step 2, workers": ROTATION + "test_tasks_wait_for_workers_that_know_the_new_secret",
+    "Nothing is lost.": ROTATION + "test_tasks_wait_for_workers_that_know_the_new_secret",
     "A client that knows only": ROTATION + "test_a_client_with_the_old_one_is_told_once",
     "If the old secret has leaked": HERE + "test_without_its_keys_a_queue_takes_another_secret",
     "`rediss://`": [
@@ -190,15 +202,15 @@ SHOWN = {
         TLS + "test_a_certificate_that_nobody_known_has_signed_is_refused",
         TLS + "test_a_certificate_for_another_machine_is_refused",
     ],
-    "For one that you have signed": TLS + "test_a_queue_and_its_workers_go_through_tls",
+    "For a certificate that you": TLS + "test_a_queue_and_its_workers_go_through_tls",
     "Local workers get the same URL": TLS
     + "test_workers_of_a_client_with_tls_know_the_certificate_too",
     "Without TLS": EXPLAINS,
-    "A server that is used for more": ADVICE,
-    "These rules are all": ACL,
+    "If other programs use the server": ADVICE,
+    "These rules are enough": ACL,
     "Put them in": ADVICE,
     "To allow only some queues": "crash/test_acl.py::test_a_rule_for_one_queue_allows_no_other",
-    "A worker has what a client has": ACL,
+    "A worker may do what": ACL,
     "It needs no other keys": ACL,
     "You may add `+scan`": "crash/test_acl.py::test_to_list_all_queues_a_client_must_be_allowed_to",
     "It shows them": EXPLAINS,
