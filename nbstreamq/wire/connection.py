@@ -374,7 +374,7 @@ def translate(error: Exception, address: str) -> Exception:
     login = redis.AuthenticationError | redis.exceptions.AuthorizationError
     if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):
         return ServerRefused(
-            f"The server{where} let us not in: {text}. Check user and password in the url."
+            f"Login to the server{where} failed: {text}. Check user and password in the url."
         )
     is_refusal = isinstance(error, ReplyError | redis.ResponseError)
     if is_refusal and not text.startswith(_TEMPORARY):
@@ -385,21 +385,22 @@ def translate(error: Exception, address: str) -> Exception:
     )
 
 
-Command = tuple[Any, ...]
+#: A command's words; or what `pack` made of them, where they are the same each time.
+Command: TypeAlias = tuple[Any, ...] | bytes
 
 #: Seconds between attempts to reach a lost server. Shorter asks it more often.
 RECONNECT = 0.2
-#: Seconds that a server has to say why it lets nobody in.
+#: Seconds that a server has to say why it refuses a connection.
 REFUSAL_TIMEOUT = 0.2
-#: Seconds in which an answer that comes soon is looked for again and again, instead of sleeping: to
-#: be woken takes a while. Longer costs processor time for nothing. With one core, the server would
-#: have to wait for us.
+#: Seconds to look for a reply again and again before sleeping: waking up takes a while. Longer
+#: wastes processor time. With one core the server would have to wait for us.
 SPIN = 0.0003 if n_cores() > 1 else 0.0
-#: Bytes from which a message may be one that the server refuses to carry: its limits are 1 MB or
-#: more. And how often in a row it must have closed the connection for that, each time a fresh one;
-#: more outlive a worse network, fewer tell sooner.
-LARGE_BYTES, MOST_CUTS = 2**19, 4
-#: Seconds in which it closes a connection because of what it is to answer.
+#: Bytes from which the server may refuse to carry a message: its limits are 1 MB or more.
+LARGE_BYTES = 2**19
+#: How often in a row the server must cut the connection, a fresh one each time, before we blame
+#: the message. More tolerates a worse network, fewer reports sooner.
+MOST_CUTS = 4
+#: Seconds in which the server cuts the connection because its reply is too large.
 CUT_SOON = 1.0
 #: Bytes read from the socket at a time, at most.
 _READ_BYTES = 2**16
@@ -408,7 +409,7 @@ _INCOMPLETE = object()
 
 
 class MessageTooLarge(ServerRefused):
-    """The server closes the connection as often as it is sent this, or asked for it."""
+    """The server closes the connection each time it is sent this message, or asked for it."""
 
 
 class Wire:
@@ -419,9 +420,9 @@ class Wire:
     client
         Whose settings the connection takes.
     slot_key
-        Any key of the queue: on a cluster, tells the node.
+        Any key of the queue: on a cluster, it determines the node.
     scripts
-        Texts of the Lua scripts to load whenever the server does not know one.
+        Texts of the Lua scripts to load when the server does not know one.
     """
 
     def __init__(self, client: Client, slot_key: str, scripts: Sequence[str]) -> None:
@@ -431,12 +432,15 @@ class Wire:
         self._connection: Any = None
         self._socket: Any = None
         self._reader: Any = None
+        self._poll = select.poll()  # unlike select(), it knows sockets beyond the 1024th open file
+        #: Returns how many bytes TLS has decrypted, which `poll` does not see; None without TLS.
+        self._pending: Callable[[], int] | None = None
         self._timeout = 0.0
         self._buffer = bytearray(_READ_BYTES)
         self._was_closed = False
-        #: What was sent last: how much, when, and itself if its answer may be too large.
-        self._n_sent, self._sent_at, self._sent, self._is_doubtful = 0, 0.0, b"", False
-        #: How often in a row the server has closed the connection then; of large messages in one.
+        #: What was sent last: its size, when, and its bytes if the reply may be too large.
+        self._n_sent, self._sent_at, self._sent = 0, 0.0, b""
+        #: How often in a row the server cut the connection after that; large messages share a key.
         self._cuts: dict[bytes, int] = {}
         self._server_life: int | None = None
 
@@ -444,7 +448,7 @@ class Wire:
         self,
         *commands: Command,
         timeout: float = REPLY_TIMEOUT,
-        soon: float = 0.0,
+        spin: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[], None] | None = None,
         may_be_large: bool = False,
@@ -455,46 +459,44 @@ class Wire:
         ----------
         timeout
             Seconds to wait for the replies. Must exceed the time a command may block.
-        soon
-            Seconds for which the first, and then the others, are looked for without sleeping.
+        spin
+            Seconds to look for replies without sleeping.
         meanwhile
-            Called when they are sent.
+            Called after sending, before the replies are read.
         on_first
-            Called when the first command was carried out, for others may block for long.
+            Called when the first command has succeeded; the others may block for long.
         may_be_large
-            Whether the replies may be too large for the server's limits.
+            Whether the replies may exceed the server's limits.
 
         Raises
         ------
         MessageTooLarge
             The server closes the connection each time.
         ServerRefused
-            The server answered one of the commands with an error; the others were carried out.
+            The server answered one of the commands with an error; it carried out the others.
         ServerUnreachable
-            The connection failed. Whether the commands were carried out is not known.
+            The connection failed. It is unknown whether the commands were carried out.
         """
         try:
-            self._is_doubtful = may_be_large
-            replies = self._exchange(
-                commands, timeout, soon=soon, meanwhile=meanwhile, on_first=on_first
-            )
+            self._send(commands, timeout, may_be_large=may_be_large)
+            if meanwhile is not None:
+                meanwhile()
+            replies = self._read(len(commands), spin, on_first)
             if self._cuts:
                 self._cuts.pop(self._key, None)
-            errors = [r for r in replies if type(r) is ReplyError]
-            if errors and any(e.is_about_scripts for e in errors):
-                replies = self._load_and_repeat(commands, replies, timeout)
-                errors = [r for r in replies if type(r) is ReplyError]
+            if ReplyError in map(type, replies):
+                self._run_unknown_scripts(commands, replies, timeout)
         except BaseException as error:
             self._give_up(error)
             raise
-        if errors:
-            raise self._refused(str(errors[0]))
+        if ReplyError in map(type, replies):
+            raise self._refused(next(str(r) for r in replies if type(r) is ReplyError))
         return replies
 
     def server_life(self) -> int:
-        """Return a number of 64 bits that the server has had since it was started.
+        """Return a 64-bit number that changes when the server restarts.
 
-        Where it does not tell, of this connection alone.
+        If the server does not report one, it changes with each connection.
         """
         if self._server_life is None:
             try:
@@ -507,32 +509,34 @@ class Wire:
     def send(self, command: Command) -> None:
         """Send one command whose reply `receive` returns later."""
         try:
-            self._is_doubtful = True
-            self._send((command,), REPLY_TIMEOUT)
+            self._send((command,), REPLY_TIMEOUT, may_be_large=True)
         except BaseException as error:
             self._give_up(error)
             raise
 
-    def wait(self, seconds: float | None, *others: socket, soon: bool = False) -> bool:
-        """Wait until `receive` would return, or raise, at once; return whether it would.
+    def wait(self, seconds: float | None, *others: socket, spin: float = 0.0) -> bool:
+        """Wait until `receive` would return or raise at once; return whether it would.
 
         Parameters
         ----------
         seconds
-            For how long; None: for ever.
+            How long to wait; None: for ever.
         others
-            Sockets that end the wait when they can be read; what they hold is thrown away.
-        soon
-            Whether it is worth looking without sleeping.
+            Sockets that end the wait when they can be read; their data are thrown away.
+        spin
+            Seconds to look without sleeping first.
         """
-        if self._connection is None or self._has_data():
+        if self._connection is None or self._reader.has_data():
             return True
-        poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
-        for one in (self._socket, *others):
-            poll.register(one, select.POLLIN)
-        found = _spin(poll, SPIN) if soon else []
-        found = found or poll.poll(None if seconds is None else seconds * 1000)
-        ready = {number for number, _ in found}
+        if self._pending is not None and self._pending():
+            return True
+        poll = self._poll
+        if others:
+            poll = select.poll()
+            for one in (self._socket, *others):
+                poll.register(one, select.POLLIN)
+        found = _spin(poll, spin) if spin else []
+        ready = dict(found or poll.poll(None if seconds is None else seconds * 1000))
         for other in others:
             if other.fileno() in ready:
                 other.recv(4096)
@@ -540,15 +544,15 @@ class Wire:
         return bool(ready)
 
     def sockets(self) -> list[socket]:
-        """Return what can be read when a reply has come; nothing while not connected."""
+        """Return the sockets that become readable when a reply arrives; none if not connected."""
         return [] if self._connection is None else [self._socket]
 
     def receive(self) -> Any:
-        """Return the reply to the command that was sent; raises as `call` does."""
+        """Return the reply to the command that `send` sent; raises as `call` does."""
         try:
             if self._connection is None:
                 raise ConnectionError("connection closed")
-            reply = self._read()
+            reply = self._read(1)[0]
         except BaseException as error:
             self._give_up(error)
             raise
@@ -564,11 +568,65 @@ class Wire:
         self._server_life = None
         if connection is not None:
             self._was_closed = True
-            self._socket = self._reader = None
+            self._socket = self._reader = self._pending = None
             connection.disconnect()
 
+    # -- sending and reading -------------------------------------------------------------------
+
+    def _send(self, commands: Sequence[Command], timeout: float, *, may_be_large: bool) -> None:
+        if self._connection is None:
+            self._open()
+        if timeout != self._timeout:
+            self._socket.settimeout(timeout)
+            self._timeout = timeout
+        data = pack(*commands)
+        self._n_sent, self._sent_at = len(data), time.monotonic()
+        self._sent = data if may_be_large and len(data) < LARGE_BYTES else b""
+        self._socket.sendall(data)
+
+    def _read(
+        self, n: int, spin: float = 0.0, on_first: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """Return the next `n` replies; see `call`."""
+        reader, buffer, replies = self._reader, self._buffer, list[Any]()
+        while len(replies) < n:
+            reply = reader.gets()
+            if reply is _INCOMPLETE:
+                if spin and not (self._pending and self._pending()):
+                    _spin(self._poll, spin)
+                n_bytes = self._socket.recv_into(buffer)
+                if not n_bytes:
+                    raise ConnectionError("it closed the connection")
+                reader.feed(buffer, 0, n_bytes)
+            elif type(reply) is not PushNotification:
+                replies.append(reply)
+                if on_first is not None and len(replies) == 1 and type(reply) is not ReplyError:
+                    on_first()
+        return replies
+
+    # -- errors --------------------------------------------------------------------------------
+
+    def _run_unknown_scripts(
+        self, commands: Sequence[Command], replies: list[Any], timeout: float
+    ) -> None:
+        """Repeat only the commands whose script was unknown: the others must not run twice."""
+        missed = [i for i, r in enumerate(replies) if type(r) is ReplyError and r.is_about_scripts]
+        if missed:
+            self._load_scripts()
+            self._send([commands[i] for i in missed], timeout, may_be_large=False)
+            for i, reply in zip(missed, self._read(len(missed)), strict=True):
+                replies[i] = reply
+
+    def _load_scripts(self) -> None:
+        load = [("SCRIPT", "LOAD", text) for text in self._scripts]
+        self._send(load, REPLY_TIMEOUT, may_be_large=False)
+        self._read(len(load))
+
     def _give_up(self, error: BaseException) -> None:
-        """Close, after an interrupt too: the next reply would be a wrong one; raise what we say."""
+        """Close the connection, whose next reply would be a wrong one; raise our own error.
+
+        The caller raises `error` itself if it is not about the connection.
+        """
         import redis
 
         is_cut = isinstance(error, OSError) and not isinstance(error, TimeoutError)
@@ -585,27 +643,29 @@ class Wire:
             self._socket.settimeout(0.1)
             self._reader.feed(self._socket.recv(_READ_BYTES))
             said = self._reader.gets()
-        except Exception:  # noqa: BLE001 - it is closed, and what is left in it may be a half reply
+        except Exception:  # noqa: BLE001 - it is closed, and what is left in it may be half a reply
             return ""
         return str(said) if type(said) is ReplyError else ""
 
     def _check_size(self, words: str) -> None:
         """Raise `MessageTooLarge` if the server has closed the connection because of the message.
 
-        A network that is cut does the same, but not each time.
+        A bad network also cuts connections, but not each time.
         """
         is_large = self._n_sent >= LARGE_BYTES
-        if not is_large and not (self._is_doubtful and time.monotonic() < self._sent_at + CUT_SOON):
+        if not is_large and not (self._sent and time.monotonic() < self._sent_at + CUT_SOON):
             return
         n = self._cuts[self._key] = self._cuts.get(self._key, 0) + 1
         if n < MOST_CUTS and "Protocol error" not in words:
             return
         self._cuts.clear()
         what = (
-            f"it was sent a message of {self._n_sent:,} bytes" if is_large else "it was to answer"
+            f"when it was sent a message of {self._n_sent:,} bytes"
+            if is_large
+            else "before it answered"
         )
         raise MessageTooLarge(
-            f"The server{self._where()} closed the connection {n} times as {what}."
+            f"The server{self._where()} closed the connection {n} times {what}."
             f" {words + '. ' if words else ''}Probably that is more than it carries: see its"
             " proto-max-bulk-len, client-query-buffer-limit and client-output-buffer-limit."
         )
@@ -614,110 +674,9 @@ class Wire:
     def _key(self) -> bytes:
         return b"large" if self._n_sent >= LARGE_BYTES else self._sent
 
-    def _where(self) -> str:
-        return f" ({hide_password(self._address())})"
-
-    def _exchange(
-        self,
-        commands: Sequence[Command],
-        timeout: float,
-        *,
-        soon: float = 0.0,
-        meanwhile: Callable[[], object] | None = None,
-        on_first: Callable[[], None] | None = None,
-    ) -> list[Any]:
-        self._send(commands, timeout)
-        if meanwhile:
-            meanwhile()
-        self._look(soon)
-        replies = [self._read() for _ in commands[:1]]
-        if on_first and type(replies[0]) is not ReplyError:
-            on_first()
-        self._look(soon)
-        replies += [self._read() for _ in commands[1:]]
-        return replies
-
-    def _has_data(self) -> bool:
-        """Return whether something was received that was not read, or decrypted by TLS."""
-        return self._reader.has_data() or getattr(self._socket, "pending", int)() > 0
-
-    def _look(self, seconds: float) -> None:
-        """Wait for a reply, for so long, without sleeping."""
-        if seconds and not self._has_data():
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            _spin(poll, seconds)
-
-    def _send(self, commands: Sequence[Command], timeout: float) -> None:
-        if self._connection is None:
-            self._open()
-        if timeout != self._timeout:
-            self._socket.settimeout(timeout)
-            self._timeout = timeout
-        data = b"".join(map(pack, commands))
-        self._n_sent, self._sent_at = len(data), time.monotonic()
-        self._sent = data if self._is_doubtful and len(data) < LARGE_BYTES else b""
-        self._socket.sendall(data)
-
-    def _read(self) -> Any:
-        reader = self._reader
-        while (reply := reader.gets()) is _INCOMPLETE or type(reply) is PushNotification:
-            if reply is _INCOMPLETE:
-                n = self._socket.recv_into(self._buffer)
-                if not n:
-                    raise ConnectionError("it closed the connection")
-                reader.feed(self._buffer, 0, n)
-        return reply
-
-    def _load_and_repeat(
-        self, commands: Sequence[Command], replies: list[Any], timeout: float
-    ) -> list[Any]:
-        """Repeat just what failed for want of its script: the others must not run twice."""
-        self._load_scripts()
-        missed = [i for i, r in enumerate(replies) if type(r) is ReplyError and r.is_about_scripts]
-        again = self._exchange([commands[i] for i in missed], timeout)
-        for i, reply in zip(missed, again, strict=True):
-            replies[i] = reply
-        return replies
-
-    def _load_scripts(self) -> None:
-        self._exchange([("SCRIPT", "LOAD", text) for text in self._scripts], REPLY_TIMEOUT)
-
-    def _open(self) -> None:
-        """Let redis-py connect and log in; from then on its socket is read and written here.
-
-        Its own reading and writing takes several times as long. The connection never was in a pool:
-        after an interrupt, that could hand out one which is half open, and has not logged in.
-        """
-        pool = self._find_pool()
-        connection = pool.connection_class(**pool.connection_kwargs)
-        try:
-            connection.connect()
-        except BaseException as error:
-            connection.disconnect()
-            # Not where nobody answers: that would take as long once more.
-            was_in = isinstance(error, Exception) and "connecting to" not in str(error)
-            if was_in and (reason := _refusal(connection)):
-                raise ConnectionError(f"the server said: {reason}") from error
-            raise
-        self._reader = Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
-        self._socket = connection._sock  # noqa: SLF001 - it has no other name for it
-        self._connection = connection
-        self._timeout = 0.0
-        if self._was_closed:
-            # The server may have been restarted without its scripts. If that showed in the
-            # reply to one, what blocks behind it would have to end first.
-            self._load_scripts()
-
-    def _find_pool(self) -> Any:
-        if hasattr(self._client, "get_node_from_key"):
-            node = self._client.get_node_from_key(self._slot_key)
-            return self._client.get_redis_connection(node).connection_pool
-        return self._client.connection_pool
-
     def _refused(self, text: str) -> Exception:
         if text.startswith(("MOVED ", "ASK ")):
-            # The slot has a new home: learn it, and let the caller try again.
+            # The slot has moved to another node: learn which, and let the caller try again.
             self._client.nodes_manager.initialize()
             self.close()
             return ServerUnreachable(f"The cluster moved the queue: {text}")
@@ -732,46 +691,96 @@ class Wire:
             self.close()
         return error
 
+    def _where(self) -> str:
+        return f" ({hide_password(self._address())})"
+
     def _address(self) -> str:
         try:
             return str(url_of(self._client))
         except ValueError:
             return f"Sentinel's {self._client.connection_pool.service_name}"
 
+    # -- connecting ----------------------------------------------------------------------------
 
-def pack(command: Command) -> bytes:
-    """Return a command as it is sent.
+    def _open(self) -> None:
+        """Connect and log in through redis-py; from then on its socket is read and written here.
 
-    hiredis (3.5) crashes the process if the handler of a signal, Ctrl-C for instance, raises while
-    it writes a number out: it gets none.
+        redis-py takes several times as long to read and write. The connection never was in a pool:
+        after an interrupt, a pool could hand out a connection that is half open and not logged in.
+        """
+        pool = self._find_pool()
+        connection = pool.connection_class(**pool.connection_kwargs)
+        try:
+            connection.connect()
+        except BaseException as error:
+            connection.disconnect()
+            # Not if nobody answers: asking again would take as long.
+            was_in = isinstance(error, Exception) and "connecting to" not in str(error)
+            if was_in and (reason := _refusal(connection)):
+                raise ConnectionError(f"the server said: {reason}") from error
+            raise
+        self._reader = Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
+        self._socket = connection._sock  # noqa: SLF001 - it has no other name for it
+        self._pending = getattr(self._socket, "pending", None)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._connection = connection
+        self._timeout = 0.0
+        if self._was_closed:
+            # The server may have restarted without its scripts. If only the reply to a script
+            # showed that, a blocking command sent behind it would have to end first.
+            self._load_scripts()
+
+    def _find_pool(self) -> Any:
+        if hasattr(self._client, "get_node_from_key"):
+            node = self._client.get_node_from_key(self._slot_key)
+            return self._client.get_redis_connection(node).connection_pool
+        return self._client.connection_pool
+
+
+def pack(*commands: Command) -> bytes:
+    """Return `commands` as they are sent; those that are bytes are packed already.
+
+    hiredis (3.5) crashes the process if a signal handler raises, as Ctrl-C does, while it writes a
+    number. So it gets no numbers.
     """
-    words: Any = tuple([str(w) if type(w) in (int, float) else w for w in command])
-    try:
-        packed: bytes = pack_command(words)
-    except UnicodeEncodeError:  # half a surrogate pair, in what may be a name or a reason
-        words = tuple(w.encode(errors="backslashreplace") if type(w) is str else w for w in words)
-        packed = pack_command(words)
-    return packed
+    packed = []
+    for command in commands:
+        if type(command) is not bytes:
+            words: list[Any] = [*command]
+            for i, word in enumerate(words):
+                if type(word) is int or type(word) is float:
+                    words[i] = str(word)
+            try:
+                command = pack_command(tuple(words))  # noqa: PLW2901
+            except UnicodeEncodeError:  # half a surrogate pair, in what may be a name or a reason
+                command = pack_command(tuple(map(_escape, words)))  # noqa: PLW2901
+        packed.append(command)
+    return b"".join(packed)
+
+
+def _escape(word: Any) -> Any:
+    return word.encode(errors="backslashreplace") if isinstance(word, str) else word
 
 
 def _spin(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
     """Return what `poll` finds, looking for it without sleeping; empty if it takes longer."""
     until = time.monotonic() + seconds
     while not (found := poll.poll(0)) and time.monotonic() < until:
-        os.sched_yield()  # who is to answer may need this core
+        os.sched_yield()  # the server may need this core to answer
     return found
 
 
 def _refusal(connection: Any) -> str:
-    """Return why the server lets nobody in; empty if it says nothing.
+    """Return why the server refuses connections; empty if it says nothing.
 
     A server that has too many clients says so and closes the connection. redis-py writes first, and
-    then knows only that this failed.
+    then knows only that writing failed.
     """
     try:
-        with connection._connect() as door:  # noqa: SLF001 - it has no other name for it
-            door.settimeout(REFUSAL_TIMEOUT)
-            text = door.recv(200)
+        with connection._connect() as opened:  # noqa: SLF001 - it has no other name for it
+            opened.settimeout(REFUSAL_TIMEOUT)
+            text = opened.recv(200)
     except Exception:  # noqa: BLE001 - the caller has an error to raise
         return ""
     return text[1:].partition(b"\r")[0].decode(errors="replace") if text[:1] == b"-" else ""

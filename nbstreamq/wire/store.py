@@ -14,7 +14,7 @@ from typing import Any
 from ..arguments import check_queue_name
 from ..errors import DataLost, SecretMismatch, ServerRefused, SignatureError
 from . import scripts
-from .connection import REPLY_TIMEOUT, SPIN, Client, Command, MessageTooLarge, Wire
+from .connection import REPLY_TIMEOUT, SPIN, Client, Command, MessageTooLarge, Wire, pack
 from .item_ranges import EVERYTHING, ItemRanges, format_ranges, items, read_ranges, size
 from .keys import (
     GROUP,
@@ -1242,6 +1242,9 @@ def _description(text: bytes) -> dict[str, Any]:
 TRIM_EVERY = 100
 #: Most entries that are dropped from a lane at a time: the server's other users wait meanwhile.
 MOST_DROPPED = 100
+#: How many commands that take tasks are kept packed.
+MOST_READ_COMMANDS = 64
+_MULTI, _EXEC = pack(("MULTI",)), pack(("EXEC",))
 #: Seconds after which a session says again that it is there, and that its queue is used.
 RENEW_EVERY = 3600.0
 
@@ -1273,12 +1276,13 @@ class Store(NamedJobs, Supervision, Values):
         self._seen = seen or ReplayCache()
         self._n_read, self._renewal = 0, time.monotonic() + RENEW_EVERY
         self._asked: dict[bytes, str] = {}
-        self._ask_version: Command = ("HGET", self.keys.cancelled, "#")
+        self._ask_version = pack(("HGET", self.keys.cancelled, "#"))
         #: Number of the last change that was read, and job -> cancelled items.
         self._cancellations: tuple[bytes, dict[str, ItemRanges]] = (b"", {})
         self._told = set[str]()
         self._last_beat = None
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
+        self._read_commands: dict[tuple[Any, ...], bytes] = {}
         self._wire = Wire(client, self.keys.meta, scripts.texts())
         self.owners = SessionLiveness(self._wire, self.keys)
 
@@ -1292,7 +1296,7 @@ class Store(NamedJobs, Supervision, Values):
 
     def wait(self, seconds: float | None, *others: socket, soon: bool = False) -> bool:
         """Wait until `events` or `controls` returns at once; False if one of `others` woke us."""
-        return self._wire.wait(seconds, *others, soon=soon)
+        return self._wire.wait(seconds, *others, spin=SPIN if soon else 0.0)
 
     def sockets(self) -> list[socket]:
         """Return what can be read when that is so; nothing while not connected."""
@@ -1337,8 +1341,8 @@ class Store(NamedJobs, Supervision, Values):
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
             add = ("XADD", self.keys.lane(lane), "*", *fields)
-            write = (("MULTI",), add, ("SET", key, batch, "EX", WEEK, "GET"), ("EXEC",))
-            replies = self._submit([lane], *write, soon=SPIN, meanwhile=meanwhile)
+            write = (_MULTI, add, ("SET", key, batch, "EX", WEEK, "GET"), _EXEC)
+            replies = self._submit([lane], *write, spin=SPIN, meanwhile=meanwhile)
             last = replies[-1][-1]
             return int(last) if isinstance(last, bytes) and last.isdigit() else 0
         index: dict[str, int] = {}
@@ -1524,13 +1528,10 @@ class Store(NamedJobs, Supervision, Values):
             Others that came with it are in `held`.
         """
         names = self._names_of(lanes)
-        read: Command = ("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count)
-        if block is not None:
-            read += ("BLOCK", block_ms(block))
-        read += ("STREAMS", *names, *([">"] * len(names)))
+        read = self._read_command(tuple(names), worker, count, block)
         settle = (self._settle(settlements),) if settlements else ()
         # What is cancelled is asked after the wait, in the same breath.
-        how: dict[str, Any] = {"timeout": (block or 0) + REPLY_TIMEOUT, "soon": soon}
+        how: dict[str, Any] = {"timeout": (block or 0) + REPLY_TIMEOUT, "spin": soon}
         how |= {"on_first": on_settled if settlements else None, "may_be_large": True}
         try:
             *settled, reply, version = self._wire.call(*settle, read, self._ask_version, **how)
@@ -1606,6 +1607,20 @@ class Store(NamedJobs, Supervision, Values):
             found = {self.keys.lane(lane).encode(): lane for lane in lanes}
             self._lane_names[lanes] = found
         return found
+
+    def _read_command(
+        self, lanes: tuple[bytes, ...], worker: str, count: int, block: float | None
+    ) -> bytes:
+        """Return the command that takes tasks; kept, since a worker often sends the same one."""
+        known = self._read_commands.get(key := (lanes, worker, count, block))
+        if known is None:
+            wait = () if block is None else ("BLOCK", block_ms(block))
+            streams = ("STREAMS", *lanes, *([">"] * len(lanes)))
+            known = pack(("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count, *wait, *streams))
+            if len(self._read_commands) >= MOST_READ_COMMANDS:
+                self._read_commands.clear()
+            self._read_commands[key] = known
+        return known
 
     def _deliver(
         self, entries: list[tuple[str, bytes, Fields]], version: bytes | None

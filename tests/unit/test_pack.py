@@ -33,6 +33,15 @@ def test_all_kinds_of_words():
     )
 
 
+def test_several_commands_are_joined_and_packed_ones_are_kept():
+    ping = pack(("PING",))
+    assert pack(ping, ("GET", "key"), ping) == ping + pack(("GET", "key")) + ping
+
+
+def test_half_a_surrogate_pair_is_escaped():
+    assert pack(("GET", "a\ud800", b"\xff")) == pack(("GET", "a\\ud800", b"\xff"))
+
+
 def test_an_interrupt_meanwhile_does_not_crash_the_process():
     command = [sys.executable, "-c", INTERRUPTED]
     assert subprocess.check_output(command, text=True, timeout=30) == "fine\n"
