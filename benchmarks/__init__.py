@@ -1,1 +1,1 @@
-"""What nbstreamq costs, beside what people would use instead; see docs/performance.md."""
+"""Measure nbstreamq and the tools that people would use instead; see docs/performance.md."""

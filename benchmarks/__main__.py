@@ -1,8 +1,8 @@
-"""nbstreamq beside what people would use instead: ``python -m benchmarks [--peers A B ...]``.
+"""Compare nbstreamq with other tools: ``python -m benchmarks [--peers A B ...]``.
 
-Each round runs every peer once, one after the other, in a fresh interpreter with two workers; what
-counts are medians over the rounds. A run that was interrupted goes on where it was when it is
-started again. A complete run, with all peers, is written into docs/performance.md.
+Each round runs every peer once, one after the other, in a fresh interpreter with two workers. The
+tables show medians over the rounds. An interrupted run continues when it is started again. A
+complete run, with all peers, is written into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .peer import PEERS
 from .rounds import run_session
 
 ROOT = Path(__file__).parents[1]
-#: What an interrupted run leaves.
+#: Results of an interrupted run.
 PARTIAL = ROOT / "build" / "benchmark.json"
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.peers) - set(PEERS):
         parser.error(f"no peer of this name: {', '.join(sorted(unknown))}")
-    # Whoever ends it thus, too, leaves no process behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted: the same again goes on here"))
+    # SIGTERM ends the run as Ctrl-C does, without leaving processes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted: run it again to continue"))
     names = [name for name in PEERS if not arguments.peers or name in arguments.peers]
     names = list(dict.fromkeys(["nbstreamq", *names]))
     results = _results_so_far({"rounds": arguments.rounds, "names": names, **machine(ROOT)})
@@ -50,20 +50,20 @@ def main() -> None:
 
 
 def _results_so_far(head: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run of the same kind left, or the beginning of another."""
+    """Return the results of an interrupted run of the same kind, or empty ones."""
     if PARTIAL.exists():
         found: dict[str, Any] = json.loads(PARTIAL.read_text(encoding="utf-8"))
         if found["head"] == head:
-            _tell(f"goes on with {PARTIAL}")
+            _tell(f"continuing with {PARTIAL}")
             return found
     return {"head": head, "date": datetime.now(UTC).date().isoformat(), "sessions": {}}
 
 
 def _run(results: dict[str, Any], name: str, number: int) -> None:
-    """Run one peer once, and keep what it found."""
+    """Run one peer once, and save its results."""
     sessions = results["sessions"][name]
     broken = next((s["skipped"] for s in sessions if "skipped" in s), None)
-    # What failed once would only take time again; what does not vary is measured once.
+    # A measure that failed is not tried again; one that does not vary is measured once.
     done = {m for session in sessions for m in session.get("errors", ())}
     measures = [key for key, m in MEASURES.items() if key not in done and not m.once]
     if broken is None:
@@ -81,7 +81,7 @@ def _run(results: dict[str, Any], name: str, number: int) -> None:
         session = {"skipped": broken}
     if "skipped" in session:
         if name == "nbstreamq":
-            sys.exit(f"nothing to compare with: nbstreamq does not run: {session['skipped']}")
+            sys.exit(f"nbstreamq does not run: {session['skipped']}")
         _tell(f"    SKIPPED: {name}: {session['skipped']}")
     sessions.append(session)
     PARTIAL.parent.mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ def _run(results: dict[str, Any], name: str, number: int) -> None:
 
 
 def _add(session: dict[str, Any], other: dict[str, Any], key: str) -> None:
-    """Add what another session of the same peer found."""
+    """Add the results of another session of the same peer."""
     for part in ("found", "errors"):
         if key in other.get(part, {}):
             session.setdefault(part, {})[key] = other[part][key]

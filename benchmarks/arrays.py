@@ -2,8 +2,8 @@
 
     python benchmarks/arrays.py [--rounds 7] [--workers 2] [--megabytes 100]
 
-Beside each other: nbstreamq with its embedded server, ProcessPoolExecutor, joblib if it is there,
-and one copy each way into new memory.
+Compares nbstreamq with its embedded server, ProcessPoolExecutor, joblib if it is installed, and one
+copy each way into new memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fresh_copies(array: np.ndarray) -> None:
 
 
 def median(call: Callable[[], object], rounds: int) -> float:
-    """Return the median seconds of a call, after one that is not counted."""
+    """Return the median seconds of a call, after one warm-up call."""
     call()
     seconds = []
     for _ in range(rounds):
@@ -52,7 +52,7 @@ def shared_bytes() -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Return what a process has in memory for itself alone."""
+    """Return the bytes of memory that a process does not share."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private"))
 

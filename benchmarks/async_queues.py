@@ -1,7 +1,7 @@
 """Task queues on Redis with asyncio: two processes of workers, all with uvloop.
 
-Calls are coroutines, which their documents recommend; a call of ours keeps the loop busy, as a
-calculation would.
+Calls are coroutines, as their documents recommend. Our calls keep the loop busy, as a calculation
+would.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .peer import N_WORKERS, Call
 from .queues import QueuePeer
 from .server import url
 
-#: How many submissions, or waits for results, are under way in a client at a time.
-#: More is no faster, and each may open a connection.
+#: Maximum number of concurrent submissions, or waits for results, in a client.
+#: A larger number is not faster, and each may open a connection.
 AT_A_TIME = 50
-#: Seconds between two looks, for those that must look for results or tasks again and again. Their
-#: defaults (0.2 to 0.5) spare the server.
+#: Seconds between two polls, for tools that poll for results or tasks. Their defaults (0.2 to 0.5)
+#: spare the server.
 LOOK = 0.002
 
 Coroutine = Callable[..., Awaitable[Any]]
@@ -71,7 +71,7 @@ class AsyncPeer(QueuePeer):
         """Open what the client needs."""
 
     async def keep_open(self, context: Any) -> None:
-        """Enter a context in a task that stays: it may be left only by the task that entered it."""
+        """Enter a context in a task that stays: only the task that entered it may leave it."""
         entered = asyncio.Event()
 
         async def stay() -> None:
@@ -83,7 +83,7 @@ class AsyncPeer(QueuePeer):
         await entered.wait()
 
     async def serve(self) -> None:
-        """Be a worker."""
+        """Run a worker."""
         raise NotImplementedError
 
     @abstractmethod
@@ -111,7 +111,7 @@ class AsyncPeer(QueuePeer):
 
 
 class Arq(AsyncPeer):
-    """It looks for jobs and results at intervals, which are short here."""
+    """It polls for jobs and results; the intervals are short here."""
 
     packages = ("arq", "redis", "uvloop")
 
@@ -143,13 +143,13 @@ class Arq(AsyncPeer):
         try:
             return await handle.result(poll_delay=LOOK)
         except ResultNotFound:
-            # Release 0.25, the last one for redis-py >= 6, looks for the result and then for the
-            # job, in two steps: a job that ends in between is in neither place.
+            # Release 0.25, the last one for redis-py >= 6, checks for the result and then for the
+            # job, in two steps. It finds neither if the job ends in between.
             return await handle.result(poll_delay=LOOK)
 
 
 class Saq(AsyncPeer):
-    """Its `map` for many. Results are looked for at intervals, as its `apply` does; short here."""
+    """Its `map` for many calls. It polls for results, as its `apply` does, at short intervals."""
 
     packages = ("saq", "redis", "uvloop")
 
@@ -164,9 +164,8 @@ class Saq(AsyncPeer):
 
     async def connect(self) -> None:
         await self.app.connect()
-        # Workers sweep away what is stuck when they start, and with it jobs that another one takes
-        # in that moment. Nobody else does for as long as the first one's lock holds: a worker's, 60
-        # s, or this.
+        # A worker that starts sweeps away stuck jobs, and with them jobs that another worker is
+        # taking. It does not sweep while the lock of an earlier sweep holds: 60 s, or this lock.
         await self.app.sweep(lock=3600)
 
     async def serve(self) -> None:
@@ -193,7 +192,7 @@ class Saq(AsyncPeer):
 
 
 class Taskiq(AsyncPeer):
-    """The stream broker, which it recommends; results are looked for at intervals, short here."""
+    """The stream broker, which it recommends. It polls for results; the interval is short here."""
 
     packages = ("taskiq", "taskiq-redis", "redis", "uvloop")
     has_master = True
@@ -228,12 +227,12 @@ class Taskiq(AsyncPeer):
 
 
 def taskiq_broker() -> Any:
-    """What its command calls to have a broker."""
+    """Return the broker; the tool's command calls this."""
     return Taskiq().app
 
 
 class Streaq(AsyncPeer):
-    """As it comes; `enqueue_many` for many."""
+    """With its defaults; `enqueue_many` for many calls."""
 
     packages = ("streaq", "coredis", "uvloop")
 
@@ -264,7 +263,7 @@ class Streaq(AsyncPeer):
 
 
 class Docket(AsyncPeer):
-    """As it comes, but for shorter waits between two looks; `add_many` for many."""
+    """With its defaults, but shorter polling intervals; `add_many` for many calls."""
 
     packages = ("pydocket", "redis", "uvloop")
 

@@ -1,4 +1,4 @@
-"""The functions that are called. Workers import them, so this module imports next to nothing."""
+"""The functions that are called. Workers import this module, so it imports almost nothing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def identity(x: Any) -> Any:
 
 
 def describe(x: int) -> dict[str, Any]:
-    """Return what calls often do: something with a structure."""
+    """Return a small structure, as many calls do."""
     return {"number": x, "names": [str(x), "some"], "square": x * x}
 
 
 def spin(seconds: float) -> float:
-    """Be busy, as a calculation is; what it takes from the processor nobody else has."""
+    """Keep the processor busy, as a calculation does."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
@@ -26,7 +26,7 @@ def spin(seconds: float) -> float:
 
 
 def increment(array: Any) -> Any:
-    """Return another array: what has not changed need not travel back."""
+    """Return a new array: an unchanged one need not travel back."""
     return array + 1
 
 

@@ -28,10 +28,10 @@ N_SIMULATED = (0, 10, 100, 300, 1000)
 N_CALLS = 10_000
 N_LONE = 300
 N_ITEMS = 2_000_000
-#: Seconds of a worker's wait, as in worker/worker.py.
+#: Seconds of a worker's wait, as in worker/loop.py.
 IDLE_BLOCK = 30.0
 Rows = Sequence[tuple[float, ...]]
-#: Messages that simulated workers pass on.
+#: Number of messages that the simulated workers handle.
 N_PASSED = 500
 #: Seconds of watching a server at rest.
 REST = 5.0
@@ -80,13 +80,13 @@ def _tables(real: Rows, simulated: Rows, version: str) -> str:
 
 
 def _model(real: Rows, simulated: Rows, rest: float, renewal: float) -> str:
-    """Return what follows from the figures for a server with many workers."""
+    """Return what the figures mean for a server with many workers."""
     _, _, many, mapped, *_ = real[0]
     n, cost, memory = simulated[-1]
     each = (cost - simulated[0][1]) / n
     waits = renewal * n / IDLE_BLOCK
     busy = f"{1e6 / many:,.0f} single calls a second, or {1e3 / mapped:,.0f} million mapped items"
-    shares = f"{waits / 1e4:.1f} % of the core, beside {rest / 1e4:.1f} % of the server at rest"
+    shares = f"{waits / 1e4:.1f} % of the core; the server at rest uses {rest / 1e4:.1f} %"
     return f"""\
 What follows from that, for one core of a server:
 
@@ -172,7 +172,7 @@ def _simulated(use: ServerUse, n: int) -> tuple[float, ...]:
 def _waiting(
     use: ServerUse, keys: Keys, n: int, seconds: float = 60.0
 ) -> Iterator[selectors.BaseSelector]:
-    """Have `n` connections wait; each is registered with the command by which it waits."""
+    """Open `n` connections that wait; each is registered with its waiting command."""
     block = ["COUNT", "1", "BLOCK", str(int(seconds * 1e3))]
     with selectors.DefaultSelector() as selector:
         for i in range(n):
@@ -193,7 +193,7 @@ def _waiting(
 
 
 def _answer(selector: selectors.BaseSelector, lane: str) -> None:
-    """Read until somebody gets a message; he acknowledges it, deletes it, and waits again."""
+    """Read until a worker gets a message. It acknowledges and deletes it, and waits again."""
     while True:
         for key, _ in selector.select(5.0):
             worker = _socket(key)

@@ -1,4 +1,4 @@
-"""The charts. Grey text on nothing, so that they can be read on light pages and on dark ones."""
+"""The charts. Grey text without a background can be read on light and on dark pages."""
 
 from __future__ import annotations
 

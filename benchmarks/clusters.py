@@ -1,4 +1,4 @@
-"""What brings processes for a cluster: each runs here with two workers of one thread."""
+"""Tools for clusters. Each runs here with two workers of one thread."""
 
 from __future__ import annotations
 

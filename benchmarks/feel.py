@@ -1,8 +1,8 @@
-"""How quick nbstreamq feels in a notebook: a real kernel, its messages timed from outside.
+"""Measure how fast nbstreamq feels in a notebook: time the messages of a real kernel.
 
     python benchmarks/feel.py [--rounds 5]
 
-Each round starts a fresh kernel and a fresh embedded server; what is printed are medians.
+Each round starts a fresh kernel and a fresh embedded server. The output shows medians.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""How much of a lone call's latency is the way through a server, whoever goes it.
+"""Measure how much of a lone call's latency any route through a server needs.
 
 ``python -m benchmarks.floor`` measures a call of nbstreamq, one of ProcessPoolExecutor, and a bare
-message: the same commands to the same server, from a client to one of two processes and back, with
-redis-py's connection, but nothing pickled, signed, checked or kept, and no thread beside.
+message. The bare message sends the same commands to the same server, from a client to one of two
+processes and back, with redis-py's connection. Nothing is pickled, signed, checked or kept, and
+there are no other threads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .calls import identity
 from .local import ServerUse, own_server, workers_ready
 
 N_CALLS, N_WORKERS = 1000, 2
-#: Streams for the bare message; and what ends a worker.
+#: Streams for the bare message, and the message that ends a worker.
 LANE, EVENTS, GROUP, END = "floor:lane", "floor:events", "workers", b"end"
 BLOCK_MS = 60_000
 
@@ -56,7 +57,7 @@ def serve(path: str, name: str) -> None:
 
 
 def bare(path: str) -> tuple[Callable[[], object], Callable[[], None]]:
-    """Start workers; return what sends a message there and back, and what ends them."""
+    """Start workers; return what sends a message there and back, and what ends the workers."""
     connection = connect(path)
     exchange(connection, ("XGROUP", "CREATE", LANE, GROUP, "$", "MKSTREAM"))
     context = multiprocessing.get_context("spawn")

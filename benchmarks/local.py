@@ -1,4 +1,4 @@
-"""A queue with an embedded server of its own, and what that server has used."""
+"""A queue with its own embedded server, and what that server has used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ServerUse", "own_server", "workers_ready"]
 
 @contextmanager
 def own_server() -> Iterator[None]:
-    """Leave alone what else runs on this machine."""
+    """Keep away from other queues and servers on this machine."""
     with tempfile.TemporaryDirectory(prefix="nbq-", ignore_cleanup_errors=True) as folder:
         os.environ["NBSTREAMQ_RUNTIME_DIR"] = os.environ["NBSTREAMQ_DATA_DIR"] = folder
         os.environ["NBSTREAMQ_SERVER_IDLE"] = "1"

@@ -1,4 +1,4 @@
-"""On which machine, and with which state of the code, something was measured."""
+"""Describe the machine and the commit of a measurement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["machine"]
 
 
 def machine(root: Path) -> dict[str, str | int]:
-    """Return what tells one run's surroundings from another's."""
+    """Return a description of the machine and the commit."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",

@@ -1,4 +1,4 @@
-"""What is measured. Slow peers get less work: each measure is to take about `SHARE` seconds."""
+"""The measures. Slow peers get less work, so that each measure takes about `SHARE` seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .peer import N_WORKERS, Peer
 
 __all__ = ["MEASURES", "Measure", "Value", "pace_of"]
 
-#: Seconds that a measure may take about.
+#: Approximate seconds for one measure.
 SHARE = 0.3
 N_SUBMITS = 10_000
 N_ITEMS = 200_000
@@ -23,13 +23,13 @@ N_SHORT = 1000
 N_SKEWED = 500
 N_SHARING = 64
 N_WAITING = 100_000
-#: Small arrays at once, so that each worker gets one.
+#: Number of small arrays sent together, so that each worker gets one.
 N_WARMING = 20
 #: 100 MB of float64.
 N_NUMBERS = 12_500_000
-#: Seconds that a map may take: many only gather speed with many items.
+#: Approximate seconds for a map. Many tools are fast only with many items.
 MAPPING = 1.0
-#: Seconds in which calls that shall wait are submitted.
+#: Seconds for submitting the calls that wait.
 SUBMITTING = 1.5
 #: Calls that can run at the same time.
 N_AT_ONCE = min(N_WORKERS, os.cpu_count() or 1)
@@ -37,7 +37,7 @@ N_AT_ONCE = min(N_WORKERS, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Value:
-    """What a measure found, with how many calls, and whether it was multiplied."""
+    """The value of a measure, its number of calls, and whether it was multiplied."""
 
     value: float
     n: int
@@ -118,7 +118,7 @@ def _mapped(peer: Peer, call: Callable[[Any], Any], most: int) -> Value | None:
 
 
 def short(peer: Peer, pace: float) -> Value:
-    """Return the share of the ideal speed for calls of 1 ms, of which the tool is told nothing."""
+    """Return the share of the ideal speed for calls of 1 ms; the tool gets no hints."""
     return _share_of_ideal(peer, [0.001] * _fewer(pace, N_SHORT))
 
 
@@ -155,7 +155,7 @@ def array(peer: Peer, pace: float) -> Value:
 
 
 def _import_numpy(peer: Peer) -> None:
-    """Have each worker import NumPy, which takes as long as 100 MB do with the faster tools."""
+    """Make each worker import NumPy, which takes as long as 100 MB with the faster tools."""
     import numpy as np
 
     peer.gather(peer.submit(increment, [np.zeros(1)] * N_WARMING))
@@ -212,7 +212,7 @@ def memory(peer: Peer, pace: float) -> Value | None:
 
 
 def _used_bytes() -> int:
-    """Return what all processes of this session hold; pages they share are counted once."""
+    """Return the memory of all processes of this session; shared pages count once."""
     from .processes import ours
 
     return sum(process.memory_full_info().pss for process in ours())
@@ -240,7 +240,7 @@ def _check(results: list[Any], expected: Sequence[Any]) -> None:
         raise ValueError("wrong results")
 
 
-#: The heaviest last: what it leaves behind does not weigh on the others.
+#: The heaviest last, so that what it leaves behind does not slow down the others.
 MEASURES = {
     "latency": Measure(title="latency of one call", unit="µs", more_is_better=False, take=latency),
     "submits": Measure(title="single submits", unit="calls/s", more_is_better=True, take=submits),

@@ -1,9 +1,8 @@
-"""What waiting calls cost the server, and whether its memory stays where it was.
+"""Measure the server memory of waiting calls, and whether memory grows over a million calls.
 
-``python benchmarks/memory.py`` submits single calls that wait, and then runs a million in rounds;
-after each round it says how much memory the server has more than before the first. Meanwhile one
-call runs from the first round to the last: its entry stays where it is, in the midst of those that
-are deleted.
+``python benchmarks/memory.py`` submits single calls that wait, and then runs a million in rounds.
+After each round it prints how much the server's memory has grown since before the first. One call
+runs from the first round to the last, so its entry stays in the stream among deleted ones.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import time
 
 #: Calls in a round.
 N_CALLS = 100_000
-#: Seconds between two looks at a server that is not done yet.
+#: Seconds between two checks of a server that is still busy.
 PAUSE = 0.1
 
 
@@ -66,7 +65,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nbq-") as folder:
-        # A server of its own: what else runs on this machine is left alone.
+        # Start a separate server, so that other queues on this machine are not affected.
         os.environ["NBSTREAMQ_RUNTIME_DIR"] = os.environ["NBSTREAMQ_DATA_DIR"] = folder
         os.environ["NBSTREAMQ_SERVER_IDLE"] = "1"
         main(arguments.rounds)

@@ -1,4 +1,4 @@
-"""Tables and a chart from what was found; a complete run's go into docs/performance.md."""
+"""Make tables and a chart from the results; a complete run's go into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_page(results: dict[str, Any], root: Path) -> None:
 
 
 def put_between(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the two marks of `name`."""
+    """Replace the text between the two marks of `name`."""
     begin, close = f"<!-- {name}: written by make -->", f"<!-- end of {name} -->"
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(close)
@@ -103,7 +103,7 @@ def _cell(medians: dict[str, dict[str, tuple[float, bool]]], name: str, key: str
 
 
 def _number(value: float) -> str:
-    """Return a number with about three digits, as a reader wants it."""
+    """Return a number with about three digits."""
     if value < 10:
         return f"{value:.2f}"
     if value < 100:

@@ -1,4 +1,4 @@
-"""What is compared: one small class for each tool, which sets it up as its documents recommend."""
+"""One small class for each tool, which sets it up as the tool's documents recommend."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Peer(ABC):
     Attributes
     ----------
     packages
-        Distributions whose versions are told.
+        Distributions whose versions are printed.
     has_map
         Whether it puts many items into one message.
     """
@@ -70,19 +70,19 @@ class Peer(ABC):
         """Run ``fn`` on each x, the fastest way for many short calls."""
         return self.spread(fn, xs)
 
-    #: Whether `share` sends the array with each item: then fewer items tell as much.
+    #: Whether `share` sends the array with each item. Then fewer items are enough.
     sends_each: ClassVar[bool] = True
 
     def share(self, array: Any, n: int) -> list[Any]:
-        """Have `n` calls use the same large array."""
+        """Run `n` calls that use the same large array."""
         return self.gather(self.submit(pick, [(array, i) for i in range(n)]))
 
     def hold(self) -> None:
-        """Keep the workers from taking anything from now on."""
+        """Stop the workers from taking more calls."""
         self.submit(sleep, [60] * N_WORKERS)
 
     def stop(self) -> None:  # noqa: B027 - most leave nothing
-        """Put away what would be left when the processes are killed, which comes next."""
+        """Remove what would be left after the processes are killed, which comes next."""
 
 
 def load(name: str) -> Peer:

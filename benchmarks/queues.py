@@ -39,7 +39,7 @@ class QueuePeer(Peer):
         return [sys.executable, "-c", f"{code}; {type(self).__name__}().work()"]
 
     def work(self) -> None:
-        """Be a worker."""
+        """Run a worker."""
         raise NotImplementedError
 
     def hold(self) -> None:
@@ -150,12 +150,12 @@ class Dramatiq(QueuePeer):
 
 
 def dramatiq_broker() -> None:
-    """What its command calls to have a broker."""
+    """Return the broker; the tool's command calls this."""
     assert Dramatiq().app
 
 
 class Celery(QueuePeer):
-    """For short tasks its guide recommends a large prefetch; what only talks to others is off."""
+    """Its guide recommends a large prefetch for short tasks; gossip and heartbeats are off."""
 
     packages = ("celery", "kombu", "redis")
     has_map = True

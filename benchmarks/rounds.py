@@ -1,4 +1,4 @@
-"""Runs one session, reads what it finds, and ends all that it started."""
+"""Run one session, read its results, and end every process that it started."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Lines = queue.Queue[tuple[float, bytes]]
 
 
 def run_session(name: str, measures: list[str]) -> dict[str, Any]:
-    """Return what a peer found, by measure: ``found``, ``errors``, ``versions`` or ``skipped``."""
+    """Return a peer's results by measure: ``found``, ``errors``, ``versions`` or ``skipped``."""
     with tempfile.TemporaryDirectory(prefix="nbq-", ignore_cleanup_errors=True) as folder:
         places = dict.fromkeys(
             ("TMPDIR", "NBSTREAMQ_RUNTIME_DIR", "NBSTREAMQ_DATA_DIR", "IPYTHONDIR"), folder
         )
-        # A server of its own: what else runs on this machine is left alone.
+        # Start a separate server, so that other queues on this machine are not affected.
         env = os.environ | places | {MARK: folder, "NBSTREAMQ_SERVER_IDLE": "1"}
         env.pop("NBSTREAMQ_URL", None)
         errors = Path(folder, "errors")
@@ -56,7 +56,7 @@ def run_session(name: str, measures: list[str]) -> dict[str, Any]:
 
 
 def _forward(out: IO[bytes], lines: Lines) -> None:
-    """Pass on each line, and when it came; at the end an empty one."""
+    """Pass on each line with the time it arrived, and an empty one at the end."""
     with out:
         for line in out:
             lines.put((time.perf_counter(), line))

@@ -1,4 +1,4 @@
-"""How nbstreamq itself scales: tasks, workers, sizes; ``python -m benchmarks.scaling``.
+"""Measure how nbstreamq scales with tasks, workers and sizes: ``python -m benchmarks.scaling``.
 
 Writes its part of docs/performance.md and a chart.
 """
@@ -24,17 +24,17 @@ from .page import put_between
 
 ROOT = Path(__file__).parents[1]
 N_TASKS = (1_000, 10_000, 100_000, 1_000_000)
-#: Single submits beyond this only take time: their rate is level.
+#: Maximum number of single submits: beyond this their rate does not change.
 MOST_SINGLE = 100_000
 N_WORKERS = (1, 2, 4, 8, 16, 32, 64)
 #: Calls for each worker that sleep so many seconds: they need no core, so more workers help.
 N_SLEEPS, PAUSE = 40, 0.05
 SIZES = (1, 1_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
-#: Seconds there and back after which no larger array is tried.
+#: Seconds there and back. If an array takes longer, no larger one is tried.
 PATIENCE = 4.0
-#: Most runs of which the median is taken, if they take no longer than 1.5 s together.
+#: Maximum number of runs for a median, if they take at most 1.5 s together.
 MOST_RUNS = 25
-#: Points on the curve: what was varied, and what came out.
+#: Points on a curve: the varied number, and the result.
 Curve = dict[int, float]
 
 

@@ -1,4 +1,4 @@
-"""A server for those that need one: the same program, as durable as the embedded one."""
+"""A server for the tools that need one: the same program as the embedded one, and as durable."""
 
 from __future__ import annotations
 

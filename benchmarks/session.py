@@ -1,6 +1,6 @@
 """One peer, one round, in a fresh interpreter: ``python -m benchmarks.session NAME MEASURE...``.
 
-Writes a line of JSON for each measure. Whoever started it ends it, if need be.
+Writes a line of JSON for each measure. The process that started it kills it if it hangs.
 """
 
 from __future__ import annotations
