@@ -38,7 +38,7 @@ def everywhere(
         Gets what they print, see `Ledger.show`: as long as the session lives, also of those that
         join later.
     """
-    function = session.pickle_function(fn, lasting=True)
+    function = session.pickle_function(fn, durable=True)
     data = dump((args, kwargs or {}), f"an argument of {function.name}()")
     ledger = session.new_ledger(fn, function.name, lane, Ledger)
     ledger.growing, ledger.held = True, function

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..objects.large_values import (
-    Blobs,
-    Everywhere,
-    Place,
-    ServerPlace,
+    ServerBackend,
     Tell,
-    UrlPlace,
+    UrlBackend,
+    ValueBackend,
+    ValueReader,
     ValueStore,
-    digest_of,
-    handles_of,
+    ValueWriter,
+    addresses_of,
+    digest_of_values,
     refers,
     register,
 )
@@ -105,9 +105,9 @@ class Functions:
         self._sent: dict[str, float] = {}
         self._again: dict[str, float] = {}
 
-    def pickle(self, fn: Callable[..., Any], *, lasting: bool) -> FunctionPickle:
-        """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
-        pickled = self._pickler.dump(fn, lasting=lasting)
+    def pickle(self, fn: Callable[..., Any], *, durable: bool) -> FunctionPickle:
+        """Return `fn` pickled, once it is on its way to the server; `durable`: to outlive us."""
+        pickled = self._pickler.dump(fn, durable=durable)
         if pickled.generator:
             self._repeats.captured(pickled.name, pickled.generator)
         now = time.monotonic()
@@ -156,28 +156,28 @@ class LargeValues:
     """
 
     def __init__(
-        self, session: _Session, sender: Sender, place: Callable[[Tell], Place] | None
+        self, session: _Session, sender: Sender, backend: Callable[[Tell], ValueBackend] | None
     ) -> None:
         def soon(do: Callable[[Store], object], _: int) -> None:
             sender.put_soon(Order(do, lambda _: None))
 
-        on_server = ServerPlace(session.ask, session.tell, soon, session.id)
-        chosen = place(soon) if place else on_server
-        self.keeper = ValueStore(session.id, chosen)
-        self.pickler = FunctionPickler(self.keeper)
-        self._lasting = Blobs(session.id, on_server)
-        self._reader = Everywhere(on_server, chosen if isinstance(chosen, UrlPlace) else None)
+        on_server = ServerBackend(session.ask, session.tell, soon, session.id)
+        chosen = backend(soon) if backend else on_server
+        self.value_store = ValueStore(session.id, chosen)
+        self.pickler = FunctionPickler(self.value_store)
+        self._durable = ValueWriter(session.id, on_server)
+        self._reader = ValueReader(on_server, chosen if isinstance(chosen, UrlBackend) else None)
         register(session.id, self._reader)
 
     def put(self, value: Any) -> Ref:
         """Return a `Ref` to a value that is stored now."""
-        data = dump(value, "the value of a Ref", self.keeper, large=0)
-        size = sum(size for _, size in handles_of(data))
-        return Ref(digest_of(data), size, type(value).__name__, data, self._last)
+        data = dump(value, "the value of a Ref", self.value_store, min_external_bytes=0)
+        size = sum(size for _, size in addresses_of(data))
+        return Ref(digest_of_values(data), size, type(value).__name__, data, self._last)
 
     def _last(self, data: bytes) -> bytes:
         """Return a message that gives the same value for a week, whoever lives."""
-        return dump(load(data), "the value of a Ref", self._lasting)
+        return dump(load(data), "the value of a Ref", self._durable)
 
     def discard(self, event: Event) -> None:
         """Free the large results of calls that nobody waits for any more."""
@@ -186,5 +186,5 @@ class LargeValues:
 
     def forget(self) -> None:
         """Leave the files alone, in a forked process."""
-        if isinstance(self.keeper.place, SessionFolder):
-            self.keeper.place.forget()
+        if isinstance(self.value_store.backend, SessionFolder):
+            self.value_store.backend.forget()

@@ -12,7 +12,7 @@ from ..errors import FunctionMissing, NbstreamqError
 from ..objects import random_numbers
 from ..objects.functions import load_function
 from ..objects.pickling import load
-from ..objects.references import dependency, place_of, resolving
+from ..objects.references import dependency, dependency_number, resolving
 from ..tracebacks import shortened
 from ..wire.messages import State
 from ..worker_context import host
@@ -251,4 +251,4 @@ class TaskFuture(Future[T], Generic[T]):
         return f"<TaskFuture {self.id} {self._ledger.name}: {self.status}>"
 
     def __reduce__(self) -> Any:
-        return dependency, (place_of(self),)
+        return dependency, (dependency_number(self),)

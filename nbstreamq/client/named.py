@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..errors import JobChanged, JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
 from ..objects.pickling import dump, load
-from ..objects.stable_hash import identities, inputs_digest
+from ..objects.stable_hash import inputs_hash, part_hashes
 from ..wire.messages import Options, State
 from ..wire.replies import printable
 from ..wire.store import Chunk, JobRecord, Store
@@ -54,7 +54,7 @@ def check_inputs(session: Session, record: JobRecord, source: Iterator[Any]) -> 
         if len(piece) < chunk.n_items:
             n = chunk.first + len(piece)
             raise _changed(record, f"it has at least {record.n_items} inputs, but {n} are given")
-        if inputs_digest(piece) != chunk.digest:
+        if inputs_hash(piece) != chunk.digest:
             raise _changed(record, _other_input(session, record, chunk, piece))
     if record.total is not None and next(source, record) is not record:
         raise _changed(record, f"it has {record.total} inputs, but more are given")
@@ -65,7 +65,7 @@ def _other_input(session: Session, record: JobRecord, chunk: Chunk, piece: list[
     data = session.ask(lambda store: store.job_inputs(record.id, chunk.first))
     then = load(data) if data else []
     for number, (old, new) in enumerate(zip(then, piece, strict=False), chunk.first):
-        if inputs_digest([old]) != inputs_digest([new]):
+        if inputs_hash([old]) != inputs_hash([new]):
             return f"its input {number} was another one"
     last = chunk.first + chunk.n_items - 1
     return f"some of its inputs {chunk.first} to {last} have changed"
@@ -114,7 +114,7 @@ def map_named(
     about = {
         "function": function.name,
         "fn": function.digest,
-        "identities": [identities(fn)],
+        "identities": [part_hashes(fn)],
         "call": call,
         "lane": lane,
         "opts": options.encode().decode(),
@@ -227,7 +227,7 @@ def _missing(
     first = record.n_items
     for piece in chunks(source, pace):
         data = dump(piece, f"an item of {function.name}()", first=first)
-        yield Chunk(first, len(piece), inputs_digest(piece)), data
+        yield Chunk(first, len(piece), inputs_hash(piece)), data
         pace.sent(len(piece), len(data))
         first += len(piece)
 

@@ -35,10 +35,10 @@ from ..home import here, own_queue
 from ..launch.local import LocalWorkers
 from ..launch.server import ensure_server, is_embedded
 from ..objects.functions import name_of
-from ..objects.large_values import Place, Tell, UrlPlace, check_fsspec
+from ..objects.large_values import Tell, UrlBackend, ValueBackend, check_fsspec
 from ..objects.mapped_files import SessionFolder
-from ..objects.pickling import dump
-from ..objects.references import Ref, Traveller, collecting
+from ..objects.pickling import dump, dump_plain_call
+from ..objects.references import Ref, TaskOnly, collecting_futures
 from ..secret import Address, Secret
 from ..settings import Settings, n_cores
 from ..tracebacks import concise, shortened
@@ -222,11 +222,11 @@ def _address(url: Address | None, client: Client | None, settings: Settings) -> 
 
 def _place(
     settings: Settings, url: Address, session: str, signer: Signer
-) -> Callable[[Tell], Place] | None:
+) -> Callable[[Tell], ValueBackend] | None:
     """Return what opens the place of a session's large values; None: they go to the server."""
     if settings.store is not None:
         store = settings.store
-        return lambda soon: UrlPlace(store, session, signer, soon)
+        return lambda soon: UrlBackend(store, session, signer, soon)
     if is_embedded(url, settings):
         return lambda _: SessionFolder(session, settings)
     return None
@@ -279,7 +279,7 @@ class TaskFunction(Generic[P, T]):
         return f"<task {name_of(self.fn)} of {self._queue!r}>"
 
 
-class TaskQueue(Executor, Traveller):
+class TaskQueue(Executor, TaskOnly):
     """A named queue of calls on a Redis or Valkey server, and the workers that run them.
 
     It is a `concurrent.futures.Executor`: whatever takes one takes a queue.
@@ -381,9 +381,12 @@ class TaskQueue(Executor, Traveller):
             if not callable(fn):
                 check_callable("fn", fn)
             function = session.pickle_function(fn)
-            what = f"an argument of {function.name}()"
-            with collecting() as needed:
-                data = dump((args, kwargs), what, session.large.keeper, generators=generators)
+            writer, needed = session.large.value_store, list[Any]()
+            data = dump_plain_call(args, kwargs, writer.min_external_bytes)
+            if data is None:
+                what = f"an argument of {function.name}()"
+                with collecting_futures() as needed:
+                    data = dump((args, kwargs), what, writer, generators=generators)
         except BaseException as error:  # noqa: BLE001 - raised again
             raise shortened(error)  # noqa: B904 - it is the same error
         if generators:
@@ -469,7 +472,7 @@ class TaskQueue(Executor, Traveller):
         options = self._options if seed is None else dataclasses.replace(self._options, seed=seed)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
-        function = session.pickle_function(fn, lasting=name is not None)
+        function = session.pickle_function(fn, durable=name is not None)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
         if name is not None:
             from .named import JobSpec, map_named  # needs cloudpickle: slow to import

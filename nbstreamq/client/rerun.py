@@ -223,12 +223,12 @@ def _with_function(
     about = record.about
     if fn is None:
         return record, FunctionPickle(about["fn"], b"", about["function"])
-    from ..objects.stable_hash import identities  # needs cloudpickle, which is slow to import
+    from ..objects.stable_hash import part_hashes  # needs cloudpickle, which is slow to import
 
-    function = session.pickle_function(fn, lasting=True)
+    function = session.pickle_function(fn, durable=True)
     # Now: the tasks do not wait for what the sender still has before them.
     session.ask(lambda store: store.put_function(function.digest, function.data))
-    now, known = identities(fn), about["identities"]
+    now, known = part_hashes(fn), about["identities"]
     changes = {
         "fn": function.digest,
         "function": function.name,

@@ -28,7 +28,7 @@ from ..home import Home
 from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
-from ..objects.large_values import Place, Tell, refers, refers_to_server
+from ..objects.large_values import Tell, ValueBackend, refers, refers_to_server
 from ..tracebacks import shortened, trace_of
 from ..wire.connection import RECONNECT
 from ..wire.item_ranges import EVERYTHING, size
@@ -213,7 +213,7 @@ class Session:
         session: str,
         home: Home,
         server: str,
-        place: Callable[[Tell], Place] | None,
+        place: Callable[[Tell], ValueBackend] | None,
     ) -> None:
         self.id = session
         self.home = home
@@ -312,11 +312,11 @@ class Session:
         """Return the ledger of a job that is not over."""
         return self._ledgers.get(job)
 
-    def pickle_function(self, fn: Callable[..., Any], *, lasting: bool = False) -> FunctionPickle:
-        """Return `fn` pickled, once it is on its way to the server; `lasting`: to outlive us."""
+    def pickle_function(self, fn: Callable[..., Any], *, durable: bool = False) -> FunctionPickle:
+        """Return `fn` pickled, once it is on its way to the server; `durable`: to outlive us."""
         self.check_open()
         self.start_workers()
-        return self._functions.pickle(fn, lasting=lasting)
+        return self._functions.pickle(fn, durable=durable)
 
     def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
         """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
@@ -495,7 +495,7 @@ class Session:
         if isinstance(function, FunctionPickle) and function.digest == digest:
             self._functions.send_again(function)
         elif not digest:
-            self.large.keeper.forget()
+            self.large.value_store.forget()
             self._functions.forget()
 
     def _on_forgotten(self, n_calls: int) -> None:
@@ -507,7 +507,7 @@ class Session:
             How many calls it has taken since.
         """
         self._functions.forget_sent()
-        self.large.keeper.forget()
+        self.large.value_store.forget()
         self.ask(Store.check_secret, patience=0.0)
         if sum(len(ledger) - ledger.n_over for ledger in self.open_ledgers()) > n_calls:
             self._on_refusal(self._memory.lost())
@@ -634,7 +634,7 @@ class Session:
         last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
         say_so = Order(lambda store: store.publish([last], own=True), lambda _: None)
         steps = (
-            self.large.keeper.close,
+            self.large.value_store.close,
             functools.partial(self._sender.put, say_so),
             functools.partial(self._sender.close, farewell),
             functools.partial(self._listener.close, farewell or FAREWELL),

@@ -238,7 +238,7 @@ def send_chunks(
             session.check_open()
             what = f"an item of {function.name}()"
             generators: list[Any] = []
-            first, keeper = len(ledger), session.large.keeper
+            first, keeper = len(ledger), session.large.value_store
             data = dump(piece, what, keeper, first=first, generators=generators)
             if generators:
                 session.repeats.items(function.name, generators, len(piece))
@@ -301,7 +301,7 @@ def submit_when_done(session: Session, call: Call, needed: list[TaskFuture[Any]]
         try:
             error = future.exception()
             if error is None and is_last:
-                keeper = session.large.keeper
+                keeper = session.large.value_store
                 results = [dump(f.result(), f"the result of {f.id}", keeper) for f in needed]
                 args = dump(Dependent(call.args, results), "arguments", keeper)
                 call.ledger.held = args
@@ -327,9 +327,9 @@ def recall(
     call
         The arguments, as (args, kwargs).
     """
-    from ..objects.stable_hash import identity  # needs cloudpickle, which is slow to import
+    from ..objects.stable_hash import stable_hash  # needs cloudpickle, which is slow to import
 
-    names = f"{identity(fn)}{identity(call)}".encode()
+    names = f"{stable_hash(fn)}{stable_hash(call)}".encode()
     digest = hashlib.blake2b(names, digest_size=16, person=b"nbq call").hexdigest()
     try:
         body = session.ask(lambda store: store.get_blob(digest))

@@ -1,6 +1,14 @@
-"""Large values that others than this machine's processes read: on the server, or at an fsspec URL.
+"""Large values: kept outside messages, which say where to find them.
 
-Both carry the queue's signature, which is checked before anything is unpickled.
+::
+
+    ValueWriter.pack ──> ValueBackend.write       a message with addresses ──> pickle.loads
+                                                                                    │
+                         ValueBackend.read <── ValueReader <── _assemble <──────────┘
+
+There are three backends. `MappedFiles` are in memory that all processes of this machine share. A
+`ServerBackend` and a `UrlBackend` can be read from other machines; what they hold carries the
+queue's signature, which is checked before anything is unpickled.
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ import pickle
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 import xxhash
@@ -21,150 +29,139 @@ from ..secret import Address, hide_password, without_frames
 from ..wire.signing import SIGNATURE_BYTES, Signer
 from ..wire.store import Store
 from . import mapped_files
+from .mapped_files import MappedFiles, ValueAddress
 
-#: Of so many places, so many bytes tell whether a value may be known already; the rest of it is
-#: compared only then, as that takes a third of the time of writing it.
+#: Bytes from which a value goes to the server, or to a URL, by itself: each costs a round trip.
+MIN_EXTERNAL_BYTES = 2**18
+#: Bytes of a value in one key. The server serves nobody else while it handles a key, and larger
+#: parts are copied through new memory instead of reused memory, which takes twice as long. Smaller
+#: parts need more round trips.
+PART_BYTES = 4 * 2**20
+#: How many samples of a value, of how many bytes, tell whether it may be known. Only then the whole
+#: value is hashed, which takes a third of the time of writing it.
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
-#: Where a value lies, and how many bytes it has.
-ValueAddress = tuple[str, int]
 
-
-class Place(Protocol):
-    """Where large values lie.
-
-    Attributes
-    ----------
-    large
-        Bytes from which a buffer, or a whole pickle, is better there than in a message.
-    """
-
-    large: int
-
-    def write(self, data: memoryview) -> str:
-        """Keep a copy of `data`; return its address, which is never used again."""
-
-    def read(self, handle: ValueAddress) -> Any:
-        """Return a private, writable buffer of what lies there; None if that is gone."""
-
-    def free(self, handle: ValueAddress) -> None:
-        """Forget it soon. Called by the garbage collector: in any thread, at any time."""
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-
-
-class Reader(Protocol):
-    """Reads what others have laid somewhere: see `Place`."""
-
-    def read(self, handle: ValueAddress) -> Any: ...
-    def free(self, handle: ValueAddress) -> None: ...
+# -- messages that refer to values -------------------------------------------------------------
 
 
 class ExternalValue:
-    """A large value at its place.
+    """A large value that was written to a backend.
 
     Parameters
     ----------
-    handle
-        Where.
+    address
+        Where it is, and its size.
     digest
-        Of the content; that of a file is computed when it is wanted.
+        Of the content; that of a file is computed when it is needed.
     alike
-        Those with the same samples: they are known as long as one of them is there.
+        The values with the same samples; held, so that they are known as long as one of them is.
     """
 
-    __slots__ = ("__weakref__", "_alike", "_digest", "handle")
+    __slots__ = ("__weakref__", "_alike", "_digest", "address")
 
     def __init__(
-        self, handle: ValueAddress, digest: bytes = b"", alike: WeakSet[ExternalValue] | None = None
+        self,
+        address: ValueAddress,
+        digest: bytes = b"",
+        alike: WeakSet[ExternalValue] | None = None,
     ) -> None:
-        self.handle = handle
+        self.address = address
         self._digest = digest
         self._alike = alike
 
     @property
     def digest(self) -> bytes:
         if not self._digest:
-            self._digest = xxhash.xxh3_128_digest(mapped_files.read(self.handle) or b"")
+            self._digest = xxhash.xxh3_128_digest(mapped_files.read(self.address) or b"")
         return self._digest
 
 
 class MessageWithRefs(bytes):
-    """A message that keeps alive what it refers to.
+    """A message that keeps the values alive that it refers to.
 
     Attributes
     ----------
     held
-        `ExternalValue`s, and whatever else holds some.
+        `ExternalValue`s, and other objects that hold some.
     """
 
     held: Sequence[Any]
 
     @classmethod
     def around(cls, data: bytes, held: Sequence[Any]) -> bytes:
-        """Return `data`, as a parcel if there is something to hold."""
+        """Return `data`; as a `MessageWithRefs` if there is something to hold."""
         if not held:
             return data
-        parcel = cls(data)
-        parcel.held = held
-        return parcel
+        message = cls(data)
+        message.held = held
+        return message
 
     def __reduce__(self) -> tuple[Any, ...]:
         return bytes, (bytes(self),)
 
 
-def _blobs_of(data: bytes) -> list[ExternalValue]:
-    held = data.held if isinstance(data, MessageWithRefs) else ()
+def _values_of(message: bytes) -> list[ExternalValue]:
+    held = message.held if isinstance(message, MessageWithRefs) else ()
     return [one for one in held if isinstance(one, ExternalValue)]
 
 
-def handles_of(data: bytes) -> tuple[ValueAddress, ...]:
-    """Return where those values lie that a message refers to by itself."""
-    return tuple(blob.handle for blob in _blobs_of(data))
+def addresses_of(message: bytes) -> tuple[ValueAddress, ...]:
+    """Return the addresses of the values that a message itself refers to."""
+    return tuple(value.address for value in _values_of(message))
 
 
-def digest_of(data: bytes) -> str:
-    """Return a digest of those values, in hex."""
-    return xxhash.xxh3_128_hexdigest(b"".join(blob.digest for blob in _blobs_of(data)))
+def digest_of_values(message: bytes) -> str:
+    """Return a digest, in hex, of the values that a message itself refers to."""
+    return xxhash.xxh3_128_hexdigest(b"".join(value.digest for value in _values_of(message)))
 
 
-def refers(data: bytes) -> bool:
-    """Tell whether a message, or one inside of it, may refer to values elsewhere."""
-    return _assemble.__name__.encode() in data
+def size_of(message: bytes) -> int:
+    """Return the bytes of a message, and of the values that it refers to."""
+    if type(message) is bytes:
+        return len(message)
+    return len(message) + sum(size for _, size in addresses_of(message))
 
 
-def size_of(data: bytes) -> int:
-    """Return the bytes of a message and of what it refers to by itself."""
-    return len(data) + sum(size for _, size in handles_of(data))
+def refers(message: bytes) -> bool:
+    """Tell whether a message, or one inside it, may refer to values elsewhere."""
+    return _assemble.__name__.encode() in message
 
 
-class Blobs:
-    """Writes large values, and leaves them to others.
+def refers_to_server(message: bytes) -> bool:
+    """Tell whether a message may refer to values on the server."""
+    return b"server:" in message and refers(message)
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+class ValueWriter:
+    """Writes large values; somebody else frees them.
 
     Parameters
     ----------
     session
-        Of the client that they come from, or go to.
-    place
-        Where they are to lie.
+        The client's session that the values come from, or go to.
+    backend
+        Where they go.
     once
-        Whether they are free when they have been read.
+        Whether a value is freed when it has been read.
     """
 
-    def __init__(self, session: str, place: Place, *, once: bool = False) -> None:
+    def __init__(self, session: str, backend: ValueBackend, *, once: bool = False) -> None:
         self.session = session
-        self.place = place
+        self.backend = backend
         self._once = once
 
     @functools.cached_property
-    def large(self) -> int:
-        """Bytes from which a buffer, or a whole pickle, lies outside its message."""
-        return self.place.large
+    def min_external_bytes(self) -> int:
+        """Bytes from which a buffer, or a whole pickle, is kept outside its message."""
+        return self.backend.min_external_bytes
 
-    def keep(self, data: memoryview) -> ExternalValue:
+    def write(self, data: memoryview) -> ExternalValue:
         """Write a value."""
-        return ExternalValue((self.place.write(data), data.nbytes))
+        return ExternalValue((self.backend.write(data), data.nbytes))
 
     def pack(
         self,
@@ -173,79 +170,32 @@ class Blobs:
         what: str,
         *,
         others: Sequence[Any] = (),
-        large: int | None = None,
+        min_external_bytes: int | None = None,
     ) -> bytes:
-        """Return a message that stands for a pickle: when unpickled, it gives the value itself.
+        """Return a message that stands for a pickle: unpickled, it gives the value itself.
 
         Parameters
         ----------
         body, buffers
-            The pickle, and what was left out of it.
+            The pickle, and the buffers that were left out of it.
         what
             The value in words, for the error when a part of it is gone.
         others
-            What the message holds besides.
-        large
-            From how many bytes on the pickle itself lies outside; None: as the place has it.
+            What else the message holds.
+        min_external_bytes
+            Bytes from which the pickle itself is written to the backend; None: as the backend says.
         """
-        large = self.large if large is None else large
-        if not buffers and len(body) < large:
+        least = self.min_external_bytes if min_external_bytes is None else min_external_bytes
+        if not buffers and len(body) < least:
             return MessageWithRefs.around(body, others)
-        blobs = [self.keep(buffer) for buffer in buffers]
+        values = [self.write(buffer) for buffer in buffers]
         inside: bytes | None = body
-        if len(body) >= large:
-            blobs.append(self.keep(memoryview(body)))
+        if len(body) >= least:
+            values.append(self.write(memoryview(body)))
             inside = None
-        handles = [blob.handle for blob in blobs]
-        call = _Call(_assemble, (self.session, self._once, what, inside, handles))
-        return MessageWithRefs.around(pickle.dumps(call, 5), (*blobs, *others))
-
-
-class ValueStore(Blobs):
-    """Writes a client's large values, each content once, and frees them with the last parcel."""
-
-    def __init__(self, session: str, place: Place) -> None:
-        super().__init__(session, place)
-        #: By their samples.
-        self._known: WeakValueDictionary[bytes, WeakSet[ExternalValue]] = WeakValueDictionary()
-
-    def keep(self, data: memoryview) -> ExternalValue:
-        """Write a value, unless it is there."""
-        alike = self._known.setdefault(_sample(data), WeakSet())
-        digest = b""
-        if alike or not isinstance(self.place, mapped_files.Segments):
-            digest = xxhash.xxh3_128_digest(data)
-            for known in list(alike):
-                if known.digest == digest:
-                    return known
-        blob = ExternalValue((self.place.write(data), data.nbytes), digest, alike)
-        finalize(blob, _free_at_home, self.place, blob.handle, os.getpid()).atexit = False
-        alike.add(blob)
-        return blob
-
-    def forget(self) -> None:
-        """Write each value again when it is wanted next: what was written may be gone."""
-        self._known.clear()
-
-    def close(self) -> None:
-        """Free all that is left."""
-        for alike in list(self._known.values()):
-            for blob in list(alike):
-                self.place.free(blob.handle)
-        self.place.close()
-
-
-def _sample(data: memoryview) -> bytes:
-    """Return a digest of the size, and of some of the content: of all of it, if that is little."""
-    found = xxhash.xxh3_128(data.nbytes.to_bytes(8, "little"))
-    for start in range(0, data.nbytes, max(SAMPLE_BYTES, data.nbytes // SAMPLES)):
-        found.update(data[start : start + SAMPLE_BYTES])
-    return found.digest()
-
-
-def _free_at_home(place: Place, handle: ValueAddress, process: int) -> None:
-    if os.getpid() == process:  # a forked one has copies of all its parent holds
-        place.free(handle)
+        addresses = [value.address for value in values]
+        call = _Call(_assemble, (self.session, self._once, what, inside, addresses))
+        return MessageWithRefs.around(pickle.dumps(call, 5), (*values, *others))
 
 
 class _Call:
@@ -258,65 +208,144 @@ class _Call:
         return self._reduced
 
 
-#: Session -> where this process reads its values from, unless they are files.
-_readers: WeakValueDictionary[str, Reader] = WeakValueDictionary()
+class ValueStore(ValueWriter):
+    """Writes a client's large values, each content once; frees each with the last message of it."""
+
+    def __init__(self, session: str, backend: ValueBackend) -> None:
+        super().__init__(session, backend)
+        #: By their samples.
+        self._known: WeakValueDictionary[bytes, WeakSet[ExternalValue]] = WeakValueDictionary()
+
+    def write(self, data: memoryview) -> ExternalValue:
+        """Write a value, unless the same content is there."""
+        alike = self._known.setdefault(_sample(data), WeakSet())
+        digest = b""
+        if alike or not isinstance(self.backend, MappedFiles):
+            digest = xxhash.xxh3_128_digest(data)
+            for known in list(alike):
+                if known.digest == digest:
+                    return known
+        value = ExternalValue((self.backend.write(data), data.nbytes), digest, alike)
+        finalize(value, _free_at_home, self.backend, value.address, os.getpid()).atexit = False
+        alike.add(value)
+        return value
+
+    def forget(self) -> None:
+        """Write each value again when it is needed next: what was written may be gone."""
+        self._known.clear()
+
+    def close(self) -> None:
+        """Free all values."""
+        for alike in list(self._known.values()):
+            for value in list(alike):
+                self.backend.free(value.address)
+        self.backend.close()
 
 
-def register(session: str, reader: Reader) -> None:
-    """Have the values of a session read by `reader`, while that lives; the first reads the rest."""
+def _sample(data: memoryview) -> bytes:
+    """Return a digest of the size and of samples of the content; of all of it if that is little."""
+    found = xxhash.xxh3_128(data.nbytes.to_bytes(8, "little"))
+    for start in range(0, data.nbytes, max(SAMPLE_BYTES, data.nbytes // SAMPLES)):
+        found.update(data[start : start + SAMPLE_BYTES])
+    return found.digest()
+
+
+def _free_at_home(backend: ValueBackend, address: ValueAddress, process: int) -> None:
+    if os.getpid() == process:  # a fork has a copy of each value that its parent holds
+        backend.free(address)
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+#: Session -> where this process reads the session's values, unless they are files.
+_readers: WeakValueDictionary[str, ValueReader] = WeakValueDictionary()
+
+
+def register(session: str, reader: ValueReader) -> None:
+    """Read the values of a session by `reader`, as long as that lives.
+
+    The first reader also reads the values of sessions that have none.
+    """
     _readers[session] = reader
 
 
 def _assemble(
-    session: str, once: bool, what: str, body: bytes | None, handles: list[ValueAddress]
+    session: str, once: bool, what: str, body: bytes | None, addresses: list[ValueAddress]
 ) -> Any:
-    """Return the value that `Blobs.pack` wrote: this is what its messages call."""
-    parts = [_read(session, handle, what) for handle in handles]
-    if once:  # not before: if one can't be read now, all are read again later
-        for handle in handles:
-            _place_of(session, handle).free(handle)
+    """Return the value that `ValueWriter.pack` wrote. Its messages call this when unpickled."""
+    parts = [_read(session, address, what) for address in addresses]
+    if once:  # only now: if one part can't be read yet, all are read again later
+        for address in addresses:
+            _source(session, address).free(address)
     whole = parts.pop() if body is None else body
     return pickle.loads(whole, buffers=parts)
 
 
-def _place_of(session: str, handle: ValueAddress) -> Any:
-    if mapped_files.is_file(handle[0]):
+def _source(session: str, address: ValueAddress) -> Any:
+    """Return what reads and frees the value at an address; None if this process has nothing."""
+    if mapped_files.is_file(address[0]):
         return mapped_files
     return _readers.get(session) or next(iter(_readers.values()), None)
 
 
-def _read(session: str, handle: ValueAddress, what: str) -> Any:
-    address, size = handle
-    place = _place_of(session, handle)
+def _read(session: str, address: ValueAddress, what: str) -> Any:
+    source = _source(session, address)
     try:
-        found = None if place is None else place.read(handle)
+        found = None if source is None else source.read(address)
     except SignatureError as error:
         raise refused(what) from error
     if found is None:
         raise ValueMissing(
-            f"{what} can't be had: {size:,} bytes of it are not at {hide_password(address)} any"
-            " more. The queue that sent it was shut down, its kernel has ended, or the server lost"
-            " it; or it is a Ref of another queue. Submit the call again."
+            f"{what} is no longer available: {address[1]:,} bytes of it are not at"
+            f" {hide_password(address[0])}. The queue that sent it was shut down, its kernel has"
+            " ended, the server lost its data, or it is a Ref of another queue. Submit the call"
+            " again."
         )
     return found
 
 
 def refused(what: str) -> SignatureError:
-    """Return what is said when something that was fetched carries a wrong signature."""
+    """Return the error for something that was fetched and carries a wrong signature."""
     return SignatureError(
-        f"Refused, and not unpickled: {what}. What lies in its place does not carry this queue's"
-        " signature. Somebody changed it there, see q.dead(). Make another TaskQueue, which sends"
-        " it anew, and look who else can write there."
+        f"Refused to unpickle {what}: the data found at its address does not carry this queue's"
+        " signature, so somebody has changed it. q.dead() lists such data. Find out who else can"
+        " write there, then create a new TaskQueue, which sends the data again."
     )
 
 
-#: Bytes of a value in one key: the server serves nobody else meanwhile. What all on the way copy is
-#: memory that is used again: it is new with larger parts, which take twice as long. Smaller ones
-#: need more round trips.
-PART_BYTES = 4 * 2**20
+class ValueReader:
+    """Reads and frees values on the server and at a URL.
 
-#: Bytes that are worth a way of their own to the server, or to a URL, each time.
-LARGE = 2**18
+    Parameters
+    ----------
+    server
+        For values on the server.
+    url
+        For all others; None if this process was given no such URL.
+    """
+
+    def __init__(self, server: ServerBackend, url: UrlBackend | None) -> None:
+        self._server = server
+        self._url = url
+
+    def _backend(self, address: ValueAddress) -> ServerBackend | UrlBackend:
+        if address[0].startswith("server:"):
+            return self._server
+        if self._url is None:
+            raise NbstreamqError(
+                f"A large value is at {hide_password(address[0])}, but this process has no URL for"
+                " large values. Set NBSTREAMQ_STORE to the same URL for all clients and workers."
+            )
+        return self._url
+
+    def read(self, address: ValueAddress) -> bytearray | None:
+        return self._backend(address).read(address)
+
+    def free(self, address: ValueAddress) -> None:
+        self._backend(address).free(address)
+
+
+# -- the server --------------------------------------------------------------------------------
 
 #: Asks the server something, and returns its answer.
 Ask = Callable[[Callable[[Store], Any]], Any]
@@ -324,22 +353,22 @@ Ask = Callable[[Callable[[Store], Any]], Any]
 Tell = Callable[[Callable[[Store], object], int], object]
 
 
-class ServerPlace:
-    """On the server, for a week at most.
+class ServerBackend:
+    """Keeps values on the server, for a week at most.
 
     Parameters
     ----------
     ask
         Returns the server's answer.
     tell
-        Has something done there before whatever is told, or submitted, next.
+        Carries something out there before anything that is told, or submitted, later.
     free
-        Has something done there soon, and never waits.
+        Carries something out there soon, and never waits.
     session
-        Of the client that the values come from, or go to.
+        The client's session that the values come from, or go to.
     """
 
-    large = LARGE
+    min_external_bytes = MIN_EXTERNAL_BYTES
 
     def __init__(self, ask: Ask, tell: Tell, free: Tell, session: str = "") -> None:
         self._ask = ask
@@ -348,6 +377,7 @@ class ServerPlace:
         self._session = session
 
     def write(self, data: memoryview) -> str:
+        """Keep a copy of `data`; return its address, which is never used again."""
         name = uuid.uuid4().hex
         for k, part in enumerate(_parts(data.nbytes)):
             self._put(f"{name}.{k}", bytes(data[part]))
@@ -356,9 +386,10 @@ class ServerPlace:
     def _put(self, name: str, data: bytes) -> None:
         self._tell(lambda store: store.put_blob(name, data), len(data))
 
-    def read(self, handle: tuple[str, int]) -> bytearray | None:
-        found = bytearray(handle[1])
-        for name, part in zip(_names(handle), _parts(len(found)), strict=True):
+    def read(self, address: ValueAddress) -> bytearray | None:
+        """Return the value in a buffer of the caller's own; None if it is gone."""
+        found = bytearray(address[1])
+        for name, part in zip(_part_names(address), _parts(len(found)), strict=True):
             data = self._get(name)
             if data is None:
                 return None
@@ -369,68 +400,49 @@ class ServerPlace:
         data: bytes | None = self._ask(lambda store: store.get_blob(name))
         return data
 
-    def free(self, handle: tuple[str, int]) -> None:
-        self._free(lambda store: store.drop_values(self._session, _names(handle)), 0)
+    def free(self, address: ValueAddress) -> None:
+        """Delete the value soon. The garbage collector calls this: in any thread, at any time."""
+        self._free(lambda store: store.drop_values(self._session, _part_names(address)), 0)
 
     def close(self) -> None:
         """Do nothing: what is left expires."""
 
 
-class ResultsOnServer(ServerPlace):
-    """Where a worker lays the large results of a session: that deletes what it has not read."""
+class ServerResults(ServerBackend):
+    """Keeps large results of a session, which deletes at its end those that it has not read."""
 
     def _put(self, name: str, data: bytes) -> None:
         self._tell(lambda store: store.put_result(self._session, name, data), len(data))
-
-
-def refers_to_server(data: bytes) -> bool:
-    """Tell whether a message may refer to values that lie on the server."""
-    return b"server:" in data and refers(data)
 
 
 def _parts(size: int) -> Iterator[slice]:
     return (slice(begin, begin + PART_BYTES) for begin in range(0, size, PART_BYTES))
 
 
-def _names(handle: tuple[str, int]) -> list[str]:
-    name = handle[0].partition(":")[2]
-    return [f"{name}.{k}" for k, _ in enumerate(_parts(handle[1]))]
+def _part_names(address: ValueAddress) -> list[str]:
+    name = address[0].partition(":")[2]
+    return [f"{name}.{k}" for k, _ in enumerate(_parts(address[1]))]
 
 
-def check_fsspec(parameter: str, url: Address) -> None:
-    """Raise ValueError if fsspec has nothing for such a URL, or lacks a library for it.
-
-    Parameters
-    ----------
-    parameter
-        Where it was given, for the message: ``"store"``, ``"NBSTREAMQ_STORE"``.
-    """
-    try:
-        from fsspec import get_filesystem_class
-
-        for kind in url.reveal().partition("://")[0].split("::"):
-            get_filesystem_class(kind)
-    except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"{parameter} must be a URL that fsspec can open: {error}. Run `pip install"
-            " 'nbstreamq[fsspec]'`, and what fsspec wants for this URL, here and where workers run."
-        ) from None
+# -- fsspec URLs -------------------------------------------------------------------------------
 
 
-class UrlPlace:
-    """Under an fsspec URL, such as ``s3://bucket/folder`` or ``file:///mnt/shared``.
+class UrlBackend:
+    """Keeps values under an fsspec URL, such as ``s3://bucket/folder`` or ``file:///mnt/shared``.
 
     Parameters
     ----------
     url
         Of a folder.
     session
-        Of the client.
+        The client's session; its values are in a folder of that name.
     signer
         Signs what is written and checks what is read.
+    free
+        Carries something out soon, and never waits.
     """
 
-    large = LARGE
+    min_external_bytes = MIN_EXTERNAL_BYTES
 
     def __init__(self, url: Address, session: str, signer: Signer, free: Tell) -> None:
         from fsspec.core import url_to_fs
@@ -439,8 +451,8 @@ class UrlPlace:
             self._fs, folder = url_to_fs(url.reveal())
         except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
             raise NbstreamqError(
-                f"{url} can't be opened by fsspec: {error}. Look at the URL, and whether the"
-                " package that fsspec wants for that kind of URL is installed."
+                f"fsspec can't open {url}: {error}. Check the URL, and install the package that"
+                " fsspec needs for this kind of URL."
             ) from without_frames(error)
         self._folder = f"{folder}/{session}"
         self._url = Address(f"{url.reveal().rstrip('/')}/{session}")
@@ -448,6 +460,7 @@ class UrlPlace:
         self._free = free
 
     def write(self, data: memoryview) -> str:
+        """Keep a copy of `data`; return its address, which is never used again."""
         name = uuid.uuid4().hex
         self._fs.makedirs(self._folder, exist_ok=True)
         with self._fs.open(f"{self._folder}/{name}", "wb") as file:
@@ -455,10 +468,11 @@ class UrlPlace:
             file.write(data)
         return f"{self._url}/{name}"  # without the password, which a reader has in its own URL
 
-    def read(self, handle: tuple[str, int]) -> bytearray | None:
-        address, size = handle
-        path = self._fs._strip_protocol(address)  # noqa: SLF001 - that is how fsspec's own tools do it
-        name = address.rpartition("/")[2]
+    def read(self, address: ValueAddress) -> bytearray | None:
+        """Return the value in a buffer of the caller's own; None if it is gone."""
+        url, size = address
+        path = self._fs._strip_protocol(url)  # noqa: SLF001 - that is how fsspec's own tools do it
+        name = url.rpartition("/")[2]
         found = bytearray(size)
         try:
             with self._fs.open(path, "rb") as file:
@@ -471,8 +485,9 @@ class UrlPlace:
         self._signer.check(signature, b"blob", name.encode(), found)
         return found
 
-    def free(self, handle: tuple[str, int]) -> None:
-        path = self._fs._strip_protocol(handle[0])  # noqa: SLF001
+    def free(self, address: ValueAddress) -> None:
+        """Delete the value soon. The garbage collector calls this: in any thread, at any time."""
+        path = self._fs._strip_protocol(address[0])  # noqa: SLF001
         self._free(lambda _: self._remove(path), 0)
 
     def close(self) -> None:
@@ -484,36 +499,29 @@ class UrlPlace:
             if self._fs.exists(path):
                 self._fs.rm(path, recursive=True)
         except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
-            warnings.warn(f"{path} can't be deleted: {error!r}", stacklevel=2)
+            warnings.warn(f"Large values at {path} can't be deleted: {error!r}", stacklevel=2)
 
 
-class Everywhere:
-    """Reads values from wherever they lie.
+#: Where large values go.
+ValueBackend = MappedFiles | ServerBackend | UrlBackend
+
+
+def check_fsspec(parameter: str, url: Address) -> None:
+    """Raise ValueError if fsspec does not know this kind of URL, or lacks a library for it.
 
     Parameters
     ----------
-    server
-        For what is on the server.
-    url
-        For the rest; None if this process was given no such URL.
+    parameter
+        What the URL was given as, for the message: ``"store"``, ``"NBSTREAMQ_STORE"``.
     """
+    try:
+        from fsspec import get_filesystem_class
 
-    def __init__(self, server: ServerPlace, url: UrlPlace | None) -> None:
-        self._server = server
-        self._url = url
-
-    def _place(self, handle: tuple[str, int]) -> ServerPlace | UrlPlace:
-        if handle[0].startswith("server:"):
-            return self._server
-        if self._url is None:
-            raise NbstreamqError(
-                f"A value lies at {hide_password(handle[0])}, and this process was not told of"
-                " such a place. Set NBSTREAMQ_STORE for all clients and workers alike."
-            )
-        return self._url
-
-    def read(self, handle: tuple[str, int]) -> bytearray | None:
-        return self._place(handle).read(handle)
-
-    def free(self, handle: tuple[str, int]) -> None:
-        self._place(handle).free(handle)
+        for kind in url.reveal().partition("://")[0].split("::"):
+            get_filesystem_class(kind)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{parameter} must be a URL that fsspec can open: {error}. Run `pip install"
+            " 'nbstreamq[fsspec]'`, and install the package that fsspec needs for this URL, here"
+            " and where workers run."
+        ) from None

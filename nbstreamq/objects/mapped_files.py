@@ -56,6 +56,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
+#: Where a value is, and how many bytes it has.
+ValueAddress = tuple[str, int]
+
 _numbers = itertools.count()
 #: Each mapped file costs a descriptor: of so many at most, the rest is copied.
 _MAX_MAPPED = max(16, min(30_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
@@ -67,9 +70,9 @@ def is_file(address: str) -> bool:
     return address.startswith("/")
 
 
-def read(handle: tuple[str, int]) -> Any:
+def read(address: ValueAddress) -> Any:
     """Return a private, writable view of a file's first bytes; None if it is gone."""
-    path, size = handle
+    path, size = address
     folder, name = os.path.split(path)
     try:
         there = _entered(folder)
@@ -98,9 +101,9 @@ def _copy(file: int, size: int) -> bytearray:
     return found
 
 
-def free(handle: tuple[str, int]) -> None:
+def free(address: ValueAddress) -> None:
     """Give a file up: to be written again, when nobody reads it any more."""
-    folder, name = os.path.split(handle[0])
+    folder, name = os.path.split(address[0])
     with contextlib.suppress(FileNotFoundError):  # all of the session's files are gone
         there = _entered(folder)
         size = os.stat(name, dir_fd=there.at, follow_symlinks=False).st_size
@@ -208,7 +211,7 @@ def _entered(folder: str) -> _Folder:
         return _Folder(os.dup(there))
 
 
-class Segments:
+class MappedFiles:
     """The files of a session, for whoever writes some.
 
     Parameters
@@ -220,7 +223,7 @@ class Segments:
     """
 
     #: A file takes as long as that many bytes in a message do, which are copied ten times.
-    large = 2**16
+    min_external_bytes = 2**16
 
     def __init__(self, session: str, settings: Settings) -> None:
         self.folders = tuple(os.fspath(root / session) for root in _roots(settings))
@@ -229,11 +232,11 @@ class Segments:
         """Tell whether the session keeps files on this machine."""
         return os.path.isdir(self.folders[0])  # noqa: PTH112 - who writes there looks whose it is
 
-    def read(self, handle: tuple[str, int]) -> Any:
-        return read(handle)
+    def read(self, address: ValueAddress) -> Any:
+        return read(address)
 
-    def free(self, handle: tuple[str, int]) -> None:
-        free(handle)
+    def free(self, address: ValueAddress) -> None:
+        free(address)
 
     def close(self) -> None:
         """Do nothing: the files are the client's."""
@@ -345,7 +348,7 @@ def _warn_once(text: str) -> None:
 # -- sessions -----------------------------------------------------------------------------------
 
 
-class SessionFolder(Segments):
+class SessionFolder(MappedFiles):
     """The files of this process's own session: they are there until it is closed, or dies.
 
     Raises
@@ -395,12 +398,12 @@ def _make(folder: str) -> IO[bytes]:
             owner = os.open(_DRAFT, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=at)
             _lock(owner)
             # Locked before it proves anything: nobody takes this session for a dead one.
-            os.rename(_DRAFT, _owner(session), src_dir_fd=at, dst_dir_fd=at)
+            os.rename(_DRAFT, _owner_name(session), src_dir_fd=at, dst_dir_fd=at)
     # An object: it is closed once, and its number may be another's then.
     return os.fdopen(owner, "rb")
 
 
-def _owner(session: str) -> str:
+def _owner_name(session: str) -> str:
     """Return the name of the file that proves whose a folder is.
 
     The name and not the content: an empty file needs no room. With the machine's name, because
@@ -429,7 +432,7 @@ def sweep(settings: Settings) -> None:
 def _is_dead(root: int, name: str) -> bool:
     """Return whether a folder is proved to be of a session that is dead."""
     with _opened(name, root) as at:
-        owner = os.open(_owner(name), _WRITE | os.O_NONBLOCK, dir_fd=at)
+        owner = os.open(_owner_name(name), _WRITE | os.O_NONBLOCK, dir_fd=at)
         try:
             return stat.S_ISREG(os.fstat(owner).st_mode) and _lock(owner)
         finally:
@@ -448,7 +451,7 @@ def _remove(root: int, name: str) -> None:
             if _VALUE.fullmatch(file):
                 _try(os.unlink, file, at)
         if is_closed:
-            _try(os.unlink, _owner(name), at)
+            _try(os.unlink, _owner_name(name), at)
     _try(os.rmdir, name, root)
 
 

@@ -23,7 +23,7 @@ from types import (
 from typing import Any, NamedTuple
 
 from ..errors import NotPicklable
-from .functions import captured_globals
+from .shell_lines import captured_globals
 
 #: Objects looked at in search of the culprit; more take longer and are seldom needed.
 _MOST_VISITED = 5000

@@ -29,11 +29,11 @@ import cloudpickle.cloudpickle as cp
 
 from .bytecode import names_of, needed_modules
 from .classes import reduce_class, reduce_member
-from .functions import captured_globals, check_shell_lines
-from .large_values import Blobs, MessageWithRefs
+from .large_values import MessageWithRefs, ValueWriter
 from .modules import is_local
 from .random_numbers import reducers
-from .references import Ref, Traveller
+from .references import Ref, TaskOnly
+from .shell_lines import captured_globals, check_shell_lines
 from .standard import (
     REDUCERS,
     is_descriptor,
@@ -181,9 +181,9 @@ _MADE_BY_CODE = 1 << 9
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 
-def pickled(value: object, *, apart: int | None = None, maps: bool = False) -> Pickler:
-    """Return a pickler that has pickled `value`, but for buffers of `apart` bytes or more."""
-    pickler = Pickler(io.BytesIO(), apart=apart, maps=maps)
+def pickled(value: object, *, min_external_bytes: int | None = None, maps: bool = False) -> Pickler:
+    """Return a pickler that has pickled `value`; buffers of `min_external_bytes` are left out."""
+    pickler = Pickler(io.BytesIO(), min_external_bytes=min_external_bytes, maps=maps)
     try:
         pickler.dump(value)
     except MemoryError:
@@ -192,7 +192,9 @@ def pickled(value: object, *, apart: int | None = None, maps: bool = False) -> P
         if not pickler.sent_modules:
             raise
         # What a local module holds and the function doesn't need (a lock, a connection) may stay.
-        pickler = Pickler(io.BytesIO(), lenient=True, apart=apart, maps=maps)
+        pickler = Pickler(
+            io.BytesIO(), lenient=True, min_external_bytes=min_external_bytes, maps=maps
+        )
         pickler.dump(value)
     return pickler
 
@@ -219,7 +221,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         Leave out of local modules what can't be pickled, instead of failing.
     entered
         Names of the modules whose contents are being tried; their contents aren't pickled.
-    apart
+    min_external_bytes
         Bytes from which buffers are left out of the pickle; None: none is.
     maps
         Send an array that maps a file as that file, and not as a copy of its elements.
@@ -246,18 +248,22 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         *,
         lenient: bool = False,
         entered: frozenset[str] = frozenset(),
-        apart: int | None = None,
+        min_external_bytes: int | None = None,
         maps: bool = False,
     ) -> None:
         self.buffers: list[memoryview] = []
         # Not a method: that would be a cycle, and keep what was pickled until it is collected.
-        leave_in = functools.partial(_leave_in, self.buffers, apart) if apart else None
+        leave_in = (
+            functools.partial(_leave_in, self.buffers, min_external_bytes)
+            if min_external_bytes
+            else None
+        )
         # cloudpickle's is a ChainMap, which takes longer to search than most objects to pickle.
         self.generators: list[Any] = []
         self.dispatch_table = copyreg.dispatch_table | _REDUCERS | reducers(self.generators)
         super().__init__(file, protocol=5, buffer_callback=leave_in)
         self.held: list[Any] = []
-        self._apart = apart
+        self._min_external_bytes = min_external_bytes
         self._maps = maps
         self._file = file
         self.filenames: set[str] = set()
@@ -266,12 +272,16 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         self._lenient = lenient
         self._entered = entered
 
-    def message(self, blobs: Blobs | None, what: str, large: int | None = None) -> bytes:
-        """Return what was pickled, as a message; large parts of it go to `blobs`."""
+    def message(
+        self, writer: ValueWriter | None, what: str, min_external_bytes: int | None = None
+    ) -> bytes:
+        """Return what was pickled, as a message; large parts of it go to `writer`."""
         body: bytes = self._file.getvalue()
-        if blobs is None:
+        if writer is None:
             return body
-        return blobs.pack(body, self.buffers, what, others=self.held, large=large)
+        return writer.pack(
+            body, self.buffers, what, others=self.held, min_external_bytes=min_external_bytes
+        )
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to make `obj` again; NotImplemented leaves it to pickle."""
@@ -297,13 +307,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return NotImplemented if by_reference(type(obj)) else reduce_member(obj)
         if isinstance(obj, lru_cache_wrapper):
             return self._reduce_lru_cache(obj)
-        if isinstance(obj, MessageWithRefs | Traveller):
+        if isinstance(obj, MessageWithRefs | TaskOnly):
             return self._reduce_holder(obj)
         if is_descriptor(obj):
             return reduce_descriptor(obj)
         if isinstance(obj, random.Random) and type(obj) is not random.Random:
             self.generators.append(obj)
-        return reduce_proxy(obj) if is_proxy(obj) else _reduce_tensor(obj, self._apart)
+        return reduce_proxy(obj) if is_proxy(obj) else _reduce_tensor(obj, self._min_external_bytes)
 
     def _reduce_holder(self, obj: Any) -> Any:
         if not isinstance(obj, MessageWithRefs | Ref):
@@ -312,7 +322,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         if isinstance(obj, MessageWithRefs):
             return NotImplemented
         # One in a pickle that may outlive us refers to what does so, too.
-        return obj.reduce_for_task() if self._apart else obj.reduce_lasting()
+        return obj.reduce_for_task() if self._min_external_bytes else obj.reduce_durable()
 
     def _reduce_function(self, func: types.FunctionType) -> Any:
         return reduce_generic(func) if is_generic(func) else self._dynamic_function_reduce(func)
@@ -414,25 +424,25 @@ def _is_numpys(obj: Any) -> bool:
     return is_numpys
 
 
-def _leave_in(apart: list[memoryview], large: int, buffer: pickle.PickleBuffer) -> bool:
-    """Return whether a buffer is small enough to stay in the pickle; add it to `apart` if not."""
+def _leave_in(left_out: list[memoryview], least: int, buffer: pickle.PickleBuffer) -> bool:
+    """Tell whether a buffer is small and stays in the pickle; if not, add it to `left_out`."""
     raw = buffer.raw()
-    if raw.nbytes < large:
+    if raw.nbytes < least:
         return True
-    apart.append(raw)
+    left_out.append(raw)
     return False
 
 
-def _reduce_tensor(obj: Any, large: int | None) -> Any:
+def _reduce_tensor(obj: Any, least: int | None) -> Any:
     """Send a large tensor of PyTorch as an array of NumPy in the same memory.
 
-    Its own way to pickle puts a copy into the pickle; NumPy's leaves the buffer out.
+    PyTorch would copy the tensor into the pickle; NumPy leaves its buffer out.
     """
     torch = sys.modules.get("torch")
     if torch is None or type(obj) is not getattr(torch, "Tensor", None) or vars(obj):
         return NotImplemented
     try:
-        is_large = large is not None and obj.nbytes >= large
+        is_large = least is not None and obj.nbytes >= least
         return (tensor_of, (obj.numpy(),)) if is_large else NotImplemented
     except (TypeError, RuntimeError):  # on another device, sparse, with gradients, of float8, ...
         return NotImplemented

@@ -12,7 +12,8 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, NoReturn
 
 from ..errors import NbstreamqError, NotPicklable
-from .large_values import ValueAddress, handles_of
+from .large_values import addresses_of
+from .mapped_files import ValueAddress
 
 #: Takes what the value is known by, the message that gives it, and where its parts lie.
 Fetch = Callable[[str, bytes, tuple[ValueAddress, ...]], Any]
@@ -22,7 +23,7 @@ _dependencies: ContextVar[Sequence[Any]] = ContextVar("nbstreamq_dependencies", 
 _collected: ContextVar[list[Any] | None] = ContextVar("nbstreamq_collected", default=None)
 
 
-class Traveller:
+class TaskOnly:
     """Base of what only nbstreamq itself can send: it means something where a task runs.
 
     Other picklers are refused. What they write could not be read, and a process pool of the
@@ -40,7 +41,7 @@ class Traveller:
         raise NotImplementedError
 
 
-class Ref(Traveller):
+class Ref(TaskOnly):
     """A value that `TaskQueue.put` stored once; as an argument, the task gets the value itself.
 
     Attributes
@@ -75,7 +76,7 @@ class Ref(Traveller):
         self.type_name = type_name
         self._data = data
         self._last = last
-        self._lasting: bytes | None = None
+        self._durable: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Ref to {self.type_name}, {self.size_bytes:,} bytes>"
@@ -83,24 +84,24 @@ class Ref(Traveller):
     def reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return self._reduce(self._data)
 
-    def reduce_lasting(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def reduce_durable(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return how to have the value again, also when this Ref is no more: for a week."""
-        if self._lasting is None:
-            self._lasting = self._last(self._data)
-        return self._reduce(self._lasting)
+        if self._durable is None:
+            self._durable = self._last(self._data)
+        return self._reduce(self._durable)
 
     def _reduce(self, data: bytes) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _resolve, (self.digest, bytes(data), handles_of(data))
+        return _resolve, (self.digest, bytes(data), addresses_of(data))
 
 
-def _resolve(digest: str, data: bytes, handles: tuple[ValueAddress, ...]) -> Any:
+def _resolve(digest: str, data: bytes, addresses: tuple[ValueAddress, ...]) -> Any:
     try:
         fetch = _fetch.get()
     except LookupError:
         raise NbstreamqError(
             "A Ref was unpickled outside a task; pass it as an argument of submit() or map()."
         ) from None
-    return fetch(digest, data, handles)
+    return fetch(digest, data, addresses)
 
 
 def dependency(index: int) -> Any:
@@ -108,7 +109,7 @@ def dependency(index: int) -> Any:
     return _dependencies.get()[index]
 
 
-def place_of(future: Any) -> int:
+def dependency_number(future: Any) -> int:
     """Return the number under which `future`'s result will be found where this is unpickled.
 
     Raises
@@ -134,7 +135,7 @@ def fetch_by(fetch: Fetch) -> None:
     _fetch.set(fetch)
 
 
-class collecting:  # noqa: N801 - used like a function; a generator would take thrice as long
+class collecting_futures:  # noqa: N801 - used like a function; a generator would take thrice as long
     """A context that gives the list of the futures that are met while pickling in it."""
 
     __slots__ = ("_token",)

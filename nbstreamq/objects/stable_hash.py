@@ -15,11 +15,11 @@ from typing import Any
 
 from .bytecode import OF_TEXT, steps_of
 from .classes import attributes_of, own_states
-from .functions import captured_globals
 from .modules import is_local
 from .pickler import Pickler, by_reference
-from .pickling import SIMPLE
+from .pickling import PLAIN
 from .references import Ref
+from .shell_lines import captured_globals
 from .standard import is_generic
 
 _DIGEST_BYTES = 16
@@ -31,7 +31,7 @@ _NAMED = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType,
 _OF_PROCESS = OF_TEXT | {"__orig_bases__", "__parameters__"}
 
 
-def identity(value: object) -> str:
+def stable_hash(value: object) -> str:
     """Return a digest, in hex, that is the same in each process where `value` is the same.
 
     Of functions, the code counts and what they capture; their name, place and documentation do not.
@@ -43,20 +43,20 @@ def identity(value: object) -> str:
     return file.hexdigest()
 
 
-def identities(fn: Any) -> dict[str, str]:
-    """Return the `identity` of each part of a function, by a name of the part for people.
+def part_hashes(fn: Any) -> dict[str, str]:
+    """Return the `stable_hash` of each part of a function, by a name of the part for people.
 
     What is no function of Python code, or is sent by reference, has one part, ``""``.
     """
     if not isinstance(fn, types.FunctionType) or by_reference(fn) or is_generic(fn):
-        return {"": identity(fn)}
-    return {name: identity(part) for name, part in _parts(fn).items() if part is not fn}
+        return {"": stable_hash(fn)}
+    return {name: stable_hash(part) for name, part in _parts(fn).items() if part is not fn}
 
 
-def inputs_digest(items: list[Any]) -> str:
+def inputs_hash(items: list[Any]) -> str:
     """Return a digest, in hex, that is the same where all items of a chunk are the same."""
     file = _Hash()
-    if SIMPLE.issuperset(map(type, items)):
+    if PLAIN.issuperset(map(type, items)):
         pickler = pickle.Pickler(file, 5)
         pickler.fast = True  # no references: two equal strings may be one object, or two
         pickler.dump(items)
@@ -112,7 +112,7 @@ class _IdentityPickler(Pickler):
                 self._in_order[id(obj)] = obj, _in_order(obj)
             return self._in_order[id(obj)][1]
         if isinstance(obj, set | frozenset):
-            return kind.__qualname__, sorted(map(identity, obj))
+            return kind.__qualname__, sorted(map(stable_hash, obj))
         return None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -132,7 +132,7 @@ class _IdentityPickler(Pickler):
 def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
     if {type(key) for key in known} in ({str}, {int}):
         return dict(sorted(known.items(), key=lambda item: item[0]))
-    return dict(sorted(known.items(), key=lambda item: identity(item[0])))
+    return dict(sorted(known.items(), key=lambda item: stable_hash(item[0])))
 
 
 def _parts(fn: types.FunctionType) -> dict[str, Any]:

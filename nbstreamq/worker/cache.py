@@ -13,17 +13,16 @@ from ..errors import FunctionMissing, SecretMismatch, ServerUnreachable, Signatu
 from ..objects.functions import LoadedFunction, load_function
 from ..objects.large_values import (
     Ask,
-    Blobs,
-    Everywhere,
-    Place,
-    ResultsOnServer,
-    ServerPlace,
-    UrlPlace,
-    ValueAddress,
+    ServerBackend,
+    ServerResults,
+    UrlBackend,
+    ValueBackend,
+    ValueReader,
+    ValueWriter,
     refused,
     register,
 )
-from ..objects.mapped_files import Segments, is_file
+from ..objects.mapped_files import MappedFiles, ValueAddress, is_file
 from ..objects.pickling import load
 from ..settings import Settings
 from ..wire.connection import RECONNECT
@@ -61,13 +60,13 @@ class _Cache(Generic[K, V]):
         self._kept.move_to_end(key)
         return found[2]
 
-    def put(self, key: K, cost: int, value: V, handles: Sequence[ValueAddress] = ()) -> V:
-        cost += sum(size for _, size in handles)
+    def put(self, key: K, cost: int, value: V, addresses: Sequence[ValueAddress] = ()) -> V:
+        cost += sum(size for _, size in addresses)
         self._drop(key)
         self.drop_stale()
         self._budget -= cost
-        self._kept[key] = (cost, handles, value)
-        if any(is_file(address) for address, _ in handles):
+        self._kept[key] = (cost, addresses, value)
+        if any(is_file(address) for address, _ in addresses):
             self._with_files.add((id(self), key))
         while self._budget < 0 and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
@@ -85,12 +84,12 @@ class _Cache(Generic[K, V]):
     def drop_stale(self) -> None:
         """Drop what the client has freed: else its memory would stay in use."""
         for key in [key for cache, key in self._with_files if cache == id(self)]:
-            handles = self._kept[key][1]
-            if not all(os.path.exists(a) for a, _ in handles if is_file(a)):  # noqa: PTH110
+            addresses = self._kept[key][1]
+            if not all(os.path.exists(a) for a, _ in addresses if is_file(a)):  # noqa: PTH110
                 self._drop(key)
 
 
-class _KeptOnServer(ServerPlace):
+class _KeptOnServer(ServerBackend):
     """Remembers what it has read: many tasks may need it."""
 
     def __init__(self, ask: Ask) -> None:
@@ -102,17 +101,17 @@ class _KeptOnServer(ServerPlace):
         return None if data is None else self._parts.put(name, len(data), data)
 
 
-class _Results(Blobs):
+class _Results(ValueWriter):
     """Writes results; where, is asked when there is a large one."""
 
-    def __init__(self, session: str, place_of: Callable[[str], Place]) -> None:
+    def __init__(self, session: str, backend_of: Callable[[str], ValueBackend]) -> None:
         self.session = session
-        self._place_of = place_of
+        self._backend_of = backend_of
         self._once = True
 
     @functools.cached_property
-    def place(self) -> Place:  # type: ignore[override]
-        return self._place_of(self.session)
+    def backend(self) -> ValueBackend:  # type: ignore[override]
+        return self._backend_of(self.session)
 
 
 class Values:
@@ -142,11 +141,11 @@ class Values:
         self._on_server = _KeptOnServer(self._ask)
         self._signer = signer
         self._has_files = has_files
-        self._reader = Everywhere(self._on_server, self._at_url(worker))
+        self._reader = ValueReader(self._on_server, self._at_url(worker))
         register(worker, self._reader)
         #: Whose values are asked for.
         self._job = ""
-        self._results = _Results("", self._place_of)
+        self._results = _Results("", self._backend_of)
         self._edits = Edits()
 
     def look_for_edits(self) -> None:
@@ -163,31 +162,31 @@ class Values:
         self._functions.drop_stale()
         self._values.drop_stale()
 
-    def results(self, job: str) -> Blobs | None:
+    def results(self, job: str) -> ValueWriter | None:
         """Return where large results of a job go; None: a named one's, which are to last."""
         if is_named(job):
             return None
         session = session_of(job)
         if session != self._results.session:
-            self._results = _Results(session, self._place_of)
+            self._results = _Results(session, self._backend_of)
         return self._results
 
-    def _place_of(self, session: str) -> Place:
+    def _backend_of(self, session: str) -> ValueBackend:
         """Return where a client finds its results."""
         if (at_url := self._at_url(session)) is not None:
             return at_url
-        files = Segments(session, self._settings) if self._has_files else None
+        files = MappedFiles(session, self._settings) if self._has_files else None
         if files is not None and files.exist():
             return files
 
         def tell(do: Callable[[Store], object], _: int) -> object:
             return self._ask(do)
 
-        return ResultsOnServer(self._ask, tell, tell, session)
+        return ServerResults(self._ask, tell, tell, session)
 
-    def _at_url(self, session: str) -> UrlPlace | None:
+    def _at_url(self, session: str) -> UrlBackend | None:
         url = self._settings.store
-        return UrlPlace(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
+        return UrlBackend(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
 
     def function(self, task: Task) -> LoadedFunction:
         """Return the function of `task`.
@@ -221,7 +220,7 @@ class Values:
             )
         loaded = load_function(data)
         key = (task.fn, "" if loaded.pure else task.job)
-        return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.handles)
+        return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.addresses)
 
     def _await_function(self, task: Task) -> bytes | None:
         """Ask the client for a function that the server does not hold, and wait for it a while."""
@@ -249,12 +248,12 @@ class Values:
             return True
         return False
 
-    def value(self, digest: str, data: bytes, handles: Sequence[ValueAddress]) -> Any:
+    def value(self, digest: str, data: bytes, addresses: Sequence[ValueAddress]) -> Any:
         """Return the value behind a `Ref`: as with functions, an object of this job's own."""
         known = self._values.get((digest, self._job))
         if known is not None:
             return known
-        return self._values.put((digest, self._job), len(data), load(data), handles)
+        return self._values.put((digest, self._job), len(data), load(data), addresses)
 
     def forked(self) -> None:
         """Leave the connection to the process that this one was forked from."""

@@ -25,7 +25,7 @@ import os, numpy
 from nbstreamq import TaskQueue
 queue = TaskQueue("dead", workers=0)
 queue.put(numpy.ones(100_000))
-print(queue._session.large.keeper.place.folders[0], flush=True)
+print(queue._session.large.value_store.backend.folders[0], flush=True)
 os.kill(os.getpid(), 9)
 """
 
@@ -130,7 +130,7 @@ def test_what_others_made_in_the_runtime_folder_stays(folders):
 def test_a_memory_folder_in_another_one_s_keeps_its_values(folders, monkeypatch, wait_until):
     with TaskQueue("outer", workers=1) as outer:
         outer_ref = outer.put(np.ones(300_000))
-        session = Path(outer._session.large.keeper.place.folders[0])
+        session = Path(outer._session.large.value_store.backend.folders[0])
         for inside in (session.parent / "inner", session / "inner"):
             monkeypatch.setenv("NBSTREAMQ_MEMORY_DIR", str(inside))
             with TaskQueue("inner", workers=1) as inner:
@@ -295,7 +295,7 @@ def test_a_stranger_gets_at_no_value(folders):
     folders.chmod(0o1777)
     with TaskQueue("q", workers=1) as queue:
         ref = queue.put(np.ones(300_000))
-        place = Path(queue._session.large.keeper.place.folders[0])
+        place = Path(queue._session.large.value_store.backend.folders[0])
         (value,) = [
             path for path in place.iterdir() if path.is_file() and path.stat().st_size > 1000
         ]
@@ -326,7 +326,7 @@ def test_a_value_in_a_folder_that_was_swapped_is_not_read(folders):
     folders.chmod(0o777)
     with TaskQueue("q", workers=1) as queue:
         ref = queue.put(np.ones(300_000))
-        place = Path(queue._session.large.keeper.place.folders[0])
+        place = Path(queue._session.large.value_store.backend.folders[0])
         (value,) = [
             path for path in place.iterdir() if path.is_file() and path.stat().st_size > 1000
         ]

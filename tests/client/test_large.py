@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
-from nbstreamq.objects.large_values import LARGE, ServerPlace
+from nbstreamq.objects.large_values import MIN_EXTERNAL_BYTES, ServerBackend
 from nbstreamq.objects.mapped_files import MIN_FREE
 from nbstreamq.objects.pickler import pickled
 from nbstreamq.wire.keys import Keys
 
-N = LARGE // 4  # of doubles: twice what is large
+N = MIN_EXTERNAL_BYTES // 4  # of doubles: twice what is large
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def anywhere(request, local, make_queue, tmp_path):
 
 def files_of(queue):
     """The files that hold a large value of the queue now."""
-    folder = Path(queue._session.large.keeper.place.folders[0])
+    folder = Path(queue._session.large.value_store.backend.folders[0])
     return [path for path in folder.iterdir() if path.is_file() and "@" not in path.name]
 
 
@@ -84,7 +84,7 @@ class TestAnywhere:
         assert (future.result(20) == 4 * array).all()
 
     def test_text_and_objects(self, anywhere):
-        text = "x" * (3 * LARGE)
+        text = "x" * (3 * MIN_EXTERNAL_BYTES)
         assert anywhere.submit(lambda t: t + "y", text).result(20) == text + "y"
         words = [f"word {k}" for k in range(60_000)]
         assert anywhere.submit(sorted, words).result(20) == sorted(words)
@@ -179,7 +179,9 @@ class TestFrames:
         assert (tensor[0], result[0]) == (0, 5)
         result[1] = 7
         assert torch.equal(result[2:], tensor[2:])
-        assert len(pickled(tensor, apart=LARGE).buffers) == 1  # it is not in the pickle
+        assert (
+            len(pickled(tensor, min_external_bytes=MIN_EXTERNAL_BYTES).buffers) == 1
+        )  # it is not in the pickle
         # What NumPy can't hold goes PyTorch's own way.
         for other in (tensor.bfloat16(), tensor.clone().requires_grad_(), tensor.to_sparse()):
             same = local.submit(lambda t: t, other).result(20)
@@ -241,13 +243,13 @@ class TestFiles:
     def test_gone_with_the_queue(self, array):
         with TaskQueue("large-closed", workers=1) as queue:
             ref = queue.put(array)
-            folder = Path(queue._session.large.keeper.place.folders[0])
+            folder = Path(queue._session.large.value_store.backend.folders[0])
             assert queue.submit(np.sum, ref).result(20) == array.sum()
         assert not folder.exists()
         with TaskQueue("large-closed", workers=1) as other:
             error = other.submit(np.sum, ref).exception(20)
         assert isinstance(error, NbstreamqError)
-        assert "the value of a Ref can't be had" in str(error)
+        assert "the value of a Ref is no longer available" in str(error)
         assert "Submit the call again" in str(error)
 
 
@@ -267,20 +269,20 @@ class TestServer:
         wait_until(lambda: not keys(), describe="no large values on the server")
 
     def test_keeps_parts(self, store, client, array, monkeypatch):
-        monkeypatch.setattr("nbstreamq.objects.large_values.PART_BYTES", LARGE - 1)
+        monkeypatch.setattr("nbstreamq.objects.large_values.PART_BYTES", MIN_EXTERNAL_BYTES - 1)
 
         def tell(do, _):
             return do(store)
 
-        place = ServerPlace(lambda question: question(store), tell, tell)
+        place = ServerBackend(lambda question: question(store), tell, tell)
         data = memoryview(array).cast("B")
-        handle = place.write(data), data.nbytes
+        address = place.write(data), data.nbytes
         pattern = store.keys.blob("*").replace("{", "\\{")
         assert len(list(client.scan_iter(pattern))) == 3
-        assert place.read(handle) == data
-        place.free(handle)
+        assert place.read(address) == data
+        place.free(address)
         assert list(client.scan_iter(pattern)) == []
-        assert place.read(handle) is None
+        assert place.read(address) is None
 
 
 class TestUrl:
@@ -298,7 +300,7 @@ class TestUrl:
 
     def test_refuses_what_somebody_else_wrote(self, make_queue, array, tmp_path):
         queue = make_queue(workers=0, store=f"file://{tmp_path}/store")
-        future = queue.submit(pickle.dumps, "x" * 2 * LARGE)
+        future = queue.submit(pickle.dumps, "x" * 2 * MIN_EXTERNAL_BYTES)
         (path,) = tmp_path.rglob("store/*/*")
         path.write_bytes(os.urandom(path.stat().st_size))
         queue.run(1)

@@ -326,7 +326,7 @@ class TestRefs:
 
     def test_of_another_queue(self, shared_queue, make_queue):
         ref = make_queue("-other", workers=0).put(1)
-        with pytest.raises(NbstreamqError, match="the value of a Ref can't be had"):
+        with pytest.raises(NbstreamqError, match="the value of a Ref is no longer available"):
             shared_queue.submit(abs, ref).result(10)
 
 

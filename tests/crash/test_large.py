@@ -20,7 +20,7 @@ array = np.ones(200_000)
 ref = queue.put(array)
 futures = [queue.submit(np.negative, array + k) for k in range(4)]
 results = [future.result(30) for future in futures]
-print(queue._session.large.keeper.place.folders[0], flush=True)
+print(queue._session.large.value_store.backend.folders[0], flush=True)
 print(queue.submit(__import__("os").getppid).result(30), flush=True)
 time.sleep(60)
 """
@@ -35,7 +35,7 @@ def local():
 
 
 def folder_of(queue):
-    return Path(queue._session.large.keeper.place.folders[0])
+    return Path(queue._session.large.value_store.backend.folders[0])
 
 
 def files_of(queue):

@@ -1,4 +1,4 @@
-"""A second interpreter, cells as a notebook runs them, and a place for large values."""
+"""A second interpreter, cells as a notebook runs them, and a backend for large values."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
             del sys.modules[name]
 
 
-class Place:
+class DictBackend:
     """Keeps large values in a dictionary, as a server would."""
 
-    large = 2**16
+    min_external_bytes = 2**16
 
     def __init__(self):
         self.values = {}
@@ -114,16 +114,16 @@ class Place:
         self.values[str(self.n_written)] = bytes(data)
         return str(self.n_written)
 
-    def read(self, handle):
-        return bytearray(self.values[handle[0]])
+    def read(self, address):
+        return bytearray(self.values[address[0]])
 
-    def free(self, handle):
-        self.values.pop(handle[0], None)  # twice, if the keeper is closed in between
+    def free(self, address):
+        self.values.pop(address[0], None)  # twice, if the store is closed in between
 
     def close(self):
         pass
 
 
 @pytest.fixture
-def place():
-    return Place()
+def backend():
+    return DictBackend()

@@ -13,7 +13,7 @@ import pytest
 
 import nbstreamq
 from nbstreamq.errors import NbstreamqError, NoRoom
-from nbstreamq.objects.mapped_files import Segments, SessionFolder, free, read, sweep
+from nbstreamq.objects.mapped_files import MappedFiles, SessionFolder, free, read, sweep
 from nbstreamq.settings import Settings
 
 SIZE = 1_200_000
@@ -36,23 +36,23 @@ def write(folder, byte, size=SIZE):
     return folder.write(memoryview(bytes([byte]) * size)), size
 
 
-def inode(handle):
-    return Path(handle[0]).stat().st_ino
+def inode(address):
+    return Path(address[0]).stat().st_ino
 
 
 def test_what_was_written_is_read_and_can_be_written_to(folder):
-    handle = write(folder, 1)
-    view = read(handle)
+    address = write(folder, 1)
+    view = read(address)
     view[0] = 9
     assert (view[0], view[1], len(view)) == (9, 1, SIZE)
-    assert read(handle)[0] == 1, "it is the reader's own"
+    assert read(address)[0] == 1, "it is the reader's own"
 
 
 def test_a_freed_file_is_written_again(folder):
-    handle = write(folder, 1)
-    before = inode(handle)
-    free(handle)
-    assert read(handle) is None
+    address = write(folder, 1)
+    before = inode(address)
+    free(address)
+    assert read(address) is None
     again = write(folder, 2, SIZE - 1000)
     assert inode(again) == before
     assert Path(again[0]).stat().st_size == SIZE - 1000
@@ -60,10 +60,10 @@ def test_a_freed_file_is_written_again(folder):
 
 
 def test_a_view_stays_as_it_is_when_its_file_is_freed(folder):
-    handle = write(folder, 1)
-    view = read(handle)
-    before = inode(handle)
-    free(handle)
+    address = write(folder, 1)
+    view = read(address)
+    before = inode(address)
+    free(address)
     assert inode(write(folder, 2)) != before
     assert bytes(view) == b"\1" * SIZE
     del view
@@ -71,9 +71,9 @@ def test_a_view_stays_as_it_is_when_its_file_is_freed(folder):
 
 
 def test_much_smaller_ones_leave_a_large_file_alone(folder):
-    handle = write(folder, 1, 10 * SIZE)
-    before = inode(handle)
-    free(handle)
+    address = write(folder, 1, 10 * SIZE)
+    before = inode(address)
+    free(address)
     assert inode(write(folder, 2)) != before
 
 
@@ -84,9 +84,9 @@ def test_small_files_are_not_kept_for_another(folder):
 
 def test_free_files_are_few_and_small(folder, monkeypatch):
     monkeypatch.setattr("nbstreamq.objects.mapped_files.MAX_FREE", 3 * SIZE)
-    handles = [write(folder, k) for k in range(5)]
-    for handle in handles:
-        free(handle)
+    addresses = [write(folder, k) for k in range(5)]
+    for address in addresses:
+        free(address)
     assert len(list(Path(folder.folders[0], "free").iterdir())) == 3
     free(write(folder, 9, 4 * SIZE))
     assert list(Path(folder.folders[0], "free").iterdir()) == []
@@ -96,11 +96,11 @@ def test_one_that_is_being_written_is_not_deleted(folder, monkeypatch):
     """Another process has locked a free file, and there is no room for one more."""
     free(write(folder, 1))
     (path,) = Path(folder.folders[0], "free").iterdir()
-    handle = write(folder, 2, 10 * SIZE)
+    address = write(folder, 2, 10 * SIZE)
     monkeypatch.setattr("nbstreamq.objects.mapped_files.MAX_FREE_FILES", 1)
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        free(handle)
+        free(address)
         assert path.exists()
     free(write(folder, 3, 10 * SIZE))
     assert not path.exists()
@@ -115,18 +115,18 @@ def test_what_needs_too_many_descriptors_is_copied(folder, monkeypatch):
 
 def test_a_closed_session_has_no_files_and_takes_none(settings):
     folder = SessionFolder("s2", settings)
-    handle = write(folder, 1)
-    view = read(handle)
+    address = write(folder, 1)
+    view = read(address)
     folder.close()
     assert view[0] == 1
-    assert read(handle) is None
-    free(handle)
+    assert read(address) is None
+    free(address)
     with pytest.raises(NbstreamqError, match="shut down"):
-        write(Segments("s2", settings), 1)
+        write(MappedFiles("s2", settings), 1)
 
 
 def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
-    handle = write(folder, 1)
+    address = write(folder, 1)
     script = (
         "import os\n"
         "from nbstreamq.objects.mapped_files import SessionFolder\n"
@@ -144,7 +144,7 @@ def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
     sweep(settings)
     assert not (settings.memory_dir / "dead").exists()
     assert not (settings.data_dir / "values" / "dead").exists()
-    assert read(handle)[0] == 1
+    assert read(address)[0] == 1
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 import nbstreamq
 from nbstreamq.objects import stable_hash as identity_module
-from nbstreamq.objects.stable_hash import identity, inputs_digest
+from nbstreamq.objects.stable_hash import inputs_hash, stable_hash
 
 REPOSITORY = Path(nbstreamq.__file__).parent.parent
 BASE = '''
@@ -81,7 +81,7 @@ def outer(depth):
 
 target = outer({depth})
 '''
-PRINT = "from nbstreamq.objects.stable_hash import identity; print(identity(target))"
+PRINT = "from nbstreamq.objects.stable_hash import stable_hash; print(stable_hash(target))"
 SAME = {
     "line": "",
     "factor": 3,
@@ -127,7 +127,7 @@ def test_the_same_in_a_script_and_in_a_notebook_s_cells():
     cells: dict[str, Any] = {"time": time}
     exec(source, cells)
     assert script["nap"].__code__.co_code != cells["nap"].__code__.co_code
-    assert identity(script["nap"]) == identity(cells["nap"])
+    assert stable_hash(script["nap"]) == stable_hash(cells["nap"])
 
 
 def test_another_after_any_change(identities):
@@ -173,14 +173,14 @@ def f(x):
     ids=["comment", "docstring", "docstring of a class", "docstring of a method"],
 )
 def test_what_is_said_of_the_code_is_not_the_code(old, new):
-    assert identity(made(CODE)) == identity(made(CODE.replace(old, new, 1)))
+    assert stable_hash(made(CODE)) == stable_hash(made(CODE.replace(old, new, 1)))
 
 
 def test_what_an_error_handler_protects_is_part_of_the_code():
     body = "        a += 1\n    except TypeError:\n        a = 0"
     inside = f"def f(x):\n    try:\n        a = len(x)\n{body}"
     outside = f"def f(x):\n    a = len(x)\n    try:\n{body}"
-    assert identity(made(inside)) != identity(made(outside))
+    assert stable_hash(made(inside)) != stable_hash(made(outside))
 
 
 def test_the_order_of_a_dict_does_not_count():
@@ -190,9 +190,9 @@ def test_the_order_of_a_dict_does_not_count():
         return found["f"]
 
     one, two = {"a": 1, "b": {2: 3, "c": 4}}, {"b": {"c": 4, 2: 3}, "a": 1}
-    assert identity(with_global(one)) == identity(with_global(two))
-    assert identity(with_global(one)) != identity(with_global({**one, "a": 2}))
-    assert inputs_digest([one]) == inputs_digest([two])
+    assert stable_hash(with_global(one)) == stable_hash(with_global(two))
+    assert stable_hash(with_global(one)) != stable_hash(with_global({**one, "a": 2}))
+    assert inputs_hash([one]) == inputs_hash([two])
 
 
 def test_a_dict_may_hold_itself():
@@ -200,7 +200,7 @@ def test_a_dict_may_hold_itself():
     for _ in range(2):
         loop: dict[str, Any] = {"b": 1, "a": []}
         loop["self"] = loop
-        found.append(identity(loop))
+        found.append(stable_hash(loop))
     assert found[0] == found[1]
 
 
@@ -208,9 +208,9 @@ def test_equal_strings_are_the_same_be_they_one_object_or_two():
     word, same = "some text", "".join(["some ", "text"])
     assert word is not same
     for one, two in (([word, word], [word, same]), ([(word, word)], [(word, same)])):
-        assert inputs_digest(one) == inputs_digest(two)
+        assert inputs_hash(one) == inputs_hash(two)
     row = (1, word)
-    assert inputs_digest([row, row]) == inputs_digest([row, (1, same)])
+    assert inputs_hash([row, row]) == inputs_hash([row, (1, same)])
 
 
 def test_the_parts_of_a_function():
@@ -220,7 +220,7 @@ def test_the_parts_of_a_function():
 
         return f
 
-    first, second = (identity_module.identities(make(*v)) for v in ((2, 10), (3, 11)))
+    first, second = (identity_module.part_hashes(make(*v)) for v in ((2, 10), (3, 11)))
     differing = [part for part in first if first[part] != second[part]]
     assert differing == ["`scale`", "the default of `most`"]
-    assert list(identity_module.identities(abs)) == [""]
+    assert list(identity_module.part_hashes(abs)) == [""]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbstreamq.objects.large_values import Blobs
+from nbstreamq.objects.large_values import ValueWriter
 from nbstreamq.objects.pickling import dump_batch, load_batch
 from nbstreamq.objects.remote_errors import dump_error
 from nbstreamq.objects.results import dump_outcomes, load_outcomes
@@ -88,10 +88,9 @@ nested = st.recursive(
 )
 
 
-def together(values, blobs=None):
+def together(values, writer=None):
     """What is found, and what has failed, after there and back."""
-    failed = {}
-    found = load_batch(dump_batch(values, blobs), failed)
+    found, failed = load_batch(dump_batch(values, writer))
     assert len(found) == len(values)
     assert all(found[k] is None for k in failed)
     return found, failed
@@ -200,8 +199,7 @@ def test_a_class_that_is_not_here_takes_only_its_own(monkeypatch):
     values = [Point(1), module.Some(2), {"x": 3}, module.Some(4), Point(5), Colour.RED, Decimal(2)]
     dumped = dump_batch(values, None)
     monkeypatch.delitem(sys.modules, "only_there")
-    failed = {}
-    found = load_batch(dumped, failed)
+    found, failed = load_batch(dumped)
     assert found == [Point(1), None, {"x": 3}, None, Point(5), Colour.RED, Decimal(2)]
     assert {k: type(e) for k, e in failed.items()} == dict.fromkeys([1, 3], ModuleNotFoundError)
 
@@ -255,14 +253,14 @@ def test_large_ones(last):
     assert found == [values[0], None if failed else last, *values[2:]]
 
 
-def test_what_must_be_pickled_alone_is_left_to_that(place):
+def test_what_must_be_pickled_alone_is_left_to_that(backend):
     numpy = pytest.importorskip("numpy")
-    blobs = Blobs("test-together", place)
+    writer = ValueWriter("test-together", backend)
     assert dump_batch([1, threading.Lock()], None) is None
-    assert dump_batch([1, numpy.zeros(place.large)], blobs) is None
-    assert dump_batch([Point(1), numpy.zeros(place.large)], blobs) is None
-    assert place.values == {}
-    assert together([{}, numpy.zeros(3)], blobs)[0][1].tolist() == [0, 0, 0]
+    assert dump_batch([1, numpy.zeros(backend.min_external_bytes)], writer) is None
+    assert dump_batch([Point(1), numpy.zeros(backend.min_external_bytes)], writer) is None
+    assert backend.values == {}
+    assert together([{}, numpy.zeros(3)], writer)[0][1].tolist() == [0, 0, 0]
 
 
 def test_what_failed_there_and_what_fails_here_are_told_apart():
