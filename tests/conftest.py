@@ -48,6 +48,9 @@ hypothesis.settings.load_profile("nbstreamq")
 # Under nohup, or in the background of a shell without job control, SIGINT is ignored, and processes
 # that tests start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Likewise SIGHUP. A handler is not inherited: what the tests start ends by it, and they don't.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 _queue_numbers = itertools.count(1)
 

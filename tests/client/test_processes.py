@@ -93,10 +93,10 @@ IN_FLIGHT = """
 import os, sys, time
 from pathlib import Path
 from nbstreamq import TaskQueue
-from nbstreamq.client import interrupts
+from nbstreamq.client import waiting
 from tests.interrupts import interrupt_wait
 
-interrupts.SPAN = 60
+waiting.SPAN = 60
 name, url, folder, end = sys.argv[1:]
 queue = TaskQueue(name, url, workers=2)
 

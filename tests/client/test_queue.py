@@ -144,16 +144,19 @@ class TestStatus:
         assert "default" in worker.lanes
         assert status.workers == tuple(shared_queue.workers())
 
-    def test_counts(self, make_queue):
+    def test_counts(self, make_queue, wait_until):
         queue = make_queue(workers=0)
         futures = [queue.submit(int) for _ in range(3)]
         futures += [queue.options(delay=60).submit(int), queue.options(lane="low").submit(int)]
         for future in futures[:3]:
             assert future.status.value == "waiting"
-        lanes = {lane.lane: lane for lane in queue.status().lanes}
+
+        def counts():
+            lanes = {lane.lane: lane for lane in queue.status().lanes}
+            return lanes["default"].waiting, lanes["default"].delayed, lanes["low"].waiting
+
+        wait_until(lambda: counts() == (3, 1, 1), describe="all submits to reach the server")
         assert queue.status().open_jobs == 3  # calls in quick succession are one
-        assert (lanes["default"].waiting, lanes["default"].delayed) == (3, 1)
-        assert lanes["low"].waiting == 1
         assert "lane default: 3 waiting, 0 running, 1 delayed" in repr(queue.status())
 
     def test_forgets_what_is_over(self, shared_queue):

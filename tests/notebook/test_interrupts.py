@@ -15,9 +15,9 @@ HANGS = 40
 PREPARE = """\
 import os, threading, time
 from nbstreamq import TaskQueue
-from nbstreamq.client import interrupts
+from nbstreamq.client import waiting
 from tests.interrupts import is_waiting
-interrupts.SPAN = 60
+waiting.SPAN = 60
 
 def tell():
     while not is_waiting(threading.main_thread()):
@@ -145,7 +145,7 @@ def test_twice_in_one_cell(kernel):
 
 
 def test_later_it_is_ignored_while_no_cell_runs(kernel):
-    kernel.run("interrupts.SPAN = 0")
+    kernel.run("waiting.SPAN = 0")
     interrupt_a_wait(kernel, kernel.interrupt)
     kernel.interrupt()
     assert INTACT in kernel.run(STATE)
