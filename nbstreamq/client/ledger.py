@@ -33,7 +33,7 @@ from ..objects.results import load_outcomes
 from ..tracebacks import trace_of
 from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of, size
 from ..wire.messages import Event, Options, State, Task
-from ..wire.store import Chunk, JobRecord
+from ..wire.records import Chunk, JobRecord
 
 
 class RunInfo(NamedTuple):

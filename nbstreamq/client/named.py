@@ -13,8 +13,9 @@ from ..objects.functions import FunctionPickle
 from ..objects.pickling import dump, load
 from ..objects.stable_hash import inputs_hash, part_hashes
 from ..wire.messages import Options, State
+from ..wire.records import Chunk, JobRecord
 from ..wire.replies import printable
-from ..wire.store import Chunk, JobRecord, Store
+from ..wire.store import Store
 from .channel import Order
 from .future import stored_function
 from .job import Futures, Job

@@ -14,7 +14,8 @@ from ..errors import JobChanged, JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
 from ..wire.item_ranges import EVERYTHING, ranges_of
 from ..wire.messages import Event, Options, State, Task
-from ..wire.store import DeadEntry, JobRecord, Store
+from ..wire.records import DeadEntry, JobRecord
+from ..wire.store import Store
 from .ledger import Ledger, NamedLedger, Payload
 from .session import Session
 from .submit import submit, task_of

@@ -14,9 +14,10 @@ from ..secret import Address
 from ..wire.item_ranges import items
 from ..wire.keys import LANES, is_named
 from ..wire.messages import State, Task
+from ..wire.records import DeadEntry, ServerFacts
 from ..wire.replies import MAX_TIME, printable
 from ..wire.settlement import KEPT_BYTES
-from ..wire.store import REPLAYED, DeadEntry, ServerFacts, Store
+from ..wire.store import REPLAYED, Store
 from ..worker_context import host
 from .future import TaskFuture, stored_function
 from .ledger import Ledger, Payload

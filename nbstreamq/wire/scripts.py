@@ -12,22 +12,22 @@ from .keys import DAY, WEEK
 from .messages import Fields
 
 NAMES = (
-    "admit",
-    "append",
-    "bury",
+    "check_secret",
+    "append_chunk",
+    "forget_worker",
     "cancel",
-    "close",
-    "delete",
+    "close_job",
+    "delete_job",
     "everywhere",
     "hasten",
     "heartbeat",
     "join",
-    "open",
-    "piece",
+    "open_job",
+    "read_piece",
     "promote",
     "refuse",
     "rerun",
-    "retire",
+    "retire_lane",
     "settle",
     "submit",
 )
@@ -65,8 +65,8 @@ def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
     return _run("settle", (control, *keys), (WEEK * 1000, *entries))
 
 
-def retire(lanes: str, stream: str, delayed: str, lane: str) -> Command:
-    return _run("retire", (lanes, stream, delayed), (lane, DAY))
+def retire_lane(lanes: str, stream: str, delayed: str, lane: str) -> Command:
+    return _run("retire_lane", (lanes, stream, delayed), (lane, DAY))
 
 
 def promote(delayed: str, lane: str, dead: str, refused: str, source: str) -> Command:
@@ -89,12 +89,12 @@ def hasten(control: str, delayed: Sequence[str], seconds: float) -> Command:
     return _run("hasten", (control, *delayed), (int(seconds * 1000),))
 
 
-def piece(stream: str, entry_id: bytes, start: int, size: int) -> Command:
-    return _run("piece", (stream,), (entry_id, start, size))
+def read_piece(stream: str, entry_id: bytes, start: int, size: int) -> Command:
+    return _run("read_piece", (stream,), (entry_id, start, size))
 
 
-def bury(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:
-    return _run("bury", (workers, own_lane, *lanes), (worker,))
+def forget_worker(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:
+    return _run("forget_worker", (workers, own_lane, *lanes), (worker,))
 
 
 def join(workers: str, setup: str, own_lane: str, worker: str, description: str) -> Command:
@@ -141,11 +141,11 @@ def refuse(
     return _run("refuse", (stream, dead, refused, meta), args)
 
 
-def admit(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
-    return _run("admit", (meta,), (write, fingerprint, *others))
+def check_secret(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
+    return _run("check_secret", (meta,), (write, fingerprint, *others))
 
 
-def open(  # noqa: A001 - the verb of the transition
+def open_job(
     jobs: str,
     job: str,
     events: str,
@@ -157,14 +157,14 @@ def open(  # noqa: A001 - the verb of the transition
     *,
     owned: Sequence[str],
 ) -> Command:
-    return _run("open", (jobs, job, events, *owned), (name, owner, new_job, about, WEEK, event))
+    return _run("open_job", (jobs, job, events, *owned), (name, owner, new_job, about, WEEK, event))
 
 
-def delete(jobs: str, owned: Sequence[str], name: str, job: str) -> Command:
-    return _run("delete", (jobs, *owned), (name, job))
+def delete_job(jobs: str, owned: Sequence[str], name: str, job: str) -> Command:
+    return _run("delete_job", (jobs, *owned), (name, job))
 
 
-def append(
+def append_chunk(
     job: str,
     inputs: str,
     control: str,
@@ -179,11 +179,11 @@ def append(
     task: Fields,
 ) -> Command:
     args = (first, number, mark, arguments, int(delay * 1000), WEEK, *task)
-    return _run("append", (job, inputs, control, lane, delayed), args)
+    return _run("append_chunk", (job, inputs, control, lane, delayed), args)
 
 
-def close(job: str, events: str, items: int, event: bytes) -> Command:
-    return _run("close", (job, events), (items, event))
+def close_job(job: str, events: str, items: int, event: bytes) -> Command:
+    return _run("close_job", (job, events), (items, event))
 
 
 def rerun(

@@ -1,4 +1,4 @@
-"""The only door to Redis: one method per transition of a task, and per question about a queue."""
+"""The only door to Redis: one method per transition of a task, and per query."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from socket import socket
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..arguments import check_queue_name
 from ..errors import DataLost, SecretMismatch, ServerRefused, SignatureError
 from . import scripts
 from .connection import REPLY_TIMEOUT, SPIN, Client, Command, MessageTooLarge, Wire, pack
-from .item_ranges import EVERYTHING, ItemRanges, format_ranges, items, read_ranges, size
+from .item_ranges import EVERYTHING, ItemRanges, format_ranges, read_ranges, size
 from .keys import (
     GROUP,
     LANES,
@@ -33,1223 +33,58 @@ from .keys import (
     tail_of,
 )
 from .messages import ControlMessage, Event, Fields, Task
-from .replies import MAX_COUNT, block_ms, count, mapping, printable, seconds, stream_entries
-from .settlement import (
-    KEPT_BYTES,
-    LETTER,
-    Delivery,
-    Settlement,
-    encode_return,
-    encode_settlements,
-    letter_name,
+from .records import (
+    Chunk,
+    DeadEntry,
+    JobRecord,
+    ServerFacts,
+    read_dead_entry,
+    read_info,
+    read_job,
+    read_worker,
+    server_facts,
 )
+from .replies import block_ms, count, mapping, printable, stream_entries
+from .settlement import KEPT_BYTES, Delivery, Settlement, encode_return, encode_settlements
 from .signing import ReplayCache, Signer
 
-#: Seconds for which one that was there is taken to be there still: until then, what is written in
-#: `cancelled` says what of it shall not run. Longer keeps that longer; shorter asks more often.
+#: Seconds for which a session or job that was there is assumed to be there still. Until then
+#: `cancelled` says which of its items must not run. Longer keeps that longer; shorter asks more
+#: often.
 TRUST = 30.0
-#: Most that are remembered.
+#: Most owners that are remembered.
 MOST_KNOWN = 10_000
-
-
-class SessionLiveness:
-    """Asks the server who is still there, now and then.
-
-    Parameters
-    ----------
-    wire, keys
-        Of a `Store`.
-    """
-
-    def __init__(self, wire: Wire, keys: Keys) -> None:
-        self._wire = wire
-        self._keys = keys
-        self._seen: dict[str, float] = {}
-        self._gone: set[str] = set()
-        self._tidied = time.monotonic()
-
-    def gone(self, jobs: Iterable[str]) -> set[str]:
-        """Return the owners of `jobs` that are there no more."""
-        owners = {session_of(job) for job in jobs}
-        since = time.monotonic() - TRUST
-        doubtful = [owner for owner in owners if self._seen.get(owner, since) <= since]
-        return self.missing(doubtful) if doubtful else set()
-
-    def tidy(self) -> None:
-        """Forget, now and then, what was cancelled of owners that are gone for long enough."""
-        if time.monotonic() < self._tidied + 2 * TRUST:
-            return
-        # All of them: rules for users of the server need not allow HKEYS.
-        names = mapping(self._wire.call(("HGETALL", self._keys.cancelled))[0])
-        jobs = {name.decode(errors="replace"): name for name in names if name != b"#"}
-        missing = self.missing([*{session_of(job) for job in jobs}])
-        old = [name for job, name in jobs.items() if session_of(job) in missing & self._gone]
-        if old:
-            self._wire.call(("HDEL", self._keys.cancelled, *old))
-        self._gone, self._tidied = missing, time.monotonic()
-
-    def missing(self, owners: list[str]) -> set[str]:
-        """Return those of `owners` that are there no more; asks the server."""
-        if not owners:
-            return set()
-        there = self._wire.call(*(("EXISTS", owner_key(self._keys, o)) for o in owners))
-        if len(self._seen) > MOST_KNOWN:
-            self._seen.clear()
-        now = time.monotonic()
-        self._seen.update((o, now) for o, known in zip(owners, there, strict=True) if known)
-        return {owner for owner, known in zip(owners, there, strict=True) if not known}
-
-
-#: Bytes that are read at a time of what is too large for one reply.
+#: Bytes that are read at a time of a value that is too large for one reply.
 PIECE_BYTES = 2**18
-
 #: About how many entries the dead stream keeps: the newest. More keeps evidence for longer.
 DEAD_ENTRIES = 1000
-#: Most bytes that are shown of a kind of message: others may have written any.
+#: Most bytes to show of a kind of message: others may have written it.
 _KIND_BYTES = 200
 #: Why a copy was refused.
 REPLAYED = (
     "A message that was dealt with before was refused. Likely cause: somebody who can write to the"
     " server put a copy there."
 )
-
-
-class Quarantine:
-    """Sets aside what is refused; the part of `Store` that both sides need.
-
-    An entry of the dead stream begins with why and from where: ``refused <reason> from <key>``.
-    """
-
-    keys: Keys
-    _wire: Wire
-    _signer: Signer
-    _seen: ReplayCache
-
-    def check_secret(self, *, write: bool = True) -> None:
-        """Raise `SecretMismatch` unless the queue was made with this secret, or is new.
-
-        Parameters
-        ----------
-        write
-            Whether a new queue gets this secret, and one with an older of ours gets the first.
-        """
-        mine, *others = self._signer.fingerprints()
-        command = scripts.admit(self.keys.meta, int(write), mine, others)
-        if not self._wire.call(command)[0]:
-            raise self._mismatch()
-
-    def _mismatch(self) -> SecretMismatch:
-        return SecretMismatch(
-            f"Queue {self.keys.queue!r} has another secret than this process: it was made with"
-            " another, or has got a new one. Set NBSTREAMQ_SECRET to the same value here and where"
-            " the queue is used. If nobody needs what the queue holds, delete it:"
-            f" `nbstreamq queues delete {self.keys.queue}`, with the server's URL if you gave one."
-        )
-
-    def refused(self) -> dict[str, int]:
-        """Return kind of message -> how many were refused, by all clients and workers."""
-        counts = mapping(self._wire.call(("HGETALL", self.keys.refused))[0])
-        return {
-            printable(kind[:_KIND_BYTES]): count(n) for kind, n in counts.items() if n.isdigit()
-        }
-
-    def _refuse(self, kind: str, stream: str, entry_id: bytes, error: Exception) -> bool:
-        """Move an entry of `stream` to the dead stream, unless somebody else just did.
-
-        Returns
-        -------
-        bool
-            False, and nothing done, if the queue has got a secret that we don't know: others may.
-        """
-        keys = self.keys
-        if str(error) == REPLAYED:
-            kind = f"replayed {kind}"
-        command = scripts.refuse(
-            stream,
-            keys.dead,
-            keys.refused,
-            keys.meta,
-            entry_id,
-            str(error),
-            kind,
-            tail_of(stream),
-            self._signer.fingerprints(),
-        )
-        # The server may be full, or forbid us that: what is sound goes on all the same.
-        with suppress(ServerRefused):
-            return bool(self._wire.call(command)[0] >= 0)
-        return True
-
-    def _event(self, field: Fields, home: str, *place: object) -> Event:
-        """Return an event; `SignatureError` if it is not signed, a copy, or not sent to `home`.
-
-        Parameters
-        ----------
-        place
-            Where in that stream it was read.
-        """
-        event = Event.decode(field, self._signer)
-        if session_of(event.job) != home:
-            raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
-        self._check_new(field[1], home, *place)
-        return event
-
-    def _check_new(self, signature: bytes, *place: object) -> None:
-        if self._seen.is_copy(signature, *place):
-            raise SignatureError(REPLAYED)
-
-    def _entry_in_pieces(self, stream: str, start: bytes) -> tuple[bytes, Fields] | None:
-        """Return the first entry of a stream from `start` on, which one reply can't carry."""
-        found = self._wire.call(scripts.piece(stream, start, 0, PIECE_BYTES))[0]
-        if not found:
-            return None
-        entry_id, lengths, data = found
-        whole = bytearray(data)
-        while len(whole) < sum(lengths):
-            found = self._wire.call(scripts.piece(stream, entry_id, len(whole), PIECE_BYTES))[0]
-            if not found or found[0] != entry_id:  # it was deleted meanwhile
-                return None
-            whole += found[2]
-        fields, at = [], 0
-        for n_bytes in lengths:
-            fields.append(bytes(whole[at : at + n_bytes]))
-            at += n_bytes
-        return entry_id, fields
-
-    def refuse_copy(self, delivery: Delivery) -> None:
-        """Move a copy of a task that has been run to the dead stream."""
-        lane = self.keys.lane(delivery.lane)
-        self._refuse("task", lane, delivery.entry_id, SignatureError(REPLAYED))
-
-    def _note_copies(self, settlements: Sequence[Settlement], replies: list[int]) -> None:
-        """Note in the dead stream what a named job had settled already, as a reply of 2 says."""
-        for settlement, reply in zip(settlements, replies, strict=True):
-            if reply == 2:
-                task = replace(settlement.delivery.task, args=b"")  # the job has them
-                lane = self.keys.lane(settlement.delivery.lane)
-                self._set_aside("replayed task", lane, task.encode(self._signer), REPLAYED)
-
-    def _set_aside(self, kind: str, source: str, fields: Fields, error: str) -> None:
-        """Note in the dead stream that `fields`, which are in no stream, were refused."""
-        dead, counts = self.keys.dead, self.keys.refused
-        kept = [part[:KEPT_BYTES] for part in fields]
-        why = ("refused", error, "from", tail_of(source), *kept)
-        with suppress(ServerRefused):
-            self._wire.call(
-                ("XADD", dead, "MAXLEN", "~", DEAD_ENTRIES, "*", *why),
-                ("EXPIRE", dead, WEEK),
-                ("HINCRBY", counts, kind, 1),
-                ("EXPIRE", counts, WEEK),
-            )
-
-
-#: Most bytes that are shown of a text that somebody else wrote.
-_SHOWN_BYTES = 200
-#: Why something is listed that none of us put there.
-_STRANGE = b"It was written here by somebody else."
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeadEntry:
-    """An entry of the dead stream.
-
-    Attributes
-    ----------
-    entry_id
-        Its id.
-    has_failed
-        Whether it failed for good; else it was refused.
-    reason
-        Why.
-    source
-        Which key it was in, without what all keys of the queue begin with.
-    lane
-        Where it can wait again; empty if that is not known.
-    task
-        What it says, if it is signed and whole; else None.
-    claim
-        Id of the task that it claims to be; empty if it claims none. Signed or not.
-    """
-
-    entry_id: bytes
-    has_failed: bool
-    reason: str
-    source: str
-    lane: str
-    task: Task | None
-    claim: str
-
-    @property
-    def items(self) -> tuple[int, ...]:
-        """Which items of its job the task is about."""
-        task = self.task
-        return tuple(task.n + item for item in items(task.span)) if task else ()
-
-
-class Dead(Quarantine):
-    """What becomes of the dead stream; the part of `Store` that is about it."""
-
-    def dead(self) -> list[DeadEntry]:
-        """Return what was refused or failed for good, the newest last."""
-        found = self._wire.call(("XRANGE", self.keys.dead, "-", "+"))[0]
-        return [self._read(entry_id, flat) for entry_id, flat in found]
-
-    def dead_entry(self, entry_id: bytes) -> DeadEntry | None:
-        """Return one entry; None if it is there no more."""
-        found = self._wire.call(("XRANGE", self.keys.dead, entry_id, entry_id))[0]
-        return self._read(*found[0]) if found else None
-
-    def letters_of(self, job: str) -> list[DeadEntry]:
-        """Return what failed for good of a job, as far as it is listed still."""
-        ids = self._wire.call(("LRANGE", self.keys.letters(session_of(job)), 0, -1))[0]
-        dead = self.keys.dead
-        found = self._wire.call(*(("XRANGE", dead, one, one) for one in ids)) if ids else []
-        entries = [self._read(*one[0]) for one in found if one]
-        return [e for e in entries if e.has_failed and e.task and e.task.job == job]
-
-    def forget_dead(self, *entries: DeadEntry) -> None:
-        """Drop entries, because somebody took care of them."""
-        for entry in entries:
-            letters = self.keys.letters(session_of(entry.task.job if entry.task else ""))
-            drop = ("XDEL", self.keys.dead, entry.entry_id), ("LREM", letters, 0, entry.entry_id)
-            self._wire.call(*drop)
-
-    def _read(self, entry_id: bytes, flat: Fields) -> DeadEntry:
-        if flat[0:4:2] not in ([b"refused", b"from"], [b"failed", b"from"]):
-            flat = [b"refused", _STRANGE, b"from", b"dead", *flat]
-        what, why, _, where, *entry = flat
-        source = _shown(where)
-        lane = source.partition(":")[2] if source.startswith(("lane:", "delayed:")) else ""
-        reason, has_failed, task = _shown(why), what == b"failed", None
-        try:
-            task = Task.decode(entry, self._signer) if lane else None
-            if has_failed:
-                reason = self._signer.unseal(LETTER, letter_name(where, entry), why).decode()
-        except (SignatureError, IndexError):
-            reason, has_failed, task = _shown(_STRANGE) if has_failed else reason, False, None
-        return DeadEntry(
-            entry_id=entry_id,
-            has_failed=has_failed,
-            reason=reason,
-            source=source,
-            lane=lane,
-            task=task,
-            claim=task.id_of(task.span[0].start) if task else _claim(entry),
-        )
-
-
-def _claim(flat: Fields) -> str:
-    """Return the id of the task that an unsigned entry says it is."""
-    said = dict(zip(flat[::2], flat[1::2], strict=False))
-    if b"job" not in said or b"n" not in said:
-        return ""
-    return f"{_shown(said[b'job'])}-{_shown(said[b'n'])}"
-
-
-def _shown(text: bytes) -> str:
-    return printable(text[:_SHOWN_BYTES])
-
-
-#: Part of the allowed memory above which it is said that it runs out.
-NEARLY_FULL = 0.8
-#: Exchanges of which the quickest counts, as the time that the network takes.
+#: Number of exchanges to time; the quickest counts.
 N_PINGS = 5
-#: The oldest versions that have all commands that are used.
-_OLDEST = {"Redis": 7, "Valkey": 8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerFacts:
-    """What a server says of itself; None where it does not tell.
-
-    Attributes
-    ----------
-    product, version
-        ``Redis`` or ``Valkey``.
-    used_bytes, limit_bytes
-        Memory in use, and how much of it is allowed; 0: no limit.
-    policy
-        What it does when that is used up.
-    saves
-        Whether it writes its data to a disk.
-    """
-
-    product: str = "Redis"
-    version: str | None = None
-    used_bytes: int | None = None
-    limit_bytes: int | None = None
-    policy: str | None = None
-    saves: bool | None = None
-
-    def problems(self) -> list[str]:
-        """Return what endangers tasks, in words, and what to do about it."""
-        found = []
-        major = (self.version or "").partition(".")[0]
-        if 0 < count(major) < _OLDEST[self.product]:
-            found.append(
-                f"{self.product} {self.version} is too old: nbstreamq needs Redis 7.0 or Valkey 8.0"
-                " at least."
-            )
-        if self.limit_bytes and self.policy not in (None, "noeviction"):
-            found.append(
-                f"the server drops data when its memory is full: maxmemory-policy is {self.policy}."
-                " Tasks and results would be lost without a word; set it to noeviction."
-            )
-        if self.saves is False:
-            found.append(
-                "the server saves nothing to disk: when it ends, all tasks and results are lost."
-                " Set `appendonly yes` in its configuration."
-            )
-        if self.limit_bytes and (self.used_bytes or 0) > NEARLY_FULL * self.limit_bytes:
-            used, limit = (self.used_bytes or 0) / 2**20, self.limit_bytes / 2**20
-            found.append(
-                f"the server's memory is {used / limit:.0%} full: {used:,.0f} of {limit:,.0f} MiB."
-                " When it is full, calls are refused; raise maxmemory, or submit less at a time."
-            )
-        return found
-
-
-class Health:
-    """Questions about the server; the part of `Store` for who looks after it."""
-
-    keys: Keys
-    _wire: Wire
-
-    def server_facts(self) -> ServerFacts:
-        """Return what the server tells of itself; managed ones may not tell all."""
-        try:
-            text = self._wire.call(("INFO",))[0]
-        except ServerRefused:
-            return ServerFacts()
-        lines = (line.partition(":") for line in _joined_text(text).splitlines())
-        info = {name: value.strip() for name, colon, value in lines if colon}
-        is_valkey = info.get("server_name") == "valkey"
-        return ServerFacts(
-            product="Valkey" if is_valkey else "Redis",
-            version=_shown_text(info.get("valkey_version" if is_valkey else "redis_version")),
-            used_bytes=_number_in(info.get("used_memory")),
-            limit_bytes=_number_in(info.get("maxmemory")),
-            policy=_shown_text(info.get("maxmemory_policy")),
-            saves=self._saves(info.get("aof_enabled")),
-        )
-
-    def _saves(self, aof_enabled: str | None) -> bool | None:
-        """Return whether there is an AOF, or there are save points, which only CONFIG tells."""
-        if aof_enabled == "1":
-            return True
-        try:
-            reply = self._wire.call(("CONFIG", "GET", "save"))[0]
-        except ServerRefused:
-            return None
-        values = list(reply.values()) if isinstance(reply, dict) else reply[1:2]
-        if not values:
-            return None
-        return bool(_joined_text(values[0])) or (None if aof_enabled is None else False)
-
-    def ping(self) -> float:
-        """Return the seconds that an exchange takes, at best."""
-        times = []
-        for _ in range(N_PINGS):
-            began = time.perf_counter()
-            self._wire.call(("PING",))
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    def clock_skew(self) -> float:
-        """Return by how many seconds the server's clock is ahead of ours."""
-        before = time.time()
-        seconds, micros = self._wire.call(("TIME",))[0]
-        return int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2
-
-
-def _joined_text(reply: Any) -> str:
-    return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
-
-
-def _shown_text(text: str | None) -> str | None:
-    return None if text is None else printable(text)
-
-
-def _number_in(text: str | None) -> int | None:
-    return count(text) if text and text.isdigit() else None
-
-
-#: Seconds that a large value may take on its way.
+#: Seconds that a large value may take to be sent or read.
 LARGE_TIMEOUT = 60.0
-
-
-class Values(Quarantine):
-    """The part of `Store` that keeps functions and values by digest."""
-
-    def put_function(self, digest: str, data: bytes) -> None:
-        """Keep a pickled function for a week from now."""
-        self._put(self.keys.function(digest), b"function", digest, data)
-
-    def get_function(self, digest: str) -> bytes | None:
-        """Return a pickled function; None if the server does not hold it.
-
-        Raises
-        ------
-        SignatureError
-            It is not signed with this queue's secret.
-        SecretMismatch
-            The queue has got another secret since.
-        """
-        return self._get(self.keys.function(digest), b"function", digest)
-
-    def put_blob(self, digest: str, data: bytes) -> None:
-        """Keep a pickled value for a week from now."""
-        self._put(self.keys.blob(digest), b"blob", digest, data)
-
-    def get_blob(self, digest: str) -> bytes | None:
-        """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
-        return self._get(self.keys.blob(digest), b"blob", digest)
-
-    def put_result(self, session: str, digest: str, data: bytes) -> None:
-        """Keep a result as `put_blob` does; the session deletes it, read or not, when it ends."""
-        # The name first: a worker may die between the two.
-        key = self.keys.results(session)
-        self._wire.call(("HSET", key, digest, ""), ("EXPIRE", key, WEEK))
-        self.put_blob(digest, data)
-
-    def drop_values(self, session: str, digests: Iterable[str] | None = None) -> None:
-        """Forget values of a session; None: all results that it has not read."""
-        key = self.keys.results(session)
-        if digests is None:
-            unread = mapping(self._wire.call(("HGETALL", key))[0])
-            digests = [name.decode(errors="replace") for name in unread]
-        if names := list(digests):
-            self._wire.call(("DEL", *map(self.keys.blob, names)), ("HDEL", key, *names))
-
-    def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
-        sealed = self._signer.seal(kind, digest.encode(), data)
-        self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
-
-    def _read_value(self, key: str) -> bytes | None:
-        try:
-            sealed: bytes | None = self._wire.call(
-                ("GET", key), timeout=LARGE_TIMEOUT, may_be_large=True
-            )[0]
-        except MessageTooLarge:
-            whole = bytearray()
-            while part := self._wire.call(
-                ("GETRANGE", key, len(whole), len(whole) + PIECE_BYTES - 1)
-            )[0]:
-                whole += part
-            return bytes(whole) or None
-        return sealed
-
-    def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
-        sealed = self._read_value(key)
-        try:
-            return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
-        except SignatureError as error:
-            self.check_secret(write=False)
-            self._set_aside(kind.decode(), key, [b"value", sealed or b""], str(error))
-            raise
-
-
-class Lanes:
-    """The part of `Store` that knows lanes as such."""
-
-    keys: Keys
-    _wire: Wire
-    #: The lanes that were submitted to through this connection.
-    _told: set[str]
-
-    def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
-        """Return for each of `lanes` its name, and its numbers of waiting and running entries.
-
-        With those of its homes.
-        """
-        homes = self.home_lanes()
-        found = []
-        for lane in lanes:
-            parts = [lane, *(home for home in homes if base_lane(home) == lane)]
-            counts = [self._counts(part) for part in parts]
-            found.append({"lane": lane, **{k: sum(c[k] for c in counts) for k in counts[0]}})
-        return found
-
-    def _counts(self, lane: str) -> dict[str, int]:
-        running = sum(self._pending(self.keys.lane(lane))[:1])
-        key = self.keys.lane(lane)
-        n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
-        # Not counted at the same moment: some may have been done in between.
-        counts = {"waiting": max(0, n - running), "running": running, "delayed": delayed}
-        return {**counts, "over": max(0, self._n_added(key) - n)}
-
-    def _n_added(self, key: str) -> int:
-        """Return how many entries were ever added to a stream; 0 if it is not there."""
-        try:
-            about = mapping(self._wire.call(("XINFO", "STREAM", key))[0])
-        except ServerRefused as error:
-            if "no such key" in str(error):
-                return 0
-            raise
-        return int(about[b"entries-added"])
-
-    def _pending(self, key: str, *which: Any) -> Any:
-        """Return what XPENDING says of a lane; nothing if it is not there."""
-        try:
-            return self._wire.call(("XPENDING", key, GROUP, *which))[0]
-        except ServerRefused as error:
-            if "NOGROUP" in str(error):
-                return []
-            raise
-
-    def ensure_lanes(self, lanes: Iterable[str]) -> None:
-        """Create the lanes, and their consumer group, that do not exist."""
-        for lane in lanes:
-            key = self.keys.lane(lane)
-            try:
-                self._wire.call(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
-                self._wire.call(("EXPIRE", key, MONTH))
-            except ServerRefused as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
-
-    def renew(self, lanes: Iterable[str] = LANES) -> None:
-        """Keep the queue, `lanes` and those of homes for another month; some is kept for ever."""
-        keys = self.keys
-        wanted = [keys.meta, keys.jobs, keys.setup, keys.lanes]
-        for lane in (*lanes, *self.home_lanes()):
-            wanted += keys.lane(lane), keys.delayed(lane)
-        self._wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
-
-    def used_lanes(self) -> frozenset[str]:
-        """Return those of `RARE` that somebody has submitted to, or that hold anything.
-
-        Nobody is told of the latter, if the server forgot, or refused to note, the former. All of
-        them, if it refuses to say. And the lanes of homes.
-        """
-        keys = self.keys
-        lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
-        try:
-            known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
-        except ServerRefused:
-            return frozenset(RARE)
-        used = {name.decode(errors="replace") for name in mapping(known)}
-        rare = (lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)
-        return frozenset((*rare, *filter(is_home_lane, used)))
-
-    def home_lanes(self) -> list[str]:
-        """Return the lanes of homes that may hold anything; none if the server refuses to say."""
-        try:
-            known = mapping(self._wire.call(("HGETALL", self.keys.lanes))[0])
-        except ServerRefused:
-            return []
-        return sorted(filter(is_home_lane, (name.decode(errors="replace") for name in known)))
-
-    def use_lanes(self, lanes: Collection[str]) -> None:
-        """Have supervisors know the lanes of homes, into which tasks were or will be put."""
-        keys = self.keys
-        tell = [("HSET", keys.lanes, lane, 1) for lane in lanes]
-        # A retired one would be gone in a day, with what it holds.
-        lasting = [("EXPIRE", keys.lane(lane), MONTH) for lane in lanes]
-        if any(self._wire.call(*tell, *lasting)[: len(tell)]):
-            self._wake_supervisors()
-
-    def retire_lanes(self, lanes: Iterable[str]) -> None:
-        """Forget those of `lanes`, which are homes', that hold nothing."""
-        keys = self.keys
-        retire = [scripts.retire(keys.lanes, keys.lane(n), keys.delayed(n), n) for n in lanes]
-        if retire:
-            self._wire.call(*retire)
-
-    def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
-        """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
-        replies = self._wire.call(*commands, **options)
-        if new := set(lanes) - self._told:
-            self._told |= new
-            with suppress(ServerRefused):  # that harms little: see `used_lanes`
-                self._wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
-                self._tell(new & set(RARE))
-        return replies
-
-    def _tell(self, lanes: set[str]) -> None:
-        keys = self.keys
-        if lanes and any(self._wire.call(*(("HSET", keys.lanes, lane, 1) for lane in lanes))):
-            self._wake_supervisors()
-
-    def _wake_supervisors(self) -> None:
-        keys = self.keys
-        wake = ("XADD", keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
-        lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
-        self._wire.call(wake, *lasting)
-
-
 #: Entries of an event stream that are read at a time.
 PAGE = 1000
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A message's worth of a named job's inputs: its first item, their number, and their digest."""
-
-    first: int
-    n_items: int
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobRecord:
-    """What the server keeps of a named job, but for its inputs and events.
-
-    Attributes
-    ----------
-    id, name
-        The job's id, and the name that people gave it.
-    about
-        What its client wrote down: function, lane, options, folder and interpreter.
-    chunks
-        What was submitted, in order.
-    n_items
-        How many items that are.
-    total
-        How many there are in all; None while more may come.
-    n_done, n_failed, n_cancelled
-        How many have ended in which way.
-    n_reruns
-        How often ended items were put into their lane again.
-    made
-        When it was made, in seconds since the epoch by the server's clock.
-    expires
-        In how many seconds it is forgotten; None: never.
-    """
-
-    id: str
-    name: str
-    about: dict[str, Any]
-    chunks: tuple[Chunk, ...]
-    n_items: int
-    total: int | None
-    n_done: int
-    n_failed: int
-    n_cancelled: int
-    n_reruns: int
-    made: float
-    expires: float | None
-
-    @property
-    def n_ended(self) -> int:
-        """How many items neither wait nor run."""
-        return self.n_done + self.n_failed + self.n_cancelled
-
-
-class NamedJobs(Quarantine, Lanes):
-    """The part of `Store` for named jobs."""
-
-    # -- what there is -------------------------------------------------------------------------
-
-    def job_names(self) -> dict[str, str]:
-        """Return name -> id, also of jobs that have expired."""
-        known = mapping(self._wire.call(("HGETALL", self.keys.jobs))[0])
-        return {
-            name.decode(errors="replace"): job.decode(errors="replace")
-            for name, job in known.items()
-        }
-
-    def find_job(self, name: str) -> JobRecord | None:
-        """Return the job of that name, None if there is none.
-
-        Raises
-        ------
-        SignatureError
-            The name leads to the job of another name: somebody else wrote that, since a job's id
-            begins with its name, and what is kept of it is bound to the id.
-        """
-        job = self._wire.call(("HGET", self.keys.jobs, name))[0]
-        if job is None:
-            return None
-        record = self.job_record(job.decode(errors="replace"))
-        if record is not None and record.name != name:
-            raise SignatureError(
-                f"The name {name!r} leads to the results of another job, {printable(record.id)}:"
-                " somebody else who can write to the server has changed that. Look who can;"
-                f" delete the field {name} of the hash {self.keys.jobs}, and make the job again."
-            )
-        return record
-
-    def job_record(self, job: str) -> JobRecord | None:
-        """Return what is kept of the job with that id; None if it was deleted, or has expired."""
-        key = self.keys.job(job)
-        reply, ttl = self._wire.call(("HGETALL", key), ("PTTL", key))
-        known = mapping(reply)
-        if b"about" not in known:
-            return None
-        chunks = sorted((_number(k), v) for k, v in known.items() if k.isdigit())
-        return JobRecord(
-            id=job,
-            name=job.rpartition(":")[0],
-            about=json.loads(self._signer.unseal(b"job", job.encode(), known[b"about"])),
-            chunks=_chunks(chunks, _number(known[b"n"])),
-            n_items=_number(known[b"n"]),
-            total=_number(known[b"total"]) if b"total" in known else None,
-            n_done=_number(known.get(b"done", b"0")),
-            n_failed=_number(known.get(b"failed", b"0")),
-            n_cancelled=_number(known.get(b"cancelled", b"0")),
-            n_reruns=_number(known[b"run"]),
-            made=seconds(known[b"made"]),
-            expires=ttl / 1000 if ttl >= 0 else None,
-        )
-
-    def readable_record(self, job: str, name: str) -> JobRecord | None:
-        """Return `job_record`; None also if somebody else wrote or damaged it, or its name."""
-        try:
-            record = self.job_record(job)
-        except (ValueError, KeyError):
-            return None
-        return record if record is not None and record.name == name else None
-
-    def has_open_jobs(self, homes: Collection[str] = ()) -> bool:
-        """Return whether a named job, of one of `homes` or of any, has items that are not over."""
-        jobs = {n: job for n, job in self.job_names().items() if not homes or home_of(job) in homes}
-        records = (self.readable_record(job, name) for name, job in jobs.items())
-        return any(record is not None and record.n_ended < record.n_items for record in records)
-
-    def job_bytes(self, job: str) -> int | None:
-        """Return how much memory the server needs for a job; None if it does not tell."""
-        try:
-            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in self._keys_of(job)))
-            return sum(n or 0 for n in usage)
-        except ServerRefused:
-            return None
-
-    def history(self, job: str, after: bytes) -> tuple[bytes, list[Event]]:
-        """Return the next events of a job after the entry `after`, and the id of the last entry.
-
-        Those with a wrong signature, of another job, or that came before, are left out and set
-        aside.
-        """
-        begin = b"-" if after == b"0" else b"(" + after
-        key = self.keys.events(job)
-        entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
-        events = []
-        for entry_id, flat in entries:
-            for k in range(0, len(flat), 2):
-                try:
-                    events.append(self._event(flat[k : k + 2], job, entry_id, k))
-                except SignatureError as error:
-                    self._refuse("event", key, entry_id, error)
-        return (entries[-1][0] if entries else after), events
-
-    def last_event(self, job: str) -> bytes:
-        """Return the id of the newest entry of a job's events."""
-        newest = self._wire.call(("XREVRANGE", self.keys.events(job), "+", "-", "COUNT", 1))[0]
-        return newest[0][0] if newest else b"0"
-
-    def job_inputs(self, job: str, first: int) -> bytes | None:
-        """Return the pickled items of the chunk that begins with item `first`."""
-        sealed = self._wire.call(("HGET", self.keys.inputs(job), first))[0]
-        return None if sealed is None else self._signer.unseal(b"inputs", _name(job, first), sealed)
-
-    # -- transitions ---------------------------------------------------------------------------
-
-    def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
-        """Make a named job; False if the name is that of another one than `instead_of`, an id.
-
-        That one is deleted; what of it is in a lane should be cancelled now.
-        """
-        keys = self.keys
-        owner = self.job_names().get(name, "")
-        if owner not in (job, instead_of) and self.job_record(owner) is not None:
-            return False
-        command = scripts.open(
-            keys.jobs,
-            keys.job(job),
-            keys.events(job),
-            name,
-            owner,
-            job,
-            self._about(job, about),
-            self._news("opened", job),
-            owned=self._keys_of(owner),
-        )
-        return bool(self._wire.call(command)[0])
-
-    def append_chunk(
-        self, job: str, chunk: Chunk, args: bytes, *, lane: str, delay: float, task: Fields
-    ) -> bool:
-        """Add a chunk to a job and submit it; False if the job does not end where it begins."""
-        keys = self.keys
-        command = scripts.append(
-            keys.job(job),
-            keys.inputs(job),
-            keys.control,
-            keys.lane(lane),
-            keys.delayed(lane),
-            first=chunk.first,
-            number=chunk.n_items,
-            mark=f"{chunk.n_items}:{chunk.digest}",
-            arguments=self._signer.seal(b"inputs", _name(job, chunk.first), args),
-            delay=delay,
-            task=task,
-        )
-        return bool(self._submit([lane], command)[0])
-
-    def close_job(self, job: str, n_items: int) -> bool:
-        """Say that the job has all its items; False if it has more or fewer."""
-        event = self._news("closed", job, n=n_items)
-        keys = self.keys
-        return bool(
-            self._wire.call(scripts.close(keys.job(job), keys.events(job), n_items, event))[0]
-        )
-
-    def rerun(
-        self,
-        record: JobRecord,
-        span: ItemRanges,
-        tasks: list[Fields],
-        *,
-        lane: str,
-        n_cancelled: int,
-        token: str,
-    ) -> int:
-        """Put ended items of a job into their lane again.
-
-        Parameters
-        ----------
-        record
-            The job as it was found, with what shall be said about it from now on.
-        span
-            The items: failed ones, and if `n_cancelled` is not 0 all that are cancelled.
-        tasks
-            What `encode_task` returned for them.
-        token
-            By which it is known that this was done already.
-
-        Returns
-        -------
-        int
-            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items
-            still lie in a lane, until a worker drops them.
-        """
-        keys = self.keys
-        command = scripts.rerun(
-            keys.job(record.id),
-            keys.events(record.id),
-            keys.cancelled,
-            keys.lane(lane),
-            keys.control,
-            last=record.n_reruns,
-            this_job=record.id,
-            about=self._about(record.id, record.about),
-            n_failed=size(span) - n_cancelled,
-            n_cancelled=n_cancelled,
-            event=self._news("rerun", record.id, span=span),
-            token=token,
-            order=ControlMessage(kind="resume", job=record.id, span=span).encode(self._signer),
-            messages=tasks,
-        )
-        return int(self._submit([lane], command)[0])
-
-    def keep_job(self, job: str) -> None:
-        """Never forget a job by itself, nor that its queue is this secret's."""
-        keys = *self._keys_of(job), self.keys.jobs, self.keys.meta
-        self._wire.call(*(("PERSIST", key) for key in keys))
-
-    def delete_job(self, name: str, job: str) -> None:
-        """Forget a job; what of it is in a lane should be cancelled first."""
-        keys = self.keys
-        self._wire.call(scripts.delete(keys.jobs, self._keys_of(job), name, job))
-        others = self.job_names().values()
-        if -1 not in (self._wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
-            # None that is left is kept for ever.
-            self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
-
-    def _keys_of(self, job: str) -> tuple[str, ...]:
-        keys = self.keys
-        return keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
-
-    def _about(self, job: str, about: dict[str, Any]) -> bytes:
-        return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
-
-    def _news(self, kind: str, job: str, **details: Any) -> bytes:
-        return Event(**{"kind": kind, "job": job, "n": 0, "worker": "", **details}).seal(
-            self._signer
-        )
-
-
-def _chunks(marks: list[tuple[int, bytes]], n_items: int) -> tuple[Chunk, ...]:
-    """Return a job's chunks, which follow one another; SignatureError if somebody changed them."""
-    chunks, end = [], 0
-    for first, mark in marks:
-        n, _, digest = mark.partition(b":")
-        chunks.append(Chunk(first, _number(n), printable(digest)))
-        if first != end:
-            break
-        end += _number(n)
-    if end != n_items:
-        raise SignatureError("What the server keeps of the job was changed: its inputs have gaps.")
-    return tuple(chunks)
-
-
-def _number(text: bytes) -> int:
-    """Return a number in a job's record; SignatureError if somebody has changed it to none."""
-    found = count(text)
-    if not text.isdigit() or found == MAX_COUNT:
-        raise SignatureError(
-            f"What the server keeps of the job was changed: {printable(text[:20])!r} is no number."
-        )
-    return found
-
-
-def _name(job: str, first: int) -> bytes:
-    return f"{job}/{first}".encode()
-
-
-#: What a worker's description may hold.
-_DESCRIPTION: dict[str, Any] = {
-    "node": str,
-    "host": str,
-    "supervisor": int,
-    "pid": int,
-    "python": str,
-    "state": str,
-    "lanes": list,
-    "homes": list,
-    "memory": int,
-    "cpu": float,
-}
-#: Process ids are below; os.kill takes no others.
-_PID_LIMIT = 2**31
 #: A clock that nobody sets, and that goes on while the machine sleeps; macOS's monotonic one does.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-#: Longest text in a description, and largest number: both are shown.
-_MAX_TEXT, _MAX_NUMBER = 1000, 2**53
-
-
-class Supervision(Dead, Health, Lanes):
-    """Signs of life, burials, due tasks, and orders."""
-
-    #: When this connection sent its last heartbeat, by `_CLOCK`.
-    _last_beat: float | None
-
-    def workers(self) -> dict[str, dict[str, Any]]:
-        """Return the registered workers: id -> description.
-
-        Descriptions carry no signature, since nothing of them is ever run; what is none is dropped.
-        """
-        described = mapping(self._wire.call(("HGETALL", self.keys.workers))[0])
-        found = {}
-        for name, text in described.items():
-            try:
-                found[_text(name.decode())] = _description(text)
-            except (ValueError, RecursionError):
-                if self._wire.call(("HDEL", self.keys.workers, name))[0]:
-                    problem = "A worker's description could not be read."
-                    self._set_aside(
-                        "worker", self.keys.workers, [b"value", name + b" " + text], problem
-                    )
-        return found
-
-    def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
-        """Register a worker, and return the set-up tasks that it must run first."""
-        keys = self.keys
-        own = keys.lane(f"@{worker}")
-        entries = self._wire.call(
-            scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
-        )[0]
-        tasks = []
-        for entry_id, fields in entries:
-            try:
-                task = Task.decode(fields, self._signer, b"setup")
-                self._check_new(fields[-1], keys.setup, entry_id)
-                tasks.append(task)
-            except SignatureError as error:
-                self._refuse("setup", keys.setup, entry_id, error)
-        return tasks
-
-    def heartbeat(
-        self, node: str, workers: dict[str, dict[str, Any]]
-    ) -> tuple[float, dict[str, float]]:
-        """Say that `node` and its workers live.
-
-        Returns
-        -------
-        tuple
-            By how many seconds the server's clock went back since this connection's last heartbeat,
-            0 if it did not: see `hasten`; and the last heartbeat of each node, by that clock.
-        """
-        descriptions = [part for w, d in workers.items() for part in (w, json.dumps(d))]
-        keys = self.keys
-        own_lanes = [keys.lane(f"@{worker}") for worker in workers]
-        before, self._last_beat = self._last_beat, time.clock_gettime(_CLOCK)
-        elapsed = 0.0 if before is None else self._last_beat - before
-        command = scripts.heartbeat(
-            keys.nodes, keys.workers, own_lanes, node, elapsed, descriptions
-        )
-        step, *flat = self._wire.call(command)[0]
-        beats = {}
-        for name, beat in mapping(flat).items():
-            try:
-                beats[name.decode()] = float(beat)
-            except ValueError:  # not UTF-8
-                self._wire.call(("ZREM", keys.nodes, name))
-        return int(step) / 1000, beats
-
-    def hasten(self, seconds: float, lanes: Iterable[str]) -> None:
-        """Make delayed tasks due earlier by as much as the server's clock went back."""
-        delayed = [self.keys.delayed(lane) for lane in lanes]
-        self._wire.call(scripts.hasten(self.keys.control, delayed, seconds))
-
-    def forget_node(self, node: str) -> None:
-        """Drop a node whose workers are all buried."""
-        self._wire.call(("ZREM", self.keys.nodes, node), ("HDEL", self.keys.troubles, node))
-
-    def tell_trouble(self, node: str, text: str) -> None:
-        """Say what is wrong with the workers of `node`; empty: nothing is."""
-        key = self.keys.troubles
-        if not text:
-            self._wire.call(("HDEL", key, node))
-            return
-        sealed = self._signer.seal(b"trouble", node.encode(), text.encode())
-        self._wire.call(("HSET", key, node, sealed), ("EXPIRE", key, WEEK))
-
-    def troubles(self) -> list[str]:
-        """Return what supervisors say is wrong with their workers; unsigned words are left out."""
-        said = mapping(self._wire.call(("HGETALL", self.keys.troubles))[0])
-        found = []
-        for node, sealed in sorted(said.items()):
-            with suppress(SignatureError):
-                found.append(self._signer.unseal(b"trouble", node, sealed).decode())
-        return found
-
-    def bury(self, worker: str, lanes: Iterable[str]) -> bool:
-        """Forget a dead worker; False if it still holds entries, which `held` then returns."""
-        keys = self.keys
-        lane_keys = [keys.lane(lane) for lane in lanes]
-        command = scripts.bury(keys.workers, keys.lane(f"@{worker}"), lane_keys, worker)
-        return bool(self._wire.call(command)[0])
-
-    def has_tasks(self, lanes: Iterable[str]) -> bool:
-        """Return whether anything waits, runs or is delayed in `lanes`."""
-        keys = self.keys
-        asked = [(("XLEN", keys.lane(n)), ("ZCARD", keys.delayed(n))) for n in lanes]
-        return any(self._wire.call(*(command for pair in asked for command in pair)))
-
-    def promote(self, lanes: Iterable[str]) -> float | None:
-        """Move due tasks into their lanes; return seconds until the next is due, None if none."""
-        keys = self.keys
-        moves = []
-        for lane in lanes:
-            delayed = keys.delayed(lane)
-            source = tail_of(delayed)
-            moves.append(scripts.promote(delayed, keys.lane(lane), keys.dead, keys.refused, source))
-        waits = self._wire.call(*moves)
-        due = [wait / 1000 for wait in waits if wait >= 0]
-        return min(due) if due else None
-
-    def await_control(self, after: bytes, block: float = 30.0) -> None:
-        """Ask, for at most `block` seconds, for the control entries after `after`.
-
-        `controls` returns them.
-        """
-        self._wire.send(("XREAD", "BLOCK", block_ms(block), "STREAMS", self.keys.control, after))
-
-    def controls(self, after: bytes) -> tuple[bytes, list[ControlMessage]]:
-        """Return the id of the last control entry, and those that carry an order."""
-        entries = stream_entries(self._wire.receive())
-        orders = []
-        for _, entry_id, fields in entries:
-            # Unsigned entries are mere wake-ups.
-            if b"sig" not in fields[::2]:
-                continue
-            try:
-                order = ControlMessage.decode(fields, self._signer)
-                self._check_new(fields[-1], self.keys.control, entry_id)
-                orders.append(order)
-            except SignatureError as error:
-                self._refuse("control", self.keys.control, entry_id, error)
-        return (entries[-1][1] if entries else after), orders
-
-    def last_control(self) -> bytes:
-        """Return the id of the newest control entry, where a new supervisor starts to listen."""
-        newest = self._wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
-        return newest[0][0] if newest else b"0"
-
-    def queue_names(self, having: str = "meta") -> list[str]:
-        """Return the names of the queues on the server that have a key of this kind: all.
-
-        Of a cluster, only those on this queue's node.
-        """
-        start, end = f"{PREFIX}:{{", f"}}:{having}"
-        found = self._scan(f"{start}*{end}")
-        names = (key.decode(errors="replace")[len(start) : -len(end)] for key in found)
-        return sorted(filter(_is_queue_name, names))  # others may have written any key
-
-    def delete_queue(self) -> int:
-        """Delete all keys of the queue; return how many there were."""
-        start = self.keys.meta.removesuffix("meta")
-        literal = re.sub(r"([][*?^\\-])", r"\\\1", start)
-        found = self._scan(f"{literal}*")
-        return sum(self._wire.call(("UNLINK", *found))) if found else 0
-
-    def _scan(self, pattern: str) -> list[bytes]:
-        cursor, found = b"0", set[bytes]()
-        while True:
-            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            cursor, keys = self._wire.call(scan)[0]
-            found.update(keys)
-            if cursor == b"0":
-                return sorted(found)
-
-    def known_lanes(self) -> list[str]:
-        """Return the usual lanes, those that registered workers serve, and those of homes."""
-        served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
-        return [*LANES, *sorted(served - set(LANES)), *self.home_lanes()]
-
-
-def _is_queue_name(text: str) -> bool:
-    try:
-        check_queue_name("name", text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_sound(value: Any, name: str) -> bool:
-    """Return whether a part of a description can be used, and shown."""
-    if isinstance(value, str):
-        return len(value) <= _MAX_TEXT and value.isprintable()
-    if isinstance(value, list):
-        return all(isinstance(one, str) and _is_sound(one, name) for one in value)
-    limit = _PID_LIMIT if name in ("pid", "supervisor") else _MAX_NUMBER
-    return bool(0 <= value < limit)  # and no NaN
-
-
-def _text(text: str) -> str:
-    """Return a worker's name; ValueError if none has such a name."""
-    if not _is_sound(text, "name"):
-        raise ValueError("not a name")
-    return text
-
-
-def _description(text: bytes) -> dict[str, Any]:
-    """Return a worker's description; ValueError if it is none, or holds what nobody can use."""
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("not a description")  # noqa: TRY004 - of what was sent, not of our own
-    for name, kind in _DESCRIPTION.items():
-        value = found.get(name, kind())
-        if type(value) is not kind or not _is_sound(value, name):
-            raise ValueError(f"not a description: {name}")
-    json.dumps(found, ensure_ascii=False).encode()  # ValueError: a half of a surrogate pair
-    return found
-
-
-#: Entries that an event stream may hold though they were read; fewer cost more commands.
+#: Entries that an event stream may hold after they were read; fewer cost more commands.
 TRIM_EVERY = 100
 #: Most entries that are dropped from a lane at a time: the server's other users wait meanwhile.
 MOST_DROPPED = 100
 #: How many commands that take tasks are kept packed.
 MOST_READ_COMMANDS = 64
 _MULTI, _EXEC = pack(("MULTI",)), pack(("EXEC",))
-#: Seconds after which a session says again that it is there, and that its queue is used.
+#: Seconds after which a session renews its own lifetime and its queue's.
 RENEW_EVERY = 3600.0
 
 
-class Store(NamedJobs, Supervision, Values):
+class Store:
     """A queue on a server, through one connection. Not for two threads at once: see `clone`.
 
     Every method raises `ServerUnreachable` when the connection fails and `ServerRefused` when
@@ -1263,32 +98,38 @@ class Store(NamedJobs, Supervision, Values):
         Name of the queue.
     signer
         Signs what is written and checks what is read.
-    seen
-        What was read already, through whichever connection; None: nothing.
+    replays
+        What was read already, through any connection; None: nothing.
     """
 
     def __init__(
-        self, client: Client, queue: str, signer: Signer, seen: ReplayCache | None = None
+        self, client: Client, queue: str, signer: Signer, replays: ReplayCache | None = None
     ) -> None:
         self.keys = Keys(queue)
         self._client = client
         self._signer = signer
-        self._seen = seen or ReplayCache()
+        self._replays = replays or ReplayCache()
+        self._wire = Wire(client, self.keys.meta, scripts.texts())
         self._n_read, self._renewal = 0, time.monotonic() + RENEW_EVERY
         self._asked: dict[bytes, str] = {}
         self._ask_version = pack(("HGET", self.keys.cancelled, "#"))
         #: Number of the last change that was read, and job -> cancelled items.
         self._cancellations: tuple[bytes, dict[str, ItemRanges]] = (b"", {})
+        #: The lanes that were submitted to through this connection.
         self._told = set[str]()
-        self._last_beat = None
+        #: When this connection sent its last heartbeat, by `_CLOCK`.
+        self._last_beat: float | None = None
         self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
         self._read_commands: dict[tuple[Any, ...], bytes] = {}
-        self._wire = Wire(client, self.keys.meta, scripts.texts())
-        self.owners = SessionLiveness(self._wire, self.keys)
+        #: When each session or named job was last found on the server.
+        self._owners_seen: dict[str, float] = {}
+        #: Those whose cancellations are dropped if they are still missing the next time.
+        self._owners_missing = set[str]()
+        self._tidied = time.monotonic()
 
     def clone(self) -> Store:
         """Return the same queue through another connection."""
-        return Store(self._client, self.keys.queue, self._signer, self._seen)
+        return Store(self._client, self.keys.queue, self._signer, self._replays)
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
@@ -1302,7 +143,7 @@ class Store(NamedJobs, Supervision, Values):
         """Return what can be read when that is so; nothing while not connected."""
         return self._wire.sockets()
 
-    # -- client --------------------------------------------------------------------------------
+    # -- tasks: the client's side --------------------------------------------------------------
 
     def encode_task(self, task: Task) -> Fields:
         """Return the stream fields of `task`, for `submit`."""
@@ -1355,80 +196,20 @@ class Store(NamedJobs, Supervision, Values):
             self._submit(index, scripts.submit(key, self.keys.control, lanes, batch, args))[0]
         )
 
-    def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
-        """Ask for the next events, for at most `block` seconds; `events` returns them.
+    def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
+        """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
+        replies = self._wire.call(*commands, **options)
+        if new := set(lanes) - self._told:
+            self._told |= new
+            with suppress(ServerRefused):  # that harms little: see `used_lanes`
+                self._wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
+                self._tell(new & set(RARE))
+        return replies
 
-        What was returned earlier is dropped from the session's stream, now and then.
-
-        Parameters
-        ----------
-        after
-            For the session, and each named job that is followed, the id of the last entry.
-        """
-        if self._n_read > TRIM_EVERY:
-            # MINID keeps entries >= its argument: what lies before the last one that was read.
-            self._n_read = 0
-            self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
-        if time.monotonic() > self._renewal:
-            # What waits for long is wanted still.
-            self._renewal = time.monotonic() + RENEW_EVERY
-            self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
-            self.renew()
-        keys = [self.keys.events(name) for name in after]
-        self._asked = dict(zip(map(str.encode, keys), after, strict=True))
-        read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")
-        self._wire.send((*read, *keys, *after.values()))
-
-    def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
-        """Return the events that were asked for; `after` then names the last entries.
-
-        One with a wrong signature, of another session, or that came before, comes as the error; its
-        entry is set aside.
-        """
-        entries = self._received(after)
-        self._n_read += len(entries)
-        found: list[Event | SignatureError] = []
-        for key, entry_id, flat in entries:
-            home, forged = self._asked[key], None
-            after[home] = entry_id
-            for k in range(0, len(flat), 2):
-                try:
-                    found.append(self._event(flat[k : k + 2], home, entry_id, k))
-                except SignatureError as error:
-                    found.append(forged := error)
-            if forged and not self._refuse("event", key.decode(), entry_id, forged):
-                found[found.index(forged)] = SignatureError(str(self._mismatch()))
-        return found
-
-    def _received(self, after: dict[str, bytes]) -> list[tuple[bytes, bytes, Fields]]:
-        """Return (stream, id, fields) for each entry of the reply that is there."""
-        try:
-            return stream_entries(self._wire.receive())
-        except MessageTooLarge:
-            entries = []
-            for key, home in self._asked.items():
-                entry = self._entry_in_pieces(key.decode(), b"(" + _full(after[home]))
-                entries += [(key, *entry)] if entry else []
-            return entries
-
-    def forget_session(self, session: str) -> None:
-        """Drop what the server keeps for a client that is done."""
-        self.drop_values(session)
-        self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
-
-    def remembers(self, session: str, batch: int) -> bool:
-        """Return whether the server still knows the queue, and that it took `batch`; 0: any.
-
-        Who asks is there: its calls are wanted for another week, and what comes of them, though its
-        number may have expired.
-        """
-        key = self.keys.session(session)
-        known, last, _ = self._wire.call(
-            ("HEXISTS", self.keys.meta, "secret"), ("GET", key), ("EXPIRE", key, WEEK)
-        )
-        if known and not batch and last is None:
-            self._wire.call(("SET", key, 0, "NX", "EX", WEEK))
-        return bool(known) and count(last) >= batch
+    def _tell(self, lanes: set[str]) -> None:
+        keys = self.keys
+        if lanes and any(self._wire.call(*(("HSET", keys.lanes, lane, 1) for lane in lanes))):
+            self._wake_supervisors()
 
     def cancel(
         self, job: str, span: ItemRanges, newly: ItemRanges, *, run: int | None = None
@@ -1487,7 +268,96 @@ class Store(NamedJobs, Supervision, Values):
         there = ("SET", keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
         return bool(self._wire.call(command, there)[0])
 
-    # -- worker --------------------------------------------------------------------------------
+    def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
+        """Ask for the next events, for at most `block` seconds; `events` returns them.
+
+        What was returned earlier is dropped from the session's stream, now and then.
+
+        Parameters
+        ----------
+        after
+            For the session, and each named job that is followed, the id of the last entry.
+        """
+        if self._n_read > TRIM_EVERY:
+            # MINID keeps entries >= its argument: what lies before the last one that was read.
+            self._n_read = 0
+            self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
+        if time.monotonic() > self._renewal:
+            # What waits for long is wanted still.
+            self._renewal = time.monotonic() + RENEW_EVERY
+            self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
+            self.renew()
+        keys = [self.keys.events(name) for name in after]
+        self._asked = dict(zip(map(str.encode, keys), after, strict=True))
+        read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")
+        self._wire.send((*read, *keys, *after.values()))
+
+    def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
+        """Return the events that were asked for; `after` then names the last entries.
+
+        One with a wrong signature, of another session, or that came before, comes as the error; its
+        entry is set aside.
+        """
+        entries = self._received(after)
+        self._n_read += len(entries)
+        found: list[Event | SignatureError] = []
+        for key, entry_id, flat in entries:
+            home, forged = self._asked[key], None
+            after[home] = entry_id
+            for k in range(0, len(flat), 2):
+                try:
+                    found.append(self._event(flat[k : k + 2], home, entry_id, k))
+                except SignatureError as error:
+                    found.append(forged := error)
+            if forged and not self._refuse("event", key.decode(), entry_id, forged):
+                found[found.index(forged)] = SignatureError(str(self._mismatch()))
+        return found
+
+    def _received(self, after: dict[str, bytes]) -> list[tuple[bytes, bytes, Fields]]:
+        """Return (stream, id, fields) for each entry of the reply that is there."""
+        try:
+            return stream_entries(self._wire.receive())
+        except MessageTooLarge:
+            entries = []
+            for key, home in self._asked.items():
+                entry = self._read_pieces(key.decode(), b"(" + _full(after[home]))
+                entries += [(key, *entry)] if entry else []
+            return entries
+
+    def _event(self, field: Fields, home: str, *place: object) -> Event:
+        """Return an event; `SignatureError` if it is not signed, a copy, or not sent to `home`.
+
+        Parameters
+        ----------
+        place
+            Where in that stream it was read.
+        """
+        event = Event.decode(field, self._signer)
+        if session_of(event.job) != home:
+            raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
+        self._check_new(field[1], home, *place)
+        return event
+
+    def remembers(self, session: str, batch: int) -> bool:
+        """Return whether the server still knows the queue, and that it took `batch`; 0: any.
+
+        Who asks is there: its calls are wanted for another week, and what comes of them, though its
+        number may have expired.
+        """
+        key = self.keys.session(session)
+        known, last, _ = self._wire.call(
+            ("HEXISTS", self.keys.meta, "secret"), ("GET", key), ("EXPIRE", key, WEEK)
+        )
+        if known and not batch and last is None:
+            self._wire.call(("SET", key, 0, "NX", "EX", WEEK))
+        return bool(known) and count(last) >= batch
+
+    def forget_session(self, session: str) -> None:
+        """Drop what the server keeps for a client that is done."""
+        self.drop_values(session)
+        self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
+
+    # -- tasks: the worker's side --------------------------------------------------------------
 
     def take(
         self,
@@ -1551,55 +421,6 @@ class Store(NamedJobs, Supervision, Values):
             return error
         return DataLost(f"The server has lost the lanes of {self.keys.queue!r}.")
 
-    def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
-        """Return what `worker` was given and has not settled."""
-        entries = []
-        for lane in lanes:
-            key = self.keys.lane(lane)
-            pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
-            entries += [(lane, *entry) for entry in self._entries(key, pending)]
-        return self._deliver(entries, self._wire.call(self._ask_version)[0])[0]
-
-    def drop_unwanted(self, lane: str) -> None:
-        """Drop what lies at the front of a home's lane and nobody wants, for nobody may take it.
-
-        Its kernel has ended, or its named job was deleted.
-        """
-        key = self.keys.lane(lane)
-        for _ in range(MOST_DROPPED):
-            entries, version = self._wire.call(
-                ("XRANGE", key, "-", "+", "COUNT", 1), self._ask_version
-            )
-            found = [(lane, entry_id, fields) for entry_id, fields in entries]
-            for d in self._deliver(found, version)[0]:
-                is_over = d.cancelled == EVERYTHING and not is_named(d.task.job)
-                if d.is_wanted and not is_over:
-                    return
-                self._wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
-            if not entries:
-                return
-
-    def _entries(self, stream: str, ids: Sequence[bytes]) -> list[tuple[bytes, Fields]]:
-        """Return those of the entries that are there."""
-        if not ids:
-            return []
-        try:
-            found = self._wire.call(*(("XRANGE", stream, i, i) for i in ids), may_be_large=True)
-        except MessageTooLarge:
-            pieces = (self._entry_in_pieces(stream, i) for i in ids)
-            return [entry for entry, i in zip(pieces, ids, strict=True) if entry and entry[0] == i]
-        return [(entry[0][0], entry[0][1]) for entry in found if entry]
-
-    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Settle deliveries; False for each that was no longer ours."""
-        replies = self._wire.call(self._settle(settlements))[0]
-        self._note_copies(settlements, replies)
-        return [reply == 1 for reply in replies]
-
-    def _settle(self, settlements: Sequence[Settlement]) -> Command:
-        keys, args = encode_settlements(settlements, self.keys, self._signer)
-        return scripts.settle(self.keys.control, keys, args)
-
     def _names_of(self, lanes: Sequence[str]) -> dict[bytes, str]:
         """Return key -> lane; kept, since a worker asks for the same ones again and again."""
         found = self._lane_names.get(lanes := tuple(lanes))
@@ -1622,6 +443,36 @@ class Store(NamedJobs, Supervision, Values):
             self._read_commands[key] = known
         return known
 
+    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Settle deliveries; False for each that was no longer ours."""
+        replies = self._wire.call(self._settle(settlements))[0]
+        self._note_copies(settlements, replies)
+        return [reply == 1 for reply in replies]
+
+    def _settle(self, settlements: Sequence[Settlement]) -> Command:
+        keys, args = encode_settlements(settlements, self.keys, self._signer)
+        return scripts.settle(self.keys.control, keys, args)
+
+    def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
+        """Return what `worker` was given and has not settled."""
+        entries = []
+        for lane in lanes:
+            key = self.keys.lane(lane)
+            pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
+            entries += [(lane, *entry) for entry in self._entries(key, pending)]
+        return self._deliver(entries, self._wire.call(self._ask_version)[0])[0]
+
+    def _entries(self, stream: str, ids: Sequence[bytes]) -> list[tuple[bytes, Fields]]:
+        """Return those of the entries that are there."""
+        if not ids:
+            return []
+        try:
+            found = self._wire.call(*(("XRANGE", stream, i, i) for i in ids), may_be_large=True)
+        except MessageTooLarge:
+            pieces = (self._read_pieces(stream, i) for i in ids)
+            return [entry for entry, i in zip(pieces, ids, strict=True) if entry and entry[0] == i]
+        return [(entry[0][0], entry[0][1]) for entry in found if entry]
+
     def _deliver(
         self, entries: list[tuple[str, bytes, Fields]], version: bytes | None
     ) -> tuple[list[Delivery], bool]:
@@ -1640,7 +491,7 @@ class Store(NamedJobs, Supervision, Values):
                     is_trusted = False
                     settle = encode_return(self.keys.lane(lane), entry_id)
                     self._wire.call(scripts.settle(self.keys.control, *settle))
-        if gone := self.owners.gone(d.task.job for d in deliveries if d.lane[0] != "@"):
+        if gone := self._gone_owners(d.task.job for d in deliveries if d.lane[0] != "@"):
             for d in deliveries:
                 d.is_wanted = d.lane[0] == "@" or session_of(d.task.job) not in gone
         if version and deliveries:
@@ -1678,9 +529,816 @@ class Store(NamedJobs, Supervision, Values):
         # What is not there may also be a stream that this is the first event of; a job's is there.
         pairs = zip(events, replies, strict=False)
         unheard = [e for e, reply in pairs if reply is None and not is_named(e.job)]
-        gone = self.owners.missing([*{session_of(e.job) for e in unheard}])
+        gone = self._missing_owners([*{session_of(e.job) for e in unheard}])
         if first := [e for e in unheard if session_of(e.job) not in gone]:
             self.publish(first, own=True)
+
+    def drop_unwanted(self, lane: str) -> None:
+        """Drop what lies at the front of a home's lane and nobody wants, for nobody may take it.
+
+        Its kernel has ended, or its named job was deleted.
+        """
+        key = self.keys.lane(lane)
+        for _ in range(MOST_DROPPED):
+            entries, version = self._wire.call(
+                ("XRANGE", key, "-", "+", "COUNT", 1), self._ask_version
+            )
+            found = [(lane, entry_id, fields) for entry_id, fields in entries]
+            for d in self._deliver(found, version)[0]:
+                is_over = d.cancelled == EVERYTHING and not is_named(d.task.job)
+                if d.is_wanted and not is_over:
+                    return
+                self._wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
+            if not entries:
+                return
+
+    # -- sessions and jobs that may be gone ----------------------------------------------------
+
+    def _gone_owners(self, jobs: Iterable[str]) -> set[str]:
+        """Return the sessions and named jobs of `jobs` that no longer exist."""
+        owners = {session_of(job) for job in jobs}
+        since = time.monotonic() - TRUST
+        doubtful = [owner for owner in owners if self._owners_seen.get(owner, since) <= since]
+        return self._missing_owners(doubtful) if doubtful else set()
+
+    def _missing_owners(self, owners: list[str]) -> set[str]:
+        """Return those of `owners` that no longer exist; asks the server."""
+        if not owners:
+            return set()
+        there = self._wire.call(*(("EXISTS", owner_key(self.keys, o)) for o in owners))
+        if len(self._owners_seen) > MOST_KNOWN:
+            self._owners_seen.clear()
+        now = time.monotonic()
+        found = list(zip(owners, there, strict=True))
+        self._owners_seen.update((owner, now) for owner, exists in found if exists)
+        return {owner for owner, exists in found if not exists}
+
+    def forget_cancellations(self) -> None:
+        """Forget, now and then, what was cancelled of sessions and jobs that are gone for long."""
+        if time.monotonic() < self._tidied + 2 * TRUST:
+            return
+        # HGETALL, not HKEYS: the ACL rules that we document do not allow HKEYS.
+        names = mapping(self._wire.call(("HGETALL", self.keys.cancelled))[0])
+        jobs = {name.decode(errors="replace"): name for name in names if name != b"#"}
+        missing = self._missing_owners([*{session_of(job) for job in jobs}])
+        gone = missing & self._owners_missing
+        old = [name for job, name in jobs.items() if session_of(job) in gone]
+        if old:
+            self._wire.call(("HDEL", self.keys.cancelled, *old))
+        self._owners_missing, self._tidied = missing, time.monotonic()
+
+    # -- named jobs ----------------------------------------------------------------------------
+
+    def job_names(self) -> dict[str, str]:
+        """Return name -> id, also of jobs that have expired."""
+        known = mapping(self._wire.call(("HGETALL", self.keys.jobs))[0])
+        return {
+            name.decode(errors="replace"): job.decode(errors="replace")
+            for name, job in known.items()
+        }
+
+    def find_job(self, name: str) -> JobRecord | None:
+        """Return the job of that name, None if there is none.
+
+        Raises
+        ------
+        SignatureError
+            The name leads to the job of another name: somebody else wrote that, since a job's id
+            begins with its name, and what is kept of it is bound to the id.
+        """
+        job = self._wire.call(("HGET", self.keys.jobs, name))[0]
+        if job is None:
+            return None
+        record = self.job_record(job.decode(errors="replace"))
+        if record is not None and record.name != name:
+            raise SignatureError(
+                f"The name {name!r} leads to the results of another job, {printable(record.id)}:"
+                " somebody else who can write to the server has changed that. Look who can;"
+                f" delete the field {name} of the hash {self.keys.jobs}, and make the job again."
+            )
+        return record
+
+    def job_record(self, job: str) -> JobRecord | None:
+        """Return what is kept of the job with that id; None if it was deleted, or has expired."""
+        key = self.keys.job(job)
+        reply, ttl = self._wire.call(("HGETALL", key), ("PTTL", key))
+        known = mapping(reply)
+        return read_job(job, known, ttl, self._signer) if b"about" in known else None
+
+    def readable_record(self, job: str, name: str) -> JobRecord | None:
+        """Return `job_record`; None also if somebody else wrote or damaged it, or its name."""
+        try:
+            record = self.job_record(job)
+        except (ValueError, KeyError):
+            return None
+        return record if record is not None and record.name == name else None
+
+    def has_open_jobs(self, homes: Collection[str] = ()) -> bool:
+        """Return whether a named job, of one of `homes` or of any, has items that are not over."""
+        jobs = {n: job for n, job in self.job_names().items() if not homes or home_of(job) in homes}
+        records = (self.readable_record(job, name) for name, job in jobs.items())
+        return any(record is not None and record.n_ended < record.n_items for record in records)
+
+    def job_bytes(self, job: str) -> int | None:
+        """Return how much memory the server needs for a job; None if it does not tell."""
+        try:
+            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in self._keys_of(job)))
+            return sum(n or 0 for n in usage)
+        except ServerRefused:
+            return None
+
+    def history(self, job: str, after: bytes) -> tuple[bytes, list[Event]]:
+        """Return the next events of a job after the entry `after`, and the id of the last entry.
+
+        Those with a wrong signature, of another job, or that came before, are left out and set
+        aside.
+        """
+        begin = b"-" if after == b"0" else b"(" + after
+        key = self.keys.events(job)
+        entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
+        events = []
+        for entry_id, flat in entries:
+            for k in range(0, len(flat), 2):
+                try:
+                    events.append(self._event(flat[k : k + 2], job, entry_id, k))
+                except SignatureError as error:
+                    self._refuse("event", key, entry_id, error)
+        return (entries[-1][0] if entries else after), events
+
+    def last_event(self, job: str) -> bytes:
+        """Return the id of the newest entry of a job's events."""
+        newest = self._wire.call(("XREVRANGE", self.keys.events(job), "+", "-", "COUNT", 1))[0]
+        return newest[0][0] if newest else b"0"
+
+    def job_inputs(self, job: str, first: int) -> bytes | None:
+        """Return the pickled items of the chunk that begins with item `first`."""
+        sealed = self._wire.call(("HGET", self.keys.inputs(job), first))[0]
+        return None if sealed is None else self._signer.unseal(b"inputs", _name(job, first), sealed)
+
+    def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
+        """Make a named job; False if the name is that of another one than `instead_of`, an id.
+
+        That one is deleted; what of it is in a lane should be cancelled now.
+        """
+        keys = self.keys
+        owner = self.job_names().get(name, "")
+        if owner not in (job, instead_of) and self.job_record(owner) is not None:
+            return False
+        command = scripts.open_job(
+            keys.jobs,
+            keys.job(job),
+            keys.events(job),
+            name,
+            owner,
+            job,
+            self._about(job, about),
+            self._news("opened", job),
+            owned=self._keys_of(owner),
+        )
+        return bool(self._wire.call(command)[0])
+
+    def append_chunk(
+        self, job: str, chunk: Chunk, args: bytes, *, lane: str, delay: float, task: Fields
+    ) -> bool:
+        """Add a chunk to a job and submit it; False if the job does not end where it begins."""
+        keys = self.keys
+        command = scripts.append_chunk(
+            keys.job(job),
+            keys.inputs(job),
+            keys.control,
+            keys.lane(lane),
+            keys.delayed(lane),
+            first=chunk.first,
+            number=chunk.n_items,
+            mark=f"{chunk.n_items}:{chunk.digest}",
+            arguments=self._signer.seal(b"inputs", _name(job, chunk.first), args),
+            delay=delay,
+            task=task,
+        )
+        return bool(self._submit([lane], command)[0])
+
+    def close_job(self, job: str, n_items: int) -> bool:
+        """Say that the job has all its items; False if it has more or fewer."""
+        event = self._news("closed", job, n=n_items)
+        keys = self.keys
+        return bool(
+            self._wire.call(scripts.close_job(keys.job(job), keys.events(job), n_items, event))[0]
+        )
+
+    def rerun(
+        self,
+        record: JobRecord,
+        span: ItemRanges,
+        tasks: list[Fields],
+        *,
+        lane: str,
+        n_cancelled: int,
+        token: str,
+    ) -> int:
+        """Put ended items of a job into their lane again.
+
+        Parameters
+        ----------
+        record
+            The job as it was found, with what shall be said about it from now on.
+        span
+            The items: failed ones, and if `n_cancelled` is not 0 all that are cancelled.
+        tasks
+            What `encode_task` returned for them.
+        token
+            By which it is known that this was done already.
+
+        Returns
+        -------
+        int
+            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items
+            still lie in a lane, until a worker drops them.
+        """
+        keys = self.keys
+        command = scripts.rerun(
+            keys.job(record.id),
+            keys.events(record.id),
+            keys.cancelled,
+            keys.lane(lane),
+            keys.control,
+            last=record.n_reruns,
+            this_job=record.id,
+            about=self._about(record.id, record.about),
+            n_failed=size(span) - n_cancelled,
+            n_cancelled=n_cancelled,
+            event=self._news("rerun", record.id, span=span),
+            token=token,
+            order=ControlMessage(kind="resume", job=record.id, span=span).encode(self._signer),
+            messages=tasks,
+        )
+        return int(self._submit([lane], command)[0])
+
+    def keep_job(self, job: str) -> None:
+        """Never forget a job by itself, nor that its queue is this secret's."""
+        keys = *self._keys_of(job), self.keys.jobs, self.keys.meta
+        self._wire.call(*(("PERSIST", key) for key in keys))
+
+    def delete_job(self, name: str, job: str) -> None:
+        """Forget a job; what of it is in a lane should be cancelled first."""
+        keys = self.keys
+        self._wire.call(scripts.delete_job(keys.jobs, self._keys_of(job), name, job))
+        others = self.job_names().values()
+        if -1 not in (self._wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
+            # None that is left is kept for ever.
+            self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
+
+    def _keys_of(self, job: str) -> tuple[str, ...]:
+        keys = self.keys
+        return keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
+
+    def _about(self, job: str, about: dict[str, Any]) -> bytes:
+        return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
+
+    def _news(self, kind: str, job: str, **details: Any) -> bytes:
+        return Event(**{"kind": kind, "job": job, "n": 0, "worker": "", **details}).seal(
+            self._signer
+        )
+
+    # -- functions and values ------------------------------------------------------------------
+
+    def put_function(self, digest: str, data: bytes) -> None:
+        """Keep a pickled function for a week from now."""
+        self._put(self.keys.function(digest), b"function", digest, data)
+
+    def get_function(self, digest: str) -> bytes | None:
+        """Return a pickled function; None if the server does not hold it.
+
+        Raises
+        ------
+        SignatureError
+            It is not signed with this queue's secret.
+        SecretMismatch
+            The queue has got another secret since.
+        """
+        return self._get(self.keys.function(digest), b"function", digest)
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Keep a pickled value for a week from now."""
+        self._put(self.keys.blob(digest), b"blob", digest, data)
+
+    def get_blob(self, digest: str) -> bytes | None:
+        """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
+        return self._get(self.keys.blob(digest), b"blob", digest)
+
+    def put_result(self, session: str, digest: str, data: bytes) -> None:
+        """Keep a result as `put_blob` does; the session deletes it, read or not, when it ends."""
+        # The name first: a worker may die between the two.
+        key = self.keys.results(session)
+        self._wire.call(("HSET", key, digest, ""), ("EXPIRE", key, WEEK))
+        self.put_blob(digest, data)
+
+    def drop_values(self, session: str, digests: Iterable[str] | None = None) -> None:
+        """Forget values of a session; None: all results that it has not read."""
+        key = self.keys.results(session)
+        if digests is None:
+            unread = mapping(self._wire.call(("HGETALL", key))[0])
+            digests = [name.decode(errors="replace") for name in unread]
+        if names := list(digests):
+            self._wire.call(("DEL", *map(self.keys.blob, names)), ("HDEL", key, *names))
+
+    def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
+        sealed = self._signer.seal(kind, digest.encode(), data)
+        self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
+
+    def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
+        sealed = self._read_value(key)
+        try:
+            return None if sealed is None else self._signer.unseal(kind, digest.encode(), sealed)
+        except SignatureError as error:
+            self.check_secret(write=False)
+            self._set_aside(kind.decode(), key, [b"value", sealed or b""], str(error))
+            raise
+
+    def _read_value(self, key: str) -> bytes | None:
+        try:
+            sealed: bytes | None = self._wire.call(
+                ("GET", key), timeout=LARGE_TIMEOUT, may_be_large=True
+            )[0]
+        except MessageTooLarge:
+            whole = bytearray()
+            while part := self._wire.call(
+                ("GETRANGE", key, len(whole), len(whole) + PIECE_BYTES - 1)
+            )[0]:
+                whole += part
+            return bytes(whole) or None
+        return sealed
+
+    # -- lanes ---------------------------------------------------------------------------------
+
+    def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
+        """Return for each of `lanes` its name, and its numbers of waiting and running entries.
+
+        With those of its homes.
+        """
+        homes = self.home_lanes()
+        found = []
+        for lane in lanes:
+            parts = [lane, *(home for home in homes if base_lane(home) == lane)]
+            counts = [self._counts(part) for part in parts]
+            found.append({"lane": lane, **{k: sum(c[k] for c in counts) for k in counts[0]}})
+        return found
+
+    def _counts(self, lane: str) -> dict[str, int]:
+        running = sum(self._pending(self.keys.lane(lane))[:1])
+        key = self.keys.lane(lane)
+        n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
+        # Not counted at the same moment: some may have been done in between.
+        counts = {"waiting": max(0, n - running), "running": running, "delayed": delayed}
+        return {**counts, "over": max(0, self._n_added(key) - n)}
+
+    def _n_added(self, key: str) -> int:
+        """Return how many entries were ever added to a stream; 0 if it is not there."""
+        try:
+            about = mapping(self._wire.call(("XINFO", "STREAM", key))[0])
+        except ServerRefused as error:
+            if "no such key" in str(error):
+                return 0
+            raise
+        return int(about[b"entries-added"])
+
+    def _pending(self, key: str, *which: Any) -> Any:
+        """Return what XPENDING says of a lane; nothing if it is not there."""
+        try:
+            return self._wire.call(("XPENDING", key, GROUP, *which))[0]
+        except ServerRefused as error:
+            if "NOGROUP" in str(error):
+                return []
+            raise
+
+    def has_tasks(self, lanes: Iterable[str]) -> bool:
+        """Return whether anything waits, runs or is delayed in `lanes`."""
+        keys = self.keys
+        asked = [(("XLEN", keys.lane(n)), ("ZCARD", keys.delayed(n))) for n in lanes]
+        return any(self._wire.call(*(command for pair in asked for command in pair)))
+
+    def ensure_lanes(self, lanes: Iterable[str]) -> None:
+        """Create the lanes, and their consumer group, that do not exist."""
+        for lane in lanes:
+            key = self.keys.lane(lane)
+            try:
+                self._wire.call(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
+                self._wire.call(("EXPIRE", key, MONTH))
+            except ServerRefused as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def renew(self, lanes: Iterable[str] = LANES) -> None:
+        """Keep the queue, `lanes` and those of homes for another month; some is kept for ever."""
+        keys = self.keys
+        wanted = [keys.meta, keys.jobs, keys.setup, keys.lanes]
+        for lane in (*lanes, *self.home_lanes()):
+            wanted += keys.lane(lane), keys.delayed(lane)
+        self._wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
+
+    def used_lanes(self) -> frozenset[str]:
+        """Return those of `RARE` that somebody has submitted to, or that hold anything.
+
+        Nobody is told of the latter, if the server forgot, or refused to note, the former. All of
+        them, if it refuses to say. And the lanes of homes.
+        """
+        keys = self.keys
+        lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
+        try:
+            known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
+        except ServerRefused:
+            return frozenset(RARE)
+        used = {name.decode(errors="replace") for name in mapping(known)}
+        rare = (lane for lane, n in zip(RARE, held, strict=True) if n or lane in used)
+        return frozenset((*rare, *filter(is_home_lane, used)))
+
+    def home_lanes(self) -> list[str]:
+        """Return the lanes of homes that may hold anything; none if the server refuses to say."""
+        try:
+            known = mapping(self._wire.call(("HGETALL", self.keys.lanes))[0])
+        except ServerRefused:
+            return []
+        return sorted(filter(is_home_lane, (name.decode(errors="replace") for name in known)))
+
+    def known_lanes(self) -> list[str]:
+        """Return the usual lanes, those that registered workers serve, and those of homes."""
+        served = {lane for d in self.workers().values() for lane in d.get("lanes", ())}
+        return [*LANES, *sorted(served - set(LANES)), *self.home_lanes()]
+
+    def use_lanes(self, lanes: Collection[str]) -> None:
+        """Have supervisors know the lanes of homes, into which tasks were or will be put."""
+        keys = self.keys
+        tell = [("HSET", keys.lanes, lane, 1) for lane in lanes]
+        # A retired one would be gone in a day, with what it holds.
+        lasting = [("EXPIRE", keys.lane(lane), MONTH) for lane in lanes]
+        if any(self._wire.call(*tell, *lasting)[: len(tell)]):
+            self._wake_supervisors()
+
+    def retire_lanes(self, lanes: Iterable[str]) -> None:
+        """Forget those of `lanes`, which are homes', that hold nothing."""
+        keys = self.keys
+        retire = [scripts.retire_lane(keys.lanes, keys.lane(n), keys.delayed(n), n) for n in lanes]
+        if retire:
+            self._wire.call(*retire)
+
+    def _wake_supervisors(self) -> None:
+        keys = self.keys
+        wake = ("XADD", keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
+        lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
+        self._wire.call(wake, *lasting)
+
+    # -- supervision ---------------------------------------------------------------------------
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the registered workers: id -> description.
+
+        Descriptions are not signed, since nothing of them is ever run; malformed ones are dropped.
+        """
+        described = mapping(self._wire.call(("HGETALL", self.keys.workers))[0])
+        found = {}
+        for name, text in described.items():
+            try:
+                worker, description = read_worker(name, text)
+                found[worker] = description
+            except (ValueError, RecursionError):
+                if self._wire.call(("HDEL", self.keys.workers, name))[0]:
+                    problem = "A worker's description could not be read."
+                    self._set_aside(
+                        "worker", self.keys.workers, [b"value", name + b" " + text], problem
+                    )
+        return found
+
+    def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
+        """Register a worker, and return the set-up tasks that it must run first."""
+        keys = self.keys
+        own = keys.lane(f"@{worker}")
+        entries = self._wire.call(
+            scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
+        )[0]
+        tasks = []
+        for entry_id, fields in entries:
+            try:
+                task = Task.decode(fields, self._signer, b"setup")
+                self._check_new(fields[-1], keys.setup, entry_id)
+                tasks.append(task)
+            except SignatureError as error:
+                self._refuse("setup", keys.setup, entry_id, error)
+        return tasks
+
+    def heartbeat(
+        self, node: str, workers: dict[str, dict[str, Any]]
+    ) -> tuple[float, dict[str, float]]:
+        """Say that `node` and its workers live.
+
+        Returns
+        -------
+        tuple
+            By how many seconds the server's clock went back since this connection's last heartbeat,
+            0 if it did not: see `hasten`; and the last heartbeat of each node, by that clock.
+        """
+        descriptions = [part for w, d in workers.items() for part in (w, json.dumps(d))]
+        keys = self.keys
+        own_lanes = [keys.lane(f"@{worker}") for worker in workers]
+        before, self._last_beat = self._last_beat, time.clock_gettime(_CLOCK)
+        elapsed = 0.0 if before is None else self._last_beat - before
+        command = scripts.heartbeat(
+            keys.nodes, keys.workers, own_lanes, node, elapsed, descriptions
+        )
+        step, *flat = self._wire.call(command)[0]
+        beats = {}
+        for name, beat in mapping(flat).items():
+            try:
+                beats[name.decode()] = float(beat)
+            except ValueError:  # not UTF-8
+                self._wire.call(("ZREM", keys.nodes, name))
+        return int(step) / 1000, beats
+
+    def hasten(self, seconds: float, lanes: Iterable[str]) -> None:
+        """Make delayed tasks due earlier by as much as the server's clock went back."""
+        delayed = [self.keys.delayed(lane) for lane in lanes]
+        self._wire.call(scripts.hasten(self.keys.control, delayed, seconds))
+
+    def promote(self, lanes: Iterable[str]) -> float | None:
+        """Move due tasks into their lanes; return seconds until the next is due, None if none."""
+        keys = self.keys
+        moves = []
+        for lane in lanes:
+            delayed = keys.delayed(lane)
+            source = tail_of(delayed)
+            moves.append(scripts.promote(delayed, keys.lane(lane), keys.dead, keys.refused, source))
+        waits = self._wire.call(*moves)
+        due = [wait / 1000 for wait in waits if wait >= 0]
+        return min(due) if due else None
+
+    def forget_worker(self, worker: str, lanes: Iterable[str]) -> bool:
+        """Forget a dead worker; False if it still holds entries, which `held` then returns."""
+        keys = self.keys
+        lane_keys = [keys.lane(lane) for lane in lanes]
+        command = scripts.forget_worker(keys.workers, keys.lane(f"@{worker}"), lane_keys, worker)
+        return bool(self._wire.call(command)[0])
+
+    def forget_node(self, node: str) -> None:
+        """Drop a node whose workers are all buried."""
+        self._wire.call(("ZREM", self.keys.nodes, node), ("HDEL", self.keys.troubles, node))
+
+    def tell_trouble(self, node: str, text: str) -> None:
+        """Say what is wrong with the workers of `node`; empty: nothing is."""
+        key = self.keys.troubles
+        if not text:
+            self._wire.call(("HDEL", key, node))
+            return
+        sealed = self._signer.seal(b"trouble", node.encode(), text.encode())
+        self._wire.call(("HSET", key, node, sealed), ("EXPIRE", key, WEEK))
+
+    def troubles(self) -> list[str]:
+        """Return what supervisors say is wrong with their workers; unsigned words are left out."""
+        said = mapping(self._wire.call(("HGETALL", self.keys.troubles))[0])
+        found = []
+        for node, sealed in sorted(said.items()):
+            with suppress(SignatureError):
+                found.append(self._signer.unseal(b"trouble", node, sealed).decode())
+        return found
+
+    def await_control(self, after: bytes, block: float = 30.0) -> None:
+        """Ask, for at most `block` seconds, for the control entries after `after`.
+
+        `controls` returns them.
+        """
+        self._wire.send(("XREAD", "BLOCK", block_ms(block), "STREAMS", self.keys.control, after))
+
+    def controls(self, after: bytes) -> tuple[bytes, list[ControlMessage]]:
+        """Return the id of the last control entry, and those that carry an order."""
+        entries = stream_entries(self._wire.receive())
+        orders = []
+        for _, entry_id, fields in entries:
+            # Unsigned entries are mere wake-ups.
+            if b"sig" not in fields[::2]:
+                continue
+            try:
+                order = ControlMessage.decode(fields, self._signer)
+                self._check_new(fields[-1], self.keys.control, entry_id)
+                orders.append(order)
+            except SignatureError as error:
+                self._refuse("control", self.keys.control, entry_id, error)
+        return (entries[-1][1] if entries else after), orders
+
+    def last_control(self) -> bytes:
+        """Return the id of the newest control entry, where a new supervisor starts to listen."""
+        newest = self._wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
+        return newest[0][0] if newest else b"0"
+
+    # -- what is refused -----------------------------------------------------------------------
+
+    def check_secret(self, *, write: bool = True) -> None:
+        """Raise `SecretMismatch` unless the queue was made with this secret, or is new.
+
+        Parameters
+        ----------
+        write
+            Whether a new queue gets this secret, and one with an older of ours gets the first.
+        """
+        mine, *others = self._signer.fingerprints()
+        command = scripts.check_secret(self.keys.meta, int(write), mine, others)
+        if not self._wire.call(command)[0]:
+            raise self._mismatch()
+
+    def _mismatch(self) -> SecretMismatch:
+        return SecretMismatch(
+            f"Queue {self.keys.queue!r} has another secret than this process: it was made with"
+            " another, or has got a new one. Set NBSTREAMQ_SECRET to the same value here and where"
+            " the queue is used. If nobody needs what the queue holds, delete it:"
+            f" `nbstreamq queues delete {self.keys.queue}`, with the server's URL if you gave one."
+        )
+
+    def refused(self) -> dict[str, int]:
+        """Return kind of message -> how many were refused, by all clients and workers."""
+        counts = mapping(self._wire.call(("HGETALL", self.keys.refused))[0])
+        return {
+            printable(kind[:_KIND_BYTES]): count(n) for kind, n in counts.items() if n.isdigit()
+        }
+
+    def _refuse(self, kind: str, stream: str, entry_id: bytes, error: Exception) -> bool:
+        """Move an entry of `stream` to the dead stream, unless somebody else just did.
+
+        Returns
+        -------
+        bool
+            False, and nothing done, if the queue has got a secret that we don't know: others may.
+        """
+        keys = self.keys
+        if str(error) == REPLAYED:
+            kind = f"replayed {kind}"
+        command = scripts.refuse(
+            stream,
+            keys.dead,
+            keys.refused,
+            keys.meta,
+            entry_id,
+            str(error),
+            kind,
+            tail_of(stream),
+            self._signer.fingerprints(),
+        )
+        # The server may be full, or forbid us that: what is sound goes on all the same.
+        with suppress(ServerRefused):
+            return bool(self._wire.call(command)[0] >= 0)
+        return True
+
+    def refuse_copy(self, delivery: Delivery) -> None:
+        """Move a copy of a task that has been run to the dead stream."""
+        lane = self.keys.lane(delivery.lane)
+        self._refuse("task", lane, delivery.entry_id, SignatureError(REPLAYED))
+
+    def _check_new(self, signature: bytes, *place: object) -> None:
+        if self._replays.is_copy(signature, *place):
+            raise SignatureError(REPLAYED)
+
+    def _note_copies(self, settlements: Sequence[Settlement], replies: list[int]) -> None:
+        """Note in the dead stream what a named job had settled already, as a reply of 2 says."""
+        for settlement, reply in zip(settlements, replies, strict=True):
+            if reply == 2:
+                task = replace(settlement.delivery.task, args=b"")  # the job has them
+                lane = self.keys.lane(settlement.delivery.lane)
+                self._set_aside("replayed task", lane, task.encode(self._signer), REPLAYED)
+
+    def _set_aside(self, kind: str, source: str, fields: Fields, error: str) -> None:
+        """Note in the dead stream that `fields`, which are in no stream, were refused."""
+        dead, counts = self.keys.dead, self.keys.refused
+        kept = [part[:KEPT_BYTES] for part in fields]
+        why = ("refused", error, "from", tail_of(source), *kept)
+        with suppress(ServerRefused):
+            self._wire.call(
+                ("XADD", dead, "MAXLEN", "~", DEAD_ENTRIES, "*", *why),
+                ("EXPIRE", dead, WEEK),
+                ("HINCRBY", counts, kind, 1),
+                ("EXPIRE", counts, WEEK),
+            )
+
+    def _read_pieces(self, stream: str, start: bytes) -> tuple[bytes, Fields] | None:
+        """Return the first entry of a stream from `start` on, which one reply can't carry."""
+        found = self._wire.call(scripts.read_piece(stream, start, 0, PIECE_BYTES))[0]
+        if not found:
+            return None
+        entry_id, lengths, data = found
+        whole = bytearray(data)
+        while len(whole) < sum(lengths):
+            found = self._wire.call(scripts.read_piece(stream, entry_id, len(whole), PIECE_BYTES))[
+                0
+            ]
+            if not found or found[0] != entry_id:  # it was deleted meanwhile
+                return None
+            whole += found[2]
+        fields, at = [], 0
+        for n_bytes in lengths:
+            fields.append(bytes(whole[at : at + n_bytes]))
+            at += n_bytes
+        return entry_id, fields
+
+    # -- the dead stream -----------------------------------------------------------------------
+
+    def dead(self) -> list[DeadEntry]:
+        """Return what was refused or failed for good, the newest last."""
+        found = self._wire.call(("XRANGE", self.keys.dead, "-", "+"))[0]
+        return [read_dead_entry(entry, self._signer) for entry in found]
+
+    def dead_entry(self, entry_id: bytes) -> DeadEntry | None:
+        """Return one entry; None if it no longer exists."""
+        found = self._wire.call(("XRANGE", self.keys.dead, entry_id, entry_id))[0]
+        return read_dead_entry(found[0], self._signer) if found else None
+
+    def letters_of(self, job: str) -> list[DeadEntry]:
+        """Return what failed for good of a job, as far as it is still listed."""
+        ids = self._wire.call(("LRANGE", self.keys.letters(session_of(job)), 0, -1))[0]
+        dead = self.keys.dead
+        found = self._wire.call(*(("XRANGE", dead, one, one) for one in ids)) if ids else []
+        entries = [read_dead_entry(one[0], self._signer) for one in found if one]
+        return [e for e in entries if e.has_failed and e.task and e.task.job == job]
+
+    def forget_dead(self, *entries: DeadEntry) -> None:
+        """Drop entries that somebody took care of."""
+        for entry in entries:
+            letters = self.keys.letters(session_of(entry.task.job if entry.task else ""))
+            drop = ("XDEL", self.keys.dead, entry.entry_id), ("LREM", letters, 0, entry.entry_id)
+            self._wire.call(*drop)
+
+    # -- the server and its queues -------------------------------------------------------------
+
+    def server_facts(self) -> ServerFacts:
+        """Return what the server reports about itself; managed ones may not tell all."""
+        try:
+            info = read_info(_joined_text(self._wire.call(("INFO",))[0]))
+        except ServerRefused:
+            return ServerFacts()
+        return server_facts(info, saves=self._saves(info.get("aof_enabled")))
+
+    def _saves(self, aof_enabled: str | None) -> bool | None:
+        """Return whether there is an AOF, or there are save points, which only CONFIG tells."""
+        if aof_enabled == "1":
+            return True
+        try:
+            reply = self._wire.call(("CONFIG", "GET", "save"))[0]
+        except ServerRefused:
+            return None
+        values = list(reply.values()) if isinstance(reply, dict) else reply[1:2]
+        if not values:
+            return None
+        return bool(_joined_text(values[0])) or (None if aof_enabled is None else False)
+
+    def ping(self) -> float:
+        """Return the seconds that an exchange takes, at best."""
+        times = []
+        for _ in range(N_PINGS):
+            began = time.perf_counter()
+            self._wire.call(("PING",))
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    def clock_skew(self) -> float:
+        """Return by how many seconds the server's clock is ahead of ours."""
+        before = time.time()
+        seconds, micros = self._wire.call(("TIME",))[0]
+        return int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2
+
+    def queue_names(self, having: str = "meta") -> list[str]:
+        """Return the names of the queues on the server that have a key of this kind: all.
+
+        Of a cluster, only those on this queue's node.
+        """
+        start, end = f"{PREFIX}:{{", f"}}:{having}"
+        found = self._scan(f"{start}*{end}")
+        names = (key.decode(errors="replace")[len(start) : -len(end)] for key in found)
+        return sorted(filter(_is_queue_name, names))  # others may have written any key
+
+    def delete_queue(self) -> int:
+        """Delete all keys of the queue; return how many there were."""
+        start = self.keys.meta.removesuffix("meta")
+        literal = re.sub(r"([][*?^\\-])", r"\\\1", start)
+        found = self._scan(f"{literal}*")
+        return sum(self._wire.call(("UNLINK", *found))) if found else 0
+
+    def _scan(self, pattern: str) -> list[bytes]:
+        cursor, found = b"0", set[bytes]()
+        while True:
+            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor, keys = self._wire.call(scan)[0]
+            found.update(keys)
+            if cursor == b"0":
+                return sorted(found)
+
+
+def _joined_text(reply: Any) -> str:
+    return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
+
+
+def _is_queue_name(text: str) -> bool:
+    try:
+        check_queue_name("name", text)
+    except ValueError:
+        return False
+    return True
+
+
+def _name(job: str, first: int) -> bytes:
+    return f"{job}/{first}".encode()
 
 
 def _full(entry_id: bytes) -> bytes:

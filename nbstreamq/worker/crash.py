@@ -79,7 +79,7 @@ def bury(
 ) -> None:
     """Put back, or fail, what a dead worker held, and forget it; `known` as in `settle_death`."""
     lanes = (*lanes, *store.home_lanes())
-    while not store.bury(worker, lanes):
+    while not store.forget_worker(worker, lanes):
         held = store.held((f"@{worker}", *lanes), worker)
         settlements = settle_death(held, death, known=known)
         try:

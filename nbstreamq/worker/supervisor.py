@@ -722,7 +722,7 @@ class Supervisor:
         if step:
             logger.warning("the server's clock went back by %.0f s", step)
             self._store.hasten(step, self._store.known_lanes())
-        self._store.owners.tidy()
+        self._store.forget_cancellations()
         self._tell_trouble()
         if now > self._renewal_due:
             self._store.renew(self._lanes)

@@ -80,7 +80,7 @@ def test_what_sessions_leave_goes_when_they_end(
     gc.collect()
 
     def grown():
-        store.owners.tidy()  # as supervisors do, every minute
+        store.forget_cancellations()  # as supervisors do, every minute
         now = kept(admin, queue_name)
         now.pop("control", None)  # bounded, and forgotten after a week
         now.pop("cancelled", None)
@@ -89,4 +89,4 @@ def test_what_sessions_leave_goes_when_they_end(
     with contextlib.suppress(pytest.fail.Exception):  # what is left is told below
         wait_until(lambda: not grown(), 20)
     assert grown() == {}
-    wait_until(lambda: store.owners.tidy() or admin.hlen(store.keys.cancelled) <= 1, 20)
+    wait_until(lambda: store.forget_cancellations() or admin.hlen(store.keys.cancelled) <= 1, 20)

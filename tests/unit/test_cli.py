@@ -154,7 +154,7 @@ class TestDoctor:
     def test_a_sound_queue_exits_with_0(self, server_url, queue_name, store):
         store.check_secret()
         store.join("node#1", {"host": "here", "python": "3.99", "pid": 7, "lanes": ["default"]})
-        store.bury("node#1", ["default"])
+        store.forget_worker("node#1", ["default"])
 
         status, out, err = run("doctor", server_url, "--queue", queue_name)
 

@@ -53,7 +53,7 @@ def test_a_task_s_whole_life_on_a_cluster(cluster_url, make_task, finish, wait_u
         assert store.get_function("d") == b"f"
         client.xadd(store.keys.lane("default"), {"no": "task"})
         assert store.take([], ["default", "low"], "w1", 1, block=1) == []
-        assert store.bury("w1", ["default", "low"]) is True
+        assert store.forget_worker("w1", ["default", "low"]) is True
         store.close()
 
 

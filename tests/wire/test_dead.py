@@ -6,9 +6,10 @@ import pytest
 
 from nbstreamq.wire.item_ranges import parse_ranges
 from nbstreamq.wire.keys import WEEK
+from nbstreamq.wire.records import DeadEntry
 from nbstreamq.wire.settlement import KEPT_BYTES, PermanentFailure, Settlement
 from nbstreamq.wire.signing import Signer
-from nbstreamq.wire.store import DEAD_ENTRIES, DeadEntry, Store
+from nbstreamq.wire.store import DEAD_ENTRIES, Store
 
 #: Of how many entries in the dead stream a sender may be the cause: see settle.lua.
 PER_SENDER = 100

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.records import ServerFacts
 from nbstreamq.wire.signing import Signer
-from nbstreamq.wire.store import ServerFacts, Store
+from nbstreamq.wire.store import Store
 
 SOUND = {"version": "9.0.0", "product": "Valkey", "saves": True, "policy": "noeviction"}
 

@@ -36,9 +36,10 @@ from nbstreamq.objects.results import dump_outcomes
 from nbstreamq.wire.item_ranges import items, ranges_of, size, split
 from nbstreamq.wire.keys import PREFIX
 from nbstreamq.wire.messages import Event, Options, State, Task
+from nbstreamq.wire.records import Chunk
 from nbstreamq.wire.settlement import Delivery, Requeue, Settlement
 from nbstreamq.wire.signing import Signer
-from nbstreamq.wire.store import Chunk, Store
+from nbstreamq.wire.store import Store
 from nbstreamq.worker.crash import CrashReport, settle_death
 from nbstreamq.worker.slot import RunningTask
 from tests.wire.reading import read_events
@@ -341,7 +342,7 @@ class Life(RuleBasedStateMachine):
         return CrashReport(DeathCertificate(worker=name, cause="SIGKILL"), levels)
 
     def _bury(self, name: str) -> None:
-        while not self.store.bury(name, LANES):
+        while not self.store.forget_worker(name, LANES):
             held = self.store.held((f"@{name}", *LANES), name)
             death = CrashReport(DeathCertificate(worker=name, cause="SIGKILL"))
             self.store.settle(settle_death(held, death, known=False))

@@ -4,7 +4,7 @@ import pytest
 
 from nbstreamq.wire.item_ranges import EVERYTHING
 from nbstreamq.wire.keys import LANES
-from nbstreamq.wire.store import Chunk
+from nbstreamq.wire.records import Chunk
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_what_was_cancelled_of_those_who_are_gone_is_forgotten(
     for job in ("s.1", "other.1", "gone:1"):
         store.cancel(job, EVERYTHING, EVERYTHING)
     known = lambda: {name.decode() for name in client.hkeys(store.keys.cancelled)}
-    late.owners.tidy()
+    late.forget_cancellations()
     assert known() == {"#", "s.1", "other.1", "gone:1"}, "they may be trusted still"
-    late.owners.tidy()
+    late.forget_cancellations()
     assert known() == {"#", "s.1"}
     store.forget_session("s")
-    late.owners.tidy()
-    late.owners.tidy()
+    late.forget_cancellations()
+    late.forget_cancellations()
     assert known() == {"#"}

@@ -37,7 +37,7 @@ def test_a_refused_entry_is_held_and_counted_no_more(stranger, store, take):
     take()
     assert store.held(["default"], "w1") == []
     assert store.lanes(["default"])[0]["waiting"] == 0
-    assert store.bury("w1", ["default"]) is True
+    assert store.forget_worker("w1", ["default"]) is True
 
 
 def test_an_entry_that_is_no_task_at_all_is_refused(store, take, client):

@@ -4,8 +4,8 @@ import pytest
 
 from nbstreamq.wire.item_ranges import ONE
 from nbstreamq.wire.messages import Event
+from nbstreamq.wire.records import Chunk
 from nbstreamq.wire.settlement import Settlement
-from nbstreamq.wire.store import Chunk
 
 JOB = "j:1"
 
