@@ -65,6 +65,14 @@ def test_the_map_of_the_code_names_files_that_exist():
     assert missing == []
 
 
+def test_the_architecture_names_files_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w/]+\.(?:py|lua|js))`", text))
+    bases = (ROOT, ROOT / "nbstreamq", ROOT / "nbstreamq/wire/lua", ROOT / "nbstreamq/notebook")
+    assert len(names) > 20
+    assert [name for name in names if not any((base / name).exists() for base in bases)] == []
+
+
 def test_the_tests_that_show_reliability_exist():
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`((?:tests/\w+/)?test_\w+\.py)`", text))
