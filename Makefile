@@ -36,7 +36,7 @@ test: setup  ## Run all tests
 # What depends most on other packages: functions, errors, the basics of a notebook, the protocol.
 QUICK_TESTS := tests/objects tests/wire tests/fundamentals \
 	tests/client/test_functions.py tests/client/test_classes.py tests/client/test_errors.py \
-	tests/notebook/test_magics.py tests/notebook/test_reprs.py tests/notebook/test_errors.py
+	tests/notebook/test_magics.py tests/notebook/test_html.py tests/notebook/test_errors.py
 # The environment that `make test-quick` runs in.
 ENVIRONMENT ?= $(VENV)
 test-quick: $(ENVIRONMENT)/.ready  ## Run the tests that depend most on other packages

@@ -1,4 +1,4 @@
-"""A job as plain data: what widget, HTML and text show. Draws nothing, knows no IPython."""
+"""A job as plain data, which templates and the terminal show. Knows no IPython."""
 
 from __future__ import annotations
 
@@ -6,36 +6,39 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import starmap
+from dataclasses import dataclass
+from itertools import groupby, starmap
 from typing import Any, TypeVar
 
 from ..client.job import Job
 from ..client.ledger import RunInfo
 from ..wire.item_ranges import size
 
-#: Columns of the strip that shows who was busy when. More are finer, and slower to draw.
+#: Columns of a worker's timeline. More are finer, and slower to draw.
 N_COLUMNS = 100
-#: Seconds that one column stands for, at first; doubled whenever the job outgrows the strip.
+#: Seconds that one column stands for, at first; doubled whenever the job outgrows the timeline.
 FIRST_COLUMN = 0.05
 #: Seconds over which the rate is measured.
 RATE_WINDOW = 5.0
 #: Seconds between two questions about the workers.
 SURVEY = 1.0
-#: Most errors, printing items, progress reports and workers shown.
+#: Most errors, printing items, progress bars and workers shown.
 N_ERRORS, N_PRINTING, N_PROGRESS, N_WORKERS = 5, 20, 8, 32
-#: Characters shown of one traceback, and of one item's output: its end.
+#: Characters shown of one traceback, and of one item's output: the end.
 MAX_TRACEBACK, MAX_OUTPUT = 8000, 2000
 
 
 def worker_labels(workers: Iterable[str]) -> dict[str, str]:
-    """Return id -> name for people: ``worker 2``; with the machine only if there are several.
+    """Return id -> name for people: ``worker 2``, with the machine only if there are several.
 
-    A saved notebook shall not name a machine to strangers for nothing.
+    A saved notebook does not tell strangers the machine's name without need.
     """
     parts = {worker: worker.partition("#") for worker in workers}
     several = len({machine for machine, _, _ in parts.values()}) > 1
     return {w: w if several else f"worker {number}" for w, (_, _, number) in parts.items()}
 
+
+# -- what there is to show ----------------------------------------------------------------------
 
 #: The first and the last of some items; empty if there are none.
 Ends = tuple[int, ...]
@@ -43,21 +46,157 @@ T = TypeVar("T")
 
 
 def outermost(*parts: Ends) -> Ends:
-    """Return the first and the last of all items that lie in some parts."""
+    """Return the first and the last of all items in some parts."""
     known = [part for part in parts if part]
     return (min(a for a, _ in known), max(b for _, b in known)) if known else ()
 
 
-def _pairs(row: list[T]) -> Iterator[tuple[T, T]]:
-    return zip(row[::2], row[1::2], strict=True)
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring columns of a timeline that look the same.
+
+    Attributes
+    ----------
+    start, width
+        The first column, and how many there are.
+    busy
+        Share of the time that the worker was busy, above 0 and at most 1.
+    items
+        The first and the last item that ran.
+    """
+
+    start: int
+    width: int
+    busy: float
+    items: Ends
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """What one worker did; the lists have an entry for each column of its timeline.
+
+    Attributes
+    ----------
+    name
+        For people.
+    busy
+        Share of the time that it was busy, from 0 to 1.
+    ran
+        The first and the last item that it was busy with.
+    trouble
+        How many items it lost, or had to leave for another try.
+    seconds, n_items
+        How long it was busy, and how many items it finished.
+    """
+
+    name: str
+    busy: list[float]
+    ran: list[Ends]
+    trouble: list[float]
+    seconds: float
+    n_items: int
+
+    @property
+    def n_trouble(self) -> int:
+        """How many items it lost, or had to leave for another try."""
+        return int(sum(self.trouble))
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Yield the stretches in which the worker was busy, in order."""
+        start = 0
+        for busy, columns in groupby(zip(self.busy, self.ran, strict=True), lambda one: one[0]):
+            ran = [items for _, items in columns]
+            if busy:
+                yield Stretch(start, len(ran), busy, outermost(*ran))
+            start += len(ran)
+
+    def troubles(self) -> Iterator[tuple[int, int]]:
+        """Yield each column with trouble, and how many items it was."""
+        return ((k, int(times)) for k, times in enumerate(self.trouble) if times)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """An item that failed: its index, and its error in one line and in full."""
+
+    item: int
+    summary: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedText:
+    """The end of what an item printed."""
+
+    item: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemProgress:
+    """How many steps a running item has done, and of how many; None: it did not say."""
+
+    item: int
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPicture:
+    """What there is to show of a job at one moment.
+
+    Attributes
+    ----------
+    id, name, state
+        Of the job; the state is ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
+    n, counts
+        Number of items, and how many are in each state.
+    elapsed, rate, remaining
+        Seconds since the job began; items a second; seconds to the end, if that can be told.
+    n_busy, n_workers
+        Of the workers that the server knows; 0 when the job is over.
+    obstacle
+        Why nothing can run; empty if something can.
+    workers, n_columns, column_seconds
+        Timelines, how many of their columns have begun, and how many seconds one stands for.
+    errors, output, progress
+        The first errors, the last items that printed, and the running items that report progress.
+    """
+
+    id: str
+    name: str
+    state: str
+    n: int
+    counts: dict[str, int]
+    elapsed: float
+    rate: float
+    remaining: float | None
+    n_busy: int
+    n_workers: int
+    obstacle: str
+    workers: list[WorkerRow]
+    n_columns: int
+    column_seconds: float
+    errors: list[FailedItem]
+    output: list[PrintedText]
+    progress: list[ItemProgress]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no item is left."""
+        return self.state not in ("waiting", "running")
+
+    @property
+    def n_over(self) -> int:
+        """How many items have ended, in whatever way."""
+        return self.counts["done"] + self.counts["failed"] + self.counts["cancelled"]
+
+
+# -- who was busy when --------------------------------------------------------------------------
 
 
 class WorkerTimeline:
-    """Who was busy when: a row for each worker, a column for each stretch of time.
-
-    A column holds the seconds that the worker was busy in it, the first and the last of the items
-    it was busy with, and how many it lost, or had to leave for another try.
-    """
+    """When each worker was busy, and with which items, in columns of equal time."""
 
     def __init__(self, begun: float) -> None:
         self._begun = begun
@@ -66,55 +205,50 @@ class WorkerTimeline:
         self._trouble: dict[str, list[float]] = {}
         self._items: dict[str, int] = {}
         self._ran: dict[str, list[Ends]] = {}
-        #: What a worker said last when it was at an item that takes a while.
+        #: Worker -> what it said last when it began an item that takes a while.
         self._running: dict[str, RunInfo] = {}
 
-    def add(self, report: RunInfo, now: float) -> None:
+    def add(self, run: RunInfo, now: float) -> None:
         """Take in what a worker did."""
         self._fit(now)
-        busy = self._busy.setdefault(report.worker, [0.0] * N_COLUMNS)
-        trouble = self._trouble.setdefault(report.worker, [0.0] * N_COLUMNS)
-        ran = self._ran.setdefault(report.worker, [()] * N_COLUMNS)
-        if report.kind == "started":
-            self._running[report.worker] = report
-        elif report.kind in ("retried", "lost"):
-            self._running.pop(report.worker, None)
+        busy = self._busy.setdefault(run.worker, [0.0] * N_COLUMNS)
+        trouble = self._trouble.setdefault(run.worker, [0.0] * N_COLUMNS)
+        ran = self._ran.setdefault(run.worker, [()] * N_COLUMNS)
+        if run.kind == "started":
+            self._running[run.worker] = run
+        elif run.kind in ("retried", "lost"):
+            self._running.pop(run.worker, None)
             trouble[self._column(now)] += 1
-        elif report.kind == "finished":
-            end, running = report.started + report.seconds, self._running.get(report.worker)
+        elif run.kind == "finished":
+            end, running = run.started + run.seconds, self._running.get(run.worker)
             if running and end >= running.started:
-                del self._running[report.worker]
-            self._items[report.worker] = self._items.get(report.worker, 0) + size(report.span)
-            self._fill(busy, ran, report, end)
+                del self._running[run.worker]
+            self._items[run.worker] = self._items.get(run.worker, 0) + size(run.span)
+            self._fill(busy, ran, run, end)
 
     def forget(self, is_over: Callable[[int], bool]) -> None:
-        """Of items that were stopped there is no report: they run no more."""
+        """Forget running items that are over: no worker reports an item that was stopped."""
         found = self._running.items()
         self._running = {w: r for w, r in found if not is_over(r.n + r.span[0].start)}
 
-    def rows(self, now: float) -> list[dict[str, Any]]:
-        """Return what is known of each worker; of the busiest, if there are many.
-
-        ``busy``, ``ran`` and ``trouble`` are the share of time, the first and the last item, and
-        the number of troubles in each column, ``seconds``, ``n_items`` and ``n_trouble`` the sums.
-        """
+    def rows(self, now: float) -> list[WorkerRow]:
+        """Return what is known of the workers: of the busiest, if there are many."""
         self._fit(now)
         busy = {name: row.copy() for name, row in self._busy.items()}
         ran = {name: row.copy() for name, row in self._ran.items()}
-        for name, report in self._running.items():
-            self._fill(busy[name], ran[name], report, now)
+        for name, run in self._running.items():
+            self._fill(busy[name], ran[name], run, now)
         names = sorted(busy, key=lambda name: -sum(busy[name]))[:N_WORKERS]
         labels = worker_labels(names)
         return [
-            {
-                "worker": labels[name],
-                "busy": [round(min(1.0, s / self.seconds), 2) for s in busy[name]],
-                "ran": [list(ends) for ends in ran[name]],
-                "trouble": self._trouble[name],
-                "seconds": round(sum(busy[name]), 2),
-                "n_items": self._items.get(name, 0),
-                "n_trouble": int(sum(self._trouble[name])),
-            }
+            WorkerRow(
+                labels[name],
+                [round(min(1.0, seconds / self.seconds), 1) for seconds in busy[name]],
+                ran[name],
+                self._trouble[name].copy(),
+                round(sum(busy[name]), 2),
+                self._items.get(name, 0),
+            )
             for name in sorted(names)
         ]
 
@@ -125,11 +259,11 @@ class WorkerTimeline:
     def _column(self, at: float) -> int:
         return min(N_COLUMNS - 1, max(0, int((at - self._begun) / self.seconds)))
 
-    def _fill(self, busy: list[float], ran: list[Ends], report: RunInfo, end: float) -> None:
-        items = report.n + report.span[0].start, report.n + report.span[-1].stop - 1
-        for k in range(self._column(report.started), self._column(end) + 1):
+    def _fill(self, busy: list[float], ran: list[Ends], run: RunInfo, end: float) -> None:
+        items = run.n + run.span[0].start, run.n + run.span[-1].stop - 1
+        for k in range(self._column(run.started), self._column(end) + 1):
             first = self._begun + k * self.seconds
-            busy[k] += max(0.0, min(end, first + self.seconds) - max(report.started, first))
+            busy[k] += max(0.0, min(end, first + self.seconds) - max(run.started, first))
             ran[k] = outermost(ran[k], items)
 
     def _fit(self, now: float) -> None:
@@ -142,6 +276,13 @@ class WorkerTimeline:
                     table[name] = [*map(sum, _pairs(row)), *pad]
             for name, ran in self._ran.items():
                 self._ran[name] = [*starmap(outermost, _pairs(ran)), *[()] * len(pad)]
+
+
+def _pairs(row: list[T]) -> Iterator[tuple[T, T]]:
+    return zip(row[::2], row[1::2], strict=True)
+
+
+# -- looking at a job ---------------------------------------------------------------------------
 
 
 class JobView:
@@ -160,70 +301,74 @@ class JobView:
         self._clock = clock
         self._begun = clock()
         self._ended: float | None = None
-        self._strip = WorkerTimeline(self._begun)
+        self._timeline = WorkerTimeline(self._begun)
         self._n_reports = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._surveyed = 0.0
         self._workers: dict[str, dict[str, Any]] = {}
         self._obstacle = ""
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return what there is to show now, as JSON takes it; asks the server once a second."""
+    def picture(self) -> JobPicture:
+        """Return what there is to show now; asks the server once a second."""
         job, now = self._job, self._clock()
         is_over = job.done()
-        if is_over and self._ended is None:
-            self._ended = now if self._samples else self._last_end(now)
-            self._workers = {}
+        self._survey(is_over, now)
         until = self._ended or now
         self._take_reports(until)
-        self._strip.forget(job.ledger.has_ended)
-        if not is_over and now - self._surveyed >= SURVEY:
-            self._surveyed = now
-            self._workers, self._obstacle = job.survey()
+        self._timeline.forget(job.ledger.has_ended)
         counts = {str(state): n for state, n in job.counts().items()}
         n_run = counts["done"] + counts["failed"]
         rate = self._rate(until, n_run)
         n_left = len(job) - n_run - counts["cancelled"]
-        return {
-            "id": job.id,
-            "name": job.name,
-            "state": _state(is_over, counts),
-            "n": len(job),
-            "counts": counts,
-            "elapsed": round(until - self._begun, 2),
-            "rate": round(rate, 2),
-            "remaining": round(n_left / rate, 1) if rate and n_left else None,
-            "n_busy": sum(d.get("state") == "busy" for d in self._workers.values()),
-            "n_workers": len(self._workers),
-            "obstacle": "" if is_over or counts["running"] else self._obstacle,
-            "strip": self._strip.rows(until),
-            "column_seconds": self._strip.seconds,
-            "n_columns": self._strip.n_used(until),
-            "errors": _errors(job.ledger.errors(N_ERRORS)),
-            "n_errors": counts["failed"],
-            "output": _output(job),
-            "progress": _progress(job),
-        }
+        return JobPicture(
+            id=job.id,
+            name=job.name,
+            state=_state(is_over, counts),
+            n=len(job),
+            counts=counts,
+            elapsed=round(until - self._begun, 2),
+            rate=round(rate, 2),
+            remaining=round(n_left / rate, 1) if rate and n_left else None,
+            n_busy=sum(d.get("state") == "busy" for d in self._workers.values()),
+            n_workers=len(self._workers),
+            obstacle="" if is_over or counts["running"] else self._obstacle,
+            workers=self._timeline.rows(until),
+            n_columns=self._timeline.n_used(until),
+            column_seconds=self._timeline.seconds,
+            errors=[_failed_item(*found) for found in job.ledger.errors(N_ERRORS).items()],
+            output=_output(job),
+            progress=_progress(job),
+        )
+
+    def _survey(self, is_over: bool, now: float) -> None:
+        """Learn about the workers, unless that was a moment ago; or note that the job is over."""
+        if is_over:
+            if self._ended is None:
+                self._ended = now if self._samples else self._last_end(now)
+                self._workers = {}
+        elif now - self._surveyed >= SURVEY:
+            self._surveyed = now
+            self._workers, self._obstacle = self._job.survey()
 
     def _last_end(self, now: float) -> float:
-        """Return when a job ended that was over before anybody looked, such as one attached to."""
+        """Return when a job ended that was over before this looked at it."""
         ends = (r.started + r.seconds for r in self._job.ledger.reports(0) if r.kind == "finished")
         return min(now, max(ends, default=now))
 
     def _take_reports(self, now: float) -> None:
-        for report in self._job.ledger.reports(self._n_reports):
+        for run in self._job.ledger.reports(self._n_reports):
             self._n_reports += 1
-            if report.started and report.started < self._begun:
-                # It was shown later than it was begun.
-                self._begun = report.started
-                self._strip = WorkerTimeline(self._begun)
+            if run.started and run.started < self._begun:
+                # The job began before it was shown.
+                self._begun = run.started
+                self._timeline = WorkerTimeline(self._begun)
                 self._n_reports = 0
                 self._take_reports(now)
                 return
-            self._strip.add(report, now)
+            self._timeline.add(run, now)
 
     def _rate(self, now: float, n_run: int) -> float:
-        """Return items a second: of late, or in all when the job is over."""
+        """Return items a second: of late, or of the whole job when it is over."""
         if self._ended is not None:
             return n_run / max(1e-3, self._ended - self._begun)
         self._samples.append((now, n_run))
@@ -241,22 +386,19 @@ def _state(is_over: bool, counts: dict[str, int]) -> str:
     return "cancelled" if counts["cancelled"] else "done"
 
 
-def _errors(errors: dict[int, BaseException]) -> list[dict[str, Any]]:
-    found = []
-    for item, error in errors.items():
-        # Unlike str(), this takes any exception.
-        summary = traceback.format_exception_only(error)[0].partition("\n")[0]
-        text = "".join(traceback.format_exception(error))
-        found.append({"item": item, "summary": summary[:300], "traceback": text[-MAX_TRACEBACK:]})
-    return found
+def _failed_item(item: int, error: BaseException) -> FailedItem:
+    # str() fails for some exceptions; this takes any.
+    summary = traceback.format_exception_only(error)[0].partition("\n")[0]
+    text = "".join(traceback.format_exception(error))
+    return FailedItem(item, summary[:300], text[-MAX_TRACEBACK:])
 
 
-def _output(job: Job[Any]) -> list[dict[str, Any]]:
+def _output(job: Job[Any]) -> list[PrintedText]:
     printed = job.ledger.output.last_texts(N_PRINTING)
-    return [{"item": i, "text": text[-MAX_OUTPUT:]} for i, text in printed.items()]
+    return [PrintedText(item, text[-MAX_OUTPUT:]) for item, text in printed.items()]
 
 
-def _progress(job: Job[Any]) -> list[dict[str, Any]]:
+def _progress(job: Job[Any]) -> list[ItemProgress]:
     known = job.ledger.output.all_progress().items()
-    reported = [(i, done) for i, done in known if not job.ledger.has_ended(i)][-N_PROGRESS:]
-    return [{"item": i, "done": done, "total": total} for i, (done, total) in reported]
+    running = [(item, done) for item, done in known if not job.ledger.has_ended(item)]
+    return [ItemProgress(item, done, total) for item, (done, total) in running[-N_PROGRESS:]]

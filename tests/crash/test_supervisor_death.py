@@ -99,7 +99,7 @@ def test_one_that_dies_often_is_left_alone_for_a_minute_and_the_reason_is_told(
         kill_supervisor_of(queue)
     job = queue.map(abs, range(3))
     view = JobView(job)
-    wait_until(lambda: "died 6 times" in str(view.snapshot()), describe="the reason")
+    wait_until(lambda: "died 6 times" in str(view.picture()), describe="the reason")
     with pytest.warns(RuntimeWarning, match=r"waiting for abs: the supervisor .* died 6 times"):
         assert job.result(HANGS) == [0, 1, 2]
     assert job.survey()[1] == ""

@@ -63,6 +63,26 @@ def shoot(page, tmp_path, name):
     page.screenshot(path=Path(os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS", tmp_path)) / name)
 
 
+def stays_as_the_reader_left_it(page, view):
+    """Unfold an error, focus it and select text in it: the next pictures change nothing of that."""
+    error = view.locator("details", has_text="item 7").first
+    error.locator("summary").click()
+    view.get_by_text("workers over").click()
+    error.locator("summary").focus()
+    error.locator("pre").evaluate("pre => getSelection().selectAllChildren(pre)")
+    selected = page.evaluate("() => getSelection().toString()")
+    assert "ValueError" in selected
+    numbers = view.locator("figcaption")
+    before = numbers.text_content()
+    for _ in range(2):
+        expect(numbers).not_to_have_text(before, timeout=20_000)
+        before = numbers.text_content()
+    expect(error).to_have_attribute("open", "")
+    expect(error.locator("summary")).to_be_focused()
+    expect(view.locator("table")).to_be_hidden()
+    assert page.evaluate("() => getSelection().toString()") == selected
+
+
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
@@ -80,6 +100,7 @@ def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
     expect(view.locator("summary", has_text="item 7")).to_be_visible(timeout=20_000)
     expect(view.get_by_role("progressbar").first).to_be_visible()
     shoot(page, tmp_path, "live.png")
+    stays_as_the_reader_left_it(page, view)
     (lab.folder / "seen").touch()
 
     # When it is over, I expect plain HTML in its place, with the error, and no foreign markup

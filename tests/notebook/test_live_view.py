@@ -19,14 +19,14 @@ pytest.importorskip("anywidget")
 from anywidget import _util
 from IPython.display import DisplayHandle
 
-from nbstreamq.notebook.live import _Live
+from nbstreamq.notebook.live import LiveJob
 from nbstreamq.notebook.view import JobView
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def live_of(job):
-    return _Live(job, DisplayHandle(), JobView(job).snapshot())
+    return LiveJob(job, DisplayHandle(), JobView(job).picture())
 
 
 def fail(x):
@@ -37,38 +37,38 @@ def test_a_view_that_waits_for_a_retry_keeps_no_job(shared_queue):
     job = shared_queue.map(fail, [1])
     job.wait(30)
     live, gone = live_of(job), weakref.ref(job)
-    widget = live._widget
+    widget = live.widget
     assert widget.comm is not None
     del job
     gc.collect()
     assert gone() is None
     assert widget.comm is None  # the button goes with it
-    live._obey("retry")  # says nothing, and does nothing
+    live.obey("retry")  # says nothing, and does nothing
 
 
 def test_the_widget_stays_until_a_page_has_the_html(shared_queue, wait_until):
     job = shared_queue.map(abs, [-1])
     live, view = live_of(job), JobView(job)
-    live.bundle(view.snapshot())
+    live.bundle(view.picture())
     live.follow(job, view)
-    wait_until(lambda: live._widget.final, describe="the end of the view")
-    assert "1 of 1 done" in live._widget.final["data"]["text/html"]
-    assert live._widget.comm is not None
-    live._obey("kept")
-    assert live._widget.comm is None
+    wait_until(lambda: live.widget.final, describe="the end of the view")
+    assert "1 of 1 done" in live.widget.final["data"]["text/html"]
+    assert live.widget.comm is not None
+    live.obey("kept")
+    assert live.widget.comm is None
 
 
 def test_without_a_browser_the_oldest_widgets_go(shared_queue, wait_until, monkeypatch):
-    monkeypatch.setattr("nbstreamq.notebook.live.MOST_ENDED", 1)
+    monkeypatch.setattr("nbstreamq.notebook.live.MAX_ENDED", 1)
     lives = []
     for _ in range(2):
         job = shared_queue.map(abs, [-1])
         lives.append(live_of(job))
-        lives[-1].bundle(JobView(job).snapshot())
+        lives[-1].bundle(JobView(job).picture())
         lives[-1].follow(job, JobView(job))
-        wait_until(lambda: lives[-1]._widget.final, describe="the end of the view")
-    wait_until(lambda: lives[0]._widget.comm is None, describe="the first one's end")
-    assert lives[1]._widget.comm is not None
+        wait_until(lambda: lives[-1].widget.final, describe="the end of the view")
+    wait_until(lambda: lives[0].widget.comm is None, describe="the first one's end")
+    assert lives[1].widget.comm is not None
 
 
 def test_why_a_button_could_do_nothing_is_said(new_queue):
@@ -79,8 +79,8 @@ def test_why_a_button_could_do_nothing_is_said(new_queue):
     queue.shutdown()
     with pytest.raises(NbstreamqError):
         job.retry_failed()
-    live._obey("retry")
-    assert "make another TaskQueue" in live._widget.trouble
+    live.obey("retry")
+    assert "make another TaskQueue" in live.widget.trouble
 
 
 def test_in_colab_the_widget_manager_is_asked_for(shared_queue, monkeypatch):
@@ -96,7 +96,7 @@ def test_in_colab_the_widget_manager_is_asked_for(shared_queue, monkeypatch):
     _util.enable_custom_widget_manager_once.cache_clear()
     job = shared_queue.map(abs, [1])
     try:
-        data, metadata = live_of(job).bundle(JobView(job).snapshot())
+        data, metadata = live_of(job).bundle(JobView(job).picture())
     finally:
         _util.enable_custom_widget_manager_once.cache_clear()
     assert set(data) == {VIEW, "text/html", "text/plain"}

@@ -1,6 +1,4 @@
-// Draws the snapshots of a job: see view.py for what they hold, live.py for their words. Text only ever goes in as text.
-
-const ROW = 14;
+// Shows the pictures of a job, which templates/job.html draws, and answers its buttons.
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -9,115 +7,88 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function drawing(tag, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
-function drawBar(bar, s) {
-  const over = s.n - s.counts.waiting - s.counts.running;
-  bar.setAttribute("aria-valuemax", s.n);
-  bar.setAttribute("aria-valuenow", over);
-  bar.replaceChildren(
-    ...["done", "failed", "cancelled", "running"]
-      .filter((state) => s.counts[state])
-      .map((state) => {
-        const part = element("div", { class: state, title: `${s.counts[state]} ${state}` });
-        part.style.width = `${(100 * s.counts[state]) / Math.max(1, s.n)}%`;
-        return part;
-      }),
-  );
-}
-
-// A row for each worker: its name, when it was busy (with what, says the part one points at), and the same
-// in words. Rows stay, and change: a part that was made anew each time could not be pointed at.
-function drawStrip(table, s) {
-  while (table.children.length > s.strip.length) table.lastChild.remove();
-  s.strip.forEach((row, i) => drawWorker(table.children[i] ?? table.appendChild(emptyRow(row)), row, s));
-}
-
-function emptyRow(row) {
-  const svg = drawing("svg", { preserveAspectRatio: "none", height: ROW, "aria-hidden": "true" });
-  row.busy.forEach((_, i) => {
-    const busy = drawing("rect", { x: i, y: 2, width: 1, height: ROW - 4, class: "busy" });
-    busy.append(drawing("title", {}));
-    svg.append(busy, drawing("rect", { x: i, y: 0, width: 1, height: ROW, class: "trouble" }));
-  });
-  return element("tr", {}, element("th", { scope: "row" }), element("td", {}, svg), element("td"));
-}
-
-function drawWorker(shown, row, s) {
-  const [name, drawn, words] = shown.children;
-  const svg = drawn.firstChild;
-  name.textContent = row.worker;
-  words.textContent = row.words;
-  svg.setAttribute("viewBox", `0 0 ${s.n_columns} ${ROW}`);
-  row.busy.forEach((share, i) => {
-    const [busy, trouble] = [svg.children[2 * i], svg.children[2 * i + 1]];
-    busy.setAttribute("fill-opacity", share);
-    busy.firstChild.textContent = row.ran[i];
-    trouble.setAttribute("display", row.trouble[i] ? "inline" : "none");
-  });
-}
-
-// Keeps what the reader has unfolded: only new errors are added, and those run again removed.
-function drawErrors(box, s) {
-  const there = new Set(s.errors.map((error) => String(error.item)));
-  for (const child of [...box.children]) if (!there.has(child.dataset.item)) child.remove();
-  const shown = new Set([...box.children].map((child) => child.dataset.item));
-  for (const error of s.errors) {
-    if (shown.has(String(error.item))) continue;
-    const folded = element(
-      "details",
-      { "data-item": error.item },
-      element("summary", {}, `✗ item ${error.item}: ${error.summary}`),
-      element("pre", {}, error.traceback),
-    );
-    box.append(folded);
-  }
-}
-
-function drawProgress(box, s) {
-  box.replaceChildren(
-    ...s.progress.map((p) => {
-      const label = p.total === null ? `${p.done} steps` : `${p.done} of ${p.total}`;
-      const bar = element("progress", { "aria-label": `item ${p.item}` });
-      if (p.total !== null) Object.assign(bar, { max: p.total || 1, value: p.done });
-      return element("div", {}, `item ${p.item}: `, bar, ` ${label}`);
-    }),
-  );
-}
-
-function drawOutput(box, text, s) {
-  box.hidden = s.output.length === 0;
-  const lines = s.output.flatMap((o) =>
-    o.text.split("\n").filter(Boolean).map((line) => `[${o.item}] ${line}`),
-  );
-  const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
-  text.textContent = lines.join("\n");
-  if (atEnd) text.scrollTop = text.scrollHeight;
-}
-
 function button(words, act) {
   const made = element("button", { type: "button" }, words);
   made.addEventListener("click", () => act(made));
   return made;
 }
 
+// -- patching: only what differs is changed, so that focus, selection, scrolling and folds survive ---------
+
+// Change `old` until it looks like `wanted`. Children of an element with data-own belong to this file.
+function patch(old, wanted) {
+  if (old.nodeType === Node.TEXT_NODE) return patchText(old, wanted.data);
+  for (const { name, value } of wanted.attributes)
+    // Once a part is there, the reader folds it.
+    if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const { name } of [...old.attributes])
+    if (name !== "open" && !wanted.hasAttribute(name)) old.removeAttribute(name);
+  if (!old.hasAttribute("data-own")) patchChildren(old, wanted);
+}
+
+// Replace only the middle that differs: what is selected before and after it stays selected.
+function patchText(old, text) {
+  if (old.data === text) return;
+  const most = Math.min(old.length, text.length);
+  let start = 0;
+  while (start < most && old.data[start] === text[start]) start++;
+  let end = 0;
+  while (end < most - start && old.data.at(-1 - end) === text.at(-1 - end)) end++;
+  const box = old.parentElement;
+  const follows = box.matches("pre") && box.scrollTop + box.clientHeight >= box.scrollHeight - 4;
+  old.replaceData(start, old.length - start - end, text.slice(start, text.length - end));
+  if (follows) box.scrollTop = box.scrollHeight;
+}
+
+const keyOf = (node) => node.dataset?.key;
+
+function patchChildren(old, wanted) {
+  const keys = new Set([...wanted.children].map(keyOf));
+  const kept = new Map();
+  for (const child of [...old.children])
+    if (keyOf(child) === undefined) continue;
+    else if (keys.has(keyOf(child))) kept.set(keyOf(child), child);
+    else child.remove();
+  let next = old.firstChild;
+  for (const child of [...wanted.childNodes]) {
+    const key = keyOf(child);
+    const same = kept.get(key);
+    // Parts without a key that are gone.
+    while (same && next && next !== same && keyOf(next) === undefined) next = removed(next);
+    if (same && next !== same) old.insertBefore(same, next);
+    if (same) patch(same, child);
+    else if (key === undefined && next && isAlike(next, child)) patch(next, child);
+    else {
+      old.insertBefore(child, next);
+      continue;
+    }
+    next = (same ?? next).nextSibling;
+  }
+  while (next) next = removed(next);
+}
+
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
+}
+
+const isAlike = (a, b) => a.nodeName === b.nodeName && keyOf(a) === undefined;
+
+// -- the end of a job ----------------------------------------------------------------------------------
+
 // The browser asks its user; later, who has left the page is told that the job is over.
 async function askToNotify(asking) {
   asking.hidden = (await Notification.requestPermission()) !== "default";
 }
 
-function notify(model) {
-  const s = model.get("snapshot");
+function notify({ title, body }) {
   if (document.hidden && "Notification" in window && Notification.permission === "granted")
-    new Notification(`${s.name}: ${s.state}`, { body: s.summary });
+    new Notification(title, { body });
 }
 
-// When the job is over, its HTML stays in the notebook. A page that was loaded anew does not know which
-// output the kernel's update is for, nor does one that was opened later: there the HTML is put in here.
+// When the job is over, its HTML stays in the notebook. A page that was reloaded does not know which output
+// the kernel's update is for, and neither does one that was opened later: there this puts the HTML in.
 function keep(model) {
   const final = model.get("final");
   if (!final.data) return;
@@ -129,9 +100,9 @@ function keep(model) {
   model.send("kept");
 }
 
-// When the job is over, its HTML has an empty place where this offers to run again what failed. In a
-// saved notebook that place stays empty: no kernel would hear of a click. So it does in a page that was
-// loaded anew: Jupyter no longer knows there which output is to be updated.
+// The HTML of a job that failed has an empty place, where this offers to run again what failed. In a saved
+// notebook the place stays empty, since no kernel would hear of a click. So it does in a page that was
+// reloaded: Jupyter no longer knows there which output to update.
 function offerRetry(model) {
   if (model.get("offered")) return () => {};
   model.set("offered", true);
@@ -142,9 +113,8 @@ function offerRetry(model) {
     for (const place of places)
       if (!place.firstChild) {
         const retry = button("Retry failed", () => model.send("retry"));
-        const trouble = element("output", {}, model.get("trouble"));
         retry.className = "nbstreamq-retry";
-        place.append(retry, trouble);
+        place.append(retry, element("output", {}, model.get("trouble")));
       }
   };
   const explain = () => {
@@ -165,7 +135,7 @@ function offerRetry(model) {
 function initialize({ model }) {
   const withdraw = offerRetry(model);
   const end = () => {
-    if (model.get("final").data) notify(model);
+    if (model.get("final").data) notify(model.get("final"));
     keep(model);
   };
   model.on("change:final", end);
@@ -176,85 +146,70 @@ function initialize({ model }) {
   };
 }
 
-function render({ model, el }) {
-  const name = element("b");
-  const numbers = element("span", { class: "numbers" });
+// -- the live view -------------------------------------------------------------------------------------
+
+const ENDED =
+  "The kernel has ended. This is its last picture. If the job has a name, it goes on: run this cell again to see it.";
+
+// The buttons, why one failed, and whether the kernel is there to answer them.
+function makeButtons(model) {
   const retry = button("Retry failed", () => model.send("retry"));
   const add = button("Add worker", () => model.send("add"));
   const ask = button("Notify me", askToNotify);
   ask.title = "Have the browser say when the job is over";
   ask.hidden = !("Notification" in window) || Notification.permission !== "default";
+  let isCancelling = false;
   const cancel = button("Cancel", () => {
-    cancel.disabled = true;
+    isCancelling = cancel.disabled = true;
     cancel.textContent = "Cancelling";
     model.send("cancel");
   });
   cancel.title = "Or interrupt, twice within two seconds, a cell that waits for it";
-  const bar = element("div", { class: "bar", role: "progressbar", "aria-label": "items that are over", "aria-valuemin": 0 });
-  const obstacle = element("div", { class: "obstacle", role: "alert" });
-  const trouble = element("div", { class: "obstacle", role: "alert" });
-  const table = element("tbody");
-  const title = element("summary", {}, "workers");
-  const strip = element("details", { open: "" }, title, element("table", {}, table));
-  const progress = element("div");
-  const errors = element("div");
-  const text = element("pre", { tabindex: 0 });
-  const output = element("details", {}, element("summary", {}, "output"), text);
-  const root = element(
-    "div",
-    { class: "nbstreamq-job", role: "group" },
-    element("div", { class: "head" }, name, numbers),
-    element("div", { class: "buttons" }, cancel, retry, add, ask),
-    bar, obstacle, trouble, strip, progress, errors, output,
-  );
-  const draw = () => {
-    const s = model.get("snapshot");
-    if (!s || !s.counts) return;
-    root.setAttribute("aria-label", `Job ${s.name}`);
-    name.textContent = s.name;
-    numbers.textContent = s.summary;
-    retry.hidden = !s.counts.failed;
-    drawBar(bar, s);
-    obstacle.hidden = !s.obstacle;
-    obstacle.textContent = s.obstacle ? `Nothing can run: ${s.obstacle}` : "";
-    strip.hidden = s.strip.length === 0;
-    drawStrip(table, s);
-    drawProgress(progress, s);
-    drawErrors(errors, s);
-    drawOutput(output, text, s);
-  };
-  const explain = () => {
-    trouble.hidden = !model.get("trouble");
+  const trouble = element("div", { class: "nbstreamq-notice", role: "alert" });
+  const ended = element("div", { class: "nbstreamq-notice", role: "status" }, ENDED);
+  const row = element("div", { class: "nbstreamq-buttons" }, cancel, retry, add, ask);
+  const update = () => {
+    retry.hidden = !model.get("can_retry");
     trouble.textContent = model.get("trouble");
+    trouble.hidden = !model.get("trouble");
   };
-  // When the kernel is restarted, this stays the last picture, and nothing answers the buttons. The page
-  // is told only that something about the connection has changed: a new picture says that it works.
-  const ended = element("div", { class: "obstacle", role: "status" });
-  ended.textContent =
-    "The kernel has ended, and this is its last picture. If the job has a name, it goes on: run this cell again to see it.";
   const connect = (isLive) => {
     ended.hidden = isLive;
     for (const one of [retry, add, ask]) one.disabled = !isLive;
-    if (!isLive) cancel.disabled = true;
-    else if (cancel.textContent === "Cancel") cancel.disabled = false;
+    cancel.disabled = !isLive || isCancelling;
   };
-  const part = () => connect(false);
+  return { parts: [row, trouble, ended], update, connect };
+}
+
+function render({ model, el }) {
+  const buttons = makeButtons(model);
+  const root = element("div", { class: "nbstreamq-job" });
+  const draw = () => {
+    const wanted = element("template");
+    // Each text in it was escaped where it was drawn.
+    wanted.innerHTML = model.get("html");
+    patchChildren(root, wanted.content);
+    const own = root.querySelector("[data-own]");
+    if (own && !own.firstChild) own.append(...buttons.parts);
+    buttons.update();
+  };
+  // The page is told only that something about the connection has changed: a new picture says that it works.
+  const part = () => buttons.connect(false);
   const follow = () => {
-    connect(true);
+    buttons.connect(true);
     draw();
   };
-  connect(true);
-  bar.after(ended);
-  model.on("change:snapshot", follow);
-  model.on("change:trouble", explain);
-  model.on("comm_live_update", part);
-  draw();
-  explain();
+  const watched = {
+    "change:html": follow,
+    "change:can_retry": buttons.update,
+    "change:trouble": buttons.update,
+    comm_live_update: part,
+  };
+  for (const [what, act] of Object.entries(watched)) model.on(what, act);
+  follow();
   el.append(root);
   return () => {
-    model.off("comm_live_update", part);
-    model.off("change:snapshot", follow);
-    model.off("change:trouble", explain);
+    for (const [what, act] of Object.entries(watched)) model.off(what, act);
   };
 }
 
