@@ -16,6 +16,7 @@ from .errors import (
     JobNotFound,
     MemoryLimitExceeded,
     NbstreamqError,
+    NoRoom,
     NotPicklable,
     PythonMismatch,
     QueueClosed,
@@ -32,6 +33,7 @@ from .errors import (
     SignatureError,
     TaskError,
     TimeLimitExceeded,
+    ValueMissing,
     WorkerLost,
 )
 from .objects.references import Ref
@@ -48,6 +50,7 @@ __all__ = [
     "JobNotFound",
     "MemoryLimitExceeded",
     "NbstreamqError",
+    "NoRoom",
     "NotPicklable",
     "PythonMismatch",
     "QueueClosed",
@@ -67,6 +70,7 @@ __all__ = [
     "TaskFuture",
     "TaskQueue",
     "TimeLimitExceeded",
+    "ValueMissing",
     "WorkerLost",
     "load_ipython_extension",
     "rng",

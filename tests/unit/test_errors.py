@@ -7,6 +7,7 @@ from concurrent.futures import BrokenExecutor
 
 import pytest
 
+import nbstreamq
 from nbstreamq import errors
 from nbstreamq.errors import DeathCertificate, NbstreamqError, RemoteError, TaskError, WorkerLost
 
@@ -33,6 +34,10 @@ def drawn_tree():
 
 def test_the_drawn_tree_holds_every_exception():
     assert set(drawn_tree()) == {c.__name__ for c in CLASSES}
+
+
+def test_the_package_exports_every_exception():
+    assert {c.__name__ for c in CLASSES} <= set(nbstreamq.__all__)
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda c: c.__name__)
