@@ -40,15 +40,19 @@ def test_only_the_wire_imports_redis():
     }
 
 
+def n_lines(function):
+    """Return how many lines a function has, without its docstring."""
+    n = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function):
+        n -= function.body[0].end_lineno - function.body[0].lineno + 1
+    return n
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_function_is_short(path):
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    long = [
-        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for node in ast.walk(TREES[path])
-        if isinstance(node, functions) and node.end_lineno - node.lineno >= 60
-    ]
-    assert long == []
+    found = [node for node in ast.walk(TREES[path]) if isinstance(node, functions)]
+    assert [f"{f.name}: {n_lines(f)} lines" for f in found if n_lines(f) > 60] == []
 
 
 def test_the_public_names_are_sorted_and_exist():
