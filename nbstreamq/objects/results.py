@@ -7,6 +7,7 @@ A body is a pickle of (True, values, errors): a list of plain values, or the par
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import CoroutineType
@@ -30,8 +31,17 @@ from .remote_errors import dump_error, load_error
 MAX_BODY_BYTES = 500 * 2**20
 #: Bytes of a body that has too few objects to bother the garbage collector.
 _SMALL_BODY_BYTES = 2**14
+#: The largest value that `dump_small` takes: it travels in its message wherever large values go.
+_SMALL_VALUE_BYTES = 2**14
 
 _UNPICKLED_HERE = "The task was done; this was raised when its result was unpickled here."
+
+
+def dump_small(value: Any) -> bytes | None:
+    """Return one value as `dump_outcomes` does, if it is of a plain type and small; else None."""
+    if type(value) not in PLAIN or sys.getsizeof(value) > _SMALL_VALUE_BYTES:
+        return None
+    return pickle.dumps((True, [value], {}), 5)
 
 
 def dump_outcomes(

@@ -146,16 +146,12 @@ class Values:
         #: Whose values are asked for.
         self._job = ""
         self._results = _Results("", self._backend_of)
-        self._edits = Edits()
+        self.edits = Edits(self._forget)
 
-    def look_for_edits(self) -> None:
-        """Forget functions and values if a module was edited that they may have been made with.
-
-        To be called when no task runs: what those that wait have made is of the older modules.
-        """
-        if self._edits.forget_edited():
-            self._functions.clear()
-            self._values.clear()
+    def _forget(self) -> None:
+        """Forget functions and values: a module was edited that they may have been made with."""
+        self._functions.clear()
+        self._values.clear()
 
     def drop_stale(self) -> None:
         """Let go of files that clients have freed."""
@@ -204,7 +200,8 @@ class Values:
             What the server holds in its place was not signed with this queue's secret.
         """
         self._job = task.job
-        known = self._functions.get((task.fn, "")) or self._functions.get((task.fn, task.job))
+        functions = self._functions
+        known = functions.get((task.fn, "")) or functions.get((task.fn, task.job))
         if known is not None:
             return known
         what = f"function {task.name}() of job {task.job}"

@@ -24,6 +24,7 @@ from ..wire.item_ranges import ItemRanges, items, ranges_of, size, split
 from ..wire.messages import Event, Options, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from ..wire.store import Store
+from .retries import retry, retry_lost
 from .slot import NO_ITEM, RunningTask, Stop
 
 
@@ -68,8 +69,6 @@ def tail(descriptor: int, size: int = 4000) -> str:
 
 logger = logging.getLogger(__name__)
 
-#: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
-MAX_LOSSES = 3
 #: In the place of an item that may kill whoever unpickles it: the client must not try.
 _NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled or pickled)"
 
@@ -178,9 +177,8 @@ def _settle_item(settlement: Settlement, level: RunningTask, death: CrashReport)
 def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, death: CrashReport) -> None:
     task = settlement.delivery.task
     options = Options.decode(task.opts)
-    if task.attempt <= options.retries:
-        delay = options.pause_after(task.attempt)
-        settlement.successors.append(Requeue(task=task.again(guilty, attempt=1), delay=delay))
+    if again := retry(task, guilty):
+        settlement.successors.append(again)
         return
     task_id = task.id_of(guilty[0].start)
     error: NbstreamqError
@@ -204,7 +202,7 @@ def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, death: CrashR
 def _settle_unknown(settlement: Settlement, death: CrashReport) -> None:
     task = settlement.delivery.task
     n = size(task.span)
-    if n == 1 or task.losses + 1 < MAX_LOSSES:
+    if n == 1 or retry_lost(task):
         _charge(settlement, task, death, item=_NOT_LOOKED_AT)
         return
     for half in split(task.span, (n + 1) // 2):
@@ -213,11 +211,11 @@ def _settle_unknown(settlement: Settlement, death: CrashReport) -> None:
 
 def _charge(settlement: Settlement, task: Task, death: CrashReport, *, item: str = "") -> None:
     """Run `task` again, or fail it when it was lost too often; the client adds an empty `item`."""
-    if task.losses + 1 < MAX_LOSSES:
+    if again := retry_lost(task):
         text = {"error": f"worker {death.certificate.worker} died: {death.certificate.cause}"}
         body = json.dumps(text).encode()
         settlement.events.append(_event("lost", task, task.span, death, body))
-        settlement.successors.append(Requeue(task=task.again(task.span, losses=1)))
+        settlement.successors.append(again)
         return
     task_id = task.id_of(task.span[0].start)
     what = (

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..objects.modules import file_of, is_edited
@@ -19,19 +20,26 @@ class Edits:
 
     Only what is beside a notebook or installed as editable is looked at. Modules that came with a
     function are not: they have no file here.
+
+    Parameters
+    ----------
+    on_edit
+        Called when modules were forgotten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_edit: Callable[[], None]) -> None:
+        self._on_edit = on_edit
         self._seen = set(sys.modules)
         self._last = self._newest()
         self._looked = time.time_ns()
         #: Name of a module -> its file, and what that looked like when it was imported.
         self._stamps: dict[str, tuple[str, _Stamp | None]] = {}
 
-    def forget_edited(self) -> bool:
-        """Forget all such modules if one of them was edited; return whether.
+    def forget_edited(self) -> None:
+        """Forget all such modules if one of them was edited.
 
-        All, since others have taken from it what they import. To be called between tasks.
+        All, since others have taken from it what they import. To be called when no task runs, not
+        even one that waits: what that has made is of the older modules.
         """
         now = time.time_ns()
         # `_newest` without the call: each lone task comes here.
@@ -39,7 +47,7 @@ class Edits:
             self._look_for_new()
         if not self._stamps:
             self._looked = now
-            return False
+            return
         # One that was edited since the last look may have been imported before that.
         edited = [
             name
@@ -49,7 +57,7 @@ class Edits:
         self._looked = now
         if edited:
             self._forget()
-        return bool(edited)
+            self._on_edit()
 
     @staticmethod
     def _newest() -> tuple[int, str]:

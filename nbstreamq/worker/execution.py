@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,25 +12,24 @@ from contextlib import nullcontext
 from typing import Any
 
 from ..errors import SecretMismatch, ValueMissing
+from ..objects.functions import LoadedFunction
 from ..objects.pickling import load
 from ..objects.references import Dependent, resolving
 from ..objects.remote_errors import dump_error, summary
-from ..objects.results import dump_outcomes
-from ..objects.surroundings import arriving
+from ..objects.results import dump_outcomes, dump_small
+from ..objects.surroundings import Surroundings, arriving
 from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of, size
 from ..wire.keys import NESTED, base_lane
-from ..wire.messages import Event, Options, Task
+from ..wire.messages import Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from .cache import Values
-from .crash import MAX_LOSSES
 from .output import Output, Piece
+from .retries import retry, retry_lost
 from .run import Run, Runner, Stopped
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after a look at what was printed in which another is not worth its time.
-STRAYS = 0.001
 #: Most different errors of a slice that its dead letter names.
 N_REASONS = 3
 _NOTHING = nullcontext()
@@ -51,21 +51,21 @@ class Execution:
         self._runner = runner
         self._output = output
         self._values = values
-        self._depths: list[int] = []
         #: Progress that was not published yet: (task, item) -> (done, total).
         self._progress: dict[tuple[Task, int], tuple[int, int | None]] = {}
-        #: The running tasks, outermost first, and since when they run.
-        self.running: list[tuple[Task, float]] = []
+        #: What runs, outermost first, and since when they run.
+        self.running: list[tuple[Delivery, float]] = []
 
     @property
     def task(self) -> Task | None:
         """The running task."""
-        return self.running[-1][0] if self.running else None
+        return self.running[-1][0].task if self.running else None
 
     @property
     def depth(self) -> int:
         """How deep the running task is nested."""
-        return self._depths[-1] if self._depths else 0
+        lane = base_lane(self.running[-1][0].lane) if self.running else ""
+        return int(lane.removeprefix("nested")) if lane in NESTED else 0
 
     def execute(self, delivery: Delivery) -> tuple[Settlement, Stopped | None]:
         """Run a slice of a delivery.
@@ -76,11 +76,14 @@ class Execution:
             What follows from it; and, if a task further down the stack is to be stopped, the
             exception to raise there, once this is settled.
         """
-        depth, run = len(self._depths), None
+        depth, run, task = len(self.running), None, delivery.task
         try:
+            # No chunk, no options, no task that waits for it, and not cancelled.
+            if task.call == "apply" and not (task.opts or depth or delivery.cancelled):
+                return self._execute_plain(delivery), None
             settlement, todo = self._begin(delivery)
             if todo:
-                self._enter(delivery, todo)
+                self._enter(delivery, todo[0].start)
                 run = self._run(delivery, todo)
                 self._leave(settlement)
                 self._conclude(settlement, run)
@@ -88,6 +91,54 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
             return self.rescue(delivery, run, error, depth)
         return settlement, run.stopped if run else None
+
+    def _execute_plain(self, delivery: Delivery) -> Settlement:
+        """Run one call without options that nobody has cancelled: the short way for most calls."""
+        settlement, task = Settlement(delivery=delivery), delivery.task
+        if not delivery.is_wanted:
+            return settlement
+        self._runner.hold(delivery)
+        self._output.enter(task, 0)
+        self.running.append((delivery, time.monotonic()))
+        started, began = time.time(), time.monotonic()
+        value, run = None, None
+        try:
+            function, arguments, arrived = self._load(task)
+            args, kwargs = arguments
+            started, began = time.time(), time.monotonic()
+            if function.surroundings is None and arrived is None:
+                value, run = self._runner.call(task, function.fn, args, kwargs)
+            else:
+                with function.surroundings or _NOTHING, arrived or _NOTHING:
+                    value, run = self._runner.call(task, function.fn, args, kwargs)
+        except BaseException as error:  # noqa: BLE001 - unpickling runs foreign code
+            run = self._run_of_load_error(task, task.span, error)
+        seconds = time.monotonic() - began
+        self.running.pop()
+        pieces = self._output.leave()
+        if pieces or self._progress:
+            settlement.events += self.reports(pieces)
+        body = dump_small(value) if run is None else None
+        if body is None:
+            run = run or Run(started=started, done=[range(1)], values=[value])
+            run.seconds = seconds
+            self._conclude(settlement, run)
+        else:
+            settlement.ended = (1, 0, 0)
+            settlement.events.append(
+                Event(
+                    kind="finished",
+                    job=task.job,
+                    n=task.n,
+                    worker=self._worker,
+                    attempt=task.attempt,
+                    started=started,
+                    seconds=seconds,
+                    body=body,
+                )
+            )
+        self._runner.release()
+        return settlement
 
     def rescue(
         self, delivery: Delivery, run: Run | None, error: BaseException, depth: int
@@ -106,7 +157,7 @@ class Execution:
         stop = error if type(error) is Stopped and self._runner.waits(error) else None
         self._runner.restore(depth)
         self._output.restore(depth)
-        del self.running[depth:], self._depths[depth:]
+        del self.running[depth:]
         settlement = Settlement(delivery=delivery)
         if stop:
             settlement.successors.append(Requeue(task=delivery.task))
@@ -119,10 +170,9 @@ class Execution:
                 error = second
             else:
                 return settlement, run.stopped
-        task = delivery.task
-        if run is None and size(task.span) > 1 and task.losses + 1 < MAX_LOSSES:
+        if run is None and size(delivery.task.span) > 1 and (again := retry_lost(delivery.task)):
             # Nothing has begun, and which of them is to blame, if any, is not known.
-            settlement.successors.append(Requeue(task=task.again(task.span, losses=1)))
+            settlement.successors.append(again)
             return settlement, None
         return self.fail(delivery, error), run.stopped if run else None
 
@@ -165,7 +215,7 @@ class Execution:
     def report_progress(self, done: int, total: int | None) -> None:
         """Keep the progress of the running item for the next report."""
         if self.running:
-            self._progress[self.running[-1][0], self._output.item] = (done, total)
+            self._progress[self.running[-1][0].task, self._output.item] = (done, total)
 
     def reports(self, pieces: Iterable[Piece]) -> list[Event]:
         """Return events for what was printed, and for the progress since the last report."""
@@ -179,29 +229,22 @@ class Execution:
             events.append(self._event("progress", task, (range(item, item + 1),), body))
         return events
 
-    def strays(self) -> list[Event]:
+    def collect_unattributed_output(self) -> list[Event]:
         """Return events for what others than Python code printed since the last look."""
-        if time.monotonic() - self._output.looked < STRAYS:
-            return []
         return self.reports(self._output.collect())
 
     def started(self, task: Task, item: int) -> Event:
         """Return the event that says that `item` of `task` runs for a while already."""
         return self._event("started", task, (range(item, item + 1),), started=time.time())
 
-    def _enter(self, delivery: Delivery, todo: ItemRanges) -> None:
+    def _enter(self, delivery: Delivery, item: int) -> None:
         """Have all that the task prints and reports attached to it."""
-        lane, task, depth = delivery.lane, delivery.task, 0
         self._runner.hold(delivery)
-        if lane.startswith("nested") and (lane := base_lane(lane)) in NESTED:
-            depth = int(lane.removeprefix("nested"))
-        self._depths.append(depth)
-        self._output.enter(task, todo[0].start)
-        self.running.append((task, time.monotonic()))
+        self._output.enter(delivery.task, item)
+        self.running.append((delivery, time.monotonic()))
 
     def _leave(self, settlement: Settlement) -> None:
         self.running.pop()
-        self._depths.pop()
         pieces = self._output.leave()
         if pieces or self._progress:
             settlement.events += self.reports(pieces)
@@ -209,48 +252,50 @@ class Execution:
     def _run(self, delivery: Delivery, todo: ItemRanges) -> Run:
         task = delivery.task
         try:
-            if len(self.running) == 1:
-                self._values.look_for_edits()
-            function = self._values.function(task)
-            with arriving() as arrived:
-                args = self._load_args(task)
-            # Most tasks have none: a context that does nothing costs two calls.
-            if function.surroundings is None and arrived.surroundings is None:
-                return self._runner.run(task, function.fn, args, todo)
+            function, loaded, arrived = self._load(task)
+            items_of = [loaded] if task.call == "apply" else loaded
             # What is around the function, and then what functions among its arguments need.
-            with function.surroundings or _NOTHING, arrived.surroundings or _NOTHING:
-                return self._runner.run(task, function.fn, args, todo)
+            with function.surroundings or _NOTHING, arrived or _NOTHING:
+                return self._runner.run(task, function.fn, items_of, todo)
         except BaseException as error:  # unpickling runs foreign code: the task fails, we go on
             if type(error) is Stopped and self._runner.waits(error):
                 raise
-            if type(error) is SecretMismatch and self._values.has_other_secret():
-                return Run(started=time.time(), rest=todo)  # others know it: back to the lane
-            if type(error) is ValueMissing:
-                self._values.want(task)
-            run = Run(started=time.time(), done=[*todo])
-            dumped = dump_error(error, task=task.id_of(0))
-            for _ in items(todo):
-                run.fail(dumped)
-            return run
+            return self._run_of_load_error(task, todo, error)
 
-    def _load_args(self, task: Task) -> Sequence[Any]:
-        """Return the items of the payload."""
-        loaded = load(task.args)
-        if isinstance(loaded, Dependent):
-            results = [load(data) for data in loaded.results]
-            with resolving(self._values.value, results):
-                loaded = load(loaded.args)
-        return [loaded] if task.call == "apply" else loaded
+    def _load(self, task: Task) -> tuple[LoadedFunction, Any, Surroundings | None]:
+        """Return the function of a task, its payload, and what functions in that need."""
+        if len(self.running) == 1:
+            self._values.edits.forget_edited()
+        function = self._values.function(task)
+        with arriving() as arrived:
+            loaded = pickle.loads(task.args)
+            if isinstance(loaded, Dependent):
+                results = [load(data) for data in loaded.results]
+                with resolving(self._values.value, results):
+                    loaded = load(loaded.args)
+        return function, loaded, arrived.surroundings
+
+    def _run_of_load_error(self, task: Task, todo: ItemRanges, error: BaseException) -> Run:
+        """Return what becomes of items whose function, or arguments, can't be had."""
+        if type(error) is SecretMismatch and self._values.has_other_secret():
+            return Run(started=time.time(), rest=todo)  # others know it: back to the lane
+        if type(error) is ValueMissing:
+            self._values.want(task)
+        run = Run(started=time.time(), done=[*todo])
+        dumped = dump_error(error, task=task.id_of(0))
+        for _ in items(todo):
+            run.fail(dumped)
+        return run
 
     def _conclude(self, settlement: Settlement, run: Run) -> None:
         """Add to the settlement what follows from `run`: results, retries, the rest."""
         task = settlement.delivery.task
-        options = Options.decode(task.opts)
         if run.cancelled:
             settlement.events.append(self._event("cancelled", task, ranges_of(run.cancelled)))
             settlement.count(cancelled=len(run.cancelled))
-        if run.errors and task.attempt <= options.retries:
-            run = self._retry(settlement, run, options)
+        if run.errors and (again := retry(task, ranges_of(map(run.item, run.errors)))):
+            self._note_retry(settlement, run, again)
+            run = run.without_errors()
         if run.done:
             body = dump_outcomes(
                 run.values,
@@ -270,20 +315,13 @@ class Execution:
         if run.rest:
             settlement.continue_with(task.again(run.rest))
 
-    def _retry(self, settlement: Settlement, run: Run, options: Options) -> Run:
-        """Put the failed items of `run` into a successor; return it without them."""
-        task = settlement.delivery.task
-        failed = ranges_of(map(run.item, run.errors))
+    def _note_retry(self, settlement: Settlement, run: Run, again: Requeue) -> None:
+        """Have the failed items of `run` tried again, and the client told."""
         error = summary(next(iter(run.errors.values())))
-        delay = options.pause_after(task.attempt)
-        body = json.dumps({"error": error, "delay": delay}).encode()
-        settlement.events.append(self._event("retried", task, failed, body))
-        settlement.successors.append(Requeue(task=task.again(failed, attempt=1), delay=delay))
-        kept = [k for k in range(len(run.values)) if k not in run.errors]
-        done, values = [*ranges_of(map(run.item, kept))], [run.values[k] for k in kept]
-        return Run(
-            started=run.started, seconds=run.seconds, done=done, values=values, rest=run.rest
-        )
+        body = json.dumps({"error": error, "delay": again.delay}).encode()
+        task = settlement.delivery.task
+        settlement.events.append(self._event("retried", task, again.task.span, body))
+        settlement.successors.append(again)
 
     def _output_event(self, task: Task, pieces: Sequence[Piece]) -> Event:
         body = json.dumps([[p.item, p.stream, p.text] for p in pieces]).encode()

@@ -37,7 +37,7 @@ from .execution import Execution, part_cancelled
 from .monitor import TaskMonitor
 from .output import Output
 from .run import Runner
-from .slot import Leaving, Slot, State
+from .slot import LANE_BITS, STATE, Leaving, Slot, State
 
 #: About how many messages are remembered: the newest. Each takes 8 bytes once it is there.
 N_MARKS = 2**20
@@ -59,22 +59,22 @@ class SettledCache:
         self._marks = memoryview(mmap.mmap(descriptor, ENDED_BYTES)).cast("Q")
         #: Of what this worker has run and not settled yet. Nobody else may know them: if it dies
         #: now, the same message comes again, and must be run.
-        self._unsettled: set[int] = set()
+        self.unsettled: set[int] = set()
 
     def __contains__(self, mark: int) -> bool:
-        return self._marks[mark % N_MARKS] == mark or mark in self._unsettled
+        return self._marks[mark % N_MARKS] == mark or mark in self.unsettled
 
-    def run(self, settlement: Settlement) -> None:
+    def add_run(self, settlement: Settlement) -> None:
         """Take note of what was run, and will be settled."""
-        if settlement.is_final:
-            self._unsettled.add(settlement.delivery.mark)
+        if not settlement.successors or settlement.is_final:
+            self.unsettled.add(settlement.delivery.mark)
 
-    def settled(self, settlements: Iterable[Settlement]) -> None:
+    def add_settled(self, settlements: Iterable[Settlement]) -> None:
         """Tell all workers of this machine what the server has settled."""
         for settlement in settlements:
-            if (mark := settlement.delivery.mark) in self._unsettled:
+            if (mark := settlement.delivery.mark) in self.unsettled:
                 self._marks[mark % N_MARKS] = mark
-                self._unsettled.discard(mark)
+                self.unsettled.discard(mark)
 
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
 #: Seconds without a task after which a worker takes one at a time again: what comes then may be
 #: long, and others may wait for some of it. Shorter costs another round trip more often.
 LULL = 0.01
+#: Seconds after a look at what was printed in which another is not worth its time.
+UNATTRIBUTED = 0.001
 #: Seconds of waiting after which a worker counts as idle: the task that ends the wait had not been
 #: waiting itself, so the worker goes on to take one at a time. With a shorter time, a slow machine
 #: takes bursts for single calls.
@@ -176,14 +178,13 @@ class TaskWorker:
         self._running: list[Delivery] = []
         self._settled: list[Settlement] = []
         self._flushed = self._linger = 0.0
-        self._our_job = ""  #: The last one whose tasks may run here.
         self._count = 1
         self._leaving = self._waiting = self._was_full = self._has_idled = False
         #: Whether the server may have given us something that we don't know of.
         self._lost = False
         self._fault_pause = FAULT_PAUSE[0]
         self._set_ups = set[str]()  #: the jobs of those that were run
-        self._pulse = TaskMonitor(self.execution, output, self._free, store.clone())
+        self._monitor = TaskMonitor(self.execution, output, self._free, store.clone())
         fetch_by(values.value)
         set_host(
             WorkerContext(
@@ -248,13 +249,13 @@ class TaskWorker:
         description
             What others may know of this worker: host, process id, ...
         """
-        self._pulse.start()
+        self._monitor.start()
         join = functools.partial(self._join, description)
         step: Callable[[], None] = join
         while not self._leaving:
             try:
                 self._until_reachable(step)
-                step, self._fault_pause = self._round, FAULT_PAUSE[0]
+                step = self._serve
             except _Leave:
                 break
             except SecretMismatch:  # the supervisor will tell us to leave
@@ -289,7 +290,7 @@ class TaskWorker:
                 instead = []
                 try:
                     self._settle_alone(one)
-                    self._ended.settled([one])
+                    self._ended.add_settled([one])
                 except (ServerUnreachable, ServerRefused) as error:
                     if not isinstance(error, MessageTooLarge):
                         continue  # it may be taken later
@@ -354,19 +355,29 @@ class TaskWorker:
                 self._store.publish(self.execution.set_up(task, self._served[0]))
         self._slot.set_state(State.BUSY)
 
+    def _serve(self) -> None:
+        """Work until told to leave, or until the server may have given us something unknown."""
+        while not (self._leaving or self._lost):
+            self._round()
+            self._fault_pause = FAULT_PAUSE[0]
+
     def _round(self) -> None:
-        self._look_again(self._store)
-        if not self._batch and self._was_full:
+        """Take, which settles what is over; run each; adapt how many to take the next time."""
+        if self._looks:
+            self._look_again(self._store)
+        if self._was_full and not self._batch:
             self._find_lanes()
             # More may wait, and most urgently in a lane that we have not heard of yet.
             self._take(self._lanes, self._count)
         if not self._batch:
-            self._take_or_wait()
-        self._pulse.wake()
+            self._wait_and_take()
+        self._monitor.wake()
         began, n = time.monotonic(), len(self._batch)
-        while delivery := self._work_next():
+        while self._batch and (delivery := self._work_next()):
+            if not self._batch:
+                break
             self._look_for_more_urgent(delivery.lane)
-            if self._batch and time.monotonic() - self._flushed > FLUSH:
+            if time.monotonic() - self._flushed > FLUSH:
                 if time.monotonic() - began > 2 * FLUSH:
                     n -= self.release_batch(keep=1)  # what comes next can't begin sooner elsewhere
                 flushing = time.monotonic()
@@ -415,7 +426,7 @@ class TaskWorker:
             is_copy = delivery.mark in self._ended
             if not is_copy:
                 settlement, stopped = self.execution.execute(delivery)
-                self._ended.run(settlement)
+                self._ended.add_run(settlement)
         except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
             if settlement is None:
                 settlement, stopped = self.execution.rescue(delivery, None, error, depth)
@@ -434,37 +445,119 @@ class TaskWorker:
 
     # -- give and take -------------------------------------------------------------------------
 
-    def _take(self, lanes: Sequence[str], count: int) -> None:
-        """Settle what is over and take what waits, in one round trip."""
-        self._take_by(lambda settled: self._read(settled, lanes, count))
+    def _wait_and_take(self) -> None:
+        """Settle what is over, and wait for the next tasks."""
+        look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
+        block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
+        if self._values.with_files:
+            self._values.drop_stale()
+            block = min(block, LET_GO)
+        began, self._slot.words[STATE] = time.monotonic(), State.IDLE
+        try:
+            self._take((), self._count, block)
+        finally:
+            self._slot.words[STATE] = State.BUSY
+        self._has_idled = self._flushed - began > IDLE
+        if not self._batch:
+            self._count = 1
 
-    def _take_by(self, read: Callable[[list[Settlement]], list[Delivery]]) -> None:
-        def send(settled: list[Settlement]) -> None:
-            taken = read(settled)
-            with self._lock:
-                mixed = bool(self._batch)
-                self._accept(taken)
-                if mixed:
-                    self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
+    def _take(self, lanes: Sequence[str], count: int, block: float | None = None) -> None:
+        """Settle what is over and take what waits, in one request.
 
-        self._settling(send)
+        Parameters
+        ----------
+        lanes
+            Where to take from, if nothing is waited for; else it is all that may hold something.
+        count
+            Most tasks from each lane.
+        block
+            Seconds to wait for a task; a signal may break this, and nothing else.
+        """
+        with self._talking:
+            settled: list[Settlement] = []
+            try:
+                with self._lock:
+                    settled, self._settled = self._settled, []
+                if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
+                    self._add_unattributed_output(settled)
+                try:
+                    if block is not None:
+                        self._waiting = True
+                        # The flag stands before these looks: a signal after them finds us waiting.
+                        if self._leaving:
+                            raise _Leave
+                        if self._slot.words[LANE_BITS] >> 32 != self._n_lane_changes:
+                            self._find_lanes()
+                        # What is urgent may wait in a lane that the supervisor has not seen in use.
+                        lanes = self._lanes if settled else self._used_lanes()
+                    taken = self._store.take(
+                        settled,
+                        lanes,
+                        self.id,
+                        count,
+                        block=block,
+                        soon=0.0 if block is None else self._linger,
+                        on_settled=functools.partial(self._ended.add_settled, settled),
+                    )
+                finally:
+                    self._waiting = False
+                if self._ended.unsettled:  # The server had lost the script, and was sent it.
+                    self._ended.add_settled(settled)
+                with self._lock:
+                    self._accept(taken)
+                self._flushed = time.monotonic()
+            except BaseException:
+                # Whether they were settled is not known; doing it twice does it once. Nor is it
+                # known what came with the reply.
+                self._lost = True
+                with self._lock:
+                    self._settled = settled + self._settled
+                raise
         if self._moved:
             self._tell_moved(self._store)
 
+    def _used_lanes(self) -> Sequence[str]:
+        """Return the lanes that hold anything now and then, as far as the supervisor knows."""
+        unused = self._slot.unused_lanes()
+        return [lane for lane in self._lanes if lane not in unused]
+
+    def flush(self, store: Store) -> None:
+        """Settle what is over; through `store`, because the monitor has a connection of its own."""
+        if not self._settled:
+            return
+        with self._talking:
+            settled: list[Settlement] = []
+            try:
+                with self._lock:
+                    settled, self._settled = self._settled, []
+                if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
+                    self._add_unattributed_output(settled)
+                store.settle(settled)
+                self._ended.add_settled(settled)
+                self._flushed = time.monotonic()
+            except BaseException:
+                # Whether they were settled is not known; doing it twice does it once. Nor is it
+                # known what came with the reply.
+                self._lost = True
+                with self._lock:
+                    self._settled = settled + self._settled
+                raise
+
+    def _add_unattributed_output(self, settled: list[Settlement]) -> None:
+        """Send what was printed since the last look before the results: both are there then."""
+        settled[-1].events[:0] = self.execution.collect_unattributed_output()
+
     def _accept(self, taken: Sequence[Delivery]) -> None:
         """Put what was taken into the batch, and tasks of other homes into a lane of theirs."""
-        if not self._homes:
-            self._batch.extend(taken)
-            return
+        is_mixed = bool(self._batch and taken)
         for delivery in taken:
-            job = delivery.task.job
-            if job != self._our_job and (home := home_of(job)) not in self._homes:
-                if not _may_be_dropped(delivery):
-                    self._move(delivery, home)
-                    continue
+            home = home_of(delivery.task.job) if self._homes else ""
+            if not self._homes or home in self._homes or _may_be_dropped(delivery):
+                self._batch.append(delivery)
             else:
-                self._our_job = job
-            self._batch.append(delivery)
+                self._move(delivery, home)
+        if is_mixed:
+            self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
 
     def _move(self, delivery: Delivery, home: str) -> None:
         lane = home_lane(delivery.lane, home)
@@ -485,7 +578,7 @@ class TaskWorker:
 
     def _find_lanes(self) -> None:
         """Serve the lanes of our homes that hold anything; of all homes, if we serve all."""
-        n_changes = self._slot.n_lane_changes()
+        n_changes = self._slot.words[LANE_BITS] >> 32
         if n_changes == self._n_lane_changes:
             return
         parts: dict[str, list[str]] = {}
@@ -495,38 +588,6 @@ class TaskWorker:
         found = [n for lane in self._served for n in (lane, *parts.get(lane, ()))]
         self._store.ensure_lanes(set(found) - set(self._lanes))
         self._lanes, self._n_lane_changes = tuple(found), n_changes
-
-    def _read(
-        self, settled: list[Settlement], lanes: Sequence[str], count: int, **wait: float
-    ) -> list[Delivery]:
-        return self._store.take(
-            settled, lanes, self.id, count, on_settled=lambda: self._ended.settled(settled), **wait
-        )
-
-    def flush(self, store: Store) -> None:
-        """Settle what is over; through `store`, because the pulse has a connection of its own."""
-        if self._settled:
-            self._settling(store.settle)
-
-    def _settling(self, send: Callable[[list[Settlement]], object]) -> None:
-        with self._talking:
-            settled: list[Settlement] = []
-            try:
-                with self._lock:
-                    settled, self._settled = self._settled, []
-                if settled:
-                    # Before the results: who has the result shall have what was printed, too.
-                    settled[-1].events[:0] = self.execution.strays()
-                send(settled)
-                self._flushed = time.monotonic()
-            except BaseException:
-                # Whether they were settled is not known; doing it twice does it once. Nor what came
-                # with the reply.
-                self._lost = True
-                with self._lock:
-                    self._settled = settled + self._settled
-                raise
-            self._ended.settled(settled)
 
     def release_batch(self, keep: int = 0) -> int:
         """Give back to the lanes what was not begun, but for the first `keep`; return how many."""
@@ -547,38 +608,6 @@ class TaskWorker:
         self.flush(store)
         if self._moved:
             self._tell_moved(store)
-
-    def _take_or_wait(self) -> None:
-        """Take the next tasks; wait, idle, while there are none."""
-        self._slot.set_state(State.IDLE)
-        began = time.monotonic()
-        try:
-            self._take_by(self._wait)
-        finally:
-            self._slot.set_state(State.BUSY)
-        self._has_idled = time.monotonic() - began > IDLE
-        if not self._batch:
-            self._count = 1
-
-    def _wait(self, settled: list[Settlement]) -> list[Delivery]:
-        """Read from the lanes in use; a signal may break this, and nothing else."""
-        look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
-        block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
-        if self._values.with_files:
-            self._values.drop_stale()
-            block = min(block, LET_GO)
-        self._waiting = True
-        try:
-            # The flag stands before these looks: a signal after them finds us waiting.
-            if self._leaving:
-                raise _Leave
-            self._find_lanes()
-            # What is urgent may wait already in a lane that the supervisor has not seen in use.
-            unused = () if settled else self._slot.unused_lanes()
-            lanes = [lane for lane in self._lanes if lane not in unused]
-            return self._read(settled, lanes, self._count, block=block, soon=self._linger)
-        finally:
-            self._waiting = False
 
     # -- help first ----------------------------------------------------------------------------
 

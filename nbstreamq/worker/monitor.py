@@ -43,7 +43,7 @@ class TaskMonitor:
         self._output = output
         self._free = free
         self._store = store
-        self._busy = Event()
+        self._busy, self._sleeps = Event(), True
         self._n_wakes = 0
         #: The item that ran at the last look; and the last one that was announced.
         self._seen: tuple[Task, int] | None = None
@@ -56,7 +56,8 @@ class TaskMonitor:
     def wake(self) -> None:
         """Watch: a task runs."""
         self._n_wakes += 1
-        if not self._busy.is_set():
+        if self._sleeps:
+            self._sleeps = False
             self._busy.set()
 
     def _run(self) -> None:
@@ -69,7 +70,9 @@ class TaskMonitor:
                 idle = 0 if self._execution.running or n_wakes != last else idle + 1
                 if idle > PATIENCE:
                     self._busy.clear()
-                    if self._n_wakes != n_wakes:  # it was woken before that, to no avail
+                    self._sleeps = True
+                    if self._n_wakes != n_wakes:  # A task began before the line above.
+                        self._sleeps = False
                         self._busy.set()
                 self._beat()
             except (ServerUnreachable, ServerRefused):
@@ -82,7 +85,8 @@ class TaskMonitor:
         running = self._execution.running[-1:]
         if not running:
             return
-        (task, began), item = running[0], self._output.item
+        (delivery, began), item = running[0], self._output.item
+        task = delivery.task
         lasts, self._seen = (task, item) == self._seen, (task, item)
         if time.monotonic() - began < PULSE:
             return

@@ -22,7 +22,7 @@ from ..wire.messages import Options, Task
 from ..wire.settlement import Delivery
 from .output import Output
 from .process_groups import has_started
-from .slot import Slot, Stop
+from .slot import DEPTH, NO_ITEM, SERIAL, Slot, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,12 @@ class Run:
         if len(self._items) != len(self.values):
             self._items = list(items(self.done))
         return self._items[position]
+
+    def without_errors(self) -> Run:
+        """Return what came of the other items."""
+        kept = [k for k in range(len(self.values)) if k not in self.errors]
+        done, values = [*ranges_of(map(self.item, kept))], [self.values[k] for k in kept]
+        return Run(self.started, self.seconds, done, values, rest=self.rest)
 
     def fail(self, error: bytes) -> None:
         """Put an error in the place of the next value."""
@@ -154,7 +160,7 @@ def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda item: fn(*item[0], **item[1])
 
 
-def _dump(error: BaseException, work: _Work, item: int) -> bytes:
+def _dump(error: BaseException, fn: Callable[..., Any], task_id: str) -> bytes:
     """Return what an item raised as bytes, with frames of the user's functions only.
 
     If no line of them raised it, as with wrong arguments, it gets the line of the definition.
@@ -165,8 +171,8 @@ def _dump(error: BaseException, work: _Work, item: int) -> bytes:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        place.__set__(error, definition_of(work.fn))
-    return dump_error(error, task=work.task.id_of(item))
+        place.__set__(error, definition_of(fn))
+    return dump_error(error, task=task_id)
 
 
 class Runner:
@@ -243,18 +249,28 @@ class Runner:
 
         Until `release`, or `restore` if an exception comes in between.
         """
-        task = delivery.task
-        entry = (delivery.lane, delivery.entry_id, task.job, task.n)
-        options = Options.decode(task.opts)
-        limits = options.time_limit or 0, int(options.memory_limit or 0)
-        self._places.append(self._slot.push(entry, limits[1], is_limited=any(limits)))
+        task, memory_limit, is_limited = delivery.task, 0, False
+        if task.opts:
+            options = Options.decode(task.opts)
+            memory_limit = int(options.memory_limit or 0)
+            is_limited = bool(options.time_limit or memory_limit)
+        self._places.append(
+            self._slot.push(
+                delivery.lane,
+                delivery.entry_id,
+                task.job,
+                task.n,
+                memory_limit=memory_limit,
+                is_limited=is_limited,
+            )
+        )
         self._serials.append(0)
 
     def release(self) -> None:
         """Say that the delivery that is held is over."""
         self._serials.pop()
         self._places.pop()
-        self._slot.pop()
+        self._slot.words[DEPTH] -= 1
 
     def restore(self, depth: int) -> None:
         """Hold just the outer `depth` deliveries, which all wait; an error has ended the rest."""
@@ -277,6 +293,62 @@ class Runner:
             self._output.item = item
             del self._places[n:]
             del self._serials[n:]  # at last: from here on a stop may come
+
+    def call(
+        self, task: Task, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Any, Run | None]:
+        """Call `fn` for the task that is held, which has one item and no options.
+
+        Returns
+        -------
+        tuple
+            What it returned and None; or None and what became of the item, if it raised or was
+            stopped.
+        """
+        serials, words, at = self._serials, self._slot.words, self._places[-1]
+        self._serial = serial = self._serial + 1
+        started = time.time()
+        try:
+            words[at + SERIAL], words[at] = serial, 0
+            serials[-1] = serial  # From here on a stop may come,
+            try:
+                value = fn(*args, **kwargs)
+                if type(value) is GeneratorType:
+                    value = list(value)
+            finally:
+                serials[-1] = 0  # and until here.
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+            return None, self._run_of_error(task, fn, error, started)
+        if self._is_fork:
+            _end_fork()
+        words[at] = NO_ITEM
+        return value, None
+
+    def _run_of_error(
+        self, task: Task, fn: Callable[..., Any], error: BaseException, started: float
+    ) -> Run:
+        """Return what became of a plain call that raised `error`, or was stopped by it."""
+        self._serials[-1], at = 0, self._places[-1]
+        if self._is_fork:
+            _end_fork(error)
+        run = Run(started=started)
+        # Not by isinstance(), which asks an error of user code for its class.
+        if type(error) is Stopped and error.serial == self._slot.words[at + SERIAL]:
+            self._clean_up_after_stop(at, started)
+            run.cancelled = [0]  # It has no limits.
+            return run
+        self._slot.rest(at)
+        run.done = [range(1)]
+        run.fail(_dump(error, fn, task.id_of(0)))
+        return run
+
+    def _clean_up_after_stop(self, at: int, started: float) -> None:
+        """Leave the item that was stopped; `started` by the wall clock."""
+        self._n_shields, self._is_put_off = 0, False
+        self._slot.rest(at)
+        self._output.look()
+        # What it has started, and did not end, ends with this process.
+        self.is_torn = self.is_torn or has_started(time.time() - started)
 
     def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: ItemRanges) -> Run:
         """Run items of the task that is held until a slice of time is over; at least one is tried.
@@ -350,11 +422,7 @@ class Runner:
                 _end_fork()
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
-            self._n_shields, self._is_put_off = 0, False
-            self._slot.rest(work.at)
-            self._output.look()
-            # What it has started, and did not end, ends with this process.
-            self.is_torn = self.is_torn or has_started(time.time() - work.run.started)
+            self._clean_up_after_stop(work.at, work.run.started)
             work.commit()
             if stop.serial != mine:
                 work.run.stopped = stop
@@ -421,7 +489,7 @@ class Runner:
                     if self._is_stop(error, item):
                         raise
                     serials[-1] = 0
-                    run.fail(_dump(error, work, item))
+                    run.fail(_dump(error, work.fn, work.task.id_of(item)))
                     serials[-1] = serial
                 else:
                     append(value)
@@ -461,7 +529,7 @@ def _is_plain(frame: FrameType | None) -> bool:
     stops.
     """
     frames = []
-    while frame is not None and frame.f_code is not _RUN_ITEMS:
+    while frame is not None and frame.f_code not in _CALLERS:
         if not str(frame.f_globals.get("__name__")).startswith("nbstreamq."):
             frames.append(frame)
         frame = frame.f_back
@@ -474,7 +542,8 @@ def _is_of_module(frame: FrameType) -> bool:
     return is_import or getattr(module, "__dict__", None) is frame.f_globals
 
 
-_RUN_ITEMS = Runner._run_items.__code__  # noqa: SLF001 - below it begins what a task is made of
+#: Below these begins what a task is made of.
+_CALLERS = (Runner.call.__code__, Runner._run_items.__code__)  # noqa: SLF001
 
 
 def _end_fork(error: BaseException | None = None) -> NoReturn:

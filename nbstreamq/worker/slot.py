@@ -35,8 +35,11 @@ SLOT_BYTES = 16384
 MAX_LEVELS = 50
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
+#: Which word holds what; see above.
+STATE, DEPTH, _STOP_SERIAL, _STOP_REASON, _STOP_ITEM = range(5)
+LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING = range(5, 9)
 _FIRST, _WORDS = 16, 40
-_ITEM, _SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
+_ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _RARE_BITS = 2**32 - 1
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 #: Before the text: the lengths of lane, entry id and job, and n.
@@ -128,51 +131,54 @@ class Slot:
     # -- the worker writes ---------------------------------------------------------------------
 
     def set_state(self, state: State) -> None:
-        self.words[0] = state
+        self.words[STATE] = state
 
     def set_supervisor(self, process: int) -> None:
         """Say whom to wake."""
-        self.words[6] = process
+        self.words[_SUPERVISOR] = process
 
     def push(
         self,
-        entry: tuple[str, bytes, str, int],
-        memory_limit: int = 0,
+        lane: str,
+        entry_id: bytes,
+        job: str,
+        n: int,
         *,
+        memory_limit: int = 0,
         is_limited: bool = False,
     ) -> int:
-        """Add a level for a delivery (lane, entry id, job, n); return where its words begin."""
-        depth = self.words[1]
+        """Add a level for a delivery; return where its words begin."""
+        words, texts = self.words, (lane.encode(), entry_id, job.encode())
+        text = (_HEADER.pack(*map(len, texts), n) + b"".join(texts))[:_TEXT_BYTES]
+        depth = words[DEPTH]
         at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
-        lane, entry_id, job, n = entry
-        texts = lane.encode(), entry_id, job.encode()
-        text = _HEADER.pack(*map(len, texts), n) + b"".join(texts)
-        text = text[:_TEXT_BYTES]
-        self.words[at + _SERIAL] = 0
-        self._bytes[(at + _TEXT) * 8 : (at + _TEXT) * 8 + len(text)] = text
-        self.words[at + _LENGTH] = len(text)
-        self.words[at + _MEMORY] = memory_limit
-        self.words[at + _LIMITED] = is_limited
-        self.rest(at)
-        self.words[at + _SERIAL] = -1
-        self.words[1] = depth + 1
-        if is_limited and not self.words[7]:
+        start = (at + _TEXT) * 8
+        words[at + SERIAL] = 0
+        self._bytes[start : start + len(text)] = text
+        words[at + _LENGTH] = len(text)
+        words[at + _MEMORY] = memory_limit
+        words[at + _LIMITED] = is_limited
+        self._times[at + _DEADLINE] = 0.0
+        words[at] = NO_ITEM
+        words[at + SERIAL] = -1
+        words[DEPTH] = depth + 1
+        if is_limited and not words[_WATCHED]:
             self._wake_supervisor()
         return at
 
     def _wake_supervisor(self) -> None:
-        if self.words[6]:
+        if self.words[_SUPERVISOR]:
             with suppress(OSError):  # it may have just died, or a task may have changed the user
-                os.kill(self.words[6], signal.SIGCHLD)
+                os.kill(self.words[_SUPERVISOR], signal.SIGCHLD)
 
     def leave(self, why: Leaving) -> None:
         """Say that the worker takes nothing more, so that the supervisor can replace it now."""
-        self.words[8] = why
+        self.words[_LEAVING] = why
         self._wake_supervisor()
 
     def begin(self, at: int, serial: int) -> None:
         """Say that the items in ``words[at]`` run from now on."""
-        self.words[at + _SERIAL] = serial
+        self.words[at + SERIAL] = serial
 
     def set_deadline(self, at: int, deadline: float) -> None:
         """Say when the item in ``words[at]`` must be over, by the monotonic clock."""
@@ -184,38 +190,35 @@ class Slot:
         self._times[at + _DEADLINE] = 0.0
         self.words[at + _ITEM] = NO_ITEM
 
-    def pop(self) -> None:
-        self.words[1] -= 1
-
     def restore(self, depth: int) -> None:
         """Say that just the outer `depth` levels are there."""
-        self.words[1] = depth
+        self.words[DEPTH] = depth
 
     def stop_request(self) -> tuple[int, int, Stop]:
         """Return serial and number of the item that the supervisor wants stopped, and why."""
-        return self.words[2], self.words[4], Stop(self.words[3])
+        return self.words[_STOP_SERIAL], self.words[_STOP_ITEM], Stop(self.words[_STOP_REASON])
 
     def unused_lanes(self) -> frozenset[str]:
         """Return the rare lanes that are not in use, as far as the supervisor knows."""
-        return _unused(self.words[5] & _RARE_BITS)
+        return _unused(self.words[LANE_BITS] & _RARE_BITS)
 
     def n_lane_changes(self) -> int:
         """Return how often the lanes of homes have changed, as far as the supervisor knows."""
-        return self.words[5] >> 32
+        return self.words[LANE_BITS] >> 32
 
     # -- the supervisor reads ------------------------------------------------------------------
 
     @property
     def state(self) -> State:
-        return State(self.words[0])
+        return State(self.words[STATE])
 
     @property
     def leaving(self) -> Leaving:
-        return Leaving(self.words[8])
+        return Leaving(self.words[_LEAVING])
 
     @property
     def n_levels(self) -> int:
-        return min(self.words[1], MAX_LEVELS)
+        return min(self.words[DEPTH], MAX_LEVELS)
 
     def levels(self) -> list[RunningTask]:
         """Return what runs, the outermost first; a level that is just being changed is left out."""
@@ -223,7 +226,7 @@ class Slot:
         return [level for level in found if level]
 
     def _level(self, at: int) -> RunningTask | None:
-        serial = self.words[at + _SERIAL]
+        serial = self.words[at + SERIAL]
         start = (at + _TEXT) * 8
         length = self.words[at + _LENGTH]
         if not serial or length < _HEADER.size:
@@ -245,20 +248,21 @@ class Slot:
             job=text[end_id:].decode(errors="replace"),
             n=n,
         )
-        return level if self.words[at + _SERIAL] == serial else None
+        return level if self.words[at + SERIAL] == serial else None
 
     def ask_to_stop(self, level: RunningTask, why: Stop) -> None:
         """Name the item that shall stop; a signal to the worker must follow."""
-        self.words[3], self.words[4] = why, level.item
-        self.words[2] = level.serial
+        self.words[_STOP_REASON], self.words[_STOP_ITEM] = why, level.item
+        self.words[_STOP_SERIAL] = level.serial
 
     def set_watched(self, watched: bool) -> None:
         """Say whether it is looked at often: then what begins there need not give a signal."""
-        self.words[7] = watched
+        self.words[_WATCHED] = watched
 
     def set_lanes(self, used: Collection[str], n_changes: int) -> None:
         """Say which rare lanes are in use, and how often homes' have changed; then signal."""
-        self.words[5] = n_changes << 32 | sum(1 << k for k, n in enumerate(RARE) if n in used)
+        bits = sum(1 << k for k, lane in enumerate(RARE) if lane in used)
+        self.words[LANE_BITS] = n_changes << 32 | bits
 
 
 class Slots:

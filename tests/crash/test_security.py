@@ -429,9 +429,9 @@ def test_the_workers_of_a_machine_remember_a_million_messages(tmp_path):
         draw = random.Random(1)
         marks = [draw.getrandbits(64) for _ in range(N_MARKS // 10)]
         for mark in marks:
-            settlement = SimpleNamespace(is_final=True, delivery=SimpleNamespace(mark=mark))
-            ended.run(settlement)
-            ended.settled([settlement])
+            settlement = SimpleNamespace(successors=(), delivery=SimpleNamespace(mark=mark))
+            ended.add_run(settlement)
+            ended.add_settled([settlement])
         known = sum(mark in others for mark in marks)
     assert N_MARKS == 1_048_576
     assert known > 0.9 * len(marks)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from nbstreamq import WorkerLost
-from nbstreamq.worker.crash import MAX_LOSSES
+from nbstreamq.worker.retries import MAX_LOSSES
 from tests.counting import check_once
 
 

@@ -235,7 +235,7 @@ def getpid(_):
 def test_what_a_killed_task_has_started_ends_with_it(new_queue, pids, wait_until, kind, end):
     queue = new_queue(workers=1)
     worker = queue.submit(os.getpid).result(20)
-    options = queue.options(time_limit=1.5) if end == "time limit" else queue
+    options = queue.options(time_limit=4) if end == "time limit" else queue
     future = options.submit(hold, pids, kind)
     started = wait_until(pids, timeout=30, describe="its process")
     if end == "cancel":

@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+import threading
+import time
 
 import pytest
 
@@ -105,3 +107,44 @@ def test_arguments_that_can_not_be_unpickled_fail_all_items(execute):
     settled = execute(lambda x: x, [0, 1], args=b"garbage")
 
     assert len(load_outcomes(settled.events[0].body)[1]) == 2
+
+
+def count_up():
+    yield from range(3)
+
+
+def fail():
+    raise KeyError("no")
+
+
+def leave():
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda: 6,
+        lambda: {"a": [1]},
+        lambda: "x" * 2**16,
+        threading.Lock,
+        count_up,
+        fail,
+        leave,
+    ],
+    ids=["value", "nested", "large", "unpicklable", "generator", "error", "exit"],
+)
+def test_the_short_way_of_a_lone_call_ends_as_the_long_one_does(execute, fn):
+    call = {"call": "apply", "args": dump(((), {}), "args")}
+    short = execute(fn, [0], **call)
+    long = execute(fn, [0], **call, opts=Options(retries=1).encode(), attempt=2)
+
+    assert [(e.kind, e.job, e.n, e.span, e.worker) for e in short.events] == [
+        (e.kind, e.job, e.n, e.span, e.worker) for e in long.events
+    ]
+    outcomes = [load_outcomes(s.events[-1].body) for s in (short, long)]
+    assert outcomes[0][0] == outcomes[1][0]
+    assert repr(outcomes[0][1]) == repr(outcomes[1][1])
+    assert (short.ended, short.successors) == (long.ended, [])
+    assert [g.reason for g in short.given_up] == [g.reason for g in long.given_up]
+    assert 0 < short.events[-1].started <= time.time()

@@ -57,6 +57,25 @@ def test_the_task_wakes_them_itself(lane, start_server, new_queue, wait_until, m
     assert queue.options(lane=lane).submit(abs, -2).result(10) == 2
 
 
+def test_a_worker_asks_once_for_each_isolated_call(start_server, new_queue, wait_until):
+    url = start_server().url
+    queue, n_calls = new_queue(url, workers=1), 10
+    assert queue.submit(abs, -1).result(10) == 1
+    with open_client(url) as client:
+
+        def all_wait():  # the worker, the supervisor, and the kernel
+            return client.info("clients")["blocked_clients"] == 3
+
+        wait_until(all_wait, describe="all to wait")
+        client.config_resetstat()
+        for _ in range(n_calls):
+            assert queue.submit(abs, -1).result(10) == 1
+            wait_until(all_wait, describe="all to wait")
+            time.sleep(0.05)
+        n_requests = client.info("commandstats")["cmdstat_xreadgroup"]["calls"]
+    assert n_calls <= n_requests <= n_calls + 1  # a signal to look costs another one
+
+
 def test_a_named_job_too(queue, idle):
     idle(queue, 2)
     job = queue.options(lane="high").map(abs, [-1] * 20, name="urgent")

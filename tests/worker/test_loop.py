@@ -86,7 +86,7 @@ class Calls:
     def __init__(self, clock):
         self.clock = clock
         self.order = []
-        self.strays = list
+        self.collect_unattributed_output = list
 
     def report_progress(self, done, total):
         """Nobody wants to know."""
@@ -164,9 +164,9 @@ def test_of_a_batch_that_takes_too_long_it_keeps_the_next(worker, lane):
     assert order[22] > 22, "the others are given back"
 
 
-@pytest.mark.parametrize("where", ["strays", "take"])
+@pytest.mark.parametrize("where", ["collect_unattributed_output", "take"])
 def test_a_signal_to_look_loses_nothing(worker, lane, where):
-    target = worker.execution if where == "strays" else lane
+    target = worker.execution if where == "collect_unattributed_output" else lane
     undisturbed = getattr(target, where)
 
     def disturbed(*args, **options):

@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 
 from nbstreamq.wire.messages import Event, Task
+from nbstreamq.wire.settlement import Delivery
 from nbstreamq.worker.monitor import TaskMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -19,7 +20,8 @@ class LongDelivery:
     """Execution, output and store of a worker that runs a delivery since a while."""
 
     def __init__(self, items):
-        self.running = [(TASK, time.monotonic() - 1)]
+        delivery = Delivery(lane="default", entry_id=b"1-1", task=TASK)
+        self.running = [(delivery, time.monotonic() - 1)]
         self._items = items
         self.published = []
 

@@ -9,7 +9,8 @@ from nbstreamq.objects.results import load_outcomes
 from nbstreamq.wire.item_ranges import format_ranges, items
 from nbstreamq.wire.messages import Options, Task
 from nbstreamq.wire.settlement import Delivery
-from nbstreamq.worker.crash import MAX_LOSSES, settle_death
+from nbstreamq.worker.crash import settle_death
+from nbstreamq.worker.retries import MAX_LOSSES
 from nbstreamq.worker.slot import NO_ITEM, RunningTask, Stop
 
 

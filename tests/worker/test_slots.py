@@ -30,7 +30,7 @@ def test_the_supervisor_sees_what_the_worker_writes(pair):
     worker, seen = pair
 
     worker.set_state(State.BUSY)
-    at = worker.push(ENTRY)
+    at = worker.push(*ENTRY)
     worker.begin(at, serial=7)
     worker.set_deadline(at, 102.5)
     worker.words[at] = 3
@@ -43,13 +43,13 @@ def test_the_supervisor_sees_what_the_worker_writes(pair):
 
 def test_a_delivery_is_seen_before_its_first_item(pair):
     worker, seen = pair
-    at = worker.push(ENTRY)
+    at = worker.push(*ENTRY)
     worker.begin(at, serial=7)
     worker.set_deadline(at, 102.5)
     worker.words[at] = 3
-    worker.pop()
+    worker.restore(0)
 
-    worker.push(ENTRY)
+    worker.push(*ENTRY)
 
     (level,) = seen.levels()
     assert level.entry_id == b"1-2"
@@ -59,10 +59,10 @@ def test_a_delivery_is_seen_before_its_first_item(pair):
 
 def test_no_deadline_is_left_of_who_was_there_before(pair):
     worker, seen = pair
-    worker.set_deadline(worker.push(ENTRY), 102.5)
-    worker.pop()
+    worker.set_deadline(worker.push(*ENTRY), 102.5)
+    worker.restore(0)
 
-    worker.begin(worker.push(ENTRY), serial=1)
+    worker.begin(worker.push(*ENTRY), serial=1)
 
     assert seen.levels()[0].deadline == 0.0
 
@@ -73,10 +73,10 @@ def test_what_has_limits_wakes_the_supervisor(pair):
     heard = []
     before = signal.signal(signal.SIGCHLD, lambda *_: heard.append(seen.levels()[-1].is_limited))
     try:
-        worker.push(ENTRY)
-        worker.push(ENTRY, is_limited=True)
+        worker.push(*ENTRY)
+        worker.push(*ENTRY, is_limited=True)
         seen.set_watched(True)
-        worker.push(ENTRY, is_limited=True)
+        worker.push(*ENTRY, is_limited=True)
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert heard == [True]
@@ -86,23 +86,22 @@ def test_what_has_limits_wakes_the_supervisor(pair):
 def test_levels_are_the_outermost_first(pair):
     worker, seen = pair
     for depth in range(3):
-        at = worker.push(("default", b"1-%d" % depth, "s.1", depth))
+        at = worker.push("default", b"1-%d" % depth, "s.1", depth)
         worker.begin(at, serial=depth + 1)
 
     assert [level.n for level in seen.levels()] == [0, 1, 2]
-    worker.pop()
+    worker.restore(2)
     assert [level.n for level in seen.levels()] == [0, 1]
 
 
 def test_a_stack_that_is_too_high_is_counted_all_the_same(pair):
     worker, seen = pair
     for depth in range(MAX_LEVELS + 5):
-        at = worker.push(("default", b"1-1", "s.1", depth))
+        at = worker.push("default", b"1-1", "s.1", depth)
         worker.begin(at, serial=depth + 1)
 
     assert len(seen.levels()) == MAX_LEVELS
-    for _ in range(MAX_LEVELS + 4):
-        worker.pop()
+    worker.restore(1)
     assert len(seen.levels()) == 1
     assert seen.levels()[0].n == 0
 
@@ -110,14 +109,14 @@ def test_a_stack_that_is_too_high_is_counted_all_the_same(pair):
 def test_a_text_that_is_too_long_is_no_level(pair):
     worker, seen = pair
 
-    worker.begin(worker.push(("x" * 500, b"1-2", "s.1", 0)), 1)
+    worker.begin(worker.push("x" * 500, b"1-2", "s.1", 0), 1)
 
     assert seen.levels() == []
 
 
 def test_the_worker_sees_what_shall_stop(pair):
     worker, seen = pair
-    at = worker.push(ENTRY)
+    at = worker.push(*ENTRY)
     worker.begin(at, serial=9)
     worker.words[at] = 2
 
