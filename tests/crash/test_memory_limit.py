@@ -8,7 +8,6 @@ import pytest
 
 from nbstreamq import MemoryLimitExceeded
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 MIB = 2**20
 
 
@@ -66,6 +65,7 @@ def test_who_stays_below_it_or_has_none_is_let_be(queue):
     assert queue.submit(take, 350 * MIB).result(20) == 350 * MIB
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells them apart")
 def test_a_file_that_is_mapped_is_no_memory(queue, tmp_path):
     path = tmp_path / "data"
     with path.open("wb") as file:
