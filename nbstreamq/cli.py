@@ -85,7 +85,7 @@ def _parser() -> _Parser:
         " they are handed back, and run elsewhere as if nothing had been; a second signal hands"
         " them back at once, Ctrl-C after 1 s; default: 30",
     )
-    worker.add_argument("--door", type=Path, help=argparse.SUPPRESS)
+    worker.add_argument("--control-socket", type=Path, help=argparse.SUPPRESS)
     worker.add_argument("--homes", nargs="+", default=(), help=argparse.SUPPRESS)
     worker.set_defaults(run=_run_workers)
     _add_queues(commands)
@@ -239,7 +239,9 @@ def _open(options: argparse.Namespace) -> tuple[Address, Secret, Store]:
 
 
 def _run_workers(options: argparse.Namespace) -> None:
-    if options.n == 0 and not options.door:  # a kernel tells its supervisor how many it wants
+    if (
+        options.n == 0 and not options.control_socket
+    ):  # a kernel tells its supervisor how many it wants
         raise ValueError(f"-n is 0: it must be an integer from 1 to {MAX_WORKERS:,}")
     # Heavy imports come here: --help is quick; and before the fork: workers are warm.
     import cloudpickle  # noqa: F401
@@ -250,7 +252,7 @@ def _run_workers(options: argparse.Namespace) -> None:
     from .worker.supervisor import Supervisor, SupervisorSettings
 
     # Before anything that could run user code, or start a process that does.
-    conceal(**(receive() if options.door else {}))
+    conceal(**(receive() if options.control_socket else {}))
     url, secret, store = _open(options)
     settings = Settings.from_environment()
     lanes = tuple(dict.fromkeys((*options.lanes, *NESTED))) if options.lanes else LANES
@@ -262,13 +264,13 @@ def _run_workers(options: argparse.Namespace) -> None:
         lanes=lanes,
         homes=options.homes,
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
-        door=ControlSocket(options.door) if options.door else None,
+        door=ControlSocket(options.control_socket) if options.control_socket else None,
         timing=SupervisorSettings(
             heartbeat=settings.silence / 4, silence=settings.silence, drain=options.drain
         ),
     )
     store.check_secret()
-    if not options.door:
+    if not options.control_socket:
         n = supervisor.n_workers
         print(
             f"nbstreamq: queue {options.queue!r} on {url}: starting {n} worker{'s' * (n != 1)}."

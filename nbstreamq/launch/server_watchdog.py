@@ -1,13 +1,13 @@
-"""The keeper: parent of the embedded server, who ends it when nobody uses it any more.
+"""The watchdog: parent of the embedded server, which it stops when no client is left.
 
 ::
 
-    ensure_server ──starts──> keeper ──forks──> valkey-server
+    ensure_server ──starts──> watchdog ──forks──> valkey-server
                                  └──INFO, every few seconds──┘
 
-Run as ``python -m nbstreamq.launch.server_watchdog SOCKET IDLE COMMAND...``. Watchdog and server
-inherit the locks that `launch.server` took, as file descriptors. The kernel frees them when both
-are gone, however they ended.
+It runs as ``python -m nbstreamq.launch.server_watchdog SOCKET IDLE COMMAND...``. Watchdog and
+server inherit the locks of `launch.server` as file descriptors. The operating system frees the
+locks when both processes are gone, however they ended.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     from ..wire.connection import Wire
 
 
-#: Seconds between two looks at the server's clients, at most. Longer costs less while nothing
-#: happens; shorter ends an idle server more precisely.
+#: Most seconds between two looks at the server's clients. Longer costs less while nothing happens;
+#: shorter stops an idle server more precisely.
 LONGEST_INTERVAL = 5.0
-#: The same, at least.
+#: Least seconds between two looks.
 SHORTEST_INTERVAL = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Start the server that the command line names, and keep it."""
+    """Start the server that the command line names, and watch it until it ends."""
     socket_path, idle, *command = sys.argv[1:]
-    # No signal may arrive before the fork listens. It can't inherit that: asyncio, which others
-    # import, takes the wakeup descriptor away from forks since Python 3.12.
+    # No signal may arrive before the fork listens. The fork can't inherit the wakeup descriptor:
+    # since Python 3.12 asyncio, which other modules import, takes it away from forks.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    # The starter waits for this process: the fork is adopted, and is nobody's zombie at its end.
+    # The starter waits for this process. So init adopts the fork, and it leaves no zombie.
     if os.fork():
         os._exit(0)
     signals = _listen_for_signals()
     server = _start(command)
     status = os.waitstatus_to_exitcode(
-        keep(server, socket_path=socket_path, idle=float(idle), signals=signals)
+        watch(server, socket_path=socket_path, idle=float(idle), signals=signals)
     )
     if status:
         how = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
         sys.stderr.write(f"The server {how}.\n")
 
 
-def keep(server: int, *, socket_path: str, idle: float, signals: int) -> int:
-    """Return the server's wait status once it has ended: by itself, idle, or by our SIGTERM.
+def watch(server: int, *, socket_path: str, idle: float, signals: int) -> int:
+    """Stop the server when it is idle, or on SIGTERM; return its wait status when it has ended.
 
     Parameters
     ----------
@@ -78,12 +78,12 @@ def keep(server: int, *, socket_path: str, idle: float, signals: int) -> int:
         stopping = stopping or signal.SIGTERM in arrived
         stopping = stopping or (usage.idle() >= idle and usage.shut())
         if stopping:
-            # Again at each turn: a server that writes its first AOF refuses to exit.
+            # Repeated in each round, because a server that writes its first AOF refuses to exit.
             os.kill(server, signal.SIGTERM)
 
 
 class Usage:
-    """When somebody else last used the server."""
+    """Finds out when another process last used the server."""
 
     def __init__(self, socket_path: str) -> None:
         self._socket_path = socket_path
@@ -93,7 +93,7 @@ class Usage:
         self._wire: Wire | None = None
 
     def idle(self) -> float:
-        """Return for how many seconds nobody was connected."""
+        """Return for how many seconds no other process was connected."""
         if self._in_use():
             self._last_used = time.monotonic()
         return time.monotonic() - self._last_used
@@ -104,25 +104,25 @@ class Usage:
             self._wire = _open(self._socket_path)
         counts = _count(self._wire)
         if counts is None:
-            # Loading, or busy with a script: in use. One that never came to listen is not.
+            # A server that is loading or runs a script is in use; one that never listened is not.
             return os.path.exists(self._socket_path)  # noqa: PTH110 - pathlib is slow to import
-        # Who came and went between two looks shows in the count of connections ever made.
+        # The count of all connections shows clients that came and went between two looks.
         n_connected, n_made = counts
         before, self._n_connections = self._n_connections, n_made
         return n_connected > 1 or n_made != before
 
     def shut(self) -> bool:
-        """Let nobody in any more; or return False, because somebody came at the last moment.
+        """Accept no new clients; return False if a client came at the last moment.
 
-        Who comes later finds no server, and starts another one when this one has gone. A server
-        that has been told to exit would still answer for 100 ms.
+        Clients that come later find no server, and start another one when this one is gone. Without
+        this, a server that was told to exit would still answer for 100 ms.
         """
         aside = f"{self._folder}/{CLOSING}"
         try:
             os.rename(self._socket_path, aside)  # noqa: PTH104 - pathlib is slow to import
-        except OSError:  # it never came to listen, or nobody can come where it is
+        except OSError:  # it never listened, or clients can't reach its socket
             return True
-        # The server lets in first who came first: all who came before have been counted.
+        # The server accepts clients in the order in which they came: earlier ones are counted.
         wire = _open(aside)
         counts = _count(wire)
         wire.close()
@@ -133,7 +133,7 @@ class Usage:
         return False
 
     def _touch(self) -> None:
-        """Keep those who clean /tmp by age away from the socket and the lock."""
+        """Touch the socket and the lock, so that a cleaner of /tmp does not delete them by age."""
         for path in (self._socket_path, f"{self._folder}/lock"):
             try:
                 os.utime(path)
@@ -142,7 +142,7 @@ class Usage:
 
 
 def _open(socket_path: str) -> Wire:
-    # The imports wait for the first look: they would delay the server's start.
+    # Imported at the first look: earlier, the imports would delay the server's start.
     from urllib.parse import quote
 
     from ..wire.connection import Wire, open_client
@@ -151,7 +151,7 @@ def _open(socket_path: str) -> Wire:
 
 
 def _count(wire: Wire) -> tuple[int, int] | None:
-    """Return how many are connected, and how many ever were; None if the server does not tell."""
+    """Return how many clients are connected, and how many ever were; None without an answer."""
     from ..errors import ServerError
 
     try:
@@ -166,7 +166,7 @@ def _read(info: bytes, field: str) -> int:
 
 
 def _listen_for_signals() -> int:
-    """Return a file descriptor that tells SIGTERM and SIGCHLD; a terminal's signals are ignored."""
+    """Return a descriptor that reports SIGTERM and SIGCHLD; signals of a terminal are ignored."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write)
@@ -174,27 +174,27 @@ def _listen_for_signals() -> int:
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    # All are blocked until now; what arrived meanwhile is told at once.
+    # All signals were blocked until now; those that arrived meanwhile are reported at once.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return read
 
 
 def _wait(signals: int, seconds: float) -> bytes:
-    poll = select.poll()  # unlike select(), knows more than 1024 descriptors
+    poll = select.poll()  # unlike select(), it accepts descriptors above 1024
     poll.register(signals, select.POLLIN)
     return os.read(signals, 64) if poll.poll(seconds * 1000) else b""
 
 
 def _start(command: list[str]) -> int:
     """Return the process id of a new server, which gets SIGTERM when this process dies."""
-    keeper = os.getpid()
+    watchdog = os.getpid()
     server = os.fork()
     if server:
         return server
     try:
-        _die_with_parent(keeper)
+        _die_with_parent(watchdog)
         os.execv(command[0], command)  # noqa: S606 - no shell is wanted
-    except BaseException as error:  # noqa: BLE001 - whatever it is: never go on as a second keeper
+    except BaseException as error:  # noqa: BLE001 - in any case, never go on as a second watchdog
         os.write(2, f"{command[0]} can't be executed: {error}\n".encode())
     finally:
         os._exit(127)
@@ -207,7 +207,7 @@ def _die_with_parent(parent: int) -> None:
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
-        # It died before the call above: no signal will come.
+        # The parent died before the call above, so no signal will come.
         os._exit(1)
 
 

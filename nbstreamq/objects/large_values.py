@@ -26,6 +26,7 @@ import xxhash
 
 from ..errors import NbstreamqError, SignatureError, ValueMissing
 from ..secret import Address, hide_password, without_frames
+from ..sizes import in_units
 from ..wire.signing import SIGNATURE_BYTES, Signer
 from ..wire.store import Store
 from . import mapped_files
@@ -296,7 +297,7 @@ def _read(session: str, address: ValueAddress, what: str) -> Any:
         raise refused(what) from error
     if found is None:
         raise ValueMissing(
-            f"{what} is no longer available: {address[1]:,} bytes of it are not at"
+            f"{what} is no longer available: {in_units(address[1])} of it are gone from"
             f" {hide_password(address[0])}. The queue that sent it was shut down, its kernel has"
             " ended, the server lost its data, or it is a Ref of another queue. Submit the call"
             " again."

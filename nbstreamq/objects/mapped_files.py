@@ -37,6 +37,7 @@ from typing import IO, Any
 
 from ..errors import FolderRefused, NbstreamqError, NoRoom
 from ..settings import Settings
+from ..sizes import in_units
 
 #: Bytes, and part of the room that is left, that free files of a session may keep. More save the
 #: first touch of new pages, which takes longer than the copy; less leaves more to others.
@@ -267,9 +268,9 @@ class MappedFiles:
                 _warn_once(f"{full[0]} is full: large values go to {folder}, which is slower.")
             return path
         raise NoRoom(
-            f"{data.nbytes / 2**20:,.0f} MB have no room: {' and '.join(full)} are full. Drop"
-            " futures, Refs and arrays that you don't need any more, or set NBSTREAMQ_MEMORY_DIR to"
-            " a folder with more room."
+            f"There is no room for a value of {in_units(data.nbytes)}: {' and '.join(full)} are"
+            " full. Delete futures, Refs and arrays that you no longer need, or set"
+            " NBSTREAMQ_MEMORY_DIR to a folder with more room."
         )
 
 

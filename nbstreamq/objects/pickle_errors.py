@@ -23,12 +23,13 @@ from types import (
 from typing import Any, NamedTuple
 
 from ..errors import NotPicklable
+from ..sizes import in_units
 from .shell_lines import captured_globals
 
 #: Objects looked at in search of the culprit; more take longer and are seldom needed.
 _MOST_VISITED = 5000
 _MOST_CAPTURES = 8
-#: Below this nobody wants to know the size, in bytes.
+#: Bytes below which a size is not worth mentioning.
 _WORTH_TELLING = 1000
 _LOCKS = frozenset(
     {
@@ -240,7 +241,7 @@ def _captures(value: Any, culprit: Any) -> str:
     if not worth:
         return ""
     texts = [
-        f"`{name}`" if part is culprit or size < _WORTH_TELLING else f"`{name}` {_in_units(size)}"
+        f"`{name}`" if part is culprit or size < _WORTH_TELLING else f"`{name}` {in_units(size)}"
         for size, name, part in worth[:_MOST_CAPTURES]
     ]
     if len(worth) > _MOST_CAPTURES:
@@ -258,13 +259,6 @@ def _size_of(thing: Any) -> int:
         return int(size) if size is not None else sys.getsizeof(thing)
     except Exception:  # noqa: BLE001  # any object's methods may fail
         return 0
-
-
-def _in_units(size: float) -> str:
-    power = min(3, (len(str(int(size))) - 1) // 3)
-    size /= 1000**power
-    unit = ("B", "kB", "MB", "GB")[power]
-    return f"{size:.0f} {unit}" if power == 0 or size >= 100 else f"{size:.1f} {unit}"
 
 
 def _advice(thing: Any) -> str:

@@ -14,6 +14,7 @@ from types import CoroutineType
 from typing import Any
 
 from ..errors import NbstreamqError, ResultNotPicklable
+from ..sizes import in_units
 from .large_values import ValueWriter
 from .pickling import (
     PLAIN,
@@ -122,8 +123,8 @@ def _refuse_largest(
             return
         task = id_of(k)
         error = ResultNotPicklable(
-            f"The result of task {task} is {len(pickles[k]) / 2**20:,.0f} MB when pickled; at most"
-            f" {MAX_BODY_BYTES // 2**20} MB can be sent back. Save it to a file in the task, and"
+            f"The result of task {task} takes {in_units(len(pickles[k]))} when pickled, and at most"
+            f" {in_units(MAX_BODY_BYTES)} can be sent back. Save it to a file in the task, and"
             " return the file's path.",
             task=task,
         )

@@ -85,7 +85,7 @@ def folder() -> Iterator[Path]:
     if (path / "run").is_dir():
         path.joinpath("run").chmod(0o700)
     stop_server(make_settings(path))
-    wait_until(lambda: not processes_of(path), "keeper and server are gone")
+    wait_until(lambda: not processes_of(path), "watchdog and server are gone")
     shutil.rmtree(path)
 
 
@@ -118,11 +118,11 @@ def server_of(wire: Wire) -> psutil.Process:
     return psutil.Process(int(info(wire, "process_id")))
 
 
-def keeper_of(wire: Wire) -> psutil.Process:
-    keeper = server_of(wire).parent()
-    assert keeper is not None
-    assert "nbstreamq.launch.server_watchdog" in keeper.cmdline()
-    return keeper
+def watchdog_of(wire: Wire) -> psutil.Process:
+    watchdog = server_of(wire).parent()
+    assert watchdog is not None
+    assert "nbstreamq.launch.server_watchdog" in watchdog.cmdline()
+    return watchdog
 
 
 def test_starts_and_is_found_again_quickly(settings, connect):
@@ -141,8 +141,8 @@ def test_starts_and_is_found_again_quickly(settings, connect):
 
 def test_is_private_and_on_no_port(settings, connect):
     wire = connect(ensure_server(settings))
-    server, keeper = server_of(wire), keeper_of(wire)
-    for process in (server, keeper):
+    server, watchdog = server_of(wire), watchdog_of(wire)
+    for process in (server, watchdog):
         assert not process.net_connections(kind="inet")
     data = settings.data_dir / find_binary(settings).name
     for path in (settings.runtime_dir, data, settings.runtime_dir / "server.sock"):
@@ -150,15 +150,15 @@ def test_is_private_and_on_no_port(settings, connect):
     assert (data / "server.log").exists()
 
 
-def test_keeper_holds_nothing_of_its_starter(settings, connect, monkeypatch):
+def test_watchdog_holds_nothing_of_its_starter(settings, connect, monkeypatch):
     monkeypatch.setenv("NBSTREAMQ_SECRET", "never told")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never told")
     wire = connect(ensure_server(settings))
-    for process in (server_of(wire), keeper_of(wire)):
+    for process in (server_of(wire), watchdog_of(wire)):
         assert "never told" not in process.environ().values()
         assert os.getsid(process.pid) not in (0, os.getsid(0))
         assert psutil.Process() not in process.parents()
-    assert keeper_of(wire).cwd() == "/"
+    assert watchdog_of(wire).cwd() == "/"
     assert not multiprocessing.active_children()
 
 
@@ -194,14 +194,14 @@ def run_racers(settings: Settings, n: int = 8) -> set[int]:
 def test_racing_processes_get_one_server(settings, folder):
     pids = run_racers(settings)
     assert len(pids) == 1
-    assert len(processes_of(folder)) == 2  # keeper and server
+    assert len(processes_of(folder)) == 2  # watchdog and server
 
 
 @pytest.mark.crash
 def test_racing_after_a_crash_get_one_server(settings, folder, connect):
     server_of(connect(ensure_server(settings))).kill()
     assert len(run_racers(settings)) == 1
-    wait_until(lambda: len(processes_of(folder)) == 2, "one keeper and one server")
+    wait_until(lambda: len(processes_of(folder)) == 2, "one watchdog and one server")
 
 
 def write_to_disk(wire: Wire) -> None:
@@ -218,9 +218,9 @@ def write_to_disk(wire: Wire) -> None:
 def test_data_survive_a_killed_server(settings, connect):
     wire = connect(ensure_server(settings))
     write_to_disk(wire)
-    server, keeper = server_of(wire), keeper_of(wire)
+    server, watchdog = server_of(wire), watchdog_of(wire)
     server.kill()
-    wait_until(gone(server, keeper), "the keeper follows its server")
+    wait_until(gone(server, watchdog), "the watchdog follows its server")
     assert settings.runtime_dir.joinpath("server.sock").exists(), "stale, and no obstacle"
     wire = connect(ensure_server(settings))
     assert server_of(wire) != server
@@ -231,9 +231,9 @@ def test_idle_server_exits_and_its_data_survive(settings, connect):
     settings = replace(settings, server_idle=0.3)
     wire = connect(ensure_server(settings))
     wire.call(("XADD", "stream", "1-1", "task", "1"))
-    server, keeper = server_of(wire), keeper_of(wire)
+    server, watchdog = server_of(wire), watchdog_of(wire)
     wire.close()
-    wait_until(gone(server, keeper), "an idle server ends")
+    wait_until(gone(server, watchdog), "an idle server ends")
     assert not settings.runtime_dir.joinpath("server.sock").exists()
     assert connect(ensure_server(settings)).call(("XLEN", "stream")) == [1]
 
@@ -255,7 +255,7 @@ def test_who_comes_at_its_end_gets_another_server(settings, connect):
 
 @pytest.fixture
 def usage(settings, connect):
-    """What a keeper knows of a server's usage, after its first look."""
+    """What a watchdog knows of a server's usage, after its first look."""
     server_of(connect(ensure_server(settings)))
     usage = Usage(str(settings.runtime_dir / "server.sock"))
     usage.idle()
@@ -285,7 +285,7 @@ def test_connected_client_keeps_the_server(settings, connect):
     settings = replace(settings, server_idle=0.3)
     wire = connect(ensure_server(settings))
     server = server_of(wire)
-    # The keeper has looked for longer than idle seconds, and the server stays.
+    # The watchdog has looked for longer than idle seconds, and the server stays.
     begun = time.monotonic()
     wait_until(lambda: time.monotonic() - begun > 1.2, "four times idle")
     assert server.is_running()
@@ -307,16 +307,16 @@ def test_repeated_short_connections_keep_the_server(settings, connect):
 
 @pytest.mark.crash
 @pytest.mark.skipif(sys.platform != "linux", reason="PDEATHSIG is of Linux")
-def test_server_exits_when_its_keeper_is_killed(settings, connect):
+def test_server_exits_when_its_watchdog_is_killed(settings, connect):
     wire = connect(ensure_server(settings))
     wire.call(("XADD", "stream", "1-1", "task", "1"))
-    server, keeper = server_of(wire), keeper_of(wire)
-    keeper.kill()
+    server, watchdog = server_of(wire), watchdog_of(wire)
+    watchdog.kill()
     # The next one waits for the end of the old one.
     wait_until(lambda: not answers(wire), "the connection is lost")
     wire = connect(ensure_server(settings))
     assert server_of(wire) != server
-    assert gone(server, keeper)()
+    assert gone(server, watchdog)()
     assert wire.call(("XLEN", "stream")) == [1]
 
 
@@ -327,18 +327,18 @@ def answers(wire: Wire) -> bool:
         return False
 
 
-def test_signals_to_the_keeper(settings, connect):
+def test_signals_to_the_watchdog(settings, connect):
     wire = connect(ensure_server(settings))
-    server, keeper = server_of(wire), keeper_of(wire)
-    keeper.send_signal(signal.SIGINT)
-    keeper.send_signal(signal.SIGHUP)
+    server, watchdog = server_of(wire), watchdog_of(wire)
+    watchdog.send_signal(signal.SIGINT)
+    watchdog.send_signal(signal.SIGHUP)
     assert wire.call(("PING",)) == [b"PONG"]
     assert not gone(server)()
-    assert not gone(keeper)()
-    keeper.terminate()
-    wait_until(gone(server, keeper), "SIGTERM ends both")
+    assert not gone(watchdog)()
+    watchdog.terminate()
+    wait_until(gone(server, watchdog), "SIGTERM ends both")
     assert "exit" in log_of(settings, "server.log")
-    assert log_of(settings, "keeper.log") == ""
+    assert log_of(settings, "watchdog.log") == ""
 
 
 def log_of(settings: Settings, name: str) -> str:
@@ -348,9 +348,9 @@ def log_of(settings: Settings, name: str) -> str:
 def test_stop_server_tells_whether_one_ran(settings, connect):
     assert stop_server(settings) is False
     wire = connect(ensure_server(settings))
-    server, keeper = server_of(wire), keeper_of(wire)
+    server, watchdog = server_of(wire), watchdog_of(wire)
     assert stop_server(settings) is True
-    assert gone(server, keeper)()
+    assert gone(server, watchdog)()
     assert stop_server(settings) is False
 
 
@@ -366,7 +366,7 @@ def test_damaged_data_are_said(settings, files):
     ensure_server(settings)
     stop_server(settings)
     damage(settings, files)
-    with pytest.raises(DataDamaged, match=r"(?s)can't be read.*Keep a copy.*check-aof --fix"):
+    with pytest.raises(DataDamaged, match=r"(?s)can't be read.*Make a copy.*check-aof --fix"):
         ensure_server(settings)
 
 
@@ -387,10 +387,10 @@ def test_calls_that_wait_end_when_the_data_are_damaged(settings, connect, monkey
     with TaskQueue("damaged", workers=0) as queue:
         future = queue.submit(abs, -1)
         wire = connect(ensure_server(settings))
-        server, keeper = server_of(wire), keeper_of(wire)
+        server, watchdog = server_of(wire), watchdog_of(wire)
         server.suspend()  # so that nobody starts another before the data are damaged
         damage(settings)
-        keeper.kill()
+        watchdog.kill()
         server.kill()
         with pytest.raises(DataDamaged):
             future.result(30)
@@ -433,7 +433,7 @@ def test_binary_that_hangs_is_given_up_and_ended(folder, monkeypatch):
     hanging = replace(make_settings(folder, script(folder, "exec sleep 600")), server_idle=0.3)
     with pytest.raises(ServerStartFailed, match="no answer"):
         ensure_server(hanging)
-    wait_until(lambda: not processes_of(folder), "the keeper ends what never listened")
+    wait_until(lambda: not processes_of(folder), "the watchdog ends what never listened")
 
 
 def test_open_folder_is_refused(folder):

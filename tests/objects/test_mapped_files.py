@@ -175,7 +175,7 @@ def test_a_full_memory_gives_way_to_the_disk_and_says_so(small_memory):
 def test_no_room_at_all_is_an_error(small_memory):
     full = replace(small_memory, data_dir=small_memory.memory_dir / "data")
     folder = SessionFolder("s4", full)
-    with pytest.raises(NoRoom, match="4 MB have no room"):
+    with pytest.raises(NoRoom, match=r"no room for a value of 4\.2 MB"):
         write(folder, 1, 2**22)
     assert list(Path(folder.folders[0], "free").iterdir()) == []
     folder.close()

@@ -89,5 +89,5 @@ def test_a_remote_error_pickles_with_type_and_traceback():
 def test_a_certificate_tells_only_what_is_known():
     assert str(DeathCertificate(worker="w", cause="exit code 3")) == "worker w: exit code 3"
     full = DeathCertificate(worker="w", cause="c", peak_memory_bytes=3 << 20, stack="File x")
-    assert "peak memory: 3 MiB" in str(full)
+    assert "peak memory: 3.1 MB" in str(full)
     assert "File x" in str(full)

@@ -1,0 +1,22 @@
+"""Sizes as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbstreamq.sizes import in_units
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (3_456_789, "3.5 MB"),
+        (250 * 10**9, "250 GB"),
+        (7 * 10**15, "7,000 TB"),
+    ],
+)
+def test_a_size_has_a_unit_that_fits(n_bytes, text):
+    assert in_units(n_bytes) == text
