@@ -85,18 +85,14 @@ def load_ipython_extension(ipython: Any) -> None:
     load(ipython)
 
 
-def _show_in_notebook() -> None:
+def _adapt_notebook() -> None:
     """Show jobs live where this is imported in a notebook, and learn which notebook it is."""
     shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
-        from .notebook.live import show_by_default
-        from .notebook.magics import hide_our_frames, listen_when_idle, tell_notebook
+        from .notebook import adapt
 
-        tell_notebook(shell)
-        show_by_default(shell)
-        hide_our_frames(shell)
-        listen_when_idle(shell)
+        adapt(shell)
 
 
 if "IPython" in sys.modules:
-    _show_in_notebook()
+    _adapt_notebook()

@@ -21,16 +21,18 @@ from ..client.future import TaskFuture
 from ..objects.bytecode import names_of
 from ..wire.messages import Event
 from . import remote
+from .html import plural
 from .view import MAX_OUTPUT, worker_labels
 
-#: Functions that have no module of their own travel by value.
+#: Module of functions that travel by value.
 _BY_VALUE = "__main__"
-_LOOP = "a loop such as `x in xs` or `i, x in enumerate(xs)`"
+
+# -- how a cell becomes a function --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The code of a cell, known to tracebacks.
+    """The code of a cell, and the notebook around it.
 
     Attributes
     ----------
@@ -41,7 +43,7 @@ class Cell:
     user_ns
         The notebook's variables.
     hidden
-        Those that IPython put there.
+        The variables that IPython put there.
     """
 
     tree: ast.Module
@@ -56,9 +58,9 @@ class Cell:
         Raises
         ------
         UsageError
-            It is empty, or no plain Python.
+            It is empty, or it is not plain Python.
         """
-        # A comment: who shows a traceback may parse it.
+        # The magic becomes a comment, since tools that show a traceback may parse the source.
         whole = f"# %%{magic} {line}\n{source}"
         filename = shell.compile.cache(whole, shell.execution_count, raw_code=whole)
         try:
@@ -80,7 +82,7 @@ class Cell:
         name
             For people.
         inputs
-            Variables to send, beside those that the cell uses.
+            Variables to send in addition to those that the cell uses.
         wanted
             Variables to bring back.
         """
@@ -88,7 +90,7 @@ class Cell:
             remote.run_cell,
             name,
             body=self._body(name),
-            home=_function(_NOTHING, self.user_ns),
+            home=_function(_nothing.__code__, self.user_ns),
             inputs=self.inputs(inputs),
             wanted=tuple(wanted),
         )
@@ -113,12 +115,12 @@ class Cell:
         return _function(inner, self.user_ns)
 
     def inputs(self, more: Iterable[str] = ()) -> dict[str, Any]:
-        """Return the notebook's variables that the cell uses, and those called `more`.
+        """Return the notebook's variables that the cell uses, and those named in `more`.
 
         Raises
         ------
         UsageError
-            There is no such variable.
+            A variable in `more` does not exist.
         """
         user_ns = self.user_ns
         for name in more:
@@ -131,13 +133,13 @@ class Cell:
         return name in self.hidden and self.hidden[name] is self.user_ns[name]
 
     def _body(self, name: str) -> FunctionType:
-        """Return the cell's code as a function, which takes its source along."""
+        """Return the cell's code as a function that takes its source along."""
         *statements, last = self.tree.body
         if isinstance(last, ast.Expr):
             target = ast.Name(remote.VALUE, ast.Store())
             last = ast.copy_location(ast.Assign([target], last.value), last)
         code = self._compile(ast.Module([*statements, last], []))
-        # Tracebacks say so; else they would say <module>.
+        # Without this name, tracebacks would say <module>.
         return _function(code.replace(co_name=name, co_qualname=name), {})
 
     def _compile(self, module: ast.Module) -> CodeType:
@@ -156,9 +158,9 @@ class Loop:
     parameter
         What a function calls the item.
     unpacking
-        Statements that make the loop's variables of it.
+        Statements that assign the item to the loop's variables.
     items
-        Expression whose value is the items.
+        Expression that yields the items.
     """
 
     parameter: str
@@ -167,13 +169,14 @@ class Loop:
 
     @classmethod
     def read(cls, text: str) -> Loop:
-        """Parse the head of a loop; UsageError if it is none."""
+        """Parse the head of a loop; UsageError if it is something else."""
+        wrong = f"{text!r} is not a loop such as `x in xs` or `i, x in enumerate(xs)`"
         try:
             found = ast.parse(f"[0 for {text}]", mode="eval").body
         except SyntaxError as error:
-            raise UsageError(f"{text!r} is not {_LOOP}: {error.msg}") from None
+            raise UsageError(f"{wrong}: {error.msg}") from None
         if not isinstance(found, ast.ListComp) or len(found.generators) != 1:
-            raise UsageError(f"{text!r} is not {_LOOP}")
+            raise UsageError(wrong)
         target = found.generators[0].target
         items = f"({ast.unparse(target)} for {text})"
         if isinstance(target, ast.Name):
@@ -190,10 +193,7 @@ def _explain(shell: Any, source: str, error: SyntaxError) -> str:
 
 
 def _nothing() -> None:
-    """Do nothing: it is there for its globals."""
-
-
-_NOTHING = _nothing.__code__
+    """Do nothing. A function with this code brings the notebook's globals to a worker."""
 
 
 def _function(code: CodeType, namespace: dict[str, Any]) -> FunctionType:
@@ -203,7 +203,7 @@ def _function(code: CodeType, namespace: dict[str, Any]) -> FunctionType:
 
 
 def _by_value(fn: Callable[..., Any], name: str, **arguments: Any) -> FunctionType:
-    """Return a function of `remote` that travels by value, and has its arguments in it."""
+    """Return a copy of a function in `remote` that travels by value with its arguments."""
     namespace: dict[str, Any] = {"VALUE": remote.VALUE}
     for key, found in vars(remote).items():
         if isinstance(found, FunctionType):
@@ -215,7 +215,7 @@ def _by_value(fn: Callable[..., Any], name: str, **arguments: Any) -> FunctionTy
 
 
 def _compile(module: ast.Module, filename: str) -> CodeType:
-    # Else this file's own future imports were the cell's, too.
+    # Without dont_inherit, the __future__ imports of this file would apply to the cell.
     return compile(ast.fix_missing_locations(module), filename, "exec", dont_inherit=True)
 
 
@@ -223,9 +223,9 @@ def _compile(module: ast.Module, filename: str) -> CodeType:
 
 
 def needed_names(tree: ast.Module) -> list[str]:
-    """Return the global names that a cell reads and does not surely assign before.
+    """Return the global names that a cell reads, unless it has surely assigned them before.
 
-    What a function in it reads is needed unless the cell assigns it at all: it is called later.
+    A function in the cell runs later: what it reads is needed unless the cell assigns it anywhere.
     """
     reads = _Reads()
     bound = reads.block(tree.body, set())
@@ -233,14 +233,14 @@ def needed_names(tree: ast.Module) -> list[str]:
 
 
 class _Reads:
-    """Goes through statements in their order, and notes what they read."""
+    """Goes through statements in order, and notes what they read: now, or in functions later."""
 
     def __init__(self) -> None:
         self.now: dict[str, None] = {}
         self.later: dict[str, None] = {}
 
     def block(self, statements: Iterable[ast.stmt], bound: set[str]) -> set[str]:
-        """Read statements; return `bound` and what is surely assigned after them."""
+        """Read statements; return `bound` and the names that they surely assign."""
         bound = set(bound)
         for statement in statements:
             visit = getattr(self, f"_{type(statement).__name__.lower()}", self._simple)
@@ -248,7 +248,7 @@ class _Reads:
         return bound
 
     def _simple(self, statement: ast.stmt, bound: set[str]) -> set[str]:
-        if isinstance(statement, ast.Break | ast.Continue):  # they can't be compiled alone
+        if isinstance(statement, ast.Break | ast.Continue):  # these can't be compiled alone
             return set()
         code = _compile(ast.Module([statement], []), "<cell>")
         stored = set()
@@ -305,14 +305,16 @@ class _Reads:
         return {node.name}
 
 
-#: MIME type -> text.
+# -- what comes back from a worker --------------------------------------------------------------
+
+#: What a cell shows: MIME type -> text.
 _Bundle = dict[str, Any]
 
 
 class CellFuture(TaskFuture[Any]):
-    """The value of a cell's last expression, once it is there; its variables come back then, too.
+    """The future of a cell's last value; with it, the cell's variables come back.
 
-    What the worker returns for a cell is more than its value: see `remote.run_cell`.
+    The worker returns the value, the variables and what the cell shows: see `remote.run_cell`.
     """
 
     _receive: Callable[[dict[str, Any]], object]
@@ -321,15 +323,15 @@ class CellFuture(TaskFuture[Any]):
 
     @classmethod
     def of(cls, future: TaskFuture[Any], receive: Callable[[dict[str, Any]], object]) -> CellFuture:
-        """Make `future`, of a cell's task, one of these; `receive` gets the variables, once."""
+        """Turn the future of a cell's task into this; `receive` gets the variables, once."""
         cell_future = cast("CellFuture", future)
-        # In its place: it is the one that the session knows.
+        # It stays the same object, since the session knows it.
         cell_future.__class__ = cls
         cell_future.hand_over_to(receive)
         return cell_future
 
     def hand_over_to(self, receive: Callable[[dict[str, Any]], object]) -> None:
-        """Have `receive` called with the variables, before anybody gets the value."""
+        """Have `receive` called with the variables before `result` returns the value."""
         self._receive = receive
         self._receiving = threading.Lock()
 
@@ -343,25 +345,25 @@ class CellFuture(TaskFuture[Any]):
         return value
 
     def shown(self) -> list[tuple[_Bundle, _Bundle]]:
-        """Return what the cell shows, once it is done: data and metadata of each output."""
+        """Return what the cell shows: data and metadata of each output. It must be done."""
         return cast("list[tuple[_Bundle, _Bundle]]", super().result(0)[2])
 
     def replay(self) -> Any:
-        """Run the cell here, with the variables it was sent; return its value."""
+        """Run the cell here, with the variables that were sent; return its value."""
         return cast("Any", super().replay())[0]
 
 
-class OutputPlace:
-    """The output of a cell, which says that its task runs, and then shows what it shows.
+class CellOutput:
+    """The output of a cell in the notebook: it says that the task runs, then shows its outcome.
 
     Parameters
     ----------
     handle
-        Of the output; it may be updated from any thread.
+        The output's; any thread may update it.
     name
-        Of the task.
+        The task's.
     filename
-        Of the cell's code, to tell where it failed.
+        That of the cell's code, to tell where it failed.
     """
 
     def __init__(self, handle: DisplayHandle, name: str, filename: str) -> None:
@@ -382,14 +384,14 @@ class OutputPlace:
         error = future.exception()
         if error is not None:
             return _text(f"{self._name}: {self._explain(error)}"), {}
-        future.result()  # the variables come before the news of them
+        future.result()  # the variables arrive before the output says so
         shown = future.shown()
         if not shown:
             return _text(f"{self._name}: done in {time.monotonic() - self._begun:.1f} s"), {}
         return shown[0] if len(shown) == 1 else (_join([data for data, _ in shown]), {})
 
     def _explain(self, error: BaseException) -> str:
-        """Return what went wrong, in a line."""
+        """Return the error in one line."""
         message = str(error).strip().partition("\n")[0]
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == self._filename]
@@ -402,7 +404,7 @@ def _text(text: str) -> _Bundle:
 
 
 def _join(bundles: list[_Bundle]) -> _Bundle:
-    """Return one bundle that shows several, below each other: an output has but one."""
+    """Return one bundle that shows several below each other: an output has only one."""
     texts = [str(bundle.get("text/plain", "")) for bundle in bundles]
     return {"text/plain": "\n".join(texts), "text/html": "\n".join(map(_as_html, bundles))}
 
@@ -418,9 +420,9 @@ def _as_html(bundle: _Bundle) -> str:
 
 
 class WorkerOutputDisplay:
-    """What workers print, grouped by worker; what comes later still goes to the same place.
+    """What workers print, grouped by worker, in one output that later texts update.
 
-    It has no thread: `add` is called by whoever reads the events.
+    It has no thread: the thread that reads the events calls `add`.
     """
 
     def __init__(self) -> None:
@@ -436,20 +438,20 @@ class WorkerOutputDisplay:
                 known = self._texts.get(event.worker, "")
                 self._texts[event.worker] = (known + text)[-MAX_OUTPUT:]
             if self._handle:
-                self._handle.update(self._picture(), raw=True)
+                self._handle.update(self._data(), raw=True)
 
     def show(self, workers: Iterable[str]) -> None:
-        """Display what there is so far; `workers` were there when the cell ran."""
+        """Display what there is so far. `workers` were there when the cell ran."""
         with self._lock:
             self._first = set(workers)
             self._handle = DisplayHandle()
-            self._handle.display(self._picture(), raw=True)
+            self._handle.display(self._data(), raw=True)
 
-    def _picture(self) -> dict[str, Any]:
+    def _data(self) -> dict[str, Any]:
         labels = worker_labels(sorted(self._first | self._texts.keys()))
         n = len(self._first)
-        ran = f"Ran on {n} worker{'' if n == 1 else 's'}" if n else "There is no worker yet"
-        lines = [f"{ran}; each that joins later will run it, too."]
+        ran = f"Ran on {plural(n, 'worker')}." if n else "There are no workers yet."
+        lines = [f"{ran} Workers that join later run it, too."]
         for worker, label in labels.items():
             if text := self._texts.get(worker):
                 later = "" if worker in self._first else " (joined later)"

@@ -1,20 +1,20 @@
-"""``%workers``, ``%%task`` and the like: a queue without a line of Python."""
+"""The magics ``%workers``, ``%%task`` and so on: a queue without a line of Python."""
+
+# IPython's decorators have no types.
+# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
 import itertools
 import keyword
-import os
 import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from IPython import get_ipython
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, kwds, magic_arguments, parse_argstring
@@ -25,107 +25,10 @@ from ..client.everywhere import everywhere
 from ..client.job import Job
 from ..client.queue import TaskQueue
 from ..client.status import JobList, WorkerList
-from ..client.waiting import handler_after
 from ..errors import JobNotFound, NbstreamqError
-from ..home import in_kernel
-from ..tracebacks import on_shortened, without_last_frames
-from .cells import Cell, CellFuture, Loop, OutputPlace, WorkerOutputDisplay
+from .cells import Cell, CellFuture, CellOutput, Loop, WorkerOutputDisplay
 
-_MAGICS = ("%attach", "%cancel", "%queue", "%workers", "%%pmap", "%%task")
-
-
-def complete_magics(shell: Any) -> None:
-    """Have `shell` complete what follows a magic's name."""
-    for magic in _MAGICS:
-        shell.set_hook("complete_command", _completer(magic), str_key=magic)
-
-
-def _completer(magic: str) -> Callable[[Any, Any], list[str]]:
-    def complete(shell: Any, event: Any) -> list[str]:
-        kind = "cell" if magic.startswith("%%") else "line"
-        parser = shell.magics_manager.magics[kind][magic.lstrip("%")].parser
-        options = [o for action in parser._actions for o in action.option_strings]  # noqa: SLF001
-        found = [*options, *_values(magic, shell.user_ns)]
-        return sorted(text for text in found if text.startswith(event.symbol))
-
-    return complete
-
-
-def _values(magic: str, variables: dict[str, Any]) -> Iterable[str]:
-    """Return what may stand behind a magic, beside options."""
-    if magic == "%cancel":
-        return [k for k, v in variables.items() if isinstance(v, Job | Future) and k[0] != "_"]
-    queue = variables.get("q")
-    if magic == "%attach" and isinstance(queue, TaskQueue):
-        try:
-            return [job.name for job in queue.jobs()]
-        except NbstreamqError:  # no answer is no reason to disturb who is typing
-            return []
-    return []
-
-
-def hide_our_frames(shell: Any) -> None:
-    """Have `shell` end the tracebacks of shortened errors at the user's own code.
-
-    IPython leaves out frames that ask for it, except the last one, which is ours.
-    """
-
-    def render() -> list[str]:
-        # Not a variable of this function: it would keep the error and its frames alive.
-        kind, error, traceback = sys.exc_info()
-        shown = without_last_frames(traceback) or traceback
-        lines: list[str] = shell.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=1)
-        return lines
-
-    def adapt(error: BaseException) -> None:
-        # IPython's name of the method by which an error shows itself.
-        error._render_traceback_ = render  # type: ignore[attr-defined]
-
-    on_shortened(adapt)
-
-
-def listen_when_idle(shell: Any) -> None:
-    """Have interrupts noticed for a while after a cell in which a wait was interrupted."""
-    if hasattr(shell, "kernel"):
-        shell.events.register("post_run_cell", _keep_listening)
-
-
-def _keep_listening(*_: object) -> None:
-    """Replace the handler of SIGINT that ipykernel puts back after a cell, to ignore it."""
-    kernel = get_ipython().kernel
-    if hasattr(kernel, "saved_sigint_handler"):
-        kernel.saved_sigint_handler = handler_after(kernel.saved_sigint_handler)
-
-
-#: Where VS Code, in the notebook's variables, and Jupyter, in the environment, write the path.
-_VSCODE, _JUPYTER = "__vsc_ipynb_file__", "JPY_SESSION_NAME"
-
-
-def tell_notebook(shell: Any) -> None:
-    """Have queues without a name belong to the notebook of `shell`, if it is a kernel's."""
-    if hasattr(shell, "kernel"):
-        in_kernel(lambda: shell.user_ns.get(_VSCODE) or _path_from_jupyter())
-
-
-def _path_from_jupyter() -> str:
-    """Return what Jupyter has told this kernel; empty if it has told another one.
-
-    A kernel that a notebook starts, with papermill for instance, inherits its environment.
-    """
-    path = os.environ.get(_JUPYTER, "")
-    launcher = os.environ.get("JPY_PARENT_PID", "")
-    try:
-        inherited = Path("/proc", launcher, "environ").read_bytes().split(b"\0")
-    except OSError:  # not on Linux, or it has ended
-        inherited = []
-    return "" if os.fsencode(f"{_JUPYTER}={path}") in inherited else path
-
-
-# IPython's decorators have no types.
-# mypy: disable-error-code="untyped-decorator"
-
-
-#: Where the options of ``%%pmap`` begin: the loop before them is no argument, but Python.
+#: Where the options of ``%%pmap`` begin. The loop before them is Python, not an argument.
 _OPTION = re.compile(r"(?:^|\s)(?=(?:-o|--output|--lane|--time-limit|--retries)(?:[\s=]|$))")
 
 
@@ -146,21 +49,21 @@ def _seconds(text: str) -> float:
 _lane = argument(
     "--lane",
     metavar="L",
-    help="lane to submit to: high, default, low, or a tag; default: 'default'",
+    help="lane to submit to: high, default, low, or the name of your own; default: 'default'",
 )
 _time_limit = argument(
-    "--time-limit",
-    type=_seconds,
-    metavar="S",
-    help="seconds that a call may take; default: no limit",
+    "--time-limit", type=_seconds, metavar="S", help="seconds a call may take; default: no limit"
+)
+_job_name = argument(
+    "-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`"
 )
 
 
 @magics_class
 class NbstreamqMagics(Magics):
-    """The magics of nbstreamq; they work with the queue that is called ``q`` in the notebook."""
+    """The magics of nbstreamq. They use the queue in the notebook's variable ``q``."""
 
-    shell: Any  # it is never None, as IPython's types have it
+    shell: Any  # it is never None, though IPython's types allow that
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
@@ -172,12 +75,18 @@ class NbstreamqMagics(Magics):
 
     @magic_arguments()
     @argument("n", nargs="?", type=_integer, help="number of local workers to run")
-    @argument("--lane", nargs="+", metavar="L", default=(), help="show the workers of these lanes")
+    @argument("--lane", nargs="+", metavar="L", default=(), help="list the workers of these lanes")
     @line_magic
     def workers(self, line: str) -> WorkerList | None:
-        """Start or stop local workers of the queue `q`; without a number, show its workers.
+        """Run `n` local workers for the queue `q`. Without a number, list its workers.
 
-        Without a queue `q`, one is made: `TaskQueue()`.
+        If there is no `q`, this makes one: `q = TaskQueue()`.
+
+        Examples::
+
+            %workers 4
+            %workers
+            %workers --lane gpu
         """
         args = parse_argstring(self.workers, line)
         if args.n is None:
@@ -186,8 +95,8 @@ class NbstreamqMagics(Magics):
             return WorkerList(w for w in found if not served or served & set(w.lanes))
         if args.lane:
             raise UsageError(
-                "Local workers serve all lanes but the tags; for others, run `python -m nbstreamq"
-                f" worker URL --lane {args.lane[0]}` in a terminal"
+                "Local workers serve the lanes high, default and low. For other lanes, run"
+                f" `python -m nbstreamq worker URL --lane {args.lane[0]}` in a terminal."
             )
         with _usage_errors():
             self._queue().run(args.n)
@@ -198,7 +107,13 @@ class NbstreamqMagics(Magics):
     @argument("--url", help="address of its server; default: $NBSTREAMQ_URL, else the embedded one")
     @line_magic
     def queue(self, line: str) -> TaskQueue:
-        """Use another queue: it is called `q` from now on, and the old `q` takes no more calls."""
+        """Use another queue. It becomes `q`; the old `q` accepts no further calls.
+
+        Examples::
+
+            %queue sims
+            %queue sims --url redis://localhost:6379
+        """
         args = parse_argstring(self.queue, line)
         with _usage_errors():
             queue = TaskQueue(args.name, args.url)
@@ -213,18 +128,21 @@ class NbstreamqMagics(Magics):
     @magic_arguments("%task")
     @argument("-o", "--output", metavar="A,B", help="variables to bring back when it is done")
     @argument("-i", "--input", metavar="X,Y", help="variables to send that the code does not name")
-    @argument("--name", metavar="N", help="variable for the future; it is always in `_task`")
+    @argument("--name", metavar="N", help="variable for the future; it is also in `_task`")
     @_lane
     @_time_limit
     @cell_magic
     def task(self, line: str, cell: str) -> None:
         """Run the cell on a worker, in the background.
 
-        The notebook's variables and functions that it uses are sent along. What it prints appears
-        below the cell at once; its last value and its figures when it is done. `_task.result()`
+        The worker gets the notebook's variables and functions that the cell uses. What the cell
+        prints appears at once, its last value and its figures when it is done. `_task.result()`
         waits for it.
 
-        Example: `%%task -o model`, and a cell that assigns `model`.
+        Example::
+
+            %%task -o total
+            total = sum(range(10**7))
         """
         args = parse_argstring(self.task, line)
         inputs, wanted = _names(args.input, "-i"), _names(args.output, "-o")
@@ -238,15 +156,21 @@ class NbstreamqMagics(Magics):
         for name in names:
             self._bind(name, future)
         self._follow(future)
-        place = OutputPlace(DisplayHandle(), title, code.filename)
-        future.add_done_callback(lambda _: place.show(future))
+        output = CellOutput(DisplayHandle(), title, code.filename)
+        future.add_done_callback(lambda _: output.show(future))
 
     @cell_magic
     def everywhere(self, line: str, cell: str) -> None:
-        """Run the cell once on every worker, and on each that joins later.
+        """Run the cell once on every worker, and on each worker that joins later.
 
-        For imports, settings and warm caches. What it defines, cells under `%%task` see later on.
-        What it prints appears below the cell, worker by worker, also of those that join later.
+        Use it for imports, settings and warm caches. Later `%%task` cells see what it defines.
+        What it prints appears below the cell, worker by worker.
+
+        Example::
+
+            %%everywhere
+            import numpy as np
+            table = np.arange(10**6)
         """
         if line.strip():
             raise UsageError("%%everywhere takes no arguments")
@@ -262,7 +186,7 @@ class NbstreamqMagics(Magics):
     @magic_arguments("%pmap")
     @kwds(usage="%%pmap loop [-o NAME] [--lane L] [--time-limit S] [--retries N]")
     @argument("loop", nargs="*", help="`x in xs`, or `i, x in enumerate(xs)`; before all options")
-    @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
+    @_job_name
     @_lane
     @_time_limit
     @argument(
@@ -272,11 +196,14 @@ class NbstreamqMagics(Magics):
     def pmap(self, line: str, cell: str) -> Job[Any]:
         """Run the cell for each item of a loop, on the workers.
 
-        The value of its last expression is the item's result; the job that is returned has them
-        in order: `_job.result()` waits for them. The notebook's variables and functions that the
-        cell uses are sent along; what it assigns stays on the worker.
+        The value of its last expression is the item's result, and `_job.result()` waits for all
+        of them, in order. Workers get the notebook's variables and functions that the cell uses.
+        What the cell assigns stays on the worker.
 
-        Example: `%%pmap x in xs -o squares`, and a cell whose last line is `x ** 2`.
+        Example::
+
+            %%pmap x in range(10) -o squares
+            x ** 2
         """
         found = _OPTION.search(line)
         head, tail = (line[: found.start()], line[found.end() :]) if found else (line, "")
@@ -294,11 +221,16 @@ class NbstreamqMagics(Magics):
         self._follow(job)
         return job
 
-    # -- what goes on --------------------------------------------------------------------------
+    # -- jobs ----------------------------------------------------------------------------------
 
     @line_magic
     def jobs(self, line: str) -> JobList | None:
-        """List what magics submitted and is not over, and show the named jobs of `q`."""
+        """List what magics submitted and is not over, and the named jobs of `q`.
+
+        Example::
+
+            %jobs
+        """
         if line.strip():
             raise UsageError("%jobs takes no arguments")
         names = {id(v): k for k, v in self._variables.items() if not k.startswith("_")}
@@ -312,13 +244,17 @@ class NbstreamqMagics(Magics):
 
     @magic_arguments()
     @argument("name", help="name of the job")
-    @argument("-o", "--output", metavar="NAME", help="variable for the job; it is also in `_job`")
+    @_job_name
     @line_magic
     def attach(self, line: str) -> Job[Any]:
-        """Show a named job of `q`, whichever kernel made it: `q.map(..., name="...")`.
+        """Show a named job of `q`, from any kernel: `q.map(f, xs, name="sweep")`.
 
-        `%jobs` lists them. To attach from another notebook, give the queue a name in both:
-        `q = TaskQueue("ours")` or `%queue ours`. Without one, it belongs to its notebook.
+        `%jobs` lists them. To attach from another notebook, use a queue with a name in both:
+        `%queue ours`. A queue without a name belongs to its notebook.
+
+        Example::
+
+            %attach sweep -o job
         """
         args = parse_argstring(self.attach, line)
         with _usage_errors():
@@ -332,14 +268,20 @@ class NbstreamqMagics(Magics):
     @argument("name", nargs="?", help="variable that holds a job or future; default: all")
     @line_magic
     def cancel(self, line: str) -> None:
-        """Cancel the job or future of that name, or all that magics submitted."""
+        """Cancel the job or future in a variable. Without one, cancel all that magics submitted.
+
+        Examples::
+
+            %cancel squares
+            %cancel
+        """
         name = parse_argstring(self.cancel, line).name
         chosen = list(self._open) if name is None else [self._variables.get(name)]
         for it in chosen:
             if not isinstance(it, Job | Future):
                 raise UsageError(
-                    f"{name!r} is no variable that holds a job or future; of a named job without"
-                    f" one: q.attach({name!r}).cancel()"
+                    f"No variable {name!r} holds a job or future. To cancel a named job, run"
+                    f" `q.attach({name!r}).cancel()`."
                 )
             it.cancel()
 
@@ -355,13 +297,16 @@ class NbstreamqMagics(Magics):
         self.shell.push({name: value})
 
     def _queue(self) -> TaskQueue:
-        """Return the queue `q`, which is made if there is none."""
+        """Return the queue `q`; make it if there is none."""
         queue = self._variables.get("q")
         if queue is None:
             queue = TaskQueue()
             self._bind("q", queue)
         if not isinstance(queue, TaskQueue):
-            raise UsageError(f"`q` is a {type(queue).__name__}, no TaskQueue; see %queue")
+            raise UsageError(
+                f"`q` is of type {type(queue).__name__}, but the magics use it for their TaskQueue."
+                " Rename your variable, or replace it with `%queue NAME`."
+            )
         return queue
 
     def _follow(self, it: Job[Any] | Future[Any]) -> None:
@@ -383,13 +328,48 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _names(text: str | None, option: str) -> list[str]:
-    """Return the variables in ``a,b``; UsageError if one can't be."""
+    """Return the variables in ``a,b``; UsageError if one has no possible name."""
     names = [part.strip() for part in text.split(",")] if text else []
     for name in names:
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise UsageError(f"{option} {text}: {name!r} is no name of a variable")
+            raise UsageError(f"{option} {text}: {name!r} can't be the name of a variable")
     return names
 
 
 def _write(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+# -- completion ---------------------------------------------------------------------------------
+
+_COMPLETED = ("%attach", "%cancel", "%queue", "%workers", "%%pmap", "%%task")
+
+
+def complete_magics(shell: Any) -> None:
+    """Have `shell` complete the arguments of magics."""
+    for magic in _COMPLETED:
+        shell.set_hook("complete_command", _completer(magic), str_key=magic)
+
+
+def _completer(magic: str) -> Callable[[Any, Any], list[str]]:
+    def complete(shell: Any, event: Any) -> list[str]:
+        kind = "cell" if magic.startswith("%%") else "line"
+        parser = shell.magics_manager.magics[kind][magic.lstrip("%")].parser
+        options = [o for action in parser._actions for o in action.option_strings]  # noqa: SLF001
+        found = [*options, *_values(magic, shell.user_ns)]
+        return sorted(text for text in found if text.startswith(event.symbol))
+
+    return complete
+
+
+def _values(magic: str, variables: dict[str, Any]) -> Iterable[str]:
+    """Return the arguments that a magic may have, other than options."""
+    if magic == "%cancel":
+        return [k for k, v in variables.items() if isinstance(v, Job | Future) and k[0] != "_"]
+    queue = variables.get("q")
+    if magic == "%attach" and isinstance(queue, TaskQueue):
+        try:
+            return [job.name for job in queue.jobs()]
+        except NbstreamqError:  # without an answer, there is nothing to complete
+            return []
+    return []

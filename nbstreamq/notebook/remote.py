@@ -1,7 +1,7 @@
-"""What runs on a worker for a cell.
+"""The functions that run a cell on a worker.
 
-It is sent by value, for a worker may lack IPython, which the other modules here import. So this one
-holds functions and one constant, and the functions import what they need.
+They are sent by value, since a worker may lack IPython, which the other modules here import. So
+this module holds only functions and one constant, and the functions import what they need.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ VALUE = "_nbstreamq_value"
 def run_cell(
     *, body: FunctionType, home: FunctionType, inputs: dict[str, Any], wanted: tuple[str, ...]
 ) -> tuple[Any, dict[str, Any], list[Any]]:
-    """Run a cell; return its value, its variables that are wanted, and what it shows.
+    """Run a cell; return its value, the variables in `wanted`, and what it shows.
 
     Parameters
     ----------
     body
         The cell's code.
     home
-        A function whose globals are those of all functions that came from the notebook.
+        A function with the globals that all functions from the notebook share.
     inputs
         The notebook's variables that the cell uses.
     wanted
@@ -71,12 +71,12 @@ def run_everywhere(*, body: FunctionType, inputs: dict[str, Any]) -> None:
 
 def execute(body: FunctionType, namespace: dict[str, Any]) -> Any:
     """Run a cell's code; return the value of its last expression."""
-    exec(body.__code__, namespace)  # noqa: S102  # that is what a cell is for
+    exec(body.__code__, namespace)  # noqa: S102 - running code is what a cell is for
     return namespace.pop(VALUE, None)
 
 
 def wanted_value(namespace: dict[str, Any], name: str) -> Any:
-    """Return a variable that is to be brought back."""
+    """Return a variable of the cell; NameError if there is none of that name."""
     if name not in namespace:
         raise NameError(f"-o {name}: the cell does not define {name!r}", name=name)
     return namespace[name]
@@ -101,11 +101,11 @@ def bundle_of(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def open_figures() -> set[int]:
-    """Return the numbers of matplotlib's open figures; new ones will open no window."""
+    """Return the numbers of matplotlib's open figures, and have new ones open no window."""
     import os
     import sys
 
-    # Inline figures are closed by show(), before anybody could take them.
+    # show() closes inline figures, so take_figures would not find them.
     if "inline" in os.environ.get("MPLBACKEND", "inline"):
         os.environ["MPLBACKEND"] = "agg"
     pyplot: Any = sys.modules.get("matplotlib.pyplot")
@@ -117,7 +117,7 @@ def open_figures() -> set[int]:
 
 
 def take_figures(before: set[int]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return matplotlib's open figures as PNG, and close them; not those that were open before."""
+    """Return matplotlib's new figures as PNG, and close them."""
     import base64
     import io
     import sys

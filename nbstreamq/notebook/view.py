@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ..client.job import Job
 from ..client.ledger import RunInfo
 from ..wire.item_ranges import size
+from ..wire.messages import State
 
 #: Columns of a worker's timeline. More are finer, and slower to draw.
 N_COLUMNS = 100
@@ -400,5 +401,5 @@ def _output(job: Job[Any]) -> list[PrintedText]:
 
 def _progress(job: Job[Any]) -> list[ItemProgress]:
     known = job.ledger.output.all_progress().items()
-    running = [(item, done) for item, done in known if not job.ledger.has_ended(item)]
+    running = [(i, done) for i, done in known if job.ledger.state(i) is State.RUNNING]
     return [ItemProgress(item, done, total) for item, (done, total) in running[-N_PROGRESS:]]

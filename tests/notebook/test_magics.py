@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import re
+import textwrap
 from concurrent.futures import CancelledError
 from types import SimpleNamespace
 
@@ -210,7 +211,7 @@ def test_a_time_limit(shell, wait_until):
     [
         ("task", "--lane @x", "1", "must be a name"),
         ("task", "--nope", "1", "unrecognized arguments"),
-        ("task", "-o 1a", "1", "no name of a variable"),
+        ("task", "-o 1a", "1", "can't be the name of a variable"),
         ("task", "", "1 +", "SyntaxError in line 2"),
         ("task", "", "%time 1", "plain Python"),
         ("task", "", "return 1", "SyntaxError in line 2"),
@@ -265,7 +266,7 @@ def test_every_worker_runs_the_cell(shell, run_task, capsys):
     shell.user_ns["start"] = 7
     shell.run_cell_magic("everywhere", "", "warm = start\nprint('ready')\n'value'")
     said = shell.display_pub.outputs[-1]["data"]["text/plain"]
-    assert said.startswith("Ran on 2 workers; each that joins later will run it, too.\n")
+    assert said.startswith("Ran on 2 workers. Workers that join later run it, too.\n")
     assert len(set(re.findall(r"^worker \d+:\nready\n'value'$", said, re.MULTILINE))) == 2
     assert "ready" not in capsys.readouterr().out
     assert run_task("warm + 1").value == 8
@@ -376,7 +377,7 @@ def test_what_late_joiners_print_comes_to_the_cell(empty_shell, new_queue, wait_
     shell.user_ns["q"] = new_queue(workers=0)
     shell.run_cell_magic("everywhere", "", "print('ready')\nimport os\nos.environ['no such']")
     before = outputs[-1]["data"]["text/plain"]
-    assert before == "There is no worker yet; each that joins later will run it, too."
+    assert before == "There are no workers yet. Workers that join later run it, too."
     shell.run_line_magic("workers", "2")
     # Of each: what it printed, and that it failed
     wait_until(lambda: outputs[-1]["data"]["text/plain"].count("KeyError: 'no such'") == 2)
@@ -441,7 +442,7 @@ def test_another_queue(empty_shell, server_url, queue_name, new_queue):
 
 def test_something_else_is_called_q(empty_shell):
     empty_shell.user_ns["q"] = 5
-    with pytest.raises(UsageError, match="`q` is a int"):
+    with pytest.raises(UsageError, match="`q` is of type int"):
         empty_shell.run_line_magic("workers", "")
 
 
@@ -461,7 +462,7 @@ def test_jobs_are_listed_and_cancelled(shell, gate, capsys, wait_until):
     wait_until(job.done, describe="the end of the job")
     shell.run_line_magic("jobs", "")
     assert "<" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match="'gate' is no variable"):
+    with pytest.raises(UsageError, match="No variable 'gate' holds"):
         shell.run_line_magic("cancel", "gate")
     assert isinstance(job, Job)
 
@@ -516,6 +517,19 @@ def test_help_names_the_arguments(empty_shell, magic):
     text = empty_shell.find_magic(magic, kind).__doc__
     assert f"  {'%%' if kind == 'cell' else '%'}{magic} " in text
     assert len(text.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("magic", "defines"), [("task", "total"), ("pmap", "squares"), ("everywhere", None)]
+)
+def test_the_example_in_the_help_runs(shell, magic, defines):
+    text = shell.find_magic(magic, "cell").__doc__
+    example = re.search(r"Example::\n\n((?: +.*\n)+)", text)[1]
+    head, _, cell = textwrap.dedent(example).partition("\n")
+    shell.run_cell_magic(magic, head.removeprefix(f"%%{magic}").strip(), cell)
+    if magic == "task":
+        shell.user_ns["_task"].result(20)
+    assert defines is None or defines in shell.user_ns
 
 
 # -- in a kernel --------------------------------------------------------------------------------
