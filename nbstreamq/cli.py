@@ -264,8 +264,8 @@ def _run_workers(options: argparse.Namespace) -> None:
         lanes=lanes,
         homes=options.homes,
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
-        door=ControlSocket(options.control_socket) if options.control_socket else None,
-        timing=SupervisorSettings(
+        control_socket=ControlSocket(options.control_socket) if options.control_socket else None,
+        settings=SupervisorSettings(
             heartbeat=settings.silence / 4, silence=settings.silence, drain=options.drain
         ),
     )

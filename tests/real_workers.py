@@ -25,7 +25,7 @@ Supervisor(
     url=url,
     secret="secret",
     n_workers=int(n_workers),
-    timing=SupervisorSettings(**json.loads(timing)),
+    settings=SupervisorSettings(**json.loads(timing)),
 ).run()
 """
 

@@ -1,4 +1,4 @@
-"""What follows from a worker's death for the tasks it held."""
+"""What becomes of the tasks that a worker held when it died."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from .slot import NO_ITEM, RunningTask, Stop
 
 @dataclass(frozen=True)
 class CrashReport:
-    """How a worker ended.
+    """How a worker died, and what it was doing.
 
     Attributes
     ----------
     certificate
-        What is told of it.
-    levels
-        What it ran, the outermost first; empty if that is not known.
+        What the error of a lost task tells about it.
+    running
+        What it ran, outermost first; empty if that is not known.
     stopped
         Serial and number of the item that it was killed for, and why.
     is_planned
-        Whether somebody asked for the end: then what ran is handed back, and not charged with it.
+        Whether somebody asked for the end: then what ran goes back and is not charged.
     """
 
     certificate: DeathCertificate
-    levels: Sequence[RunningTask] = ()
+    running: Sequence[RunningTask] = ()
     stopped: tuple[int, int, Stop] = (0, 0, Stop.NONE)
     is_planned: bool = False
 
@@ -73,37 +73,43 @@ logger = logging.getLogger(__name__)
 _NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled or pickled)"
 
 
-def bury(
-    store: Store, worker: str, lanes: Sequence[str], death: CrashReport, *, known: bool
+def requeue_from_dead_worker(
+    store: Store, worker: str, lanes: Sequence[str], crash: CrashReport, *, known: bool
 ) -> None:
-    """Put back, or fail, what a dead worker held, and forget it; `known` as in `settle_death`."""
+    """Requeue, or fail, what a dead worker held, and forget the worker.
+
+    Parameters
+    ----------
+    known
+        As in `settle_crash`.
+    """
     lanes = (*lanes, *store.home_lanes())
     while not store.forget_worker(worker, lanes):
         held = store.held((f"@{worker}", *lanes), worker)
-        settlements = settle_death(held, death, known=known)
+        settlements = settle_crash(held, crash, known=known)
         try:
             store.settle(settlements)
         except NbstreamqError:
             raise
-        except Exception:  # noqa: BLE001 - which of them can't be sent shows when each goes alone
+        except Exception:  # noqa: BLE001 - sending each by itself shows which one can't be sent
             for settlement in settlements:
-                _settle_alone(store, settlement, death)
+                _settle_by_itself(store, settlement, crash)
 
 
-def _settle_alone(store: Store, settlement: Settlement, death: CrashReport) -> None:
+def _settle_by_itself(store: Store, settlement: Settlement, crash: CrashReport) -> None:
     try:
         store.settle([settlement])
     except NbstreamqError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
-        store.settle([_failed(settlement.delivery, death, error)])
+        store.settle([_failed(settlement.delivery, crash, error)])
 
 
-def _failed(delivery: Delivery, death: CrashReport, error: Exception) -> Settlement:
+def _failed(delivery: Delivery, crash: CrashReport, error: Exception) -> Settlement:
     """Return a settlement that ends a delivery with an error of our own code."""
     logger.error("task %s can't be put back", delivery.task.id_of(0), exc_info=error)
     settlement = Settlement(delivery=delivery)
-    _fail(settlement, delivery.task.span, death, error)
+    _fail(settlement, delivery.task.span, crash, error)
     return settlement
 
 
@@ -118,63 +124,63 @@ def has_lost_its_supervisor(description: dict[str, Any]) -> bool:
     return False
 
 
-def settle_death(held: Sequence[Delivery], death: CrashReport, *, known: bool) -> list[Settlement]:
+def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -> list[Settlement]:
     """Return the settlements of what a dead worker held.
 
-    The items that ran are charged with the loss: all of the stack, since each of them may be what
-    led there again. Where a delivery was being unpickled, or its results pickled, all its items are
-    charged, and halved when they were lost too often, until the guilty one is alone. What did not
-    run goes back as it was, and so does what ran if the end was planned.
+    The loss is charged to the items that ran. A task that waited for another one ran, too: each of
+    the stack may have caused the crash. If a delivery was being unpickled, or its results pickled,
+    all its items are charged; when they were lost too often, they are halved until the guilty item
+    is alone. What did not run goes back as it was, and so does what ran if the end was planned.
 
     Parameters
     ----------
     known
-        Whether `death.levels` tells what ran. If not (its machine fell silent), all that was held
-        is charged.
+        Whether `crash.running` tells what ran. If not, because its machine fell silent, everything
+        that it held is charged.
     """
-    running = {(level.lane, level.entry_id): level for level in death.levels}
+    ran = {(running.lane, running.entry_id): running for running in crash.running}
     settlements = []
     for delivery in held:
         settlement = Settlement(delivery=delivery)
-        level = running.get((delivery.lane, delivery.entry_id))
+        running = ran.get((delivery.lane, delivery.entry_id))
         try:
-            if death.is_planned and not (level and _is_stopped(level, death)):
+            if crash.is_planned and not (running and _is_stopped(running, crash)):
                 settlement.successors.append(Requeue(task=delivery.task))
-            elif (level and level.item == NO_ITEM) or not known:
-                _settle_unknown(settlement, death)
-            elif level and any(level.item in r for r in delivery.task.span):
-                _settle_item(settlement, level, death)
+            elif (running and running.item == NO_ITEM) or not known:
+                _settle_unknown(settlement, crash)
+            elif running and any(running.item in r for r in delivery.task.span):
+                _settle_item(settlement, running, crash)
             else:
                 settlement.successors.append(Requeue(task=delivery.task))
         except Exception as error:  # noqa: BLE001 - one must not hold up the others
-            settlement = _failed(delivery, death, error)
+            settlement = _failed(delivery, crash, error)
         settlements.append(settlement)
     return settlements
 
 
-def _is_stopped(level: RunningTask, death: CrashReport) -> bool:
+def _is_stopped(running: RunningTask, crash: CrashReport) -> bool:
     """Return whether the worker was killed because of the item that ran there."""
-    return (level.serial, level.item) == death.stopped[:2]
+    return (running.serial, running.item) == crash.stopped[:2]
 
 
-def _settle_item(settlement: Settlement, level: RunningTask, death: CrashReport) -> None:
+def _settle_item(settlement: Settlement, running: RunningTask, crash: CrashReport) -> None:
     """Charge the item that ran; the rest of its chunk goes on."""
     task = settlement.delivery.task
-    guilty: ItemRanges = (range(level.item, level.item + 1),)
-    rest = ranges_of(i for i in items(task.span) if i != level.item)
+    guilty: ItemRanges = (range(running.item, running.item + 1),)
+    rest = ranges_of(i for i in items(task.span) if i != running.item)
     if rest:
         settlement.successors.append(Requeue(task=task.again(rest)))
-    killed = _is_stopped(level, death)
-    if killed and death.stopped[2] is Stop.CANCELLED:
-        settlement.events.append(_event("cancelled", task, guilty, death))
+    killed = _is_stopped(running, crash)
+    if killed and crash.stopped[2] is Stop.CANCELLED:
+        settlement.events.append(_event("cancelled", task, guilty, crash))
         settlement.count(cancelled=1)
     elif killed:
-        _settle_over_limit(settlement, guilty, death)
+        _settle_over_limit(settlement, guilty, crash)
     else:
-        _charge(settlement, task.again(guilty), death)
+        _charge(settlement, task.again(guilty), crash)
 
 
-def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, death: CrashReport) -> None:
+def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, crash: CrashReport) -> None:
     task = settlement.delivery.task
     options = Options.decode(task.opts)
     if again := retry(task, guilty):
@@ -182,64 +188,64 @@ def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, death: CrashR
         return
     task_id = task.id_of(guilty[0].start)
     error: NbstreamqError
-    if death.stopped[2] is Stop.MEMORY_LIMIT:
+    if crash.stopped[2] is Stop.MEMORY_LIMIT:
         error = MemoryLimitExceeded(
             f"Task {task_id} ({task.name}) was killed with its worker, which used more memory than"
             f" its memory_limit of {options.memory_limit or 0:,} bytes. Raise the limit, or split"
-            f" the work.\n{death.certificate}",
+            f" the work.\n{crash.certificate}",
             task=task_id,
         )
     else:
         error = TimeLimitExceeded(
             f"Task {task_id} ({task.name}) ran longer than its time_limit of"
             f" {options.time_limit:g} s, did not react, and was killed with its worker.\n"
-            f"{death.certificate}",
+            f"{crash.certificate}",
             task=task_id,
         )
-    _fail(settlement, guilty, death, error)
+    _fail(settlement, guilty, crash, error)
 
 
-def _settle_unknown(settlement: Settlement, death: CrashReport) -> None:
+def _settle_unknown(settlement: Settlement, crash: CrashReport) -> None:
     task = settlement.delivery.task
     n = size(task.span)
     if n == 1 or retry_lost(task):
-        _charge(settlement, task, death, item=_NOT_LOOKED_AT)
+        _charge(settlement, task, crash, item=_NOT_LOOKED_AT)
         return
     for half in split(task.span, (n + 1) // 2):
         settlement.successors.append(Requeue(task=task.again(half)))
 
 
-def _charge(settlement: Settlement, task: Task, death: CrashReport, *, item: str = "") -> None:
+def _charge(settlement: Settlement, task: Task, crash: CrashReport, *, item: str = "") -> None:
     """Run `task` again, or fail it when it was lost too often; the client adds an empty `item`."""
     if again := retry_lost(task):
-        text = {"error": f"worker {death.certificate.worker} died: {death.certificate.cause}"}
+        text = {"error": f"worker {crash.certificate.worker} died: {crash.certificate.cause}"}
         body = json.dumps(text).encode()
-        settlement.events.append(_event("lost", task, task.span, death, body))
+        settlement.events.append(_event("lost", task, task.span, crash, body))
         settlement.successors.append(again)
         return
     task_id = task.id_of(task.span[0].start)
     what = (
         f"Task {task_id} ({task.name}) lost its worker {task.losses + 1} times (last:"
-        f" {death.certificate.worker}, {death.certificate.cause})."
+        f" {crash.certificate.worker}, {crash.certificate.cause})."
     )
     advice = (
         " Often: out of memory, or a crash in compiled code. See the certificate in this error's"
         " .certificate."
     )
-    certificate = replace(death.certificate, item=item)
+    certificate = replace(crash.certificate, item=item)
     error = WorkerLost(what + advice, task=task_id, certificate=certificate)
-    _fail(settlement, task.span, death, error)
+    _fail(settlement, task.span, crash, error)
 
 
-def _fail(settlement: Settlement, span: ItemRanges, death: CrashReport, error: Exception) -> None:
+def _fail(settlement: Settlement, span: ItemRanges, crash: CrashReport, error: Exception) -> None:
     task = settlement.delivery.task
     dumped = dump_error(error, task=task.id_of(span[0].start))
     n = size(span)
     body = dump_outcomes([None] * n, dict.fromkeys(range(n), dumped), lambda _: "")
     settlement.given_up.append(PermanentFailure(task=task.again(span), reason=summary(dumped)))
-    settlement.events.append(_event("finished", task, span, death, body))
+    settlement.events.append(_event("finished", task, span, crash, body))
     settlement.count(failed=n)
 
 
-def _event(kind: str, task: Task, span: ItemRanges, death: CrashReport, body: bytes = b"") -> Event:
-    return Event.about(task, span, kind=kind, worker=death.certificate.worker, body=body)
+def _event(kind: str, task: Task, span: ItemRanges, crash: CrashReport, body: bytes = b"") -> Event:
+    return Event.about(task, span, kind=kind, worker=crash.certificate.worker, body=body)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import mmap
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -37,45 +36,8 @@ from .execution import Execution, part_cancelled
 from .monitor import TaskMonitor
 from .output import Output
 from .run import Runner
+from .settled import SettledCache
 from .slot import LANE_BITS, STATE, Leaving, Slot, State
-
-#: About how many messages are remembered: the newest. Each takes 8 bytes once it is there.
-N_MARKS = 2**20
-ENDED_BYTES = 8 * N_MARKS
-
-
-class SettledCache:
-    """The marks of messages that were settled for good.
-
-    Each has one place where it may stand, and overwrites what stood there.
-
-    Parameters
-    ----------
-    descriptor
-        Of a file of `ENDED_BYTES` zero bytes.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._marks = memoryview(mmap.mmap(descriptor, ENDED_BYTES)).cast("Q")
-        #: Of what this worker has run and not settled yet. Nobody else may know them: if it dies
-        #: now, the same message comes again, and must be run.
-        self.unsettled: set[int] = set()
-
-    def __contains__(self, mark: int) -> bool:
-        return self._marks[mark % N_MARKS] == mark or mark in self.unsettled
-
-    def add_run(self, settlement: Settlement) -> None:
-        """Take note of what was run, and will be settled."""
-        if not settlement.successors or settlement.is_final:
-            self.unsettled.add(settlement.delivery.mark)
-
-    def add_settled(self, settlements: Iterable[Settlement]) -> None:
-        """Tell all workers of this machine what the server has settled."""
-        for settlement in settlements:
-            if (mark := settlement.delivery.mark) in self.unsettled:
-                self._marks[mark % N_MARKS] = mark
-                self.unsettled.discard(mark)
-
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +89,7 @@ class TaskWorker:
     ----------
     store
         The queue.
-    slot, ended
+    slot, settled
         Shared with the supervisor, and with all of its workers.
     output
         Installed already.
@@ -145,7 +107,7 @@ class TaskWorker:
         self,
         store: Store,
         slot: Slot,
-        ended: SettledCache,
+        settled: SettledCache,
         output: Output,
         *,
         worker: str,
@@ -163,7 +125,7 @@ class TaskWorker:
         self.execution = Execution(worker, self.runner, output, values)
         self._store = store
         self._slot = slot
-        self._ended = ended
+        self._settled_cache = settled
         #: What it serves; and what of that, and of homes' parts of it, there is: most urgent first.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
@@ -289,8 +251,8 @@ class TaskWorker:
             for one in self._settled.copy():
                 instead = []
                 try:
-                    self._settle_alone(one)
-                    self._ended.add_settled([one])
+                    self._settle_by_itself(one)
+                    self._settled_cache.add_settled([one])
                 except (ServerUnreachable, ServerRefused) as error:
                     if not isinstance(error, MessageTooLarge):
                         continue  # it may be taken later
@@ -301,7 +263,7 @@ class TaskWorker:
                     at = next(k for k, other in enumerate(self._settled) if other is one)
                     self._settled[at : at + 1] = instead
 
-    def _settle_alone(self, settlement: Settlement) -> None:
+    def _settle_by_itself(self, settlement: Settlement) -> None:
         """Settle, and find out whether it is too large if the connection is closed each time."""
         for _ in range(MOST_CUTS - 1):
             try:
@@ -423,10 +385,10 @@ class TaskWorker:
             self._running.append(delivery)
         settlement, stopped, is_copy = None, None, False
         try:
-            is_copy = delivery.mark in self._ended
+            is_copy = delivery.mark in self._settled_cache
             if not is_copy:
                 settlement, stopped = self.execution.execute(delivery)
-                self._ended.add_run(settlement)
+                self._settled_cache.add_run(settlement)
         except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
             if settlement is None:
                 settlement, stopped = self.execution.rescue(delivery, None, error, depth)
@@ -497,12 +459,12 @@ class TaskWorker:
                         count,
                         block=block,
                         soon=0.0 if block is None else self._linger,
-                        on_settled=functools.partial(self._ended.add_settled, settled),
+                        on_settled=functools.partial(self._settled_cache.add_settled, settled),
                     )
                 finally:
                     self._waiting = False
-                if self._ended.unsettled:  # The server had lost the script, and was sent it.
-                    self._ended.add_settled(settled)
+                if self._settled_cache.unsettled:  # The server had lost the script.
+                    self._settled_cache.add_settled(settled)
                 with self._lock:
                     self._accept(taken)
                 self._flushed = time.monotonic()
@@ -533,7 +495,7 @@ class TaskWorker:
                 if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
                     self._add_unattributed_output(settled)
                 store.settle(settled)
-                self._ended.add_settled(settled)
+                self._settled_cache.add_settled(settled)
                 self._flushed = time.monotonic()
             except BaseException:
                 # Whether they were settled is not known; doing it twice does it once. Nor is it

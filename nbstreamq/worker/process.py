@@ -29,8 +29,9 @@ from ..settings import Settings, conceal, environment_without_secrets, hand_over
 from ..wire.connection import open_client
 from ..wire.signing import Signer
 from ..wire.store import Store
-from .loop import ENDED_BYTES, SettledCache, TaskWorker
+from .loop import TaskWorker
 from .output import FILE_LIMIT_BYTES, Output
+from .settled import SETTLED_BYTES, SettledCache
 from .slot import RunningTask, Slot, Slots
 from .usage import Meter, memory_of
 
@@ -73,7 +74,7 @@ class WorkerSpec:
         Descriptor of the file of all workers' slots, and which of them is this one's.
     stdout, stderr, crash
         Descriptors of the files it shares with the supervisor.
-    ended
+    settled
         Descriptor of the file that all workers of the supervisor share.
     max_files
         How many files it may have open: the supervisor may have more.
@@ -92,7 +93,7 @@ class WorkerSpec:
     stdout: int
     stderr: int
     crash: int
-    ended: int
+    settled: int
     max_files: int
     description: dict[str, Any]
 
@@ -151,29 +152,29 @@ class WorkerProcess:
         self.signal(LEAVE)
 
     def look(self) -> tuple[list[RunningTask], bool]:
-        """Return what runs, and whether to look again soon: something has limits, or shall stop."""
-        self.slot.set_watched(False)  # first: what begins behind this look gives a signal
-        levels = self.slot.levels()
-        soon = (
-            len(levels) < self.slot.n_levels  # one was just being changed
-            or any(level.is_limited or level.key == self.stopping for level in levels)
+        """Return what runs, and whether to look again after a tick: it has limits or is to stop."""
+        self.slot.set_watched(False)  # First: a task that begins after this look gives a signal.
+        running = self.slot.running()
+        look_again = (
+            len(running) < self.slot.n_running  # one was just being changed
+            or any(task.is_limited or task.key == self.stopping for task in running)
         )
-        self.slot.set_watched(soon)
-        return levels, soon
+        self.slot.set_watched(look_again)
+        return running, look_again
 
     def cut_output(self) -> None:
-        """Keep the files small that it prints into."""
+        """Cut the files that it prints to, if they are large."""
         for descriptor in (self.spec.stdout, self.spec.stderr):
             if os.fstat(descriptor).st_size > FILE_LIMIT_BYTES:
                 os.ftruncate(descriptor, 0)
 
     def hand_over(self) -> None:
-        """Kill it; what it runs is handed back, and not charged."""
+        """Kill it; what it runs goes back to its lane and is not charged."""
         self.is_planned = True
         self.signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Give up the files."""
+        """Close the files that it shares with the supervisor."""
         for descriptor in (self.spec.stdout, self.spec.stderr, self.spec.crash):
             os.close(descriptor)
 
@@ -194,9 +195,9 @@ def shared_file(size: int = 0) -> int:
     return descriptor
 
 
-def ended_file() -> int:
-    """Return the descriptor of the file that `WorkerSpec.ended` wants."""
-    return shared_file(ENDED_BYTES)
+def settled_file() -> int:
+    """Return the descriptor of the file that `WorkerSpec.settled` wants."""
+    return shared_file(SETTLED_BYTES)
 
 
 def start(
@@ -275,7 +276,7 @@ def _fork(spec: WorkerSpec, url: Address, secret: Secret, forget: Callable[[], o
 
 
 def _spawn(spec: WorkerSpec, url: Address, secret: Secret) -> int:
-    files = (spec.slots, spec.stdout, spec.stderr, spec.crash, spec.ended)
+    files = (spec.slots, spec.stdout, spec.stderr, spec.crash, spec.settled)
     command = python_command("nbstreamq.worker", json.dumps(asdict(spec)))
     process = subprocess.Popen(  # noqa: S603 - our own command
         command,
@@ -340,7 +341,7 @@ def _serve(spec: WorkerSpec, url: Address, secret: Secret) -> None:
     worker = TaskWorker(
         store,
         slot,
-        SettledCache(spec.ended),
+        SettledCache(spec.settled),
         output,
         worker=spec.worker,
         lanes=spec.lanes,

@@ -1,9 +1,8 @@
-"""What a worker is doing, in memory shared with its supervisor: read and written without traffic.
+"""What a worker is doing, in memory that it shares with its supervisor: no messages, no locks.
 
-A worker that waits for its own tasks runs others meanwhile, so it has a stack of running items, one
-level each. Only the worker writes, except for `ask_to_stop`, `set_lanes` and `set_watched`;
-and a signal from it wakes the supervisor when a level begins that has to be watched closely, or
-when the worker is about to leave.
+A task that waits for its own tasks runs others meanwhile, so a worker has a stack of running tasks.
+Only the worker writes, except in `ask_to_stop`, `set_lanes` and `set_watched`. It sends a signal to
+the supervisor when it begins a task that has limits, and when it is about to leave.
 
 ::
 
@@ -12,7 +11,7 @@ when the worker is about to leave.
         in use have changed
     q[6] process id of the supervisor   q[7] whether that watches closely
     q[8] whether the worker leaves, and why
-    level k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
+    task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, length of text, text: three lengths and n, then lane, entry id and job
 """
 
@@ -31,8 +30,8 @@ from functools import cache
 from ..wire.keys import RARE
 
 SLOT_BYTES = 16384
-#: How high a worker's stack may grow; deeper ones run, but a death there is charged to this level.
-MAX_LEVELS = 50
+#: How many running tasks fit. Deeper ones run, but a death there is charged to the last that fits.
+MAX_DEPTH = 50
 #: In the place of an item: the delivery is being unpickled, or its results are being pickled.
 NO_ITEM = -1
 #: Which word holds what; see above.
@@ -147,11 +146,11 @@ class Slot:
         memory_limit: int = 0,
         is_limited: bool = False,
     ) -> int:
-        """Add a level for a delivery; return where its words begin."""
+        """Add a delivery to the stack; return where its words begin."""
         words, texts = self.words, (lane.encode(), entry_id, job.encode())
         text = (_HEADER.pack(*map(len, texts), n) + b"".join(texts))[:_TEXT_BYTES]
         depth = words[DEPTH]
-        at = _FIRST + _WORDS * min(depth, MAX_LEVELS - 1)
+        at = _FIRST + _WORDS * min(depth, MAX_DEPTH - 1)
         start = (at + _TEXT) * 8
         words[at + SERIAL] = 0
         self._bytes[start : start + len(text)] = text
@@ -172,7 +171,7 @@ class Slot:
                 os.kill(self.words[_SUPERVISOR], signal.SIGCHLD)
 
     def leave(self, why: Leaving) -> None:
-        """Say that the worker takes nothing more, so that the supervisor can replace it now."""
+        """Tell the supervisor that the worker takes no more tasks: it can be replaced now."""
         self.words[_LEAVING] = why
         self._wake_supervisor()
 
@@ -185,13 +184,13 @@ class Slot:
         self._times[at + _DEADLINE] = deadline
 
     def rest(self, at: int) -> None:
-        """Say that no item of the delivery runs, though it is not done with."""
-        # The deadline first: else it would seem to be over for what follows the item.
+        """Say that no item of the delivery runs now, though more may follow."""
+        # The deadline first: else the next item would seem to be over its time.
         self._times[at + _DEADLINE] = 0.0
         self.words[at + _ITEM] = NO_ITEM
 
     def restore(self, depth: int) -> None:
-        """Say that just the outer `depth` levels are there."""
+        """Drop all but the outer `depth` tasks."""
         self.words[DEPTH] = depth
 
     def stop_request(self) -> tuple[int, int, Stop]:
@@ -217,15 +216,15 @@ class Slot:
         return Leaving(self.words[_LEAVING])
 
     @property
-    def n_levels(self) -> int:
-        return min(self.words[DEPTH], MAX_LEVELS)
+    def n_running(self) -> int:
+        return min(self.words[DEPTH], MAX_DEPTH)
 
-    def levels(self) -> list[RunningTask]:
-        """Return what runs, the outermost first; a level that is just being changed is left out."""
-        found = (self._level(_FIRST + _WORDS * k) for k in range(self.n_levels))
-        return [level for level in found if level]
+    def running(self) -> list[RunningTask]:
+        """Return what runs, outermost first, without a task that is just being changed."""
+        found = (self._running_task(_FIRST + _WORDS * k) for k in range(self.n_running))
+        return [running for running in found if running]
 
-    def _level(self, at: int) -> RunningTask | None:
+    def _running_task(self, at: int) -> RunningTask | None:
         serial = self.words[at + SERIAL]
         start = (at + _TEXT) * 8
         length = self.words[at + _LENGTH]
@@ -237,7 +236,7 @@ class Slot:
         end_lane, end_id = _HEADER.size + n_lane, _HEADER.size + n_lane + n_id
         if end_id + n_job != length:
             return None
-        level = RunningTask(
+        running = RunningTask(
             serial=serial,
             item=self.words[at + _ITEM],
             deadline=self._times[at + _DEADLINE],
@@ -248,19 +247,19 @@ class Slot:
             job=text[end_id:].decode(errors="replace"),
             n=n,
         )
-        return level if self.words[at + SERIAL] == serial else None
+        return running if self.words[at + SERIAL] == serial else None
 
-    def ask_to_stop(self, level: RunningTask, why: Stop) -> None:
-        """Name the item that shall stop; a signal to the worker must follow."""
-        self.words[_STOP_REASON], self.words[_STOP_ITEM] = why, level.item
-        self.words[_STOP_SERIAL] = level.serial
+    def ask_to_stop(self, running: RunningTask, why: Stop) -> None:
+        """Name the item that is to stop; a signal to the worker must follow."""
+        self.words[_STOP_REASON], self.words[_STOP_ITEM] = why, running.item
+        self.words[_STOP_SERIAL] = running.serial
 
     def set_watched(self, watched: bool) -> None:
-        """Say whether it is looked at often: then what begins there need not give a signal."""
+        """Say whether the supervisor looks often: then a task that begins need not wake it."""
         self.words[_WATCHED] = watched
 
     def set_lanes(self, used: Collection[str], n_changes: int) -> None:
-        """Say which rare lanes are in use, and how often homes' have changed; then signal."""
+        """Say which rare lanes are in use, and how often those of homes changed. Then signal."""
         bits = sum(1 << k for k, lane in enumerate(RARE) if lane in used)
         self.words[LANE_BITS] = n_changes << 32 | bits
 
@@ -280,7 +279,7 @@ class Slots:
         self._free: list[int] = []
 
     def take(self) -> tuple[int, Slot]:
-        """Return the number of a slot that nobody has, and the slot, all zero."""
+        """Return the number of a free slot, and the slot, all zero."""
         if not self._free:
             n = len(self._blocks)
             os.ftruncate(self.descriptor, (n + 1) * _BLOCK * SLOT_BYTES)

@@ -1,6 +1,6 @@
-"""One a machine: starts workers, watches them, and deals with what they leave behind.
+"""The process that starts the workers of a machine, watches them, and handles their crashes.
 
-It runs no foreign code and has one thread, so it can fork at any time and nothing can hold it up.
+It runs no foreign code and has one thread, so it can fork at any time and nothing can block it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ..wire.keys import LANES, is_home_lane, session_of
 from ..wire.messages import ControlMessage
 from ..wire.store import RENEW_EVERY, Store
 from .control_socket import ControlSocket, HasFile
-from .crash import CrashReport, bury, cause_of, has_lost_its_supervisor, tail
-from .process import DUMP, N_DESCRIPTORS, STOP, WorkerProcess, ended_file, shared_file, start
+from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
+from .process import DUMP, N_DESCRIPTORS, STOP, WorkerProcess, settled_file, shared_file, start
 from .process_groups import Guard, members
 from .slot import NO_ITEM, Leaving, RunningTask, Slots, State, Stop
 from .usage import over_memory
@@ -50,27 +50,27 @@ class SupervisorSettings:
     Attributes
     ----------
     tick
-        Between two looks at the workers' slots while something there has limits, is to be stopped,
-        or was cancelled not long ago. Shorter keeps time limits better.
+        Pause between looks at the workers' slots while a task there has limits or is to be stopped,
+        or something was cancelled not long ago. Shorter keeps time limits better.
     rest
-        Between two looks at other times. Shorter costs more while nothing happens; longer lets C
-        code fill more of its output's file.
+        Pause between looks at other times. Shorter costs more while nothing happens; longer lets C
+        code fill more of the file that it prints to.
     heartbeat
-        Between two signs of life.
+        Pause between two heartbeats.
     silence
-        After which a machine that gave none is given up. Must be several heartbeats.
+        Time without a heartbeat after which a machine is given up. Must be several heartbeats.
     grace
-        Between the request to stop and the kill.
+        Time between the request to stop and the kill.
     drain
-        That what runs gets after a request to end; then it is handed back. Longer loses less work.
+        Time for running tasks after a request to end; then they go back to their lanes. Longer
+        loses less work.
     farewell
-        That a worker gets to end when it has nothing in its hands any more: for the `atexit`
-        handlers, and the files, of what it ran.
+        Time for a worker to end after its last task: for `atexit` handlers and open files.
     hearing
-        That one request for orders lasts. Longer costs nothing; it must stay below what firewalls
-        allow a silent connection.
+        Length of one request for control messages. Longer costs nothing; it must stay below the
+        time for which firewalls allow a silent connection.
     visit
-        That it waits for its first user.
+        How long it waits for its first client.
     """
 
     tick: float = 0.05
@@ -85,9 +85,9 @@ class SupervisorSettings:
 
 
 class OtherNodes:
-    """Judges the other supervisors of a queue by their heartbeats.
+    """Tells which other supervisors of a queue have fallen silent.
 
-    A node is silent if its last heartbeat stayed the same for a while, by this process's own clock:
+    A node is silent if its last heartbeat has not changed for a while by this process's own clock:
     the server's clock may be set back or forward at any time.
 
     Parameters
@@ -105,7 +105,7 @@ class OtherNodes:
     def silent(self, heartbeats: dict[str, float], now: float) -> list[str]:
         """Return the silent nodes among `heartbeats`, at `now` by the monotonic clock."""
         if now - self._last_look > self._silence / 2:
-            # The server was away, or we were: then the others had no chance to say anything.
+            # The server was away, or this process was: the others could not be heard.
             self._since = {}
         self._last_look = now
         since = {}
@@ -116,13 +116,13 @@ class OtherNodes:
         return [node for node, (_, at) in since.items() if now - at > self._silence]
 
 
-#: Seconds for which a cancellation holds for items that a worker took before it, and begins later.
-#: Longer covers slower imports on unpickling; each is compared with what runs, at each look.
-ORDER_LIFETIME = 60.0
+#: Seconds for which a cancellation is remembered: a worker may have taken the item before it and
+#: begin it later. Longer covers slower imports on unpickling; each is compared with what runs.
+CANCEL_LIFETIME = 60.0
 
 
 class ControlListener:
-    """Follows the control stream, and remembers the cancellations in it.
+    """Reads the control stream and remembers the cancellations in it.
 
     Parameters
     ----------
@@ -132,12 +132,12 @@ class ControlListener:
     Attributes
     ----------
     has_news
-        Whether anything came since somebody set this to false.
+        Whether a message came since this was last set to false.
     """
 
-    def __init__(self, store: Store, timing: SupervisorSettings) -> None:
+    def __init__(self, store: Store, settings: SupervisorSettings) -> None:
         self._store = store
-        self._timing = timing
+        self._settings = settings
         self._last: bytes | None = None
         self._overdue = 0.0
         self.has_news = False
@@ -148,69 +148,69 @@ class ControlListener:
         self._store.close()
 
     def sockets(self) -> list[socket.socket]:
-        """Return what can be read when something has come; nothing while not connected."""
+        """Return the socket that can be read when a message has come; empty while not connected."""
         return self._store.sockets()
 
     @property
     def has_fresh(self) -> bool:
-        """Whether there are cancellations of what may begin still."""
-        return any(at > time.monotonic() - ORDER_LIFETIME for at, _ in self._cancellations)
+        """Whether there are cancellations of items that may still begin."""
+        return any(at > time.monotonic() - CANCEL_LIFETIME for at, _ in self._cancellations)
 
     def take(self) -> None:
-        """Take note of what has come, and ask for more."""
+        """Read the messages that have come, and ask for the next."""
         if self._last is None:
             self._last = self._store.last_control()
         if time.monotonic() > self._overdue:
-            # Nobody tells us when a firewall has cut the connection.
+            # A firewall may cut a connection without a word.
             self._store.close()
             self._await(self._last)
         self.follow()
 
     def follow(self) -> None:
-        """Take note of what has come since `take`."""
+        """Read the messages that have come since `take`."""
         while self._last is not None and self._store.wait(0):
-            self._last, orders = self._store.controls(self._last)
+            self._last, messages = self._store.controls(self._last)
             self.has_news = True
-            for order in orders:
-                self.keep(order)
+            for message in messages:
+                self.keep(message)
             self._await(self._last)
 
     def _await(self, after: bytes) -> None:
-        self._store.await_control(after, self._timing.hearing)
-        self._overdue = time.monotonic() + self._timing.hearing + self._timing.silence
+        self._store.await_control(after, self._settings.hearing)
+        self._overdue = time.monotonic() + self._settings.hearing + self._settings.silence
 
-    def ask_anew(self) -> None:
-        """Ask for what came since the last entry once more: the connection was lost."""
+    def ask_again(self) -> None:
+        """Ask again for what follows the last message: the connection was lost."""
         self._overdue = 0.0
 
-    def keep(self, order: ControlMessage) -> None:
-        """Remember a cancellation: what it concerns may have been taken, and not have begun."""
+    def keep(self, message: ControlMessage) -> None:
+        """Remember a cancellation: a worker may have taken its items and not begun them."""
         now = time.monotonic()
-        kept = [(t, o) for t, o in self._cancellations if t > now - ORDER_LIFETIME]
-        if order.kind == "resume":
-            self._cancellations = [(t, o) for t, o in kept if o.job != order.job]
+        kept = [(t, o) for t, o in self._cancellations if t > now - CANCEL_LIFETIME]
+        if message.kind == "resume":
+            self._cancellations = [(t, o) for t, o in kept if o.job != message.job]
         else:
-            self._cancellations = [*kept, (now, order)]
+            self._cancellations = [*kept, (now, message)]
 
-    def cancel(self, level: RunningTask) -> bool:
-        """Return whether what runs at `level` is cancelled."""
-        return any(_concerns(order, level) for _, order in self._cancellations)
-
-
-def _concerns(order: ControlMessage, level: RunningTask) -> bool:
-    ours = order.job in (level.job, session_of(level.job))
-    return ours and any(level.n + level.item in r for r in order.span)
+    def is_cancelled(self, task: RunningTask) -> bool:
+        """Return whether the item that runs is cancelled."""
+        return any(_concerns(message, task) for _, message in self._cancellations)
 
 
-#: Seconds below which a worker has died young, if it had nothing in hand that is charged with it.
+def _concerns(message: ControlMessage, task: RunningTask) -> bool:
+    ours = message.job in (task.job, session_of(task.job))
+    return ours and any(task.n + task.item in r for r in message.span)
+
+
+#: A worker that dies in its first seconds has died young, unless a task is charged with its death.
 YOUNG = 10.0
 #: Most seconds between two starts of workers that die young. Longer spares the machine more;
-#: shorter goes on sooner when what killed them is put right.
+#: shorter goes on sooner once the cause is gone.
 MOST_PAUSE = 30.0
 
 logger = logging.getLogger(__name__)
 
-#: Files that a supervisor may need besides those of its workers: connections, kernels at the door.
+#: Files that a supervisor may need besides those of its workers: connections to kernels and server.
 RESERVED_FILES = 24
 #: Open files that it asks for, if it may: enough for thousands of workers.
 WANTED_FILES = 2**16
@@ -226,15 +226,17 @@ class Supervisor:
     url, secret
         For the workers' own connections.
     n_workers
-        How many workers there shall be.
+        How many workers to run.
     lanes
         What they serve, most urgent first.
     homes
         Tags of the tasks that they run, see `Home`; empty: all.
     method
         ``fork`` or ``spawn``.
-    door
-        Where kernels come in; None: it serves until it is told to stop.
+    control_socket
+        Where kernels connect; None: it serves until it is told to stop.
+    settings
+        How often it looks, and how long it waits.
     """
 
     def __init__(
@@ -247,28 +249,28 @@ class Supervisor:
         lanes: Sequence[str] = LANES,
         homes: Sequence[str] = (),
         method: str = "fork",
-        door: ControlSocket | None = None,
-        timing: SupervisorSettings | None = None,
+        control_socket: ControlSocket | None = None,
+        settings: SupervisorSettings | None = None,
     ) -> None:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.n_workers = n_workers
         self._store = store
         self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
-        self.door, self._timing = door, timing or SupervisorSettings()
-        self._orders = ControlListener(store.clone(), self._timing)
-        self._children: dict[int, WorkerProcess] = {}
+        self.control_socket, self._settings = control_socket, settings or SupervisorSettings()
+        self._control = ControlListener(store.clone(), self._settings)
+        self._workers: dict[int, WorkerProcess] = {}
         self._dead: list[tuple[WorkerProcess, CrashReport]] = []
         self._dropped: list[str] = []
-        self._drop_until = 0.0  # until when the server has to be there to learn of those
+        self._drop_until = 0.0  # How long to wait for the server to cancel those.
         self._pid = os.getpid()
-        self._number, self._ended, self._slots = 0, ended_file(), Slots(shared_file())
-        #: How many rounds of workers in a row have died young; and what is said of that.
+        self._number, self._settled, self._slots = 0, settled_file(), Slots(shared_file())
+        #: How many rounds of workers in a row have died young, and what `q.status` says about it.
         self._n_young, self._trouble, self._told = 0, "", ""
-        self._watches = False  # looks often at what runs
+        self._watches = False  # whether it looks at what runs in each tick
         self._stopping = self._hurrying = False
-        self._patience, self._drained = self._timing.drain, float("inf")
-        #: Leaders of sessions whose worker has died -> when what is left in them is killed.
+        self._patience, self._drained = self._settings.drain, float("inf")
+        #: Leaders of sessions whose worker has died -> when the rest of the session is killed.
         self._sessions: dict[int, float] = {}
         self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._has_room = True
@@ -277,36 +279,40 @@ class Supervisor:
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._renewal_due = self._retire_due = 0.0
         self._lanes_due, self._used_lanes, self._n_lane_changes = 0.0, frozenset[str](), 0
-        self._others = OtherNodes(self._timing.silence)
-        self._deaf_until = 0.0
+        self._others = OtherNodes(self._settings.silence)
+        self._skip_control_until = 0.0
         self._wakeup, self._wake = os.pipe()  # pipe2 is not on macOS
         os.set_blocking(self._wake, False)
 
     # -- its life ------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until told to stop by a signal, or until the last user has left.
+        """Serve until a signal says stop, or until the last client has left.
 
         Raises
         ------
         SecretMismatch
-            The queue got another secret; what ran was finished, and the rest is for others.
+            The queue has a new secret. Running tasks were finished; other workers take the rest.
         """
         self._handle_signals()
         _allow_files(WANTED_FILES)
         self._guard = Guard(self._forget)
         born = time.monotonic()
         with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
-            # Before there are workers: whose supervisor nobody knows, nobody would miss; and it
-            # shall hear what is cancelled from then on.
-            self._beat()
-            self._obey()
+            # Register before starting workers, so that their tasks are requeued if we die, and read
+            # the control stream from here on.
+            self._send_heartbeat()
+            self._read_control()
         try:
             while not self._stopping:
                 self._turn()
-                if self.door and not self.door.in_use and self._may_leave(self.door, born):
+                if (
+                    self.control_socket
+                    and not self.control_socket.in_use
+                    and self._may_leave(self.control_socket, born)
+                ):
                     break
-                if self._failure and not self._children:
+                if self._failure and not self._workers:
                     raise self._failure
             if self._stopping:
                 self._drain()
@@ -315,12 +321,12 @@ class Supervisor:
                 self._end()
                 self._guard.end()
 
-    def _may_leave(self, door: ControlSocket, born: float) -> bool:
-        """Return whether there is nothing left to do for the kernel, which has gone."""
+    def _may_leave(self, control_socket: ControlSocket, born: float) -> bool:
+        """Return whether there is nothing left to do, now that the last kernel has gone."""
         now = time.monotonic()
-        if not door.visited and now - born <= self._timing.visit:
+        if not control_socket.visited and now - born <= self._settings.visit:
             return False
-        # The server may be away: what is not cancelled there would wait for ever.
+        # The server may be away: tasks that are not cancelled there would wait for ever.
         if self._dropped and now < self._drop_until:
             return False
         return not self._has_named_work()
@@ -329,41 +335,41 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # nohup has it ignore the end of its terminal.
+            # Under nohup the end of the terminal is ignored.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda number, _: self.stop(number))
-        # Who started us may have had signals blocked, and a mask is inherited.
+        # A process inherits the mask of blocked signals from the one that started it.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _drain(self) -> None:
-        """Let what runs go on for a while, but take nothing more, so that little work is lost."""
-        self.n_workers, self._heartbeat_due = 0, 0.0  # others shall know that this is planned
+        """Take no more tasks, and give running ones some time, so that little work is lost."""
+        self.n_workers, self._heartbeat_due = 0, 0.0  # Tell others that the end is planned.
         self._drained = time.monotonic() + self._patience
-        n_busy = sum(child.slot.n_levels > 0 for child in self._children.values())
-        if n_busy and not self.door and self._patience > self._timing.grace:
+        n_busy = sum(worker.slot.n_running > 0 for worker in self._workers.values())
+        if n_busy and not self.control_socket and self._patience > self._settings.grace:
             logger.warning(
                 "told to end: %d running calls get %g s, then they are handed back. To hand them"
                 " back at once, send the signal again.",
                 n_busy,
                 self._patience,
             )
-        while self._children and not self._hurrying and time.monotonic() < self._drained:
+        while self._workers and not self._hurrying and time.monotonic() < self._drained:
             self._turn()
 
     def _turn(self) -> None:
         try:
             self._tick()
-        except Exception:  # no fault of ours may end the loop: the workers would go, too
+        except Exception:  # No fault of ours may end the loop: the workers would end with it.
             logger.exception("supervisor %s goes on after a fault", self.node)
-            self._orders.ask_anew()
-            time.sleep(self._timing.rest)
+            self._control.ask_again()
+            time.sleep(self._settings.rest)
 
     def _has_named_work(self) -> bool:
-        """Return whether a named job, which outlives its kernel, has something to do here."""
+        """Return whether tasks of a named job wait here: it outlives its kernel."""
         lanes = (*self._lanes, *filter(is_home_lane, self._used_lanes))
         if time.monotonic() < self._work_due:
             return True
-        self._work_due = time.monotonic() + self._timing.heartbeat
+        self._work_due = time.monotonic() + self._settings.heartbeat
         try:
             return self._store.has_open_jobs(self._homes) and self._store.has_tasks(lanes)
         except (ServerUnreachable, ServerRefused) as error:
@@ -371,15 +377,15 @@ class Supervisor:
             return False
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End when what runs is over, or has had its time to drain; at once at the second call.
+        """End when running tasks are over or had their time to drain; at once at the second call.
 
-        Who presses Ctrl-C does not want to wait: then that is just the grace.
+        After Ctrl-C somebody waits at the keyboard, so the time to drain is just the grace.
         """
         self._hurrying, self._stopping = self._stopping, True
-        self._patience = self._timing.grace if number == signal.SIGINT else self._timing.drain
+        self._patience = self._settings.grace if number == signal.SIGINT else self._settings.drain
 
     def scale(self, n_workers: int) -> str:
-        """Have so many workers from now on; return what there is to say to that, if anything."""
+        """Run `n_workers` from now on; return a warning for the user, or an empty string."""
         if self._failure or self._stopping:
             return ""
         self.n_workers = n_workers
@@ -396,50 +402,52 @@ class Supervisor:
     def _tick(self) -> None:
         self._scale()
         self._listen(self._pause())
-        self._wait_for_children()
+        self._wait_for_workers()
         self._end_sessions()
         try:
-            self._look_for_lanes()  # first: it is refused nothing
+            self._look_for_lanes()  # First: a server without memory still allows it.
             self._cancel_dropped()
-            self._bury()
-            self._beat()
-            self._obey()
+            self._requeue_from_dead_workers()
+            self._send_heartbeat()
+            self._read_control()
             self._promote()
         except SecretMismatch as error:
-            # Others changed it: what runs here is finished, and the rest left to them.
+            # Somebody changed it: finish what runs here, and leave the rest to other workers.
             self._failure, self.n_workers = error, 0
         except (ServerUnreachable, ServerRefused) as error:
             logger.warning("%s", error)
-            self._orders.ask_anew()
-            time.sleep(self._timing.tick)
+            self._control.ask_again()
+            time.sleep(self._settings.tick)
         self._stop_items()
 
     def _pause(self) -> float:
-        """Return for how many seconds there is nothing to do, unless something happens."""
+        """Return for how many seconds there is nothing to do unless something happens."""
         left_over = self._dead or self._dropped or self._sessions
-        if self._watches or self._orders.has_fresh or left_over or self._is_deaf():
-            return self._timing.tick
+        if self._watches or self._control.has_fresh or left_over or self._skips_control():
+            return self._settings.tick
         due = [self._heartbeat_due, self._lanes_due, self._promote_due, self._drained]
-        due += [child.leave_by for child in self._children.values()]
-        if len(self._children) < self.n_workers:
+        due += [worker.leave_by for worker in self._workers.values()]
+        if len(self._workers) < self.n_workers:
             due.append(self._start_due)
-        return max(0.0, min(self._timing.rest, min(due) - time.monotonic()))
+        return max(0.0, min(self._settings.rest, min(due) - time.monotonic()))
 
-    def _is_deaf(self) -> bool:
-        """Return whether orders wait: hundreds may come in a second, or nobody may read them."""
-        return bool(self._failure) or time.monotonic() < self._deaf_until
+    def _skips_control(self) -> bool:
+        """Return whether to leave control messages for later: many may come in a second."""
+        return bool(self._failure) or time.monotonic() < self._skip_control_until
 
     def _listen(self, timeout: float) -> None:
-        """Wait for something to do: a child's death, a user, an order, or the next look."""
-        door = self.door
-        orders = [] if self._is_deaf() else self._orders.sockets()
-        ready = self._poll([*orders, *(door.sockets() if door else ())], timeout)
-        for session in door.serve(ready, self.scale) if door else ():
+        """Wait for a worker's death, a client, a control message, or the next look."""
+        control_socket = self.control_socket
+        sockets: list[HasFile] = [] if self._skips_control() else [*self._control.sockets()]
+        if control_socket:
+            sockets += control_socket.sockets()
+        ready = self._poll(sockets, timeout)
+        for session in control_socket.serve(ready, self.scale) if control_socket else ():
             self._drop_session(session)
 
     def _poll(self, sockets: Sequence[HasFile], timeout: float) -> set[int]:
         """Wait for a signal, or something to read; return the descriptors that can be read."""
-        poll = select.poll()  # unlike select(), knows sockets beyond the 1024th open file
+        poll = select.poll()  # Unlike select(), it takes descriptors above 1023.
         for descriptor in (self._wakeup, *(one.fileno() for one in sockets)):
             poll.register(descriptor, select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
@@ -448,10 +456,10 @@ class Supervisor:
         return ready
 
     def _drop_session(self, session: str) -> None:
-        """Nobody waits any more for what a kernel has submitted: let it not run."""
-        self._orders.keep(ControlMessage(kind="cancel", job=session, span=EVERYTHING))
+        """Cancel what a kernel has submitted: it has died, and nobody waits for the results."""
+        self._control.keep(ControlMessage(kind="cancel", job=session, span=EVERYTHING))
         self._dropped.append(session)
-        self._drop_until = time.monotonic() + self._timing.visit
+        self._drop_until = time.monotonic() + self._settings.visit
 
     def _cancel_dropped(self) -> None:
         while self._dropped:
@@ -459,69 +467,69 @@ class Supervisor:
             self._dropped.pop(0)
 
     def _end(self) -> None:
-        """Stop the workers: idle ones leave, what others run is handed back after the grace."""
-        if self.door:
-            self.door.close()
-        for child in self._children.values():
-            child.leave()
+        """Stop the workers: what they run after the grace goes back to its lane."""
+        if self.control_socket:
+            self.control_socket.close()
+        for worker in self._workers.values():
+            worker.leave()
         now = time.monotonic()
-        # What was drained had its time.
-        grace = now if self._stopping else now + self._timing.grace
-        farewell = now + self._timing.farewell
-        while self._children or self._sessions:
-            self._poll((), self._timing.tick)
-            self._wait_for_children()
+        # Tasks that were drained had their time.
+        grace = now if self._stopping else now + self._settings.grace
+        farewell = now + self._settings.farewell
+        while self._workers or self._sessions:
+            self._poll((), self._settings.tick)
+            self._wait_for_workers()
             self._end_sessions()
-            for child in self._children.values():
-                if time.monotonic() > (grace if child.slot.n_levels else farewell):
-                    child.hand_over()
+            for worker in self._workers.values():
+                if time.monotonic() > (grace if worker.slot.n_running else farewell):
+                    worker.hand_over()
         self._sweep()
         try:
-            self._bury()
+            self._requeue_from_dead_workers()
             self._store.forget_node(self.node)
         except (ServerUnreachable, ServerRefused) as error:
-            # Another supervisor takes care of it, once this one has been silent for a while.
+            # Another supervisor does it once this one has been silent for a while.
             logger.warning("%s", error)
 
     # -- children ------------------------------------------------------------------------------
 
     def _scale(self) -> None:
-        """Start workers that are missing, and send away those that are too many."""
-        for child in self._children.values():
-            if child.slot.leaving and not child.leaving:
-                child.leaving = True
-                if child.slot.leaving is Leaving.ASKED:
-                    child.leave_by = time.monotonic() + self._timing.drain
-        staying = [c for c in self._children.values() if not c.leaving]
+        """Start missing workers, and tell surplus ones to leave."""
+        for worker in self._workers.values():
+            if worker.slot.leaving and not worker.leaving:
+                worker.leaving = True
+                if worker.slot.leaving is Leaving.ASKED:
+                    worker.leave_by = time.monotonic() + self._settings.drain
+        staying = [c for c in self._workers.values() if not c.leaving]
         surplus = len(staying) - self.n_workers
-        for child in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
-            child.leave()
+        for worker in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
+            worker.leave()
         if time.monotonic() >= self._start_due:
             for _ in range(-surplus):
                 try:
-                    self._start_child()
+                    self._start_worker()
                 except OSError as error:
                     self._put_off(error, len(staying), surplus)
                     break
                 self._has_room = True
 
     def _put_off(self, error: OSError, n_staying: int, surplus: int) -> None:
-        """Try again later to start the workers that there is no room for, and say so once."""
-        self._start_due = time.monotonic() + self._timing.heartbeat
+        """Try again later to start workers for which there is no room, and log that once."""
+        self._start_due = time.monotonic() + self._settings.heartbeat
         if self._has_room:
             self._has_room = False
             logger.warning(
                 "of %d workers only %d can be started: %s. Ask for fewer, or raise the limit"
                 " (`ulimit -n` for open files, `ulimit -u` for processes).",
                 n_staying - surplus,
-                len(self._children),
+                len(self._workers),
                 error,
             )
 
-    def _start_child(self) -> None:
+    def _start_worker(self) -> None:
         _check_files()
         self._number += 1
-        child = start(
+        worker = start(
             self._method,
             self._url,
             self._secret,
@@ -532,25 +540,25 @@ class Supervisor:
             lanes=self._lanes,
             homes=self._homes,
             n_threads=max(1, n_cores() // max(1, self.n_workers)),
-            ended=self._ended,
+            settled=self._settled,
             max_files=self._max_files,
             description=self._describe(),
         )
-        self._children[child.pid] = child
-        self._guard.add(child.pid)
-        child.use_lanes(self._used_lanes, self._n_lane_changes)
+        self._workers[worker.pid] = worker
+        self._guard.add(worker.pid)
+        worker.use_lanes(self._used_lanes, self._n_lane_changes)
 
     def _be_no_supervisor(self) -> None:
         self._guard.forget()
         self._forget()
 
     def _forget(self) -> None:
-        """In a forked process: give up what is open and belongs to the supervisor."""
-        for child in self._children.values():
-            child.close()
-        if self.door:
-            self.door.forget()
-        self._orders.close()
+        """Close what belongs to the supervisor, in a process that it has forked."""
+        for worker in self._workers.values():
+            worker.close()
+        if self.control_socket:
+            self.control_socket.forget()
+        self._control.close()
         self._store.close()
         os.close(self._wakeup)
         os.close(self._wake)
@@ -566,60 +574,61 @@ class Supervisor:
             "leaving": self._stopping,
         }
 
-    def _wait_for_children(self) -> None:
-        """Take note of the children that have died."""
-        while self._children:
+    def _wait_for_workers(self) -> None:
+        """Collect the workers that have died."""
+        while self._workers:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
-            child = self._children.pop(pid, None)
-            if child is None:  # as the first process of a container we inherit orphans
+            worker = self._workers.pop(pid, None)
+            if worker is None:  # The first process of a container inherits orphans.
                 continue
-            self._slow_down(child, cause_of(status))
+            self._slow_down(worker, cause_of(status))
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
-                worker=child.spec.worker,
+                worker=worker.spec.worker,
                 cause=cause_of(status),
                 peak_memory_bytes=usage.ru_maxrss * unit,
-                stack=tail(child.spec.crash),
-                output=tail(child.spec.stdout) + tail(child.spec.stderr),
+                stack=tail(worker.spec.crash),
+                output=tail(worker.spec.stdout) + tail(worker.spec.stderr),
             )
-            levels = child.slot.levels()
-            stopped = child.slot.stop_request()
-            death = CrashReport(certificate, levels, stopped, is_planned=child.is_planned)
-            self._dead.append((child, death))
-            self._slots.give_back(child.spec.number)
+            running = worker.slot.running()
+            stopped = worker.slot.stop_request()
+            crash = CrashReport(certificate, running, stopped, is_planned=worker.is_planned)
+            self._dead.append((worker, crash))
+            self._slots.give_back(worker.spec.number)
             self._sessions[pid] = float("inf")
-            child.close()
+            worker.close()
 
-    def _slow_down(self, child: WorkerProcess, cause: str) -> None:
-        """Wait longer before each next start while workers die young: don't burn the machine.
+    def _slow_down(self, worker: WorkerProcess, cause: str) -> None:
+        """Pause longer before each start while workers die young, to spare the machine.
 
-        What a worker ran is charged with its death, and so comes to an end; but no set-up is.
+        Tasks are charged with the death of their worker, so they can't kill workers for ever. A
+        set-up is not.
         """
         now = time.monotonic()
-        is_starting = child.slot.state is State.STARTING
-        is_charged = child.slot.n_levels and not is_starting
-        if child.leaving or child.slot.leaving or is_charged or now - child.born > YOUNG:
+        is_starting = worker.slot.state is State.STARTING
+        is_charged = worker.slot.n_running and not is_starting
+        if worker.leaving or worker.slot.leaving or is_charged or now - worker.born > YOUNG:
             return
-        if cause == signal.SIGKILL.name and not is_starting:  # somebody else killed it
+        if cause == signal.SIGKILL.name and not is_starting:  # Somebody else killed it.
             return
-        if now < self._start_due:  # of those that were started together the first counts
+        if now < self._start_due:  # Of workers that were started together the first counts.
             return
         self._n_young += 1
         if self._n_young == 1 and not is_starting:
             return
-        pause = min(MOST_PAUSE, self._timing.heartbeat * 2.0 ** min(self._n_young - 1, 16))
+        pause = min(MOST_PAUSE, self._settings.heartbeat * 2.0 ** min(self._n_young - 1, 16))
         self._start_due = now + pause
         self._trouble = (
-            f"workers of {self.node} die young (last: {child.spec.worker}, {cause}, after"
-            f" {now - child.born:.1f} s): the next start is {pause:g} s later. Look into the log of"
-            " their supervisor."
+            f"workers of {self.node} die young (last: {worker.spec.worker}, {cause}, after"
+            f" {now - worker.born:.1f} s): the next one starts in {pause:g} s. See the log of their"
+            " supervisor."
         )
-        logger.error("%s\n%s", self._trouble, tail(child.spec.stderr))
+        logger.error("%s\n%s", self._trouble, tail(worker.spec.stderr))
 
     def _tell_trouble(self) -> None:
-        """Have `q.status` say what is wrong with the workers, and no longer when they live."""
+        """Have `q.status` say that workers die young, until they live longer."""
         if self._n_young and time.monotonic() > self._start_due + YOUNG:
             self._n_young, self._trouble = 0, ""
         if self._trouble != self._told:
@@ -627,9 +636,9 @@ class Supervisor:
             self._told = self._trouble
 
     def _end_sessions(self) -> None:
-        """End what tasks of dead workers have started: it is asked to, and killed after the grace.
+        """End the processes that tasks of dead workers started: SIGTERM, and SIGKILL later.
 
-        What has a session of its own was detached on purpose, and goes on.
+        A process with a session of its own was detached on purpose, and goes on.
         """
         if not self._sessions:
             return
@@ -642,7 +651,7 @@ class Supervisor:
                 continue
             number = signal.SIGTERM if kill_at == float("inf") else signal.SIGKILL
             if kill_at == float("inf"):
-                self._sessions[leader] = now + self._timing.grace
+                self._sessions[leader] = now + self._settings.grace
             elif now < kill_at:
                 continue
             for process in left[leader]:
@@ -650,72 +659,73 @@ class Supervisor:
                     os.kill(process, number)
 
     def _stop_items(self) -> None:
-        """Ask, and in the end force, items to stop; keep output files small."""
+        """Stop items that are cancelled or over a limit, and keep output files small."""
         now, self._watches = time.monotonic(), False
-        for child in self._children.values():
-            levels, soon = child.look()
-            self._watches |= soon
-            reasons = [(v, why) for v in levels if (why := self._why_stop(v, now))]
-            if child.slot.state is State.ENDING:
-                child.leave_by = min(child.leave_by, now + self._timing.farewell)
-            if now > child.leave_by:
-                child.hand_over()
-            elif hog := over_memory(child.pid, levels):
-                # At once: to ask it would take longer than to fill the machine.
-                child.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
-                child.signal(signal.SIGKILL)
-            elif child.stopping in [v.key for v in levels]:
-                # One at a time: another request would renew the patience with this one.
-                self._force(child, now)
+        for worker in self._workers.values():
+            running, look_again = worker.look()
+            self._watches |= look_again
+            reasons = [(task, why) for task in running if (why := self._why_stop(task, now))]
+            if worker.slot.state is State.ENDING:
+                worker.leave_by = min(worker.leave_by, now + self._settings.farewell)
+            if now > worker.leave_by:
+                worker.hand_over()
+            elif hog := over_memory(worker.pid, running):
+                # Kill it now: until it reacts to a request it may have filled the memory.
+                worker.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
+                worker.signal(signal.SIGKILL)
+            elif worker.stopping in [task.key for task in running]:
+                # One at a time: another request would restart the grace of this one.
+                self._force(worker, now)
             elif reasons and self._still_holds(*reasons[0]):
-                self._ask_to_stop(child, *reasons[0])
-            child.cut_output()
+                self._ask_to_stop(worker, *reasons[0])
+            worker.cut_output()
 
-    def _why_stop(self, level: RunningTask, now: float) -> Stop:
-        """Return why the item shall stop, if it shall."""
-        if level.item == NO_ITEM:
+    def _why_stop(self, task: RunningTask, now: float) -> Stop:
+        """Return why the item is to stop, if it is."""
+        if task.item == NO_ITEM:
             return Stop.NONE
-        if self._orders.cancel(level):
+        if self._control.is_cancelled(task):
             return Stop.CANCELLED
-        return Stop.TIME_LIMIT if level.deadline and now > level.deadline else Stop.NONE
+        return Stop.TIME_LIMIT if task.deadline and now > task.deadline else Stop.NONE
 
-    def _still_holds(self, level: RunningTask, why: Stop) -> bool:
-        """Return whether a cancellation was not taken back since the last look at the orders."""
+    def _still_holds(self, task: RunningTask, why: Stop) -> bool:
+        """Return whether the reason still holds: a cancellation may have been taken back."""
         if why is Stop.CANCELLED:
             with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
-                self._orders.follow()
-        return self._why_stop(level, time.monotonic()) is why
+                self._control.follow()
+        return self._why_stop(task, time.monotonic()) is why
 
-    def _ask_to_stop(self, child: WorkerProcess, level: RunningTask, why: Stop) -> None:
-        child.stopping, child.dumped, self._watches = level.key, False, True
-        child.kill_at = time.monotonic() + self._timing.grace
-        child.slot.ask_to_stop(level, why)
-        child.signal(STOP)
+    def _ask_to_stop(self, worker: WorkerProcess, task: RunningTask, why: Stop) -> None:
+        worker.stopping, worker.dumped, self._watches = task.key, False, True
+        worker.kill_at = time.monotonic() + self._settings.grace
+        worker.slot.ask_to_stop(task, why)
+        worker.signal(STOP)
 
-    def _force(self, child: WorkerProcess, now: float) -> None:
-        if now > child.kill_at + self._timing.tick:
-            child.signal(signal.SIGKILL)
-        elif now > child.kill_at and not child.dumped:
-            child.dumped = True
-            child.signal(DUMP)
+    def _force(self, worker: WorkerProcess, now: float) -> None:
+        if now > worker.kill_at + self._settings.tick:
+            worker.signal(signal.SIGKILL)
+        elif now > worker.kill_at and not worker.dumped:
+            worker.dumped = True
+            worker.signal(DUMP)
 
     # -- the queue -----------------------------------------------------------------------------
 
-    def _bury(self) -> None:
-        """Put back, or fail, what dead workers held."""
+    def _requeue_from_dead_workers(self) -> None:
+        """Requeue, or fail, what dead workers held."""
         while self._dead:
-            child, death = self._dead[0]
-            bury(self._store, child.spec.worker, child.spec.lanes, death, known=True)
+            worker, crash = self._dead[0]
+            spec = worker.spec
+            requeue_from_dead_worker(self._store, spec.worker, spec.lanes, crash, known=True)
             self._dead.pop(0)
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         now = time.monotonic()
         if now < self._heartbeat_due:
             return
         first = not self._heartbeat_due
         living = {
             c.spec.worker: self._describe() | c.describe()
-            for c in self._children.values()
+            for c in self._workers.values()
             if c.slot.state is not State.STARTING
         }
         step, heartbeats = self._store.heartbeat(self.node, living)
@@ -727,68 +737,68 @@ class Supervisor:
         if now > self._renewal_due:
             self._store.renew(self._lanes)
             self._renewal_due = now + RENEW_EVERY
-        self._heartbeat_due = now + self._timing.heartbeat
+        self._heartbeat_due = now + self._settings.heartbeat
         self._sweep()
         silent = self._others.silent(heartbeats, time.monotonic())
         if silent or first:
-            self._bury_machines(silent)
+            self._requeue_from_silent_nodes(silent)
         if not self._failure:
             self._store.check_secret(write=False)
 
     def _sweep(self) -> None:
-        """Delete large values of dead clients; with a URL they are not on this machine."""
+        """Delete files with large values of dead clients. With a URL there are none."""
         settings = Settings.from_environment()
         if is_embedded(self._url, settings):
             try:
                 sweep(settings)
             except (FolderRefused, OSError) as error:
-                if str(error) != self._unswept:  # once: it is tried every second
+                if str(error) != self._unswept:  # Log it once, though it is tried every second.
                     self._unswept = str(error)
                     logger.warning("%s", error)
 
-    def _bury_machines(self, silent: list[str]) -> None:
-        """Deal with the workers of supervisors that fell silent, or died on this very machine."""
+    def _requeue_from_silent_nodes(self, silent: list[str]) -> None:
+        """Requeue what workers held whose supervisor fell silent, or has died on this machine."""
         for worker, description in self._store.workers().items():
             node = description.get("node", "")
             if node in silent or (node != self.node and has_lost_its_supervisor(description)):
                 cause = f"its supervisor {node} gave no sign of life"
                 certificate = DeathCertificate(worker=worker, cause=cause)
-                death = CrashReport(certificate, is_planned=bool(description.get("leaving")))
+                crash = CrashReport(certificate, is_planned=bool(description.get("leaving")))
                 lanes = description.get("lanes", self._lanes)
-                bury(self._store, worker, lanes, death, known=False)
+                requeue_from_dead_worker(self._store, worker, lanes, crash, known=False)
         for node in silent:
             self._store.forget_node(node)
 
-    def _obey(self) -> None:
-        """Carry out the orders that have come, and ask for the next."""
-        self._orders.take()
-        if self._orders.has_news:
-            self._orders.has_news, self._promote_due, self._lanes_due = False, 0.0, 0.0
-            self._deaf_until = time.monotonic() + self._timing.tick
+    def _read_control(self) -> None:
+        """Read the control messages that have come, and ask for the next."""
+        self._control.take()
+        if self._control.has_news:
+            self._control.has_news, self._promote_due, self._lanes_due = False, 0.0, 0.0
+            self._skip_control_until = time.monotonic() + self._settings.tick
 
     def _look_for_lanes(self) -> None:
-        """Tell the workers of lanes that were not in use before, and of those of homes that are."""
+        """Tell the workers which rare lanes, and which lanes of homes, are in use."""
         if time.monotonic() < self._lanes_due:
             return
         known, found = self._used_lanes, self._store.used_lanes()
         ours = frozenset(lane for lane in found if self._serves(lane))
-        self._lanes_due = time.monotonic() + self._timing.heartbeat
-        # A rare lane stays one that is used; a home's is forgotten when it holds nothing any more.
+        self._lanes_due = time.monotonic() + self._settings.heartbeat
+        # A rare lane stays in use; a home's lane is forgotten when it is empty.
         used = ours | frozenset(lane for lane in known if not is_home_lane(lane))
         if used != known:
             self._used_lanes = used
             self._n_lane_changes += 1
-            for child in self._children.values():
-                child.use_lanes(used, self._n_lane_changes)
+            for worker in self._workers.values():
+                worker.use_lanes(used, self._n_lane_changes)
         if time.monotonic() > self._retire_due:
-            self._retire_due = time.monotonic() + self._timing.silence
+            self._retire_due = time.monotonic() + self._settings.silence
             lanes = [lane for lane in found if is_home_lane(lane)]
             for lane in lanes:
                 self._store.drop_unwanted(lane)
             self._store.retire_lanes(lanes)
 
     def _serves(self, lane: str) -> bool:
-        """Return whether tasks in `lane` are for our workers, where that depends on their home."""
+        """Return whether our workers may run the tasks of `lane`, which may belong to a home."""
         home = lane.partition("@")[2]
         return not home or not self._homes or home in self._homes
 
@@ -798,20 +808,20 @@ class Supervisor:
         if now < self._promote_due:
             return
         wait = self._store.promote(self._store.known_lanes())
-        self._promote_due = now + (self._timing.silence if wait is None else max(wait, 0.001))
+        self._promote_due = now + (self._settings.silence if wait is None else max(wait, 0.001))
 
 
 def _allow_files(n: int) -> None:
-    """Have this process open `n` files, or as many as it may."""
+    """Allow this process `n` open files, or as many as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = n if hard == resource.RLIM_INFINITY else min(n, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(ValueError, OSError):  # macOS allows fewer than it says
+        with suppress(ValueError, OSError):  # macOS permits fewer than it says.
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _check_files() -> None:
-    """Raise OSError if another worker would leave too few files for the supervisor itself."""
+    """Raise OSError if one more worker would leave too few files for the supervisor."""
     next_one = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
     os.close(next_one)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

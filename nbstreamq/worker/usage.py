@@ -71,8 +71,8 @@ class Meter:
         return float(times.user + times.system)
 
 
-def over_memory(pid: int, levels: Sequence[RunningTask]) -> RunningTask | None:
+def over_memory(pid: int, running: Sequence[RunningTask]) -> RunningTask | None:
     """Return the innermost item that runs and whose memory limit its worker exceeds."""
-    limited = [v for v in levels if v.memory_limit and v.item != NO_ITEM]
+    limited = [task for task in running if task.memory_limit and task.item != NO_ITEM]
     used = memory_of(pid) if limited else 0
-    return next((v for v in reversed(limited) if used > v.memory_limit), None)
+    return next((task for task in reversed(limited) if used > task.memory_limit), None)

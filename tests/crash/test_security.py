@@ -17,7 +17,7 @@ import pytest
 
 from nbstreamq import SecretMismatch, SignatureError, TaskQueue
 from nbstreamq.wire.signing import N_SEEN, SIGNATURE_BYTES, ReplayCache, Signer
-from nbstreamq.worker.loop import ENDED_BYTES, N_MARKS, SettledCache
+from nbstreamq.worker.settled import N_MARKS, SETTLED_BYTES, SettledCache
 from tests.counting import Runs
 
 ROOT = Path(__file__).parents[2]
@@ -424,7 +424,7 @@ def test_a_process_remembers_65000_messages():
 
 def test_the_workers_of_a_machine_remember_a_million_messages(tmp_path):
     with (tmp_path / "ended").open("w+b") as file:
-        os.ftruncate(file.fileno(), ENDED_BYTES)
+        os.ftruncate(file.fileno(), SETTLED_BYTES)
         ended, others = SettledCache(file.fileno()), SettledCache(file.fileno())
         draw = random.Random(1)
         marks = [draw.getrandbits(64) for _ in range(N_MARKS // 10)]

@@ -40,7 +40,7 @@ from nbstreamq.wire.records import Chunk
 from nbstreamq.wire.settlement import Delivery, Requeue, Settlement
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
-from nbstreamq.worker.crash import CrashReport, settle_death
+from nbstreamq.worker.crash import CrashReport, settle_crash
 from nbstreamq.worker.slot import RunningTask
 from tests.wire.reading import read_events
 
@@ -313,7 +313,7 @@ class Life(RuleBasedStateMachine):
         step = luck.choice(["look", "settle", "all"])
         held = self.store.held((f"@{name}", *LANES), name)
         death = self._death(name, held, luck)
-        settlements = settle_death(held, death, known=luck.random() < 0.5)
+        settlements = settle_crash(held, death, known=luck.random() < 0.5)
         if step == "look":
             self.late += settlements
             return
@@ -345,7 +345,7 @@ class Life(RuleBasedStateMachine):
         while not self.store.forget_worker(name, LANES):
             held = self.store.held((f"@{name}", *LANES), name)
             death = CrashReport(DeathCertificate(worker=name, cause="SIGKILL"))
-            self.store.settle(settle_death(held, death, known=False))
+            self.store.settle(settle_crash(held, death, known=False))
         self.dead.remove(name)
 
     # -- the end -------------------------------------------------------------------------------

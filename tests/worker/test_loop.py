@@ -10,8 +10,9 @@ import pytest
 from nbstreamq.wire.messages import Task
 from nbstreamq.wire.settlement import Delivery, Settlement
 from nbstreamq.worker import loop as module
-from nbstreamq.worker.loop import ENDED_BYTES, FLUSH, LULL, SettledCache, TaskWorker
+from nbstreamq.worker.loop import FLUSH, LULL, TaskWorker
 from nbstreamq.worker.output import Output
+from nbstreamq.worker.settled import SETTLED_BYTES, SettledCache
 from nbstreamq.worker.slot import SLOT_BYTES, Slot
 
 
@@ -111,7 +112,7 @@ def worker(monkeypatch):
     monkeypatch.setattr(module, "fetch_by", lambda _: None)
     with tempfile.TemporaryFile() as slot, tempfile.TemporaryFile() as ended:
         os.ftruncate(slot.fileno(), SLOT_BYTES)
-        os.ftruncate(ended.fileno(), ENDED_BYTES)
+        os.ftruncate(ended.fileno(), SETTLED_BYTES)
         worker = TaskWorker(
             Lane(clock),
             Slot(slot.fileno()),

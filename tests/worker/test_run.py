@@ -50,7 +50,7 @@ def stop_here(slot, runner):
     """``stop_here(why, level)``: what supervisor and signal do, in the midst of a task."""
 
     def stop(why=Stop.CANCELLED, level=-1):
-        slot.ask_to_stop(slot.levels()[level], why)
+        slot.ask_to_stop(slot.running()[level], why)
         runner.on_stop_signal(0, None)
 
     return stop
@@ -133,11 +133,11 @@ def test_a_slice_ends_in_time_and_returns_the_rest(run):
 def test_the_slot_says_what_runs(run, slot):
     seen = []
 
-    run(lambda x: seen.append(slot.levels()), [0, 1], time_limit=5)
+    run(lambda x: seen.append(slot.running()), [0, 1], time_limit=5)
 
     assert [[level.item for level in levels] for levels in seen] == [[0], [1]]
     assert all(levels[0].deadline > time.monotonic() + 3 for levels in seen)
-    assert slot.levels() == []
+    assert slot.running() == []
 
 
 def test_a_cancelled_item_ends_and_the_others_are_run(run, stop_here):
@@ -169,7 +169,7 @@ def test_an_item_over_its_time_fails_and_the_others_are_run(run, stop_here):
 def test_the_stop_of_one_item_is_not_for_the_next(run, slot, runner):
     def too_late(x):
         if x == 0:
-            slot.ask_to_stop(slot.levels()[0], Stop.CANCELLED)
+            slot.ask_to_stop(slot.running()[0], Stop.CANCELLED)
         else:
             runner.on_stop_signal(0, None)
         return x
@@ -235,8 +235,8 @@ def test_a_stop_that_comes_when_the_item_is_over_harms_nobody(run, slot, runner)
         """Called by the loop itself, right behind an item."""
 
         def __bool__(self):
-            if slot.levels() and slot.levels()[0].item == 500 and not levels:
-                levels.extend(slot.levels())
+            if slot.running() and slot.running()[0].item == 500 and not levels:
+                levels.extend(slot.running())
                 slot.ask_to_stop(levels[0], Stop.CANCELLED)
                 runner.on_stop_signal(0, None)
             return False

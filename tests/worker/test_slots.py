@@ -5,7 +5,7 @@ import tempfile
 import pytest
 
 from nbstreamq.wire.keys import RARE
-from nbstreamq.worker.slot import MAX_LEVELS, NO_ITEM, SLOT_BYTES, Slot, State, Stop
+from nbstreamq.worker.slot import MAX_DEPTH, NO_ITEM, SLOT_BYTES, Slot, State, Stop
 
 ENTRY = ("default", b"1-2", "s.1", 40)
 
@@ -22,7 +22,7 @@ def test_a_new_slot_says_that_its_worker_starts(pair):
     _, seen = pair
 
     assert seen.state is State.STARTING
-    assert seen.levels() == []
+    assert seen.running() == []
     assert seen.stop_request() == (0, 0, Stop.NONE)
 
 
@@ -36,7 +36,7 @@ def test_the_supervisor_sees_what_the_worker_writes(pair):
     worker.words[at] = 3
 
     assert seen.state is State.BUSY
-    (level,) = seen.levels()
+    (level,) = seen.running()
     assert (level.lane, level.entry_id, level.job, level.n) == ENTRY
     assert (level.serial, level.item, level.deadline) == (7, 3, 102.5)
 
@@ -51,7 +51,7 @@ def test_a_delivery_is_seen_before_its_first_item(pair):
 
     worker.push(*ENTRY)
 
-    (level,) = seen.levels()
+    (level,) = seen.running()
     assert level.entry_id == b"1-2"
     assert level.item == NO_ITEM
     assert level.deadline == 0
@@ -64,14 +64,14 @@ def test_no_deadline_is_left_of_who_was_there_before(pair):
 
     worker.begin(worker.push(*ENTRY), serial=1)
 
-    assert seen.levels()[0].deadline == 0.0
+    assert seen.running()[0].deadline == 0.0
 
 
 def test_what_has_limits_wakes_the_supervisor(pair):
     worker, seen = pair
     worker.set_supervisor(os.getpid())
     heard = []
-    before = signal.signal(signal.SIGCHLD, lambda *_: heard.append(seen.levels()[-1].is_limited))
+    before = signal.signal(signal.SIGCHLD, lambda *_: heard.append(seen.running()[-1].is_limited))
     try:
         worker.push(*ENTRY)
         worker.push(*ENTRY, is_limited=True)
@@ -80,7 +80,7 @@ def test_what_has_limits_wakes_the_supervisor(pair):
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert heard == [True]
-    assert [level.is_limited for level in seen.levels()] == [False, True, True]
+    assert [level.is_limited for level in seen.running()] == [False, True, True]
 
 
 def test_levels_are_the_outermost_first(pair):
@@ -89,21 +89,21 @@ def test_levels_are_the_outermost_first(pair):
         at = worker.push("default", b"1-%d" % depth, "s.1", depth)
         worker.begin(at, serial=depth + 1)
 
-    assert [level.n for level in seen.levels()] == [0, 1, 2]
+    assert [level.n for level in seen.running()] == [0, 1, 2]
     worker.restore(2)
-    assert [level.n for level in seen.levels()] == [0, 1]
+    assert [level.n for level in seen.running()] == [0, 1]
 
 
 def test_a_stack_that_is_too_high_is_counted_all_the_same(pair):
     worker, seen = pair
-    for depth in range(MAX_LEVELS + 5):
+    for depth in range(MAX_DEPTH + 5):
         at = worker.push("default", b"1-1", "s.1", depth)
         worker.begin(at, serial=depth + 1)
 
-    assert len(seen.levels()) == MAX_LEVELS
+    assert len(seen.running()) == MAX_DEPTH
     worker.restore(1)
-    assert len(seen.levels()) == 1
-    assert seen.levels()[0].n == 0
+    assert len(seen.running()) == 1
+    assert seen.running()[0].n == 0
 
 
 def test_a_text_that_is_too_long_is_no_level(pair):
@@ -111,7 +111,7 @@ def test_a_text_that_is_too_long_is_no_level(pair):
 
     worker.begin(worker.push("x" * 500, b"1-2", "s.1", 0), 1)
 
-    assert seen.levels() == []
+    assert seen.running() == []
 
 
 def test_the_worker_sees_what_shall_stop(pair):
@@ -120,7 +120,7 @@ def test_the_worker_sees_what_shall_stop(pair):
     worker.begin(at, serial=9)
     worker.words[at] = 2
 
-    seen.ask_to_stop(seen.levels()[0], Stop.CANCELLED)
+    seen.ask_to_stop(seen.running()[0], Stop.CANCELLED)
 
     assert worker.stop_request() == (9, 2, Stop.CANCELLED)
 

@@ -1,7 +1,5 @@
 """What becomes of the tasks of a dead worker: pure, so all cases are here."""
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from nbstreamq.errors import DeathCertificate, TimeLimitExceeded, WorkerLost
@@ -9,19 +7,14 @@ from nbstreamq.objects.results import load_outcomes
 from nbstreamq.wire.item_ranges import format_ranges, items
 from nbstreamq.wire.messages import Options, Task
 from nbstreamq.wire.settlement import Delivery
-from nbstreamq.worker.crash import settle_death
+from nbstreamq.worker.crash import CrashReport, settle_crash
 from nbstreamq.worker.retries import MAX_LOSSES
 from nbstreamq.worker.slot import NO_ITEM, RunningTask, Stop
 
 
-@dataclass
-class CrashReport:
-    levels: list = field(default_factory=list)
-    stopped: tuple = (0, 0, Stop.NONE)
-    is_planned: bool = False
-    certificate: DeathCertificate = field(
-        default_factory=lambda: DeathCertificate(worker="w1", cause="SIGSEGV")
-    )
+def crash(running=(), stopped=(0, 0, Stop.NONE), *, is_planned=False):
+    certificate = DeathCertificate(worker="w1", cause="SIGSEGV")
+    return CrashReport(certificate, running, stopped, is_planned)
 
 
 def delivery(n_items=1, *, entry_id=b"1-1", **changes):
@@ -30,7 +23,7 @@ def delivery(n_items=1, *, entry_id=b"1-1", **changes):
     return Delivery(lane="default", entry_id=entry_id, task=task)
 
 
-def level(item=0, *, entry_id=b"1-1", serial=5):
+def ran(item=0, *, entry_id=b"1-1", serial=5):
     return RunningTask(
         serial=serial,
         item=item,
@@ -58,13 +51,13 @@ def error_of(settlement):
 
 
 def test_what_did_not_run_goes_back_as_it_was():
-    (settled,) = settle_death([delivery(3, losses=2)], CrashReport(), known=True)
+    (settled,) = settle_crash([delivery(3, losses=2)], crash(), known=True)
 
     assert follows(settled) == ([], [("0:3", 1, 2)])
 
 
 def test_the_item_that_ran_is_charged_and_the_rest_goes_on():
-    (settled,) = settle_death([delivery(5)], CrashReport([level(2)]), known=True)
+    (settled,) = settle_crash([delivery(5)], crash([ran(2)]), known=True)
 
     assert follows(settled) == (["lost"], [("0:2,3:5", 1, 0), ("2:3", 1, 1)])
 
@@ -72,7 +65,7 @@ def test_the_item_that_ran_is_charged_and_the_rest_goes_on():
 def test_an_item_that_was_lost_too_often_fails_and_the_rest_goes_on():
     held = [delivery(5, losses=MAX_LOSSES - 1)]
 
-    (settled,) = settle_death(held, CrashReport([level(2)]), known=True)
+    (settled,) = settle_crash(held, crash([ran(2)]), known=True)
 
     assert follows(settled) == (["finished"], [("0:2,3:5", 1, 2)])
     error = error_of(settled)
@@ -82,10 +75,8 @@ def test_an_item_that_was_lost_too_often_fails_and_the_rest_goes_on():
 
 
 def test_what_is_given_up_is_kept_with_its_reason():
-    (again,) = settle_death([delivery(5)], CrashReport([level(2)]), known=True)
-    (last,) = settle_death(
-        [delivery(5, losses=MAX_LOSSES - 1)], CrashReport([level(2)]), known=True
-    )
+    (again,) = settle_crash([delivery(5)], crash([ran(2)]), known=True)
+    (last,) = settle_crash([delivery(5, losses=MAX_LOSSES - 1)], crash([ran(2)]), known=True)
 
     assert again.given_up == []
     (kept,) = last.given_up
@@ -95,34 +86,34 @@ def test_what_is_given_up_is_kept_with_its_reason():
 
 
 def test_an_item_that_is_not_of_this_task_is_charged_to_nobody():
-    (settled,) = settle_death([delivery(3)], CrashReport([level(77)]), known=True)
+    (settled,) = settle_crash([delivery(3)], crash([ran(77)]), known=True)
 
     assert follows(settled) == ([], [("0:3", 1, 0)])
 
 
 def test_the_whole_stack_is_charged():
     held = [delivery(entry_id=b"1-1"), delivery(entry_id=b"1-2")]
-    death = CrashReport([level(entry_id=b"1-1"), level(entry_id=b"1-2")])
+    report = crash([ran(entry_id=b"1-1"), ran(entry_id=b"1-2")])
 
-    settled = settle_death(held, death, known=True)
+    settled = settle_crash(held, report, known=True)
 
     assert [follows(s) for s in settled] == [(["lost"], [("0:1", 1, 1)])] * 2
 
 
-def test_a_death_between_items_is_charged_to_all_and_then_halved():
-    death = CrashReport([level(NO_ITEM)])
+def test_a_crash_between_items_is_charged_to_all_and_then_halved():
+    report = crash([ran(NO_ITEM)])
 
-    (first,) = settle_death([delivery(4)], death, known=True)
-    (last,) = settle_death([delivery(4, losses=2)], death, known=True)
-    (alone,) = settle_death([delivery(1, losses=2)], death, known=True)
+    (first,) = settle_crash([delivery(4)], report, known=True)
+    (last,) = settle_crash([delivery(4, losses=2)], report, known=True)
+    (alone,) = settle_crash([delivery(1, losses=2)], report, known=True)
 
     assert follows(first) == (["lost"], [("0:4", 1, 1)])
     assert follows(last) == ([], [("0:2", 1, 2), ("2:4", 1, 2)])
     assert isinstance(error_of(alone), WorkerLost)
 
 
-def test_an_unknown_death_is_charged_to_all():
-    settled = settle_death([delivery(4), delivery(1)], CrashReport(), known=False)
+def test_an_unknown_crash_is_charged_to_all():
+    settled = settle_crash([delivery(4), delivery(1)], crash(), known=False)
 
     assert [follows(s) for s in settled] == [
         (["lost"], [("0:4", 1, 1)]),
@@ -140,7 +131,7 @@ def test_a_guilty_item_is_found_in_the_end_and_only_it_fails(n):
         if guilty not in items(held.task.span):
             done += items(held.task.span)
             continue
-        (settled,) = settle_death([held], CrashReport([level(NO_ITEM)]), known=True)
+        (settled,) = settle_crash([held], crash([ran(NO_ITEM)]), known=True)
         failed += [s for s in settled.events if s.kind == "finished"]
         waiting += [
             Delivery(lane="default", entry_id=b"1-1", task=s.task) for s in settled.successors
@@ -151,18 +142,18 @@ def test_a_guilty_item_is_found_in_the_end_and_only_it_fails(n):
 
 
 def test_one_that_was_killed_because_it_was_cancelled_is_cancelled():
-    death = CrashReport([level(1, serial=5)], stopped=(5, 1, Stop.CANCELLED))
+    report = crash([ran(1, serial=5)], stopped=(5, 1, Stop.CANCELLED))
 
-    (settled,) = settle_death([delivery(3)], death, known=True)
+    (settled,) = settle_crash([delivery(3)], report, known=True)
 
     assert follows(settled) == (["cancelled"], [("0:1,2:3", 1, 0)])
 
 
 def test_one_that_was_killed_for_its_time_limit_fails():
-    death = CrashReport([level(1, serial=5)], stopped=(5, 1, Stop.TIME_LIMIT))
+    report = crash([ran(1, serial=5)], stopped=(5, 1, Stop.TIME_LIMIT))
     held = [delivery(3, opts=Options(time_limit=1.5).encode())]
 
-    (settled,) = settle_death(held, death, known=True)
+    (settled,) = settle_crash(held, report, known=True)
 
     assert follows(settled) == (["finished"], [("0:1,2:3", 1, 0)])
     error = error_of(settled)
@@ -171,18 +162,18 @@ def test_one_that_was_killed_for_its_time_limit_fails():
 
 
 def test_one_that_was_killed_for_its_time_limit_is_retried():
-    death = CrashReport([level(0, serial=5)], stopped=(5, 0, Stop.TIME_LIMIT))
+    report = crash([ran(0, serial=5)], stopped=(5, 0, Stop.TIME_LIMIT))
     held = [delivery(opts=Options(time_limit=1, retries=1, backoff=3).encode())]
 
-    (settled,) = settle_death(held, death, known=True)
+    (settled,) = settle_crash(held, report, known=True)
 
     assert follows(settled)[1] == [("0:1", 2, 0)]
     assert settled.successors[0].delay == 3
 
 
 def test_an_earlier_stop_does_not_count():
-    death = CrashReport([level(0, serial=6)], stopped=(5, 0, Stop.CANCELLED))
+    report = crash([ran(0, serial=6)], stopped=(5, 0, Stop.CANCELLED))
 
-    (settled,) = settle_death([delivery()], death, known=True)
+    (settled,) = settle_crash([delivery()], report, known=True)
 
     assert follows(settled) == (["lost"], [("0:1", 1, 1)])

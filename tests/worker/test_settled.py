@@ -7,14 +7,14 @@ import pytest
 
 from nbstreamq.wire.messages import Task
 from nbstreamq.wire.settlement import Delivery, Requeue, Settlement
-from nbstreamq.worker.loop import ENDED_BYTES, N_MARKS, SettledCache
+from nbstreamq.worker.settled import N_MARKS, SETTLED_BYTES, SettledCache
 
 
 @pytest.fixture
 def pair():
     """The same table, as two workers see it."""
     with tempfile.TemporaryFile() as file:
-        os.ftruncate(file.fileno(), ENDED_BYTES)
+        os.ftruncate(file.fileno(), SETTLED_BYTES)
         yield SettledCache(file.fileno()), SettledCache(file.fileno())
 
 
