@@ -1,8 +1,8 @@
-"""Checks of what users give: arguments, options of the command line, environment variables.
+"""Checks of user input: arguments, options of the command line, environment variables.
 
-Each check returns the value in the form that nbstreamq works with. What it can't use is a TypeError
-or a ValueError, as in the standard library, and the message says which parameter it is, what was
-given, and what is allowed.
+Each check returns the value in the form that nbstreamq works with. For other values it raises a
+TypeError or a ValueError, as the standard library does, and the message says which parameter it is,
+what was given, and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, Literal
 
 from .secret import Address, Secret
 
-#: Largest count: what a C index holds.
+#: Largest count: the largest index in C.
 MAX_COUNT = sys.maxsize
-#: Most retries: more than any call lives to see.
+#: Most retries: more than any call needs.
 MAX_RETRIES = 2**31 - 1
-#: Most workers on one machine: more than any machine runs, and few enough to count them up.
+#: Most workers on one machine: more than any machine can run, but few enough to list.
 MAX_WORKERS = 10_000
-#: Largest number of bytes that fits into the memory that a worker and its supervisor share.
+#: Most bytes: the largest number that fits into the memory that worker and supervisor share.
 MAX_BYTES = 2**63 - 1
-#: Longest time: a year. Times of the server, in milliseconds, stay exact numbers in Lua.
+#: Longest time: a year, which is an exact number in Lua in milliseconds.
 MAX_SECONDS = 365 * 86_400
-#: Longest name of a queue, in bytes: it is part of every key and of messages for people.
+#: Longest name of a queue, in bytes: it is part of every key, and of messages.
 MAX_QUEUE_NAME = 200
-#: Longest names of a job and a lane, in bytes: a worker notes both in memory of a fixed size.
+#: Longest names of a job and a lane, in bytes: a worker writes both to memory of a fixed size.
 MAX_NAME = 80
-#: Seeds are below this, and consist of at most so many numbers.
+#: Upper limits of a seed, and of how many numbers it consists.
 MAX_SEED, MAX_SEED_WORDS = 2**1024, 1000
 _SHOWN = 60
 
@@ -40,7 +40,7 @@ def shown(value: object) -> str:
     """Return a short repr of `value`, for an error message."""
     try:
         text = repr(value[: 2 * _SHOWN] if isinstance(value, str | bytes) else value)
-    except Exception:  # noqa: BLE001 - the repr of any object may fail, of a very large int too
+    except Exception:  # noqa: BLE001 - the repr of any object may fail, even that of a very large int
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -55,7 +55,7 @@ def _must_be(parameter: str, value: object, allowed: str) -> str:
 def check_count(
     parameter: str, value: Any, *, least: int = 0, most: int = MAX_COUNT, instead: str = ""
 ) -> int:
-    """Return `value`, which may be anything that is an integer, except a bool.
+    """Return an integer; any integer type is accepted, except bool.
 
     Parameters
     ----------
@@ -75,10 +75,9 @@ def check_count(
 
 
 def check_seed(parameter: str, value: Any) -> int | tuple[int, ...]:
-    """Return a number, or a tuple of some, as NumPy's SeedSequence takes them."""
+    """Return a number or a tuple of numbers, as NumPy's SeedSequence takes them."""
     allowed = (
-        "None, an integer that is not negative and below 2**1024, or a list of"
-        f" 1 to {MAX_SEED_WORDS} of them"
+        f"None, an integer from 0 to 2**1024 - 1, or a list of 1 to {MAX_SEED_WORDS} such integers"
     )
     if getattr(value, "ndim", 0):  # an array
         value = value.tolist()
@@ -117,7 +116,7 @@ def check_seconds(
     most: float = MAX_SECONDS,
     instead: str = "",
 ) -> float:
-    """Return a time, given as any finite real number from 0 to `most`; or larger than `above`."""
+    """Return a finite number of seconds from 0, or above `above`, to `most`."""
     span = f"from 0 to {most:,}" if above is None else f"above {above:,}, up to {most:,}"
     allowed = f"{instead and instead + ' or '}a number of seconds {span}"
     seconds = _finite(parameter, value, allowed)
@@ -127,7 +126,7 @@ def check_seconds(
 
 
 def check_timeout(parameter: str, value: Any) -> float | None:
-    """Return how long to wait: None for ever; a negative time is over, as elsewhere in Python."""
+    """Return how many seconds to wait: None means for ever; a negative time counts as 0."""
     if value is None:
         return None
     most = threading.TIMEOUT_MAX
@@ -139,23 +138,23 @@ def check_timeout(parameter: str, value: Any) -> float | None:
 
 
 def check_bytes(parameter: str, value: Any, *, least: int = 0, most: int = MAX_BYTES) -> int:
-    """Return a size, given as any finite real number; fractions of a byte are cut off."""
+    """Return a number of bytes; fractions of a byte are cut off."""
     allowed = f"a number of bytes from {least:,} to {most:,}"
     _finite(parameter, value, allowed)
-    size = int(value)  # of the number itself: as a float it may be rounded up
+    size = int(value)  # not of the float, which may be rounded up
     if not least <= size <= most:
         raise ValueError(_must_be(parameter, value, allowed))
     return size
 
 
 def _finite(parameter: str, value: Any, allowed: str) -> float:
-    decimal = sys.modules.get("decimal")  # who has a Decimal has imported it
+    decimal = sys.modules.get("decimal")  # a Decimal can't exist before its module is imported
     kinds = (Real,) if decimal is None else (Real, decimal.Decimal)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(_must_be(parameter, value, allowed))
     try:
         number = float(value)
-    except (OverflowError, ValueError):  # it is too large, or a signalling NaN
+    except (OverflowError, ValueError):  # too large, or a signalling NaN
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(_must_be(parameter, value, allowed))
@@ -171,12 +170,12 @@ def check_queue_name(parameter: str, value: Any) -> str:
 
 
 def check_job_name(parameter: str, value: Any) -> str:
-    """Return the name of a job; its id goes on with a colon, those of other jobs have a dot."""
+    """Return the name of a job; ids of named jobs have a colon, those of other jobs a dot."""
     return _check_name(parameter, value, forbidden=" .:{}", most=MAX_NAME)
 
 
 def check_lane(parameter: str, value: Any) -> str:
-    """Return the name of a lane; those that start with @ belong to one worker each."""
+    """Return the name of a lane; a lane whose name starts with @ belongs to one worker."""
     return _check_name(parameter, value, forbidden=" {}", most=MAX_NAME, first="@")
 
 
@@ -184,15 +183,15 @@ def _check_name(parameter: str, value: Any, *, forbidden: str, most: int, first:
     others = " ".join(forbidden.replace(" ", ""))
     starts = " or ".join(f"'{c}'" for c in f"{first}-")
     allowed = (
-        f"a name of 1 to {most} bytes: printable characters, no white space, none of {others},"
-        f" and not {starts} at its start"
+        f"a name of 1 to {most} bytes, of printable characters except white space and {others}, and"
+        f" without {starts} at its start"
     )
     if not isinstance(value, str):
         raise TypeError(_must_be(parameter, value, allowed))
-    name = str.__str__(value)  # without what a subclass adds, such as an enum
+    name = str.__str__(value)  # without what a subclass such as an enum adds
     if (
         not name
-        or not name.isprintable()  # lone surrogates are not, so it can be encoded
+        or not name.isprintable()  # so it has no lone surrogates, and can be encoded
         or set(name) & set(forbidden)
         or name[0] in f"{first}-"
         or len(name.encode()) > most
@@ -202,19 +201,22 @@ def _check_name(parameter: str, value: Any, *, forbidden: str, most: int, first:
 
 
 def check_text(parameter: str, value: Any, what: str) -> Secret:
-    """Return a text that can be encoded and holds no NUL; the message does not show it.
+    """Return a string that can be encoded and has no NUL; the message does not show it.
 
     Parameters
     ----------
     value
-        A text, or a `Secret` that holds it.
+        A string, or a `Secret` that holds one.
     what
         What it must be, for the message: ``"a URL"``.
     """
     value = Secret(value)  # no traceback shows it
     kind = type(value.reveal())
-    given = "a text" if issubclass(kind, str) else f"of type {kind.__name__}"
-    message = f"{parameter} is {given}: it must be {what}, not empty, no NUL, no lone surrogate"
+    given = "a string" if issubclass(kind, str) else f"of type {kind.__name__}"
+    message = (
+        f"{parameter} is {given}: it must be {what}. It must not be empty, and must have no NUL and"
+        " no lone surrogate"
+    )
     if not issubclass(kind, str):
         raise TypeError(message)
     text = Secret(str.__str__(value.reveal()))
@@ -233,11 +235,11 @@ def check_secret(parameter: str, value: Any) -> Secret:
 
 
 def check_store(parameter: str, value: Any) -> Address:
-    """Return where large values go, an fsspec URL; it may hold a password."""
+    """Return the fsspec URL for large values; it may have a password."""
     what = "an fsspec URL, such as 's3://bucket/folder' or 'file:///shared/folder'"
     url = Address(check_text(parameter, value, what))
     if not _has_scheme(url):
-        raise ValueError(f"{parameter} is a text without '://': it must be {what}")
+        raise ValueError(f"{parameter} is a string without '://': it must be {what}")
     return url
 
 
@@ -260,7 +262,7 @@ def check_choice(parameter: str, value: Any, choices: Collection[str]) -> str:
 
 
 def check_flag(parameter: str, value: Any) -> bool:
-    """Return True or False, which may be a bool of NumPy."""
+    """Return True or False; a bool of NumPy is accepted, too."""
     if isinstance(value, bool):
         return value
     if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
@@ -271,13 +273,13 @@ def check_flag(parameter: str, value: Any) -> bool:
 def check_callable(parameter: str, value: Any, *, instead: str = "") -> None:
     """Raise TypeError if `value` can't be called."""
     if not callable(value):
-        allowed = f"{instead and instead + ' or '}a function, or anything else that can be called"
+        allowed = f"{instead and instead + ' or '}a function or another callable"
         raise TypeError(_must_be(parameter, value, allowed))
 
 
 def check_iterable(parameter: str, value: Any) -> None:
-    """Raise TypeError if `value` can't be iterated; nothing is taken of it."""
-    if getattr(type(value), "__iter__", None) is None:  # it may start processes: it is not called
+    """Raise TypeError if `value` can't be iterated; it is not iterated here."""
+    if getattr(type(value), "__iter__", None) is None:  # not called: it may start processes
         try:
             iter(value)
         except TypeError:

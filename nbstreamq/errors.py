@@ -5,28 +5,28 @@
     NbstreamqError
     ├── ServerError                 (also RuntimeError)
     │   ├── ServerNotFound          no server binary on this machine; FileNotFoundError
-    │   ├── ServerStartFailed       the embedded server did not come up
+    │   ├── ServerStartFailed       the embedded server did not start
     │   │   └── DataDamaged         ... because it can't read its data
-    │   ├── ServerUnreachable       no connection, or lost for too long; ConnectionError
-    │   ├── DataLost                the server came back without what it was told
+    │   ├── ServerUnreachable       no connection, or it was lost for too long; ConnectionError
+    │   ├── DataLost                the server was restarted without its data
     │   └── ServerRefused           the server answered a command with an error
     ├── QueueClosed                 used after shutdown, or after a fork; RuntimeError
-    ├── NotPicklable                a function or argument can't travel; PicklingError; TypeError
+    ├── NotPicklable                a function or argument can't be sent; PicklingError; TypeError
     ├── FolderRefused               a folder for large values is not private; PermissionError
     ├── NoRoom                      memory and disk are full; MemoryError
-    ├── ValueMissing                a large value is gone from where it lay; LookupError
-    ├── JobNotFound                 no named job of that name; LookupError
-    ├── JobChanged                  a named job is another than this call says; ValueError
-    ├── SignatureError              a message that this queue's secret did not sign; ValueError
+    ├── ValueMissing                a large value is no longer available; LookupError
+    ├── JobNotFound                 no named job has that name; LookupError
+    ├── JobChanged                  a named job has another function or inputs; ValueError
+    ├── SignatureError              a message was not signed by this queue's secret; ValueError
     ├── SecretMismatch              this process has another secret than the queue; PermissionError
-    ├── SecretMissing               a networked server, and no secret was given; PermissionError
-    ├── SecretTooWeak               a secret that can be guessed; ValueError
+    ├── SecretMissing               the server is on a network, with no secret; PermissionError
+    ├── SecretTooWeak               the secret can be guessed; ValueError
     └── TaskError                   concerns one task, named in ``.task``
-        ├── RemoteError             an exception that couldn't be pickled, as text
-        ├── ResultNotPicklable      the task ran, its result can't travel; PicklingError; TypeError
-        ├── TimeLimitExceeded       the task ran longer than its time_limit; TimeoutError
+        ├── RemoteError             an exception that can't be pickled, as text
+        ├── ResultNotPicklable      its result can't be sent back; PicklingError; TypeError
+        ├── TimeLimitExceeded       it ran longer than its time_limit; TimeoutError
         ├── MemoryLimitExceeded     its worker used more than its memory_limit; MemoryError
-        ├── WorkerLost              its worker died, at its last allowed attempt; BrokenExecutor
+        ├── WorkerLost              its worker died, in its last allowed attempt; BrokenExecutor
         ├── PythonMismatch          the worker runs another Python minor version; RuntimeError
         └── FunctionMissing         the server no longer holds the task's function; LookupError
 """
@@ -84,11 +84,11 @@ class ServerNotFound(ServerError, FileNotFoundError):
 
 
 class ServerStartFailed(ServerError):
-    """The embedded server was started and did not come up."""
+    """The embedded server did not start."""
 
 
 class DataDamaged(ServerStartFailed):
-    """The embedded server can't read its data, and does not start until they are repaired."""
+    """The embedded server can't read its data, and can't start until they are repaired."""
 
 
 class ServerUnreachable(ServerError, ConnectionError):
@@ -96,7 +96,7 @@ class ServerUnreachable(ServerError, ConnectionError):
 
 
 class DataLost(ServerError):
-    """The server does not know any more what it was told: it was restarted without its data."""
+    """The server was restarted without its data."""
 
 
 class ServerRefused(ServerError):
@@ -112,7 +112,7 @@ class NotPicklable(NbstreamqError, PicklingError, TypeError):
 
 
 class FolderRefused(NbstreamqError, PermissionError):
-    """A folder for large values is open to others, belongs to one, is a link, or can't be made."""
+    """A folder for large values is a link, can't be created, or is not private to this user."""
 
 
 class NoRoom(NbstreamqError, MemoryError):
@@ -120,11 +120,11 @@ class NoRoom(NbstreamqError, MemoryError):
 
 
 class ValueMissing(NbstreamqError, LookupError):
-    """A large argument, captured value or result is not there any more."""
+    """A large argument, captured value or result is no longer available."""
 
 
 class JobNotFound(NbstreamqError, LookupError):
-    """There is no named job of that name: it expired, was deleted, or never was."""
+    """No named job has that name: it expired, was deleted, or never existed."""
 
 
 class JobChanged(NbstreamqError, ValueError):
@@ -140,11 +140,11 @@ class SecretMismatch(NbstreamqError, PermissionError):
 
 
 class SecretMissing(NbstreamqError, PermissionError):
-    """Other machines can reach the server, and no secret was given; nothing was sent."""
+    """The server can be reached from other machines, but no secret was given; nothing was sent."""
 
 
 class SecretTooWeak(NbstreamqError, ValueError):
-    """A secret is empty, or so short that it can be guessed; nothing was sent."""
+    """A secret is empty or can be guessed; nothing was sent."""
 
 
 class TaskError(NbstreamqError):
@@ -162,7 +162,7 @@ class TaskError(NbstreamqError):
 
 
 class RemoteError(TaskError):
-    """A task raised an exception that can't be pickled; here are its text and traceback.
+    """A task raised an exception that can't be pickled; this error has its text and traceback.
 
     Attributes
     ----------
@@ -209,9 +209,9 @@ class DeathCertificate:
     worker
         Id of the worker process.
     cause
-        Signal name or exit code, in words.
+        The signal or exit code, in words.
     item
-        The value it was working on, abbreviated; empty when unknown.
+        The item that it was running, abbreviated; empty when unknown.
     peak_memory_bytes
         Largest resident set of the process; 0 when unknown.
     stack
@@ -241,12 +241,12 @@ class DeathCertificate:
 
 
 class WorkerLost(TaskError, BrokenExecutor):
-    """The worker that ran the task died, at the task's last allowed attempt.
+    """The worker that ran the task died, in the task's last allowed attempt.
 
     Attributes
     ----------
     certificate
-        The last worker's `DeathCertificate`; None when its whole machine went silent.
+        What is known of the last worker's death; None if its whole machine stopped responding.
     """
 
     def __init__(

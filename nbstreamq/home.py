@@ -1,4 +1,4 @@
-"""Where this process belongs: its notebook, script or folder, and the workers for its calls."""
+"""Where this process belongs: its notebook, script or folder, and which workers run its calls."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Home:
     python
         Path of its interpreter.
     calls
-        Tag of calls without a job name: only this process and its children by fork or
-        multiprocessing, which have its authkey, have it in this folder.
+        Tag of calls without a job name. In this folder only this process has it, and its children
+        by fork or multiprocessing, which have the same authkey.
     jobs
-        Tag of named jobs: every process in this folder with this interpreter has it.
+        Tag of named jobs. Every process in this folder with this interpreter has it.
     """
 
     folder: str
@@ -38,17 +38,17 @@ class Home:
 
     @property
     def tags(self) -> tuple[str, str]:
-        """What local workers of this home accept."""
+        """The tags whose tasks local workers of this home run."""
         return self.calls, self.jobs
 
 
 def here() -> Home:
     """Return the home of what this process submits now."""
-    from multiprocessing import current_process  # takes as long as the rest of this module
+    from multiprocessing import current_process  # as slow to import as the rest of this module
 
     try:
         folder = os.path.realpath(Path.cwd())
-    except FileNotFoundError:  # it was deleted, and workers need one
+    except FileNotFoundError:  # the folder was deleted, and workers need one
         folder = os.path.realpath(Path.home())
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Home(
@@ -60,9 +60,9 @@ def here() -> Home:
 
 
 def own_queue() -> str:
-    """Return the name of the queue that is this notebook's, script's or folder's own.
+    """Return the name of the private queue of this notebook, script or folder.
 
-    Readable, and the same after a restart: ``analysis.ipynb-1f3a9c20``.
+    It is readable, and the same after a restart: ``analysis.ipynb-1f3a9c20``.
     """
     path = _find_notebook() if _find_notebook else _script()
     if not path:
@@ -79,7 +79,7 @@ def in_kernel(find_notebook: Callable[[], str]) -> None:
     Parameters
     ----------
     find_notebook
-        Returns the path of the notebook; empty if nobody has told it.
+        Returns the path of the notebook; empty if it is not known.
     """
     global _find_notebook  # noqa: PLW0603 - a process is one kernel, or none
     _find_notebook = find_notebook

@@ -1,8 +1,8 @@
 """Conditions and events that no exception can leave locked.
 
-In the standard library a condition takes and gives back its lock in a method of its own. What is
-raised as that method is entered - by Ctrl-C, a signal's handler, a profiler, a lack of memory -
-leaves the lock held for good, and everybody else waiting for it.
+In the standard library, a condition takes and releases its lock in methods written in Python. An
+exception that is raised as such a method is entered - by Ctrl-C, a signal handler, a profiler, a
+lack of memory - leaves the lock held for ever, and all other threads wait for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Condition(threading.Condition):
-    """A `threading.Condition`; `with` finds the lock's own methods, which are written in C."""
+    """A `threading.Condition` whose `with` calls the methods of the lock, which are in C."""
 
     __enter__: Any = property(operator.attrgetter("_lock.__enter__"))
     __exit__: Any = property(operator.attrgetter("_lock.__exit__"))

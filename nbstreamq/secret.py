@@ -1,4 +1,4 @@
-"""Secrets, and addresses with passwords: values that no traceback, log or notebook shows."""
+"""Secrets, and addresses with passwords, which no traceback, log or notebook shows."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import re
 import string
 from typing import NoReturn
 
-#: Bits that a secret must be able to hold: 16 bytes. Whoever reads one signed message can try
-#: billions of guesses a second.
+#: Fewest bits of a secret: 16 random bytes. Anybody who reads one signed message can try billions
+#: of guesses a second.
 MIN_BITS = 128
-#: A secret with fewer different characters is no random text, however long.
+#: A secret with fewer different characters is not random, however long it is.
 MIN_DIFFERENT = 8
 _CLASSES = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
 
 
 class Secret:
-    """A text that only `reveal` gives away.
+    """A string that only `reveal` shows.
 
-    Debuggers, IPython's verbose tracebacks and rich show the local variables of each frame, so a
-    function that gets a secret as plain text wraps it before anything else.
+    Debuggers, IPython's verbose tracebacks and rich show the local variables of each frame. So a
+    function that gets a secret as a plain string wraps it before anything else.
 
     Parameters
     ----------
     text
-        The text, or a secret that holds it. It is not checked here, where the caller's variables
-        still hold it as it was given: see `choose_secret`.
+        The string, or a secret that holds it. It is not checked here, where the caller's variables
+        still hold the plain string: see `choose_secret`.
 
     Examples
     --------
@@ -61,7 +61,10 @@ class Secret:
         return "Secret(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A secret is never pickled.")
+        raise TypeError(
+            "A secret can't be pickled: it would be stored with the pickle. Pass it in the"
+            " environment, as NBSTREAMQ_SECRET or NBSTREAMQ_URL."
+        )
 
 
 class Address(Secret):
@@ -70,7 +73,7 @@ class Address(Secret):
     __slots__ = ()
 
     def has_password(self) -> bool:
-        """Return whether it must not be shown as it is."""
+        """Return whether it contains a password, and must not be shown as it is."""
         return str(self) != self._text
 
     def __str__(self) -> str:
@@ -82,12 +85,12 @@ class Address(Secret):
 
 
 def hide_password(url: str | Address) -> str:
-    """Return `url` fit for an error message or a repr."""
+    """Return `url` without its password, for an error message or a repr."""
     return str(Address(url))
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """Return `error` without the frames it went through: those of a library hold the password."""
+    """Return `error` without its traceback: the frames of a library hold the password."""
     linked: BaseException | None = error
     seen = set[int]()
     while linked is not None and id(linked) not in seen:  # causes may go round in a circle
@@ -98,7 +101,7 @@ def without_frames(error: BaseException) -> BaseException:
 
 
 def _bits(secret: Secret) -> float:
-    """Return how many bits a random text of such characters, and of this length, has."""
+    """Return how many bits a random string of these characters and this length has."""
     used = set(secret.reveal())
     if len(used) < MIN_DIFFERENT:
         return 0.0

@@ -1,4 +1,4 @@
-"""Settings read from the environment, once per use and frozen."""
+"""Settings from the environment, and secrets that must not stay in it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .arguments import MAX_SECONDS, check_choice, check_secret, check_store, sho
 from .errors import ServerStartFailed
 from .secret import Address, Secret
 
-#: Variables that hold a secret, or an address that may have a password.
+#: Variables that hold a secret, or an address that may contain a password.
 _SECRETS = ("NBSTREAMQ_SECRET", "NBSTREAMQ_URL", "NBSTREAMQ_STORE")
-#: Values that `conceal` took out of the environment, by variable.
+#: Values that `conceal` removed from the environment, by variable.
 _concealed: dict[str, Secret] = {}
 
-#: More cores than any machine has: the CPU quota of a process that has none.
+#: The CPU quota of a process that has none: more cores than any machine has.
 _NO_QUOTA = 2.0**31
-#: Bytes that the path of a socket may have.
+#: Longest path of a socket, in bytes.
 _SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 #: Longest name of a socket in `Settings.runtime_dir`.
 WORKERS_SOCKET = "workers-0123456789abcdef.sock"
-#: How a supervisor can start workers.
+#: The ways in which a supervisor can start workers.
 METHODS = ("fork", "spawn")
 
 T = TypeVar("T")
@@ -59,12 +59,12 @@ class Settings:
     Attributes
     ----------
     url
-        ``NBSTREAMQ_URL``: server for queues that name none; None means the embedded server.
+        ``NBSTREAMQ_URL``: the server of queues without a URL; None means the embedded server.
     secret
-        ``NBSTREAMQ_SECRET``: key that signs messages; in ``new,old`` the first one signs, and all
-        are accepted. None means the key file in `data_dir`.
+        ``NBSTREAMQ_SECRET``: the key that signs messages. With ``new,old`` the first key signs, and
+        both are accepted. None means the key file in `data_dir`.
     server_binary
-        ``NBSTREAMQ_SERVER``: path of the server to embed, instead of searching for one.
+        ``NBSTREAMQ_SERVER``: path of the server to embed; None means to search for one.
     runtime_dir
         ``NBSTREAMQ_RUNTIME_DIR``: folder of the embedded server's socket and lock.
     data_dir
@@ -72,16 +72,16 @@ class Settings:
     memory_dir
         ``NBSTREAMQ_MEMORY_DIR``: folder of local queues' large values; it should be in memory.
     store
-        ``NBSTREAMQ_STORE``: fsspec URL where large values lie, instead; clients and workers need
-        the same.
+        ``NBSTREAMQ_STORE``: fsspec URL for large values, instead of files or the server. Clients
+        and workers need the same.
     server_idle
-        ``NBSTREAMQ_SERVER_IDLE``: seconds that the embedded server outlives its last user.
+        ``NBSTREAMQ_SERVER_IDLE``: seconds after which the embedded server stops without clients.
     start_method
         ``NBSTREAMQ_START_METHOD``: how a supervisor starts workers, ``fork`` or ``spawn``;
-        None means fork where that is safe.
+        None means to fork where that is safe.
     silence
-        ``NBSTREAMQ_SILENCE``: seconds without a sign of life after which a machine's workers are
-        given up, and what they held is run by others. Signs are sent four times as often.
+        ``NBSTREAMQ_SILENCE``: seconds without a heartbeat after which the workers of a machine
+        count as lost, and other workers run their tasks. Heartbeats are sent four times as often.
     """
 
     url: Address | None
@@ -102,7 +102,7 @@ class Settings:
         Raises
         ------
         ValueError
-            A variable holds what can't be used; the message names it and says what can.
+            A variable has a value that can't be used; the message says which values can.
         """
         env = os.environ.get
         runtime_dir = _given("NBSTREAMQ_RUNTIME_DIR", _folder) or _runtime_dir()
@@ -123,7 +123,7 @@ class Settings:
 
 
 def _given(variable: str, check: Callable[[str, str], T]) -> T | None:
-    """Return what an environment variable holds, checked; None if it is empty or not set."""
+    """Return the checked value of an environment variable; None if it is empty or not set."""
     text = os.environ.get(variable)
     return check(variable, text) if text else None
 
@@ -131,12 +131,12 @@ def _given(variable: str, check: Callable[[str, str], T]) -> T | None:
 def _folder(variable: str, text: str) -> Path:
     path = Path(text)
     if not path.is_absolute():
-        raise ValueError(f"{variable} is {shown(text)}: it must be an absolute path of a folder")
+        raise ValueError(f"{variable} is {shown(text)}: it must be the absolute path of a folder")
     return path
 
 
 def _resolved(variable: str, text: str) -> Path:
-    # A link that the user names is meant; no other is followed to a large value.
+    # The user may name a link. No other link on the way to a large value is followed.
     return _folder(variable, text).resolve()
 
 
@@ -162,7 +162,7 @@ def _silence(variable: str, text: str) -> float:
 
 
 def _secret(name: str, check: Callable[[str, Any], Secret] | None = None) -> Secret | None:
-    """Return what the variable holds, checked, or held before `conceal` took it out."""
+    """Return the checked value of a variable, or the one that `conceal` removed."""
     if not os.environ.get(name):
         return _concealed.get(name)
     found = Secret(os.environ[name])
@@ -181,21 +181,21 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def environment_without_secrets() -> dict[str, str]:
-    """Return the environment for a new process, without the variables that hold a secret."""
+    """Return the environment for a new process: this one's, without secrets."""
     return {name: value for name, value in os.environ.items() if not _is_secret(name, value)}
 
 
 def conceal(**known: Secret | None) -> None:
-    """Take secrets out of this process's environment; `Settings` know them all the same.
+    """Remove secrets from this process's environment; `Settings` still has them.
 
-    Called before any user code runs, so that neither it nor its subprocesses see them. What the
-    system shows of the process, in ``/proc/PID/environ``, is overwritten as well.
+    Called before any user code runs, so that neither that code nor its subprocesses see them. The
+    copy that the system shows in ``/proc/PID/environ`` is overwritten as well.
 
     Parameters
     ----------
     **known
-        ``url``, ``secret`` and ``store`` of this process's queue, instead of what the environment
-        says. An address without a password goes into the environment.
+        ``url``, ``secret`` and ``store`` of this process's queue, instead of those in the
+        environment. An address without a password is written to the environment.
     """
     given = {f"NBSTREAMQ_{field.upper()}": value for field, value in known.items()}
     for name in _SECRETS:
@@ -210,7 +210,7 @@ def conceal(**known: Secret | None) -> None:
 
 
 def _erase(name: str) -> None:
-    """Delete a variable, and overwrite what it held: the system goes on showing that memory."""
+    """Delete a variable, and overwrite its value in memory, which the system goes on showing."""
     import ctypes  # slow to import
 
     getenv = ctypes.CDLL(None).getenv
@@ -221,22 +221,22 @@ def _erase(name: str) -> None:
 
 
 def hand_over(pipe: IO[bytes] | None, **known: Secret | None) -> None:
-    """Write secrets to the standard input of a process of ours, for `receive`; close it.
+    """Write secrets to the standard input of a process that calls `receive`; close it.
 
-    The key of this process for `multiprocessing` goes along: its managers let nobody else in.
+    They include this process's key for `multiprocessing`, which its managers ask for.
     """
     import multiprocessing
 
     if pipe is None:
         raise ValueError("the process was started without a pipe")
     known["authkey"] = Secret(multiprocessing.current_process().authkey.hex())
-    # One that dies at its start says why in its log.
+    # A process that dies as it starts says why in its log.
     with contextlib.suppress(BrokenPipeError), pipe:
         pipe.write(json.dumps({k: v.reveal() for k, v in known.items() if v}).encode())
 
 
 def receive() -> dict[str, Secret]:
-    """Return what the parent process wrote by `hand_over`; the standard input is empty then."""
+    """Return what the parent process wrote with `hand_over`, and empty the standard input."""
     import multiprocessing
 
     with open(0, "rb", closefd=False) as pipe:
@@ -249,28 +249,31 @@ def receive() -> dict[str, Secret]:
 
 
 def make_private(folder: Path, variable: str) -> None:
-    """Make a folder that only this user can enter; refuse one that others could have planted.
+    """Create a folder that only this user can enter; refuse one that another user may have made.
 
     Parameters
     ----------
     variable
-        The environment variable that names another folder, for the message.
+        The environment variable that sets the folder, for the message.
     """
-    advice = f"Set {variable} to a folder of yours where you may write."
+    advice = f"Set {variable} to a folder of your own, where you may write."
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         link, target = folder.lstat(), folder.stat()
     except OSError as error:
         raise ServerStartFailed(
-            f"The folder {folder} can't be made or looked at: {error.strerror}. {advice}"
+            f"The folder {folder} can't be created or opened: {error.strerror}. {advice}"
         ) from None
     if {link.st_uid, target.st_uid} != {os.getuid()}:
         raise ServerStartFailed(f"The folder {folder} belongs to another user. {advice}")
     if stat.S_IMODE(target.st_mode) & 0o077:
-        raise ServerStartFailed(f"{folder} is open to other users: run `chmod 700 {folder}`.")
+        raise ServerStartFailed(
+            f"Other users can enter the folder {folder}, which holds sockets and data of nbstreamq."
+            f" Run `chmod 700 {folder}`."
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ServerStartFailed(f"The folder {folder} can't be written to. {advice}")
+        raise ServerStartFailed(f"The folder {folder} is not writable. {advice}")
 
 
 def check_sockets(folder: Path) -> None:
@@ -278,8 +281,9 @@ def check_sockets(folder: Path) -> None:
     most = _SOCKET_BYTES - len(f"/{WORKERS_SOCKET}")
     if (n := len(os.fsencode(folder.absolute()))) > most:
         raise ServerStartFailed(
-            f"The path of {folder} has {n} bytes, and sockets in it need one of at most {most}. Set"
-            " NBSTREAMQ_RUNTIME_DIR to a folder with a shorter path, such as one in /tmp."
+            f"The path {folder} is too long for sockets: it has {n} bytes, and at most {most} are"
+            " possible. Set NBSTREAMQ_RUNTIME_DIR to a folder with a shorter path, such as one in"
+            " /tmp."
         )
 
 
@@ -288,9 +292,9 @@ def n_cores(
 ) -> int:
     """Return how many cores this process may use, at least 1.
 
-    ``PYTHON_CPU_COUNT`` or ``-X cpu_count`` decide, if they are set. Else it is the number of cores
-    that the process may run on, or its CPU quota, rounded up, if that is less: a container with a
-    limit of 2 CPUs on a machine of 64 cores has 2.
+    ``PYTHON_CPU_COUNT`` or ``-X cpu_count`` decide, if they are set. Otherwise it is the number of
+    cores that the process may run on, or its CPU quota, rounded up, if that is less. A container
+    with a limit of 2 CPUs on a machine of 64 cores has 2.
 
     Parameters
     ----------
@@ -304,7 +308,7 @@ def n_cores(
     >>> n_cores() >= 1
     True
     """
-    chosen = str(sys._xoptions.get("cpu_count") or os.environ.get("PYTHON_CPU_COUNT") or "")  # noqa: SLF001 - documented, in spite of its name
+    chosen = str(sys._xoptions.get("cpu_count") or os.environ.get("PYTHON_CPU_COUNT") or "")  # noqa: SLF001 - it is documented
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
     affinity = getattr(os, "sched_getaffinity", None)
@@ -313,7 +317,7 @@ def n_cores(
 
 
 def _cpu_quota(cgroups: Path, membership: Path) -> float:
-    """Return how many cores' time the control groups of this process grant."""
+    """Return the time, in cores, that the control groups of this process allow."""
     try:
         lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # this is no Linux
@@ -331,16 +335,16 @@ def _cpu_quota(cgroups: Path, membership: Path) -> float:
 
 
 def _folders(root: Path, path: str) -> list[Path]:
-    """Return the folders of a group and of all groups around it: the least of their limits holds.
+    """Return the folders of a group and of all groups around it; the least of their limits holds.
 
-    A container may see its own group as the root, and may still be told the path outside.
+    A container may see its own group as the root, but its path as it is outside.
     """
     group = root / path.lstrip("/")
     return [root, *(folder for folder in (group, *group.parents) if root in folder.parents)]
 
 
 def _read_quota(*files: Path) -> float:
-    """Return quota / period, which are in one file, or in two."""
+    """Return quota / period, which are in one file or in two."""
     try:
         quota, period = " ".join(f.read_text(encoding="ascii") for f in files).split()
         # No limit is written as "max", or as -1.

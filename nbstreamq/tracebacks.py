@@ -1,4 +1,4 @@
-"""Errors and warnings about what a user gave point at the user's lines, not at those below."""
+"""Errors and warnings that point at the user's lines, and not at those of nbstreamq."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _on_shortened: Callable[[BaseException], None] | None = None
 
 
 def shortened(error: E) -> E:
-    """Return `error` without the frames of nbstreamq, if its message says what is to be done.
+    """Return `error` without the frames of nbstreamq, if its message says what to do.
 
-    Any other may be a fault of nbstreamq, or come from a user's iterable: it keeps its frames.
+    Other errors may be faults of nbstreamq, or come from a user's iterable: they keep their frames.
     """
     frames = list(_frames(error.__traceback__))
     is_ours = isinstance(error, NbstreamqError | KeyboardInterrupt | TimeoutError)
@@ -53,15 +53,15 @@ def without_last_frames(trace: TracebackType | None) -> TracebackType | None:
 
 
 def on_shortened(tell: Callable[[BaseException], None]) -> None:
-    """Have each error told that was shortened: a notebook shows it in its own way."""
+    """Call `tell` with each error that was shortened: a notebook shows it in its own way."""
     global _on_shortened  # noqa: PLW0603 - a process is one notebook, or none
     _on_shortened = tell
 
 
 def concise(function: Callable[P, T]) -> Callable[P, T]:
-    """Let `function` raise errors with a short traceback.
+    """Make `function` raise errors with a short traceback.
 
-    For functions that are not called often: a call takes 0.1 us longer.
+    A call takes 0.1 us longer, so this is for functions that are not called often.
     """
 
     @functools.wraps(function)
@@ -70,7 +70,7 @@ def concise(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - raised again
-            # A traceback that shows variables would show a secret among them.
+            # A traceback with variables would show a secret among the arguments.
             args, kwargs = (), {}  # type: ignore[assignment]
             raise shortened(error)  # noqa: B904 - it is the same error
 
@@ -78,9 +78,9 @@ def concise(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Warn of something, at the line of the user's code that led to it.
+    """Issue a warning at the line of the user's code that led to it.
 
-    In a thread of nbstreamq there is no such line: there it is the line that calls this.
+    A thread of nbstreamq has no such line: there it is the line that calls this.
     """
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as `warnings.warn` does
     while frame.f_back and frame.f_code.co_filename.startswith(_OWN_FOLDER):
@@ -92,7 +92,7 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
 def trace_of(error: BaseException) -> str:
     """Return the traceback of an error as text for a log; never raises.
 
-    `logging` raises what the methods of the error raise, and would so end the thread that logs it.
+    `logging` would raise what the methods of the error raise, and so end the thread that logs it.
     """
     try:
         return "".join(traceback.format_exception(error))
@@ -113,7 +113,7 @@ def _is_own(frame: TracebackType) -> bool:
 
 
 def _is_told(frame: TracebackType) -> bool:
-    """Return whether a check of an argument is in this frame, or was before it was shortened."""
+    """Return whether a frame is of a check of an argument, or was before it was shortened."""
     code = frame.tb_frame.f_code
     is_check = code.co_name.startswith(("check_", "_check_"))
     return _is_own(frame) and (is_check or (frame.tb_next is None and code.co_filename == __file__))

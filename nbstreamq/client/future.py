@@ -58,7 +58,7 @@ def replay(ledger: Ledger, item: int) -> Any:
         args, kwargs = payload.arguments(item)
     if ledger.options.seed is None:
         return ledger.fn(*args, **kwargs)
-    with random_numbers.apart():
+    with random_numbers.own_state():
         random_numbers.begin(ledger.options.seed, item)
         return ledger.fn(*args, **kwargs)
 

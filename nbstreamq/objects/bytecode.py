@@ -1,4 +1,4 @@
-"""What a code object refers to: global names, imports, and whether it rebinds what it captured."""
+"""What a code object refers to, and what it does: its global names, imports and instructions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .modules import is_local
 _READS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _REBINDS = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _REBINDS_CELL = frozenset({"STORE_DEREF", "DELETE_DEREF"})
-#: Names in the body of a class that say where it stands and what it is for, not what it does.
+#: Names in the body of a class for its location and documentation.
 OF_TEXT = frozenset({"__doc__", "__firstlineno__", "__static_attributes__"})
-#: Flag of code with a docstring, from Python 3.13 on; free before: CO_HAS_DOCSTRING.
+#: CO_HAS_DOCSTRING: the flag of code with a docstring, from Python 3.13 on; unused before.
 _HAS_DOCSTRING = 0x4000000
-#: Instructions that say how the others are carried out.
+#: Instructions without an effect of their own.
 _FILLING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "RESUME"})
 
 
@@ -49,12 +49,12 @@ class CodeNames:
 
 @lru_cache(4096)
 def names_of(code: CodeType) -> CodeNames:
-    """Return the names in `code`; kept, for disassembling is slow."""
+    """Return the names in `code`; cached, because disassembling is slow."""
     reads: dict[str, None] = {}
     imports: dict[tuple[int, str], None] = {}
     sets: set[str] = set()
     rebinds = False
-    # What was loaded before: an import takes its level and the names to import.
+    # The two values loaded before: an import takes its level and the names to import.
     loaded: tuple[Any, Any] = (0, None)
     for op in _instructions(code):
         name = op.argval
@@ -97,7 +97,7 @@ def needed_modules(fn: FunctionType) -> list[ModuleType]:
 
 
 def steps_of(code: CodeType) -> Any:
-    """Return what code does, without its names for people, its place and its documentation."""
+    """Return what code does, without its name, location and documentation."""
     flags = code.co_flags & ~_HAS_DOCSTRING
     n_arguments = code.co_argcount + code.co_kwonlyargcount
     n_arguments += bool(flags & inspect.CO_VARARGS) + bool(flags & inspect.CO_VARKEYWORDS)
@@ -106,10 +106,10 @@ def steps_of(code: CodeType) -> Any:
 
 
 def _steps(code: CodeType) -> Any:
-    """Return the instructions, and those that each handler of errors protects.
+    """Return the instructions, and those that each exception handler protects.
 
-    Without what depends on where the code stands: a call of ``time.sleep`` is compiled in one way
-    where `time` is imported in the same file, and in another one in a notebook.
+    They don't depend on the file that the code is in, as the bytecode does: ``time.sleep(1)`` is
+    compiled differently where `time` is imported in the same file, and in a notebook.
     """
     bytecode = dis.Bytecode(code)
     kept = [i for i in bytecode if i.opname not in _FILLING]
@@ -121,7 +121,7 @@ def _steps(code: CodeType) -> Any:
     def argument(i: dis.Instruction) -> Any:
         if i.opcode in jumps:
             return bisect_left(offsets, i.argval)
-        # Not the number of a constant: a docstring is one, too.
+        # The value of a constant and not its number: a docstring takes a number, too.
         return i.argval if i.opcode in dis.hasconst or isinstance(i.argval, str) else i.arg
 
     names = ("LOAD_ATTR" if i.opname == "LOAD_METHOD" else i.opname for i in kept)

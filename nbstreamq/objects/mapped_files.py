@@ -1,17 +1,17 @@
-"""Large values as files that are mapped into memory: no copy, whoever reads them.
+"""Large values in files that are mapped into memory, so that readers need no copy.
 
-Each session has a folder; in it one file for each value, and in ``free`` those that hold none. To
-free a value is to move its file there, or to delete a small one. Who reads a file has a shared lock
-on it as long as any view of it lives, and with it the process. So a file in ``free`` that can be
-locked is nobody's: it is written again, which is quicker than new pages are. While it is written it
-stays there, locked; a writer that dies leaves just one free file more.
+Each session has a folder with one file for each value, and a folder ``free`` with files that hold
+no value. A value is freed by moving its file there; a small file is deleted instead. A reader holds
+a shared lock on a file as long as any view of it lives. So a file in ``free`` that can be locked is
+unused, and is written again, which is faster than new pages. It stays in ``free``, locked, while it
+is written; a writer that dies leaves one more free file.
 
-Files are not signed. So each way to one, for whatever purpose, goes through descriptors of folders
-that belong to this user, that only this user can enter, and that are no links: `_entered`.
+Files are not signed. So each file is opened through the descriptors of folders that belong to this
+user, that only this user can enter, and that are not links: see `_entered`.
 
-A file in a session's folder proves by its name that nbstreamq made it, and by its lock that the
-session lives. Only what is proved to be a dead session's is deleted, and of that only files whose
-names nbstreamq gives.
+A file in a session's folder proves by its name that nbstreamq made the folder, and by its lock that
+the session lives. Other processes delete only folders that are proved to be a dead session's, and
+in them only files with the names that nbstreamq uses.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from ..errors import FolderRefused, NbstreamqError, NoRoom
 from ..settings import Settings
 from ..sizes import in_units
 
-#: Bytes, and part of the room that is left, that free files of a session may keep. More save the
-#: first touch of new pages, which takes longer than the copy; less leaves more to others.
+#: Most bytes, and largest part of the free memory, that free files of a session may keep. More
+#: saves the first touch of new pages, which takes longer than the copy; less leaves more memory.
 MAX_FREE, MAX_FREE_PART = 2**30, 0.25
-#: Free files of a session; each is tried when a file is needed.
+#: Most free files of a session; each is tried when a file is needed.
 MAX_FREE_FILES = 64
-#: Bytes from which a file is kept to be written again: to look for a smaller one among the others
-#: takes longer than its new pages do.
+#: Bytes from which a file is kept to be written again. To search for a smaller one takes longer
+#: than new pages.
 MIN_FREE = 2**20
 #: How much larger or smaller than needed a free file may be.
 MISFIT = 2
 _FREE, _DRAFT = "free", "draft"
 #: Names of values, and of files that hold none.
 _VALUE, _FREE_FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"\d+-\d+-\d+")
-#: No link is followed, and no pipe waited for.
+#: Follow no links, and do not wait for pipes.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -61,13 +61,13 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 ValueAddress = tuple[str, int]
 
 _numbers = itertools.count()
-#: Each mapped file costs a descriptor: of so many at most, the rest is copied.
+#: Most mapped files: each takes a file descriptor. Further values are copied.
 _MAX_MAPPED = max(16, min(30_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 def is_file(address: str) -> bool:
-    """Tell whether a value lies in a file of this machine."""
+    """Tell whether a value is in a file on this machine."""
     return address.startswith("/")
 
 
@@ -81,13 +81,13 @@ def read(address: ValueAddress) -> Any:
     except FileNotFoundError:
         return None
     try:
-        # Freed since it was opened, it may be written again: then it is locked, or has another
-        # name.
+        # If it was freed since it was opened, it may be written again: then it is locked, or has
+        # another name.
         if not (_lock(file, fcntl.LOCK_SH) and _is_at(file, name, there.at)):
             return None
         if len(_mapped) >= _MAX_MAPPED:
             return _copy(file, size)
-        view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # has a descriptor: the lock
+        view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # its descriptor keeps the lock
         _mapped.add(view)
     finally:
         os.close(file)
@@ -103,9 +103,9 @@ def _copy(file: int, size: int) -> bytearray:
 
 
 def free(address: ValueAddress) -> None:
-    """Give a file up: to be written again, when nobody reads it any more."""
+    """Free a value: its file is written again when no reader is left, or is deleted."""
     folder, name = os.path.split(address[0])
-    with contextlib.suppress(FileNotFoundError):  # all of the session's files are gone
+    with contextlib.suppress(FileNotFoundError):  # the session's files may all be gone
         there = _entered(folder)
         size = os.stat(name, dir_fd=there.at, follow_symlinks=False).st_size
         if size >= MIN_FREE and _make_room(there.at, size):
@@ -115,7 +115,7 @@ def free(address: ValueAddress) -> None:
 
 
 def _make_room(at: int, size: int) -> bool:
-    """Delete the oldest free files until one more may be kept; False if it never may."""
+    """Delete the oldest free files until one more may be kept; return False if it is too large."""
     room = os.statvfs(at)
     limit = min(MAX_FREE, int(room.f_bavail * room.f_frsize * MAX_FREE_PART))
     sizes = dict(_free_files(at))
@@ -127,7 +127,7 @@ def _make_room(at: int, size: int) -> bool:
 
 
 def _delete(at: int, name: str) -> None:
-    """Delete a free file, unless it is being written; who reads it keeps it as long as he wants."""
+    """Delete a free file, unless it is being written; its readers keep their views."""
     with contextlib.suppress(FileNotFoundError):
         file = os.open(name, _READ, dir_fd=at)
         if _lock(file, fcntl.LOCK_SH):
@@ -136,7 +136,7 @@ def _delete(at: int, name: str) -> None:
 
 
 def _free_files(at: int) -> list[tuple[str, int]]:
-    """Return name, below the session's folder, and size of each file that holds no value."""
+    """Return the path, in the session's folder, and size of each file that holds no value."""
     found = []
     with contextlib.suppress(FileNotFoundError), _opened(_FREE, at) as there:
         for name in filter(_FREE_FILE.fullmatch, os.listdir(there)):  # noqa: PTH208 - a descriptor
@@ -172,21 +172,21 @@ def _opened(folder: str, at: int | None = None) -> Iterator[int]:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
         raise FolderRefused(
-            f"{folder} is a link or a file, where only a folder of nbstreamq may be: remove it, or"
-            " set NBSTREAMQ_MEMORY_DIR to another folder."
+            f"{folder} must be a folder of nbstreamq for large values, but is a link or a file."
+            " Remove it, or set NBSTREAMQ_MEMORY_DIR to another folder."
         ) from error
     try:
         found = os.fstat(there)
         if found.st_uid != os.getuid():
             raise FolderRefused(
                 f"The folder {folder} belongs to another user (uid {found.st_uid}), who could"
-                " change large values in it: remove it, or set NBSTREAMQ_MEMORY_DIR to a folder of"
-                " yours."
+                " change large values in it. Remove it, or set NBSTREAMQ_MEMORY_DIR to a folder of"
+                " your own."
             )
         if found.st_mode & 0o077:
             raise FolderRefused(
                 f"The folder {folder} is open to other users, who could read or change large values"
-                f" in it: run `chmod 700 {folder}`, or set NBSTREAMQ_MEMORY_DIR to a private one."
+                f" in it. Run `chmod 700 {folder}`, or set NBSTREAMQ_MEMORY_DIR to a private one."
             )
         yield there
     finally:
@@ -194,7 +194,7 @@ def _opened(folder: str, at: int | None = None) -> Iterator[int]:
 
 
 class _Folder:
-    """A session's folder that was opened and checked; it is closed when nobody uses it."""
+    """A session's folder that was opened and checked; closed when it is no longer used."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -203,17 +203,17 @@ class _Folder:
         close(self.at)
 
 
-# Checked once by each process that uses it: to open it again for each value takes 20 us. What is
-# opened stays the same folder, whatever others do to its path.
+# Each process checks a folder once: to open it again for each value takes 20 us. A descriptor stays
+# that of the same folder even if its path is changed.
 @functools.lru_cache(maxsize=4)
 def _entered(folder: str) -> _Folder:
-    """Open a session's folder; the one around it, too, is checked."""
+    """Open and check a session's folder, and the folder around it."""
     with _opened(os.path.dirname(folder)) as around, _opened(folder, around) as there:  # noqa: PTH120
         return _Folder(os.dup(there))
 
 
 class MappedFiles:
-    """The files of a session, for whoever writes some.
+    """The files of a session, for processes that write some.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ class MappedFiles:
         Where files may lie.
     """
 
-    #: A file takes as long as that many bytes in a message do, which are copied ten times.
+    #: A file takes as long as a message of this size, which is copied ten times.
     min_external_bytes = 2**16
 
     def __init__(self, session: str, settings: Settings) -> None:
@@ -240,7 +240,7 @@ class MappedFiles:
         free(address)
 
     def close(self) -> None:
-        """Do nothing: the files are the client's."""
+        """Do nothing: the client deletes the files."""
 
     def write(self, data: memoryview) -> str:
         """Copy `data` into a file; return its path.
@@ -256,8 +256,8 @@ class MappedFiles:
                 path = _write(folder, data)
             except FileNotFoundError as error:
                 raise NbstreamqError(
-                    f"There is no {folder} for a large value: its queue was shut down, or the"
-                    " kernel that made it has ended. Nobody waits for it."
+                    f"A large value can't be written, because the folder {folder} is gone: its"
+                    " queue was shut down, or its kernel has ended. Nothing waits for this value."
                 ) from error
             except OSError as error:
                 if error.errno not in _FULL:
@@ -265,7 +265,9 @@ class MappedFiles:
                 full.append(os.path.dirname(folder))  # noqa: PTH120
                 continue
             if full:
-                _warn_once(f"{full[0]} is full: large values go to {folder}, which is slower.")
+                _warn_once(
+                    f"{full[0]} is full: large values are written to {folder}, which is slower."
+                )
             return path
         raise NoRoom(
             f"There is no room for a value of {in_units(data.nbytes)}: {' and '.join(full)} are"
@@ -293,7 +295,7 @@ def _write_once(at: int, data: memoryview) -> str:
         os.ftruncate(file, min(size, os.fstat(file).st_size))
         written = 0
         while written < size:
-            # Not through a mapping: where there is no room that would kill the process.
+            # Not through a mapping: without room that would kill the process.
             written += os.pwrite(file, data[written:], written)
         name = uuid.uuid4().hex
         os.rename(draft, name, src_dir_fd=at, dst_dir_fd=at)
@@ -307,7 +309,7 @@ def _write_once(at: int, data: memoryview) -> str:
 
 
 def _claim(at: int, size: int) -> tuple[int, str]:
-    """Return a locked free file of about that size, or a new one; and its name."""
+    """Return a locked free file of about this size, or a new one, and its name."""
     free_files = _free_files(at) if size >= MIN_FREE else ()
     fitting = [(n, name) for name, n in free_files if size / MISFIT <= n <= size * MISFIT]
     for _, name in sorted(fitting, key=lambda one: abs(one[0] - size)):
@@ -319,13 +321,13 @@ def _claim(at: int, size: int) -> tuple[int, str]:
     while True:
         name = f"{_FREE}/{_new_name()}"
         file = os.open(name, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=at)
-        if _lock(file) and _is_at(file, name, at):  # not deleted in between, to make room
+        if _lock(file) and _is_at(file, name, at):  # it may have been deleted to make room
             return file, name
         os.close(file)
 
 
 def _new_name() -> str:
-    """Return a name for a free file that nobody else has, later in the alphabet than all before."""
+    """Return a unique name for a free file, later in the alphabet than all earlier ones."""
     return f"{time.time_ns()}-{next(_numbers)}-{os.getpid()}"
 
 
@@ -350,12 +352,12 @@ def _warn_once(text: str) -> None:
 
 
 class SessionFolder(MappedFiles):
-    """The files of this process's own session: they are there until it is closed, or dies.
+    """The files of this process's own session, which exist until it is closed or dies.
 
     Raises
     ------
     FolderRefused
-        Others could change files where these are to be, or no folder can be made there.
+        Other users could change files there, or a folder can't be created.
     """
 
     def __init__(self, session: str, settings: Settings) -> None:
@@ -368,26 +370,26 @@ class SessionFolder(MappedFiles):
         except OSError as error:
             memory, values = _roots(settings)
             raise FolderRefused(
-                f"A folder for large values, {memory} or {values}, can't be made or used: {error}."
-                " Set NBSTREAMQ_MEMORY_DIR, or NBSTREAMQ_DATA_DIR, to a folder of yours where you"
-                " may write."
+                f"A folder for large values, {memory} or {values}, can't be created or used:"
+                f" {error}. Set NBSTREAMQ_MEMORY_DIR or NBSTREAMQ_DATA_DIR to a folder of your own,"
+                " where you may write."
             ) from None
 
     def close(self) -> None:
-        """Delete all files; views of them stay as they are."""
+        """Delete all files; views of them stay valid."""
         for folder in self.folders:
             with contextlib.suppress(FileNotFoundError), _opened(os.path.dirname(folder)) as root:  # noqa: PTH120
                 _remove(root, os.path.basename(folder))  # noqa: PTH119
         self.forget()
 
     def forget(self) -> None:
-        """Leave the files alone, in a forked process: they are its parent's."""
+        """Give up the files in a forked process: they belong to its parent."""
         for owner in self._owners:
             owner.close()
 
 
 def _make(folder: str) -> IO[bytes]:
-    """Make a session's folder; return the file that proves whose it is, locked."""
+    """Create a session's folder; return the locked file that proves that the session lives."""
     root, session = os.path.split(folder)
     os.makedirs(os.path.dirname(root), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
     with contextlib.suppress(FileExistsError):
@@ -398,17 +400,17 @@ def _make(folder: str) -> IO[bytes]:
             os.mkdir(_FREE, 0o700, dir_fd=at)
             owner = os.open(_DRAFT, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=at)
             _lock(owner)
-            # Locked before it proves anything: nobody takes this session for a dead one.
+            # Locked before it gets its name: else another process could take the session for dead.
             os.rename(_DRAFT, _owner_name(session), src_dir_fd=at, dst_dir_fd=at)
-    # An object: it is closed once, and its number may be another's then.
+    # A file object is closed only once: later, its number may be another file's.
     return os.fdopen(owner, "rb")
 
 
 def _owner_name(session: str) -> str:
-    """Return the name of the file that proves whose a folder is.
+    """Return the name of the file that proves which session a folder belongs to.
 
-    The name and not the content: an empty file needs no room. With the machine's name, because
-    another machine that shares the folder may not see the lock.
+    The name proves it and not the content, because an empty file needs no room. It has the
+    machine's name, because another machine that shares the folder may not see the lock.
     """
     return f"nbstreamq-{session}@{socket.gethostname()}"
 
@@ -419,19 +421,19 @@ def sweep(settings: Settings) -> None:
     Raises
     ------
     FolderRefused
-        Others could change what is there; nothing was deleted.
+        Other users could change files there; nothing was deleted.
     """
     for root in dict.fromkeys(_roots(settings)):
         with contextlib.suppress(FileNotFoundError), _opened(os.fspath(root)) as around:
             for name in os.listdir(around):  # noqa: PTH208 - a descriptor
-                # Something else, or another sweeper was first.
+                # It may be another file, or another process was faster.
                 with contextlib.suppress(OSError):
                     if _is_dead(around, name):
                         _remove(around, name)
 
 
 def _is_dead(root: int, name: str) -> bool:
-    """Return whether a folder is proved to be of a session that is dead."""
+    """Return whether a folder is proved to belong to a dead session."""
     with _opened(name, root) as at:
         owner = os.open(_owner_name(name), _WRITE | os.O_NONBLOCK, dir_fd=at)
         try:
@@ -441,12 +443,12 @@ def _is_dead(root: int, name: str) -> bool:
 
 
 def _remove(root: int, name: str) -> None:
-    """Delete the files that sessions make, and a session's folder if nothing else is in it."""
+    """Delete the files of a session, and its folder if nothing else is in it."""
     with _opened(name, root) as at:
         for path, _ in _free_files(at):
             _try(os.unlink, path, at)
-        # While there is this folder, somebody may write a value. Then the proof stays, too, and
-        # the rest is deleted by the next sweeper.
+        # While this folder exists, another process may write a value. Then the proof stays, too,
+        # and the next sweep deletes the rest.
         is_closed = _try(os.rmdir, _FREE, at)
         for file in os.listdir(at):  # noqa: PTH208 - a descriptor
             if _VALUE.fullmatch(file):
@@ -457,7 +459,7 @@ def _remove(root: int, name: str) -> None:
 
 
 def _try(delete: Callable[..., None], name: str, at: int) -> bool:
-    """Return whether it is gone."""
+    """Return whether the file or folder is gone."""
     try:
         delete(name, dir_fd=at)
     except FileNotFoundError:
@@ -468,5 +470,5 @@ def _try(delete: Callable[..., None], name: str, at: int) -> bool:
 
 
 def _roots(settings: Settings) -> tuple[Path, Path]:
-    """Return where sessions have their folders: in memory, and for what has no room there."""
+    """Return where sessions have their folders: in memory, and on disk when memory is full."""
     return settings.memory_dir, settings.data_dir.absolute() / "values"

@@ -1,4 +1,4 @@
-"""Which modules a worker can't import: those that lie beside the notebook, not installed."""
+"""Which modules a worker can't import: those beside the notebook, which are not installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 
-#: These are on every worker, or, `__main__`, are taken care of by cloudpickle.
+#: Every worker has these; cloudpickle takes care of `__main__`.
 _NEVER_LOCAL = frozenset({"__main__", "__mp_main__", "nbstreamq"})
-#: Where a project keeps its packages, below the folder that was installed as editable.
+#: Where a project keeps its packages, relative to the folder that was installed as editable.
 _SOURCE_FOLDERS = ("", "src", "lib", "python")
 
 
 def is_local(module: ModuleType) -> bool:
-    """Tell whether `module` has to travel by value, since a worker may not have it."""
+    """Tell whether `module` must be pickled by value, because a worker may not have it."""
     file = file_of(module)
     name = getattr(module, "__name__", None)
     return bool(file) and isinstance(name, str) and _is_local(name.partition(".")[0], file)
@@ -37,20 +37,20 @@ def is_edited(module: ModuleType) -> bool:
 
 
 def file_of(module: ModuleType) -> str:
-    """Return the file of a module, of a namespace package one that is not there; or nothing."""
+    """Return the file of a module; for a namespace package one that does not exist; or empty."""
     file = getattr(module, "__file__", None)
     if isinstance(file, str):
         return file
     try:
         folders = list(getattr(module, "__path__", ()))
-    except (TypeError, KeyError):  # a namespace package whose parent has gone
+    except (TypeError, KeyError):  # a namespace package whose parent is gone
         return ""
     return os.path.join(folders[0], "__init__.py") if folders else ""  # noqa: PTH118
 
 
 @lru_cache(4096)
 def _is_local(top: str, file: str) -> bool:
-    # A compiled extension can't travel by value: by name is the only chance it has.
+    # A compiled extension can't be pickled by value, so it is sent by name.
     if top in _NEVER_LOCAL or not file.endswith((".py", ".pyc")):
         return False
     path = os.path.realpath(file)
@@ -66,13 +66,13 @@ def _are_edited(top: str, folder: str) -> bool:
     return _owner(top, _folder_of_top(top, path)) != "installed"
 
 
-@lru_cache(4096)  # most distributions lie in the same folder
+@lru_cache(4096)  # most distributions are in the same folder
 def _is_installed(path: str) -> bool:
     return any(p.startswith(folder) for p in _spellings(path) for folder in _installed_folders())
 
 
 def _spellings(path: str) -> list[str]:
-    """Return a path as it is, and without links: either may be what was installed."""
+    """Return a path as it is, and without links: either may be the one that was installed."""
     return [os.path.join(p, "") for p in (os.path.abspath(path), os.path.realpath(path))]  # noqa: PTH100, PTH118
 
 
@@ -93,9 +93,10 @@ def _folder_of_top(top: str, path: str) -> str:
 
 @lru_cache(1024)
 def _owner(top: str, folder: str) -> Literal["", "editable", "installed"]:
-    """Return whether `top` belongs to a distribution: as editable, or in a folder of `sys.path`.
+    """Return how `top` belongs to a distribution: as editable, or in a folder of `sys.path`.
 
-    What others bring lies in the folders that `_is_local` knows; to look into each takes long.
+    The packages of other distributions are in the folders that `_is_local` knows. They are skipped:
+    `importlib.metadata.packages_distributions` reads the files of all, which takes half a second.
     """
     from importlib import metadata
 
@@ -115,7 +116,7 @@ def _is_source_of(root: str, folder: str) -> bool:
 
 
 def _tops(distribution: Distribution) -> set[str]:
-    """Return what a distribution lets others import, as far as it says; in lower case."""
+    """Return the top-level packages of a distribution, as far as it says, in lower case."""
     tops = (distribution.read_text("top_level.txt") or "").split()
     tops = tops or [f.parts[0].removesuffix(".py") for f in distribution.files or ()]
     return {top.lower() for top in (*tops, (distribution.metadata["Name"] or "").replace("-", "_"))}

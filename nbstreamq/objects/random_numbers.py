@@ -1,4 +1,4 @@
-"""Random numbers of an item, the same on every run; and generators that would repeat theirs."""
+"""Random numbers of an item that are the same in every run, and generators that are copied."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-#: Of NumPy; a `Generator` has one, and is sent with it.
+#: NumPy's; a `Generator` has one and is pickled with it.
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 
 
 def reducers(met: list[Any]) -> dict[type, Callable[[Any], Any]]:
-    """Return how generators are sent, by their types; those that are copied are added to `met`."""
-    # Not a method of a pickler: it would be a cycle, and keep what was pickled.
+    """Return how generators are pickled, by type; those that are copied are added to `met`."""
+    # Not a method of a pickler: the cycle would keep what was pickled alive.
     reduce = functools.partial(_reduce, met)
     kinds = [random.Random]
     if numpy := sys.modules.get("numpy.random"):
@@ -39,15 +39,15 @@ def _reduce(met: list[Any], generator: Any) -> Any:
 
 
 def shared_generator(module: str, function: str) -> Any:
-    """Return the generator behind a module's function, such as ``random.random``, of this process.
+    """Return this process's generator behind a module's function, such as ``random.random``.
 
-    In a copy of it, each call would draw what the kernel draws next.
+    With a copy of it, each call would draw the numbers that the kernel draws next.
     """
     return getattr(importlib.import_module(module), function).__self__
 
 
 def is_spawned(generator: Any) -> bool:
-    """Tell whether a generator of NumPy was spawned from another one: for one call, most likely."""
+    """Tell whether a generator of NumPy was spawned from another one, probably for one call."""
     sequence = getattr(getattr(generator, "bit_generator", generator), "seed_seq", None)
     return bool(getattr(sequence, "spawn_key", ()))
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-#: What `TaskQueue.map` takes as `seed`.
+#: The `seed` of `TaskQueue.map`.
 Seed = int | Sequence[int]
 
 
@@ -85,7 +85,7 @@ def is_seeded() -> bool:
 
 
 def generator() -> np.random.Generator:
-    """Return the generator of the running item; a new one, of random state, if there is no seed.
+    """Return the generator of the running item; without a seed, a new one with a random state.
 
     Raises
     ------
@@ -96,22 +96,22 @@ def generator() -> np.random.Generator:
         import numpy as np
     except ImportError as error:
         raise ModuleNotFoundError(
-            "nbstreamq.rng() makes a generator of NumPy, which is not installed here. Install it,"
-            " or use the module `random`: a map with a seed seeds that, too, for each item.",
+            "nbstreamq.rng() returns a generator of NumPy, which is not installed here. Install"
+            " NumPy, or use the module `random`, which a map with a seed also seeds for each item.",
             name="numpy",
         ) from error
     stream = _stream
     if stream is None:
         return np.random.default_rng()
     if stream.generator is None:
-        # What SeedSequence(seed).spawn(n)[index] is, without making the others.
+        # The same as SeedSequence(seed).spawn(n)[index], without the others.
         mine = np.random.SeedSequence(stream.seed, spawn_key=(stream.index,))
         stream.generator = np.random.default_rng(mine)
     return stream.generator
 
 
 def begin(seed: Seed, index: int) -> None:
-    """Give item `index` of a map its random numbers, until the next one begins; within `apart`."""
+    """Seed the random numbers of item `index` of a map, inside `own_state`."""
     global _stream  # noqa: PLW0603 - a process runs one item at a time
     _stream = _Stream(seed, index)
     words = [seed] if isinstance(seed, int) else list(seed)
@@ -122,8 +122,11 @@ def begin(seed: Seed, index: int) -> None:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """Run items of a map with a seed, or others while one waits; then all is as it was before."""
+def own_state() -> Iterator[None]:
+    """A context for items of a map with a seed, or for tasks that run while one waits.
+
+    The random states are restored at its end.
+    """
     global _stream  # noqa: PLW0603 - as above
     stream, _stream = _stream, None
     state, legacy = random.getstate(), _legacy_numpy()

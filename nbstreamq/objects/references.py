@@ -1,7 +1,7 @@
-"""Values that travel apart from the arguments they stand in: `Ref`, and results of other tasks.
+"""Arguments that are sent as references: `Ref`, and the results of other tasks.
 
-Both pickle as a call that looks the value up where it is unpickled; what it finds there is set by
-`resolving`.
+Both are pickled as a call that looks the value up when it is unpickled. `resolving` sets what the
+call finds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import NbstreamqError, NotPicklable
 from .large_values import addresses_of
 from .mapped_files import ValueAddress
 
-#: Takes what the value is known by, the message that gives it, and where its parts lie.
+#: Takes the value's digest, the message that gives the value, and the addresses of its parts.
 Fetch = Callable[[str, bytes, tuple[ValueAddress, ...]], Any]
 
 _fetch: ContextVar[Fetch] = ContextVar("nbstreamq_fetch")
@@ -24,9 +24,9 @@ _collected: ContextVar[list[Any] | None] = ContextVar("nbstreamq_collected", def
 
 
 class TaskOnly:
-    """Base of what only nbstreamq itself can send: it means something where a task runs.
+    """Base of objects that only nbstreamq can pickle, because they have a meaning only in a task.
 
-    Other picklers are refused. What they write could not be read, and a process pool of the
+    Other picklers get an error. What they wrote could not be read, and a process pool of the
     standard library hangs when its worker can't read a call.
     """
 
@@ -37,7 +37,7 @@ class TaskOnly:
         raise NotPicklable(f"A {type(self).__name__} can't be pickled. {self._instead}")
 
     def reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return how to have it where a task runs, as `__reduce__` does."""
+        """Return how to make the object again in a task, as `__reduce__` does."""
         raise NotImplementedError
 
 
@@ -51,14 +51,14 @@ class Ref(TaskOnly):
     size_bytes
         Size of the pickled value.
     type_name
-        What kind of value it is, for people.
+        The name of the value's type.
 
     Parameters
     ----------
     data
         The message that gives the value.
     last
-        Turns that into one that does so for a week, whoever lives.
+        Turns it into a message that gives the value for a week, even if this process ends.
     """
 
     _instead = "Pass it to a task as an argument; elsewhere use the value that it stands for."
@@ -85,7 +85,7 @@ class Ref(TaskOnly):
         return self._reduce(self._data)
 
     def reduce_durable(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return how to have the value again, also when this Ref is no more: for a week."""
+        """Return how to have the value again for a week, also without this Ref."""
         if self._durable is None:
             self._durable = self._last(self._data)
         return self._reduce(self._durable)
@@ -99,23 +99,24 @@ def _resolve(digest: str, data: bytes, addresses: tuple[ValueAddress, ...]) -> A
         fetch = _fetch.get()
     except LookupError:
         raise NbstreamqError(
-            "A Ref was unpickled outside a task; pass it as an argument of submit() or map()."
+            "A Ref was unpickled outside a task, where its value can't be looked up. Pass the Ref"
+            " as an argument of submit() or map()."
         ) from None
     return fetch(digest, data, addresses)
 
 
 def dependency(index: int) -> Any:
-    """Return the result that takes the place of the future number `index`."""
+    """Return the result that replaces the future number `index`."""
     return _dependencies.get()[index]
 
 
 def dependency_number(future: Any) -> int:
-    """Return the number under which `future`'s result will be found where this is unpickled.
+    """Return the number under which the task finds the result of `future`.
 
     Raises
     ------
     NotPicklable
-        Nothing is being submitted: a future can only travel as an argument.
+        No call is being submitted: a future can only be sent as an argument.
     """
     found = _collected.get()
     if found is None:
@@ -131,12 +132,12 @@ def dependency_number(future: Any) -> int:
 
 
 def fetch_by(fetch: Fetch) -> None:
-    """Look up references by `fetch` in this thread from now on."""
+    """Look up references with `fetch` in this thread from now on."""
     _fetch.set(fetch)
 
 
-class collecting_futures:  # noqa: N801 - used like a function; a generator would take thrice as long
-    """A context that gives the list of the futures that are met while pickling in it."""
+class collecting_futures:  # noqa: N801 - used like a function; a generator takes three times as long
+    """A context that gives the list of the futures that are pickled in it."""
 
     __slots__ = ("_token",)
 
@@ -151,7 +152,7 @@ class collecting_futures:  # noqa: N801 - used like a function; a generator woul
 
 @contextmanager
 def resolving(fetch: Fetch, dependencies: Sequence[Any] = ()) -> Iterator[None]:
-    """Look up references by `fetch` and results in `dependencies`, meanwhile."""
+    """A context in which references are looked up with `fetch`, and results in `dependencies`."""
     tokens = _fetch.set(fetch), _dependencies.set(dependencies)
     try:
         yield
@@ -161,14 +162,14 @@ def resolving(fetch: Fetch, dependencies: Sequence[Any] = ()) -> Iterator[None]:
 
 
 class Dependent:
-    """Arguments that need the results of other tasks: pickled, with those results pickled beside.
+    """The pickled arguments of a call that needs results of other tasks, and those results.
 
     Parameters
     ----------
     args
-        What `payloads.dump` made of the arguments; each future in them is a `dependency`.
+        What `pickling.dump` made of the arguments; each future in them is a `dependency`.
     results
-        What it made of each future's result.
+        What it made of the result of each future.
     """
 
     def __init__(self, args: bytes, results: Sequence[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""Whether a function, or an input, is the same as one in another process, or of last week.
+"""Hashes by which functions and inputs can be compared with those of another process, or day.
 
-The pickles of a function differ from kernel to kernel: they hold the names of cells' files, line
-numbers, and marks of the process. Here only what it does counts: its code and what it captures.
+The pickles of a function differ from kernel to kernel: they hold the file names of cells, line
+numbers, and ids of the process. Here only the function's code and captured values count.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from .standard import is_generic
 _DIGEST_BYTES = 16
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
-#: What travels under an id of its process, or as a place on the server.
+#: Types that are pickled as an id of this process, or as an address.
 _NAMED = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType, Ref)
-#: Attributes of a class that say nothing of it, or are made anew in each process.
+#: Attributes of a class that differ from process to process, or do not matter.
 _OF_PROCESS = OF_TEXT | {"__orig_bases__", "__parameters__"}
 
 
 def stable_hash(value: object) -> str:
     """Return a digest, in hex, that is the same in each process where `value` is the same.
 
-    Of functions, the code counts and what they capture; their name, place and documentation do not.
-    The order of sets and dicts does not count, either. What pickles to other bytes each time never
-    is the same.
+    The code and the captured values of functions count; their name, location and documentation do
+    not. The order of sets and dicts does not count, either. Objects whose pickle is different each
+    time are never the same.
     """
     file = _Hash()
-    _IdentityPickler(file).dump(value)
+    _HashPickler(file).dump(value)
     return file.hexdigest()
 
 
 def part_hashes(fn: Any) -> dict[str, str]:
     """Return the `stable_hash` of each part of a function, by a name of the part for people.
 
-    What is no function of Python code, or is sent by reference, has one part, ``""``.
+    An object that is not a Python function, or is sent by reference, has one part, ``""``.
     """
     if not isinstance(fn, types.FunctionType) or by_reference(fn) or is_generic(fn):
         return {"": stable_hash(fn)}
@@ -61,7 +61,7 @@ def inputs_hash(items: list[Any]) -> str:
         pickler.fast = True  # no references: two equal strings may be one object, or two
         pickler.dump(items)
         return file.hexdigest()
-    careful = _IdentityPickler(file)
+    careful = _HashPickler(file)
     for item in items:
         careful.dump(item)
         careful.forget()
@@ -69,7 +69,7 @@ def inputs_hash(items: list[Any]) -> str:
 
 
 class _Hash:
-    """A file that forgets what is written to it, but for its digest."""
+    """A file that keeps only a digest of what is written to it."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
@@ -83,27 +83,27 @@ class _Hash:
 
 
 class _Stands:
-    """Stands for a function, class or code, by what is the same everywhere."""
+    """Stands for a function, class or code object in the stream that is hashed."""
 
 
-class _IdentityPickler(Pickler):
-    """Writes what nobody reads: the same bytes for the same things."""
+class _HashPickler(Pickler):
+    """Writes the same bytes for the same values; they are hashed, and never unpickled."""
 
     def __init__(self, file: _Hash) -> None:
         super().__init__(file)
-        #: Each string: equal ones may be one object in this process, and two in the next.
+        #: All strings: equal ones may be one object in this process, and two in another.
         self._texts: dict[Any, Any] = {}
-        #: Id of a dict -> the dict, and the same in order.
+        #: Id of a dict -> the dict, and a copy in sorted order.
         self._in_order: dict[int, tuple[Any, Any]] = {}
 
     def forget(self) -> None:
-        """Write what comes as if it were the first."""
+        """Write the next value as if it were the first."""
         self.clear_memo()
         self._texts.clear()
         self._in_order.clear()
 
     def persistent_id(self, obj: Any) -> Any:
-        """Write sets and dicts in an order that does not change, and equal strings as one."""
+        """Write sets and dicts in a fixed order, and equal strings as one object."""
         kind = type(obj)
         if kind is str or kind is bytes:
             return self._texts.setdefault(obj, obj)
@@ -136,7 +136,7 @@ def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _parts(fn: types.FunctionType) -> dict[str, Any]:
-    """Return what a function consists of, by names for people."""
+    """Return the parts of a function by their names in messages."""
     code, defaults = fn.__code__, fn.__defaults__ or ()
     optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
     given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})

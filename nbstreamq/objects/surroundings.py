@@ -1,8 +1,8 @@
-"""What a function finds around it while it runs: modules that came with it, and shared globals.
+"""What surrounds a function while it runs: modules that came with it, and shared globals.
 
-Each function that arrives gets globals of its own, with what its notebook defines. Global names
-that the notebook does not define are shared by all functions that run in this process: so a set-up
-on each worker can leave a connection for later calls.
+Each function that was unpickled has its own globals, which hold the names that its notebook
+defines. Global names that the notebook does not define are shared by all functions in this process.
+So a setup function on each worker can leave a connection for later calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 #: Modules whose functions are a notebook's, or a script's.
 _MAIN = frozenset({"__main__", "__mp_main__"})
 
-#: Name or file of a module -> the global names that it does not define, as tasks have set them.
+#: Name or file of a module -> the global names that tasks have set and it does not define.
 _shared: dict[str, dict[str, Any]] = {}
 
 
@@ -26,22 +26,22 @@ def shared_names(of: dict[str, Any] | None = None) -> dict[str, Any]:
     Parameters
     ----------
     of
-        The globals of one of these functions: each module beside the notebook has names of its own.
-        None: those of notebooks.
+        The globals of one of these functions, because each module beside the notebook has its own
+        shared names. None means those of notebooks.
     """
     module = "__main__" if of is None else of.get("__name__", "__main__")
     if module in _MAIN:
-        # With this name in it, the functions and classes that are defined in it travel by value.
+        # This name makes functions and classes that are defined in it be pickled by value.
         return _shared.setdefault("__main__", {"__name__": "__main__"})
     return _shared.setdefault((of or {}).get("__file__") or module, {})
 
 
 @dataclass
 class _Share:
-    """Globals of functions, the shared names that they read and set, and those that were there.
+    """The globals of functions, and the shared names that they read and set.
 
-    Functions that look names up by text, as in ``globals()["db"]``, may read and set any name that
-    did not come with them.
+    Functions that look up names as strings, as in ``globals()["db"]``, may read and set any name
+    that did not come with them.
     """
 
     names: dict[str, Any]
@@ -62,33 +62,34 @@ class _Share:
         self.names.update(self.there)
 
     def keep(self) -> None:
-        """Share what was set, and delete what was deleted."""
+        """Share the names that were set, and delete those that were deleted."""
         shared = shared_names(self.names)
         there, found = self.there, self.names
         if self.by_text and self.own is not None:
             self.sets |= (found.keys() | there.keys()) - self.own
         for name in self.sets & found.keys():
-            if name not in there or found[name] is not there[name]:  # else others may have set it
+            # If it is unchanged, another task may have set the shared name since.
+            if name not in there or found[name] is not there[name]:
                 shared[name] = found[name]
         for name in (self.sets & there.keys()) - found.keys():
             shared.pop(name, None)
 
 
 class Surroundings:
-    """What functions need around them: a context to run them in.
+    """A context to run functions in, with the modules and shared globals that they need.
 
-    `arriving` fills it while they are unpickled. It may be entered again before it is left.
+    `arriving` fills it while functions are unpickled. It may be entered again before it is left.
     """
 
     def __init__(self) -> None:
         self._modules: dict[str, ModuleType] = {}
-        #: For each time that it was entered: the modules that it stands in front of.
+        #: For each time that it was entered: the modules that it hides.
         self._hidden: list[dict[str, ModuleType]] = []
         #: By the id of the globals.
         self._shares: dict[int, _Share] = {}
 
     def add_module(self, module: ModuleType) -> None:
-        """Have imports find this module."""
+        """Make imports find this module."""
         if not self._hidden:
             self._hidden.append({})
         name = module.__name__
@@ -99,12 +100,12 @@ class Surroundings:
     def share(
         self, names: dict[str, Any], reads: set[str], sets: set[str], *, by_text: bool
     ) -> None:
-        """Have functions with the globals `names` read shared names, and set some.
+        """Let functions with the globals `names` read and set shared names.
 
         Parameters
         ----------
         by_text
-            They may read and set any name: they call `globals`, `exec` or `eval`.
+            Whether they may read and set any name, because they call `globals`, `exec` or `eval`.
         """
         share = self._shares.setdefault(id(names), _Share(names))
         share.by_text |= by_text
@@ -112,14 +113,14 @@ class Surroundings:
         share.sets |= sets
 
     def __enter__(self) -> None:
-        if _entered:  # a task that waits runs another one, which sees what this one has set
+        if _entered:  # a waiting task runs another one, which sees the names that it has set
             _entered[-1].keep()
         if self._modules:
             self._hidden.append(self._take_away())
             sys.modules.update(self._modules)
         for share in self._shares.values():
             for name in share.reads - shared_names(share.names).keys():
-                share.names.pop(name, None)  # the function has run before, and it was deleted since
+                share.names.pop(name, None)  # deleted since the function ran before
         self.fill()
         _entered.append(self)
 
@@ -139,18 +140,18 @@ class Surroundings:
             share.fill()
 
     def keep(self) -> None:
-        """Share what the functions have set."""
+        """Share the names that the functions have set."""
         for share in self._shares.values():
             share.keep()
 
     def leave(self) -> None:
-        """Have imports find what they found before; what they found since in our packages stays."""
+        """Make imports find what they found before; keep modules imported since below ours."""
         if self._hidden:
             self._modules |= self._take_away()
             sys.modules.update(self._hidden.pop())
 
     def _take_away(self) -> dict[str, ModuleType]:
-        """Take the modules with our names, or below our packages, from where imports find them."""
+        """Remove the modules with our names, or below our packages, from `sys.modules`."""
         found = [name for name in self._modules if name in sys.modules]
         packages = [f"{n}." for n, module in self._modules.items() if hasattr(module, "__path__")]
         if packages:
@@ -159,13 +160,13 @@ class Surroundings:
         return {name: sys.modules.pop(name) for name in found}
 
 
-#: Those that are entered now, outermost first: a process runs one task at a time.
+#: The surroundings that are entered now, outermost first: a process runs one task at a time.
 _entered: list[Surroundings] = []
 _arriving: ContextVar[arriving | None] = ContextVar("_arriving", default=None)
 
 
-class arriving:  # noqa: N801 - used like a function; a generator would take thrice as long
-    """A context in which functions are unpickled; it collects what they need around them."""
+class arriving:  # noqa: N801 - used like a function; a generator takes three times as long
+    """A context in which functions are unpickled; it collects their surroundings."""
 
     __slots__ = ("_token", "surroundings")
 
@@ -181,13 +182,13 @@ class arriving:  # noqa: N801 - used like a function; a generator would take thr
             self.surroundings.leave()
 
     def get(self) -> Surroundings:
-        """Return what is being collected."""
+        """Return the surroundings that are collected."""
         if self.surroundings is None:
             self.surroundings = Surroundings()
         return self.surroundings
 
 
 def arriving_here() -> Surroundings | None:
-    """Return what collects the needs of functions unpickled in this thread; None: nothing does."""
+    """Return the surroundings that this thread collects while it unpickles; None if it does not."""
     collected = _arriving.get()
     return collected.get() if collected is not None else None

@@ -386,7 +386,7 @@ class Runner:
             return run
         try:
             if is_apart:
-                with random_numbers.apart():
+                with random_numbers.own_state():
                     self._run_slice(work, begun + SLICE)
             else:
                 self._run_slice(work, begun + SLICE)

@@ -15,7 +15,7 @@ from numpy.random import rand
 
 import nbstreamq
 from nbstreamq import JobChanged
-from nbstreamq.objects.random_numbers import apart
+from nbstreamq.objects.random_numbers import own_state
 
 
 def draw(_=None):
@@ -223,6 +223,6 @@ def test_the_kernel_s_own_state_is_as_it_was():
     before = random.random(), np.random.rand()
     random.seed(1)
     np.random.seed(1)
-    with apart():
+    with own_state():
         assert (random.random(), np.random.rand()) != before
     assert (random.random(), np.random.rand()) == before

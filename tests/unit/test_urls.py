@@ -58,7 +58,7 @@ def test_these_are_taken(url):
         ("redis://[::1", "malformed"),
         ("redis://h/\0", "no NUL"),
         ("redis://h/\udcff", "no lone surrogate"),
-        ("", "not empty"),
+        ("", "not be empty"),
     ],
 )
 def test_what_is_wrong_is_said_but_not_the_password(url, what):
