@@ -23,13 +23,18 @@ def run(*arguments, **env):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"], ["doctor", "--help"]])
-def test_help_says_how_to_use_it(capsys, arguments):
+@pytest.mark.parametrize(
+    "command",
+    [[], ["worker"], ["doctor"], ["secret"], ["queues"], ["queues", "list"], ["queues", "delete"]],
+)
+def test_help_says_how_to_use_it(capsys, command):
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        cli.main([*command, "--help"])
 
     assert caught.value.code == 0
-    assert "usage: nbstreamq" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "usage: nbstreamq" in text
+    assert not command or f"example:\n  nbstreamq {' '.join(command)}" in text
 
 
 def test_help_names_all_options_but_those_of_our_own(capsys):
