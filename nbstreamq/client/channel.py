@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import socket
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import DataLost, NbstreamqError, ServerUnreachable, SignatureError
 from ..locks import Condition, Event
+from ..objects.large_values import refers_to_server
 from ..tracebacks import trace_of
 from ..wire import messages
 from ..wire.connection import RECONNECT, REPLY_TIMEOUT, MessageTooLarge
 from ..wire.keys import DAY
 from ..wire.messages import Fields
 from ..wire.store import Store
-from .ledger import Call, Ledger, gather, task_of_calls
+from .calls import Call, Calls, gather
+from .ledger import Ledger
 from .waiting import uninterrupted
 
 #: Seconds for which the server must know a batch; far less than it keeps the number.
@@ -44,15 +47,19 @@ class DataLossCheck:
         self._lock = threading.Lock()
         self._last = (0, 0.0)
 
-    def took(self, batch: int) -> None:
-        """Note that the server has just taken a batch."""
-        # By the wall clock: the other one stands still while a machine sleeps.
-        self._last = (batch, time.time())
+    def took(self, batch: int, previous: int) -> bool:
+        """Note that the server has just taken a batch; return whether it has lost none before that.
 
-    def knows(self, previous: int) -> bool:
-        """Return whether a server that knew the batch `previous` as our last has lost none."""
-        batch, at = self._last
-        return previous >= batch or time.time() > at + REMEMBERED
+        Parameters
+        ----------
+        previous
+            The number of the last batch that the server knew before.
+        """
+        last, at = self._last
+        # By the wall clock: the other one stands still while a machine sleeps.
+        now = time.time()
+        self._last = (batch, now)
+        return previous >= last or now > at + REMEMBERED
 
     def lost(self) -> DataLost:
         """Return what is said to those whose calls the server has forgotten."""
@@ -96,8 +103,8 @@ MOST_TRIES = 3
 SMALL_BYTES = 2**16
 
 
-class Entry(NamedTuple):
-    """A task on its way to the server.
+class Submission(NamedTuple):
+    """A message on its way to the server.
 
     Attributes
     ----------
@@ -107,25 +114,22 @@ class Entry(NamedTuple):
         What `Store.encode_task` returned.
     size_bytes
         About how much that is.
-    ledger, items
+    owner, items
         Whose calls fail if the server refuses it.
-    at_once
-        Whether to send it by itself now, if nothing else is under way.
     """
 
     lane: str
     delay: float
     fields: Fields
     size_bytes: int
-    ledger: Ledger
+    owner: Calls | Ledger
     items: range
-    at_once: bool = False
 
-    def fail(self, error: BaseException) -> None:
-        self.ledger.fail(self.items, error)
+    def has_ended(self) -> bool:
+        return all(map(self.owner.has_ended, self.items))
 
 
-class Order(NamedTuple):
+class Command(NamedTuple):
     """Something else to be done at the server, in its turn."""
 
     carry_out: Callable[[Store], object]
@@ -133,22 +137,14 @@ class Order(NamedTuple):
     size_bytes: int = 0
 
 
-#: What could not be sent, and why.
-Refused: TypeAlias = list[tuple[Any, BaseException]]
-
-
-def _fail(refused: Refused) -> None:
-    for item, error in refused:
-        try:
-            item.fail(error)
-        except Exception:
-            logger.exception("a call that could not be sent could not be failed, either")
+#: What `Store.submit` needs of a submission: lane, delay and fields.
+_message = operator.itemgetter(slice(3))
 
 
 class Sender:
-    """Sends entries and orders in the order in which they came.
+    """Sends submissions and commands in the order in which they came.
 
-    What is put in when nothing else is under way is sent by the thread that puts it: that saves the
+    While nothing else is being sent, a call is sent by the thread that submits it: that saves the
     time of waking another. What comes in quick succession is batched by the sender's own thread.
 
     Parameters
@@ -162,11 +158,18 @@ class Sender:
         anything again; raises `ServerUnreachable` if it is still away.
     memory
         Is told what the server took.
-    meanwhile
-        Called when a lone call is on its way: it asks for the result while the server is awake.
     on_forgotten
         Called with a number of calls when the server took these, and had forgotten all before.
+    on_refused
+        Called with calls that can't be sent: what they are of, why, and which items.
+
+    Attributes
+    ----------
+    meanwhile
+        Called when a lone call is on its way: it asks for the result while the server is awake.
     """
+
+    meanwhile: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -175,76 +178,73 @@ class Sender:
         *,
         on_trouble: Callable[[ServerUnreachable | None], None],
         memory: DataLossCheck,
-        meanwhile: Callable[[], object],
         on_forgotten: Callable[[int], None],
+        on_refused: Callable[[Calls | Ledger, BaseException, range], None],
     ) -> None:
         self._store = store
-        self._on_forgotten = on_forgotten
+        self._on_forgotten, self._on_refused = on_forgotten, on_refused
         self._session = session
         self._memory = memory
-        self._meanwhile = meanwhile
         self._on_trouble = on_trouble
-        self._queue: deque[Entry | Call | Order] = deque()
-        self._changed = Condition()
-        #: Held by who sends; what is sent is taken from the queue by him, so that order is kept.
-        self._sending = threading.Lock()
-        self._parcel: list[Entry | Order] = []
+        self._queue: deque[Call | Submission | Command] = deque()
         self._waiting_bytes = 0
-        self._batch = self._n_alone = 0
-        self._again = self._lost = False
-        self._idle = self._full = False
-        self._closing = Event()
-        self._giving_up = False
+        self._changed = Condition()
+        #: Held by the thread that sends. Only that thread takes from the queue, so order is kept.
+        self._sending = threading.Lock()
+        #: What is being sent: one command, or some submissions; its number; whether it was sent.
+        self._batch: Sequence[Submission | Command] = ()
+        self._number, self._is_retry = 0, False
+        #: How many of the next submissions go one by one.
+        self._n_single = 0
+        self._lost = self._idle = self._full = False
+        self._is_closing = self._giving_up = False
         self._thread = threading.Thread(
             target=self._run, name=f"nbstreamq-sender-{store.keys.queue}", daemon=True
         )
         self._thread.start()
 
-    def put(
+    def send(
         self,
-        item: Entry | Call | Order,
+        item: Call | Submission | Command,
         shield: uninterrupted | None = None,
         *,
-        alone: bool = False,
+        immediate: bool = False,
     ) -> None:
         """Send `item` soon; blocks while too much waits to be sent.
 
         Parameters
         ----------
         shield
-            Around the call already: Ctrl-C could leave a lock held, or half an item.
-        alone
-            Nothing else is under way: send it now, in this thread.
+            Already around the call: Ctrl-C could leave a lock held, or half an item.
+        immediate
+            Send it now, in this thread, if nothing else is being sent.
         """
-        if shield is not None:
-            self._put(item, shield, alone=alone)
+        if shield is None:
+            with uninterrupted() as own:
+                self.send(item, own, immediate=immediate)
             return
-        with uninterrupted() as own:
-            self._put(item, own, alone=alone)
-
-    def _put(self, item: Entry | Call | Order, shield: uninterrupted, *, alone: bool) -> None:
-        if alone and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
+        if immediate and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
             try:
-                if self._put_first(item):
-                    self._send_once(self._meanwhile)
+                if not (self._queue or self._batch or self._is_closing):
+                    self._send_now(item)
                     return
             finally:
                 self._sending.release()
-        while not self._put_last(item):
+        while not self._enqueue(item):
             shield.lower(True)
             shield.lower(False)
 
-    def put_soon(self, order: Order) -> None:
-        """Add a small order, and never wait: the garbage collector calls this, in any thread."""
-        with self._changed:  # reentrant, and nothing else is locked by who holds it
-            self._queue.append(order)
+    def send_soon(self, command: Command) -> None:
+        """Add a small command, and never wait: the garbage collector calls this, in any thread."""
+        with self._changed:  # reentrant, and a thread that holds it has locked nothing else
+            self._queue.append(command)
             if self._idle:
                 self._changed.notify_all()
 
-    def _put_last(self, item: Entry | Call | Order) -> bool:
+    def _enqueue(self, item: Call | Submission | Command) -> bool:
         """Add `item` to the queue; False if there is no room for it yet."""
         with self._changed:
-            if self._waiting_bytes > MAX_WAITING_BYTES and not self._closing.is_set():
+            if self._waiting_bytes > MAX_WAITING_BYTES and not self._is_closing:
                 self._full = True
                 self._changed.wait(FULL_WAIT)
                 return False
@@ -254,39 +254,34 @@ class Sender:
                 self._changed.notify_all()
             return True
 
-    def _put_first(self, item: Entry | Call | Order) -> bool:
-        """Make `item` the next parcel, if nothing is before it."""
-        with self._changed:
-            if self._queue or self._parcel or self._closing.is_set():
-                return False
-            self._waiting_bytes += item.size_bytes
-            self._queue.append(item)
-            refused = self._pack()
-        _fail(refused)
-        return True
-
-    def _send_once(self, meanwhile: Callable[[], object]) -> None:
+    def _send_now(self, item: Call | Submission | Command) -> None:
+        """Send one item; if that fails, our thread goes on trying."""
+        if isinstance(item, Call):
+            item = self._message_of([item])
+        self._number += 1
+        self._is_retry = False
+        self._batch = (item,)
         try:
-            self._send_parcel(meanwhile)
+            self._send_batch(self.meanwhile)
         except ServerUnreachable:
             self._lost = True
         except Exception:
             self._store.close()  # a reply may be left in it
             logger.exception("a message could not be sent; it is tried again")
         finally:
-            if self._parcel:  # a second Ctrl-C does it, too
+            if self._batch:  # after a second Ctrl-C, too
                 with self._changed:
-                    self._changed.notify_all()  # the thread goes on trying
+                    self._changed.notify_all()
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is to be sent, or under way."""
-        return bool(self._queue or self._parcel)
+        """Whether something waits to be sent, or is being sent."""
+        return bool(self._queue or self._batch)
 
     def close(self, timeout: float | None) -> None:
         """End; what is queued is sent first, if that takes no longer than `timeout` seconds."""
         with self._changed:
-            self._closing.set()
+            self._is_closing = True
             self._giving_up = timeout is not None
             self._changed.notify_all()
         self._thread.join(timeout)
@@ -307,32 +302,29 @@ class Sender:
     def _wait_for_work(self) -> bool:
         """Return true when there is something to send, false at the end."""
         with self._changed:
-            while not self._queue and not self._parcel and not self._closing.is_set():
+            while not self._queue and not self._batch and not self._is_closing:
                 self._idle = True
                 self._changed.wait()
                 self._idle = False
-            return bool(self._queue or self._parcel)
+            return bool(self._queue or self._batch)
 
     def _send_next(self) -> None:
-        """Send the next parcel, again and again until the server has answered."""
-        refused: Refused = []
-        with self._changed:
-            if not self._parcel:
-                refused = self._pack()
-        _fail(refused)
+        """Send the next batch, again and again until the server has answered."""
+        if not self._batch:
+            self._take_batch()
         n_tries = 0
-        while self._parcel:
+        while self._batch:
             try:
                 if self._lost:
                     # First of all: what it has lost shows in the number of the last batch.
                     self._on_trouble(None)
                     self._lost = False
-                self._send_parcel()
+                self._send_batch()
             except ServerUnreachable as error:
                 self._lost = True
                 self._report(error)
                 if self._giving_up:
-                    self._done()
+                    self._batch = ()
                 time.sleep(RECONNECT)
             except BaseException as error:
                 # Whether the server has it is not known: it takes the same number once.
@@ -340,8 +332,8 @@ class Sender:
                 n_tries += 1
                 logger.exception("a message could not be sent")
                 if n_tries == MOST_TRIES:
-                    _fail([(item, error) for item in self._parcel])
-                    self._done()
+                    self._fail_batch(error)
+                    self._batch = ()
 
     def _report(self, error: ServerUnreachable) -> None:
         try:
@@ -349,99 +341,108 @@ class Sender:
         except Exception:
             logger.exception("the server is lost, and this went wrong besides")
 
-    def _pack(self) -> Refused:
-        """Take the next order, or the next tasks, from the queue; return what can't be sent.
+    def _take_batch(self) -> None:
+        """Make the next command, or the next submissions, the batch."""
+        refused: list[tuple[Call, BaseException]] = []
+        with self._changed:
+            # However often it is sent, the server takes a number once.
+            self._number += 1
+            self._is_retry = False
+            self._fill_batch(refused)
+            if self._full:  # not otherwise: waking a thread costs more than the rest
+                self._full = False
+                self._changed.notify_all()
+        for call, error in refused:
+            self._on_refused(call.group, error, range(call.index, call.index + 1))
 
-        What is taken is in the parcel before it is out of the queue.
-        """
-        # However often it is sent, the server takes a number once.
-        self._batch += 1
-        self._again = False
-        parcel: list[Entry | Order] = []
-        refused: Refused = []
-        self._parcel, n_bytes = parcel, 0
-        most = 1 if self._n_alone else MAX_BATCH
-        self._n_alone = max(0, self._n_alone - 1)
-        while self._queue and len(parcel) < most and n_bytes < MAX_BATCH_BYTES:
-            first = self._queue[0]
-            if isinstance(first, Order):
-                if not parcel:
-                    parcel.append(first)
-                    self._queue.popleft()
+    def _fill_batch(self, refused: list[tuple[Call, BaseException]]) -> None:
+        queue, batch, n_bytes = self._queue, list[Submission | Command](), 0
+        self._batch = batch  # first: what is taken is in one of the two at any moment
+        most = 1 if self._n_single else MAX_BATCH
+        self._n_single = max(0, self._n_single - 1)
+        while queue and len(batch) < most and n_bytes < MAX_BATCH_BYTES:
+            item, n = queue[0], 1
+            if isinstance(item, Command):
+                if not batch:
+                    batch.append(item)
+                    n_bytes = item.size_bytes
+                    queue.popleft()
                 break
-            try:
-                entry, n = self._entry(first)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
-                refused.append((self._queue.popleft(), error))
-                self._waiting_bytes -= first.size_bytes
-                continue
-            parcel.append(entry)
+            if isinstance(item, Call):
+                call = item
+                try:
+                    calls = gather(queue)
+                    item, n = self._message_of(calls), len(calls)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
+                    refused.append((call, error))
+                    self._waiting_bytes -= queue.popleft().size_bytes
+                    continue
+            batch.append(item)
+            n_bytes += item.size_bytes
             for _ in range(n):
-                self._queue.popleft()
-            n_bytes += entry.size_bytes
-        return refused
+                queue.popleft()
+        self._waiting_bytes -= n_bytes
 
-    def _entry(self, first: Any) -> tuple[Entry, int]:
-        """Return the next entry, and how many of the queue it stands for."""
-        entry, n = first, 1
-        if type(first) is Call:
-            calls = gather(self._queue)
-            ledger, item, _, delay = calls[0]
-            fields, n = self._store.encode_task(task_of_calls(calls)), len(calls)
+    def _message_of(self, calls: Sequence[Call]) -> Submission:
+        first, n = calls[0], len(calls)
+        group, n_bytes = first.group, first.size_bytes
+        if n > 1:
             n_bytes = sum(call.size_bytes for call in calls)
-            entry = Entry(ledger.lane, delay, fields, n_bytes, ledger, range(item, item + n))
-        if entry.delay:
-            int(entry.delay * 1000)  # fails here, for this one, if that is no time
-        return entry, n
+        fields = self._store.encode_task(group.task(calls))
+        items = range(first.index, first.index + n)
+        return Submission(group.lane, group.options.delay, fields, n_bytes, group, items)
 
-    def _send_parcel(self, meanwhile: Callable[[], object] | None = None) -> None:
-        parcel = self._parcel
-        if not parcel:
-            return
+    def _send_batch(self, meanwhile: Callable[[], object] | None = None) -> None:
+        batch = self._batch
         try:
-            if isinstance(parcel[0], Order):
-                parcel[0].carry_out(self._store)
+            first = batch[0]
+            if isinstance(first, Command):
+                first.carry_out(self._store)
             else:
-                again, self._again = self._again, True
-                entries = [e for e in parcel if isinstance(e, Entry)]
-                if again:
-                    entries = [e for e in entries if not all(map(e.ledger.has_ended, e.items))]
-                tasks = [(e.lane, e.delay, e.fields) for e in entries]
-                if tasks:
-                    previous = self._store.submit(
-                        self._session, self._batch, tasks, again=again, meanwhile=meanwhile
-                    )
-                    is_known = self._memory.knows(previous)
-                    self._memory.took(self._batch)
-                    if not is_known:
-                        self._on_forgotten(sum(len(entry.items) for entry in entries))
+                self._submit(batch, meanwhile)
         except ServerUnreachable:
             raise
         except MessageTooLarge as error:
-            if len(parcel) == 1:
-                _fail([(parcel[0], error)])
+            if len(batch) > 1:
+                self._split()
             else:
-                self._part()
+                self._fail_batch(error)
         except NbstreamqError as error:
-            _fail([(item, error) for item in parcel])
-        self._done()
+            self._fail_batch(error)
+        self._batch = ()
 
-    def _part(self) -> None:
-        """Put the parcel back, for each in it to be sent alone: the server has not even read it."""
-        with self._changed:
-            self._n_alone = len(self._parcel)
-            self._waiting_bytes += sum(item.size_bytes for item in self._parcel)
-            self._queue.extendleft(reversed(self._parcel))
+    def _submit(self, batch: Sequence[Any], meanwhile: Callable[[], object] | None) -> None:
+        is_retry, self._is_retry = self._is_retry, True
+        if is_retry:
+            batch = [submission for submission in batch if not submission.has_ended()]
+        if not batch:
+            return
+        previous = self._store.submit(
+            self._session,
+            self._number,
+            list(map(_message, batch)),
+            again=is_retry,
+            meanwhile=meanwhile,
+        )
+        if not self._memory.took(self._number, previous):
+            self._on_forgotten(sum(len(submission.items) for submission in batch))
 
-    def _done(self) -> None:
+    def _fail_batch(self, error: BaseException) -> None:
+        for item in self._batch:
+            try:
+                if isinstance(item, Command):
+                    item.fail(error)
+                else:
+                    self._on_refused(item.owner, error, item.items)
+            except Exception:
+                logger.exception("a call that could not be sent could not be failed, either")
+
+    def _split(self) -> None:
+        """Put the batch back, to be sent one by one: the server has not even read it."""
         with self._changed:
-            n_bytes = sum(item.size_bytes for item in self._parcel)
-            # Both or neither: no call is between.
-            self._waiting_bytes -= n_bytes
-            self._parcel = []
-            if self._full:  # not else: waking the thread for nothing costs more than the rest
-                self._full = False
-                self._changed.notify_all()
+            self._n_single = len(self._batch)
+            self._waiting_bytes += sum(item.size_bytes for item in self._batch)
+            self._queue.extendleft(reversed(self._batch))
 
 
 #: Seconds that one request waits for news. Longer costs nothing; it must stay below what firewalls
@@ -476,9 +477,6 @@ class Listener:
         Called with an event that could not be delivered, and why; returns the same.
     on_delivered
         Called when all events that were read are delivered.
-    is_far
-        Tells whether a part of the event has to be fetched from the server first, which may be
-        away for a while: only our own thread waits for that.
     on_trouble
         Called with the error when the server can't be reached, and with None when it can again.
     """
@@ -492,11 +490,10 @@ class Listener:
         on_fault: Callable[[messages.Event, Exception], bool],
         on_delivered: Callable[[], object],
         on_trouble: Callable[[ServerUnreachable | None], None],
-        is_far: Callable[[messages.Event], bool],
     ) -> None:
         self._store = store
         self._session = session
-        self._deliver, self._on_fault, self._is_far = deliver, on_fault, is_far
+        self._deliver, self._on_fault = deliver, on_fault
         self._on_delivered = on_delivered
         self._on_trouble = on_trouble
         self._closing = Event()
@@ -510,7 +507,7 @@ class Listener:
         self._reading, self._leading = threading.Lock(), threading.Lock()
         self._reader = 0  # the thread that reads
         self._n_leads = 0  # how many of its calls wait for something: a callback may wait, too
-        self._soon = False  # whether the next wait ends soon
+        self._spin = False  # whether the next wait looks without sleeping first
         self._led = 0.0  # when somebody else has read last
         self._overdue = 0.0  # when the answer should have come
         #: What came, and is not delivered yet.
@@ -530,23 +527,23 @@ class Listener:
         if self._reader != threading.get_ident() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def lead(self, is_reached: Callable[[], bool], timeout: float, *, soon: bool = False) -> bool:
+    def lead(self, is_reached: Callable[[], bool], timeout: float, *, spin: bool = False) -> bool:
         """Read in the calling thread until `is_reached`, for at most `timeout` seconds.
 
         Parameters
         ----------
-        soon
-            It may be reached in no time.
+        spin
+            Look for the first event without sleeping: it may come in no time.
 
         Returns
         -------
         bool
-            False if that can't be: another thread does, or the server is lost. Then wait to be
-            told.
+            Whether it is reached. If not, the time is over, or another thread reads, or the server
+            is lost: then wait to be told.
         """
-        deadline = time.monotonic() + timeout
-        if self._reader == threading.get_ident():  # a callback waits: nobody else can read
-            return self._lead(is_reached, deadline)
+        deadline, me = time.monotonic() + timeout, threading.get_ident()
+        if self._reader == me:  # a callback waits: nobody else can read
+            return self._read_until(is_reached, deadline)
         if self._lost or self._ended:
             return False
         with uninterrupted() as shield:  # else an interrupt could leave a lock held
@@ -554,12 +551,11 @@ class Listener:
                 self._is_followed = True
                 return False
             try:
-                if not self._take_over():
+                if not (self._reading.acquire(blocking=False) or self._take_over()):
                     return False
                 try:
-                    self._reader = threading.get_ident()
-                    self._soon = soon
-                    return self._lead(is_reached, deadline, shield)
+                    self._reader, self._spin = me, spin
+                    return self._read_until(is_reached, deadline, shield)
                 finally:
                     self._reader, self._led = 0, time.monotonic()
                     self._reading.release()
@@ -575,11 +571,11 @@ class Listener:
             try:
                 self._ask()
             except Exception as error:  # noqa: BLE001 - our thread meets it again, or is not hurt
-                self._start_anew(error)
+                self._start_over(error)
             finally:
                 self._reading.release()
 
-    def _start_anew(self, error: BaseException) -> None:
+    def _start_over(self, error: BaseException) -> None:
         """Ask again for what was not delivered: what was read of a reply is not known."""
         self._asked = False
         if not isinstance(error, NbstreamqError):
@@ -621,9 +617,7 @@ class Listener:
                 self._ring.send(b"!")
 
     def _take_over(self) -> bool:
-        """Return whether it is ours to read now; not while our thread is in a callback."""
-        if self._reading.acquire(blocking=False):
-            return True
+        """Return whether our thread has stopped reading for us; not while it is in a callback."""
         self._is_wanted = True
         try:
             self._ring.send(b"!")
@@ -633,7 +627,7 @@ class Listener:
         finally:
             self._is_wanted = False
 
-    def _lead(
+    def _read_until(
         self,
         is_reached: Callable[[], bool],
         deadline: float,
@@ -641,11 +635,14 @@ class Listener:
     ) -> bool:
         self._n_leads += 1
         try:
-            while not is_reached() and (left := deadline - time.monotonic()) > 0:
-                if self._ended or self._lost or (self._wait(left, shield) and not self._read()):
+            while not is_reached():
+                left = deadline - time.monotonic()
+                if left <= 0 or self._ended or self._lost:
+                    return False
+                if self._wait(left, shield) and not self._read():
                     return False
         except Exception as error:  # noqa: BLE001 - our own thread meets it again, and deals with it
-            self._start_anew(error)
+            self._start_over(error)
             return False
         else:
             return True
@@ -680,7 +677,7 @@ class Listener:
                     self._on_trouble(None)
                 return not news or self._read()
         except BaseException as error:  # noqa: BLE001 - whatever it is, the rest can be read
-            self._start_anew(error)
+            self._start_over(error)
             if isinstance(error, ServerUnreachable):
                 self._lost = True
                 self._on_trouble(error)
@@ -717,10 +714,10 @@ class Listener:
         seconds = left if seconds is None else min(seconds, left)
         if shield is None:
             return self._store.wait(seconds, self._bell)
-        soon, self._soon = self._soon, False
+        spin, self._spin = self._spin, False
         try:
             shield.lower(True)
-            return self._store.wait(seconds, self._bell, soon=soon)
+            return self._store.wait(seconds, self._bell, soon=spin)
         finally:
             shield.lower(False)
 
@@ -747,35 +744,34 @@ class Listener:
             self._after = after  # not before: see `unfollow`
         self._n_deliveries += 1
         try:
-            while self._events:
-                if self._must_be_left(self._events[0]):
-                    self._resume.set()
-                    return False
-                self._deliver_next()
-            self._on_delivered()
+            return self._deliver_all()
         finally:
             self._n_deliveries -= 1
-        return not self._ended
 
-    def _must_be_left(self, event: messages.Event | SignatureError) -> bool:
-        """Return whether an event is for our own thread: others have timeouts to keep."""
-        if isinstance(event, SignatureError) or threading.current_thread() is self._thread:
-            return False
-        return self._is_far(event)
-
-    def _deliver_next(self) -> None:
-        event = self._events.popleft()
-        try:
+    def _deliver_all(self) -> bool:
+        """Deliver what was read; return whether to go on."""
+        events, is_own = self._events, threading.get_ident() == self._thread.ident
+        while events:
+            event = events[0]
             if isinstance(event, SignatureError):
+                events.popleft()
                 self._warn_of(event)
-            elif not self._deliver(event):
-                self._ended = True
-        except Exception as error:  # noqa: BLE001 - it fails what it is about, and no other
-            if isinstance(event, messages.Event) and not self._on_fault(event, error):
-                self._ended = True
-        except BaseException:  # an interrupt of a callback
-            self._events.appendleft(event)
-            raise
+                continue
+            if not is_own and refers_to_server(event.body):  # others have timeouts to keep
+                self._resume.set()
+                return False
+            events.popleft()
+            try:
+                if not self._deliver(event):
+                    self._ended = True
+            except Exception as error:  # noqa: BLE001 - it fails what it is about, and nothing else
+                if not self._on_fault(event, error):
+                    self._ended = True
+            except BaseException:  # an interrupt of a callback
+                events.appendleft(event)
+                raise
+        self._on_delivered()
+        return not self._ended
 
     def _warn_of(self, forgery: SignatureError) -> None:
         """Say once that something was refused: there may be thousands."""

@@ -11,7 +11,7 @@ from ..objects.functions import FunctionPickle
 from ..objects.pickling import dump
 from ..wire.messages import Event, Options, Task
 from ..wire.store import Store
-from .channel import Order
+from .channel import Command
 from .job import Job
 from .ledger import Ledger, Payload
 from .session import Session
@@ -40,18 +40,18 @@ def everywhere(
     """
     function = session.pickle_function(fn, durable=True)
     data = dump((args, kwargs or {}), f"an argument of {function.name}()")
-    ledger = session.new_ledger(fn, function.name, lane, Ledger)
-    ledger.growing, ledger.held = True, function
+    ledger = session.new_ledger(fn, function.name, lane)
+    ledger.growing, ledger.function = True, function
     session.register(ledger)
     if show is not None:
         ledger.show = show
-    session.set_up(ledger, _order(session, ledger, function, data))
+    session.set_up(ledger, _command(session, ledger, function, data))
     session.wait_until(ledger, lambda: not ledger.growing, None)
     return Job(session, ledger)
 
 
-def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: bytes) -> Order:
-    """Return the order that sends the call; the ledger gets an item for each worker there is."""
+def _command(session: Session, ledger: Ledger, function: FunctionPickle, args: bytes) -> Command:
+    """Return the command that sends the call; the ledger gets an item for each worker there is."""
 
     sent: list[list[str]] = []  # to whom: again, if a reply is lost
 
@@ -78,10 +78,10 @@ def _order(session: Session, ledger: Ledger, function: FunctionPickle, args: byt
 
     def fail(error: BaseException) -> None:
         ledger.begin(Payload(0, 1, "apply", args))
-        ledger.fail([0], error)
+        ledger.fail(error)
         session.stop_growing(ledger)
 
-    return Order(carry_out, fail, len(args))
+    return Command(carry_out, fail, len(args))
 
 
 def _tasks(job: str, function: FunctionPickle, args: bytes, options: Options, n: int) -> list[Task]:

@@ -28,7 +28,7 @@ from ..objects.references import Ref
 from ..objects.results import load_outcomes
 from ..wire.messages import Event
 from ..wire.store import Store
-from .channel import Order, Sender
+from .channel import Command, Sender
 
 _REMEDY = (
     "Each call gets a copy of it in the state that it has here, so random numbers repeat from call"
@@ -159,7 +159,7 @@ class LargeValues:
         self, session: _Session, sender: Sender, backend: Callable[[Tell], ValueBackend] | None
     ) -> None:
         def soon(do: Callable[[Store], object], _: int) -> None:
-            sender.put_soon(Order(do, lambda _: None))
+            sender.send_soon(Command(do, lambda _: None))
 
         on_server = ServerBackend(session.ask, session.tell, soon, session.id)
         chosen = backend(soon) if backend else on_server

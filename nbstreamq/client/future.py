@@ -1,22 +1,30 @@
-"""`TaskFuture`: the result of one call, once it is there."""
+"""`TaskFuture`: the result of one call, once it is there.
+
+A single call is a `CallFuture`, which holds everything that is known of it. An item of a map is an
+`ItemFuture`, which looks things up in the ledger of its job.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from ..arguments import check_flag, check_timeout
 from ..errors import FunctionMissing, NbstreamqError
+from ..locks import Condition
 from ..objects import random_numbers
 from ..objects.functions import load_function
 from ..objects.pickling import load
 from ..objects.references import dependency, dependency_number, resolving
 from ..tracebacks import shortened
-from ..wire.messages import State
+from ..wire.item_ranges import ONE, ItemRanges
+from ..wire.messages import Options, State
 from ..worker_context import host
-from .ledger import Ledger, invoke_callbacks
+from .calls import Call
+from .ledger import Ledger, Outstanding, Payload, RunInfo, annotate, invoke_callbacks
 from .session import Session
 from .waiting import HelpedWaiters
 
@@ -39,28 +47,16 @@ def stored_function(session: Session, digest: str, what: str) -> Callable[..., A
     return call
 
 
-def replay(ledger: Ledger, item: int) -> Any:
-    """Run an item of a job here, and return what it returns.
-
-    Raises
-    ------
-    NbstreamqError
-        Its arguments were dropped, because the items around it are done.
-    """
-    payload = ledger.payload(item)
-    if payload is None:
-        raise NbstreamqError(
-            f"Task {ledger.job}-{item} can't be replayed: its arguments were dropped when the items"
-            " around it were done. Call the function with them instead."
-        )
-
-    with resolving(lambda _digest, data, _handles: load(data)):
+def replay(fn: Callable[..., Any], payload: Payload, item: int, options: Options) -> Any:
+    """Run an item here, and return what it returns."""
+    results = payload.results()
+    with resolving(lambda _digest, data, _handles: load(data), results):
         args, kwargs = payload.arguments(item)
-    if ledger.options.seed is None:
-        return ledger.fn(*args, **kwargs)
+    if options.seed is None:
+        return fn(*args, **kwargs)
     with random_numbers.own_state():
-        random_numbers.begin(ledger.options.seed, item)
-        return ledger.fn(*args, **kwargs)
+        random_numbers.begin(options.seed, item)
+        return fn(*args, **kwargs)
 
 
 T = TypeVar("T")
@@ -96,17 +92,17 @@ class TaskFuture(Future[T], Generic[T]):
     _has_listeners = False
     _waiters = _Listeners()
     _done_callbacks = _Listeners()
+    _session: Session
 
-    def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
-        # As `Future.__init__` does, but with one condition for all: another would take longer than
-        # the rest, and nobody waits for it; see `_wait`.
+    def _prepare(self, session: Session) -> None:
+        """Do what `Future.__init__` does."""
+        # One condition for all: to make one for each would take longer than the rest, and nobody
+        # waits for it; see `_wait`.
         self._condition = session.condition
         self._state = "PENDING"
         self._result: T | None = None
         self._exception: BaseException | None = None
         self._session = session
-        self._ledger = ledger
-        self._index = index
 
     # -- the result ----------------------------------------------------------------------------
 
@@ -129,44 +125,32 @@ class TaskFuture(Future[T], Generic[T]):
         timeout = check_timeout("timeout", timeout)
         return self.result(timeout if check_flag("block", block) else 0)
 
+    def done(self) -> bool:
+        """Return whether the call is over: done, failed or cancelled."""
+        return self._state != "PENDING"
+
     def result(self, timeout: float | None = None) -> T:
         """Return the result, as `concurrent.futures.Future.result` does; a task helps meanwhile."""
         __tracebackhide__ = True  # IPython leaves such frames out: they tell nobody anything
-        self._wait(timeout)
-        error = super().exception(0)
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame
-        return super().result(0)
+        if self._state == "PENDING" or timeout is not None:
+            self._wait(timeout)
+        if self._state != "FINISHED":
+            raise CancelledError
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                del self  # the error's traceback holds this frame
+        return self._result  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception that the call raised, None if it raised none."""
         __tracebackhide__ = True
-        self._wait(timeout)
-        return super().exception(0)
-
-    def _make_list(self, name: str) -> list[Any]:
-        """Make the list of that name, once and for all: from now on it is found first."""
-        with self._condition:
-            self._has_listeners = True
-            helped = name == "_waiters" and host() is not None
-            made = HelpedWaiters(self._session, self._ledger.lane) if helped else []
-            found: list[Any] = self.__dict__.setdefault(name, made)
-            return found
-
-    def set_result(self, result: T) -> None:
-        """Have this result, as `concurrent.futures.Future.set_result` does; not for users."""
-        with self._condition:  # who asks for the lists holds it, too
-            if self._state == "PENDING" and not self._has_listeners:
-                self._result, self._state = result, "FINISHED"
-                self._condition.notify_all()
-                return
-        super().set_result(result)
-
-    def _invoke_callbacks(self) -> None:
-        invoke_callbacks(self)
+        if self._state == "PENDING" or timeout is not None:
+            self._wait(timeout)
+        if self._state != "FINISHED":
+            raise CancelledError
+        return self._exception
 
     def _wait(self, timeout: float | None) -> None:
         __tracebackhide__ = True
@@ -175,24 +159,99 @@ class TaskFuture(Future[T], Generic[T]):
                 timeout = check_timeout("timeout", timeout)
             except (TypeError, ValueError) as error:
                 raise shortened(error)  # noqa: B904 - it is the same error
-        session, ledger, item = self._session, self._ledger, self._index
-        if not self.done() and not session.wait_until(ledger, self.done, timeout, item=item):
-            text = f"Task {self.id} ({self._ledger.name}) has no result after {timeout:g} s."
+        if self._state == "PENDING" and not self._session.wait_until(
+            self._owner, self.done, timeout
+        ):
+            text = f"Task {self.id} ({self._owner.name}) has no result after {timeout:g} s."
             raise shortened(TimeoutError(text))
+
+    def _make_list(self, name: str) -> list[Any]:
+        """Make the list of that name, once and for all: from now on it is found first."""
+        with self._condition:
+            self._has_listeners = True
+            helped = name == "_waiters" and host() is not None
+            made = HelpedWaiters(self._session, self._owner.lane) if helped else []
+            found: list[Any] = self.__dict__.setdefault(name, made)
+            return found
+
+    def set_result(self, result: T) -> None:
+        """Have this result, as `concurrent.futures.Future.set_result` does; not for users."""
+        with self._condition:  # who asks for the lists holds it, too
+            if self._state == "PENDING" and not self._has_listeners:
+                self._result, self._state = result, "FINISHED"
+                return
+        super().set_result(result)
+
+    def _invoke_callbacks(self) -> None:
+        invoke_callbacks(self)
 
     def __await__(self) -> Generator[Any, None, T]:
         return asyncio.wrap_future(self).__await__()
 
     def cancel(self) -> bool:
         """Cancel the call, waiting or running; False if it is over already."""
-        if self.done():
-            return self.cancelled()
-        self._session.cancel(self._ledger, [self._index])
+        if self._state == "PENDING":
+            self._session.cancel(self._owner, [self._index])
         return self.cancelled()
 
     def running(self) -> bool:
         """Return whether a worker runs the call now, as far as is known: news takes 0.1 s."""
         return self.status is State.RUNNING
+
+    # -- what is known of it -------------------------------------------------------------------
+
+    @property
+    def _owner(self) -> Outstanding:
+        """What the session knows it by."""
+        raise NotImplementedError
+
+    #: Which item of that it is.
+    _index = 0
+
+    def _report(self) -> RunInfo | None:
+        """Return the last news of it."""
+        raise NotImplementedError
+
+    @property
+    def id(self) -> str:
+        """Name of the task, as in errors and logs."""
+        return f"{self._owner.job}-{self._index}"
+
+    @property
+    def status(self) -> State:
+        """What has become of it."""
+        return self._owner.state(self._index)
+
+    @property
+    def worker(self) -> str | None:
+        """The worker that ran it last."""
+        report = self._report()
+        return report.worker if report else None
+
+    @property
+    def attempts(self) -> int:
+        """How often it was begun, as far as is known."""
+        report = self._report()
+        return report.attempt if report else 0
+
+    @property
+    def logs(self) -> str:
+        """What it printed so far, to standard output and standard error."""
+        raise NotImplementedError
+
+    @property
+    def progress(self) -> tuple[int, int | None] | None:
+        """(items done, items in all) as `track` reports them; None if it does not."""
+        raise NotImplementedError
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """``started`` (seconds since the epoch) and ``seconds`` of the run that decided it.
+
+        Items of a chunk share those of the chunk.
+        """
+        report = self._report()
+        return {"started": report.started, "seconds": report.seconds} if report else {}
 
     def replay(self) -> T:
         """Run the same call here, in this process: for a debugger, for instance.
@@ -202,53 +261,174 @@ class TaskFuture(Future[T], Generic[T]):
         NbstreamqError
             Its arguments were not kept: it is an item of a map() that is done.
         """
-        return replay(self._ledger, self._index)  # type: ignore[no-any-return]
+        raise NotImplementedError
 
-    # -- what is known of it -------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"<TaskFuture {self.id} {self._owner.name}: {self.status}>"
+
+    def __reduce__(self) -> Any:
+        return dependency, (dependency_number(self),)
+
+
+class ItemFuture(TaskFuture[T]):
+    """An item of a job.
+
+    Parameters
+    ----------
+    session, ledger, index
+        Whose ledger it is, and which item.
+    """
+
+    def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
+        self._prepare(session)
+        self._ledger = ledger
+        self._index = index
 
     @property
-    def id(self) -> str:
-        """Name of the task, as in errors and logs."""
-        return f"{self._ledger.job}-{self._index}"
+    def _owner(self) -> Ledger:
+        return self._ledger
 
-    @property
-    def status(self) -> State:
-        """What has become of it."""
-        return self._ledger.state(self._index)
-
-    @property
-    def worker(self) -> str | None:
-        """The worker that ran it last."""
-        report = self._ledger.report(self._index)
-        return report.worker if report else None
-
-    @property
-    def attempts(self) -> int:
-        """How often it was begun, as far as is known."""
-        report = self._ledger.report(self._index)
-        return report.attempt if report else 0
+    def _report(self) -> RunInfo | None:
+        return self._ledger.report(self._index)
 
     @property
     def logs(self) -> str:
-        """What it printed so far, to standard output and standard error."""
         return self._ledger.output.text(self._index)
 
     @property
     def progress(self) -> tuple[int, int | None] | None:
-        """(items done, items in all) as `track` reports them; None if it does not."""
         return self._ledger.output.progress(self._index)
 
+    def replay(self) -> T:
+        ledger, item = self._ledger, self._index
+        payload = ledger.payload(item)
+        if payload is None:
+            raise NbstreamqError(
+                f"Task {self.id} can't be replayed: its arguments were dropped when the items"
+                " around it were done. Call the function with them instead."
+            )
+        return replay(ledger.fn, payload, item, ledger.options)  # type: ignore[no-any-return]
+
+
+#: States of a `concurrent.futures.Future`.
+_PENDING, _FINISHED, _CANCELLED = "PENDING", "FINISHED", "CANCELLED_AND_NOTIFIED"
+
+
+class CallFuture(TaskFuture[T], Call):
+    """The future of a single call, which holds everything that is known of that call.
+
+    Parameters
+    ----------
+    session
+        Who submits it.
+    fn
+        What is called.
+    args
+        The pickled positional and keyword arguments.
+    """
+
+    def __init__(self, session: Session, fn: Callable[..., T], args: bytes) -> None:
+        # This is `_prepare`, without the call.
+        self._condition = session.condition
+        self._state = _PENDING
+        self._result = None
+        self._exception = None
+        self._session = session
+        self.fn = fn
+        self.args = args
+
+    # -- for the session -----------------------------------------------------------------------
+
     @property
-    def timing(self) -> dict[str, float]:
-        """``started`` (seconds since the epoch) and ``seconds`` of the run that decided it.
+    def n_open(self) -> int:
+        return int(self._state == _PENDING)
 
-        Items of a chunk share those of the chunk.
+    @property
+    def is_over(self) -> bool:
+        return self._state != _PENDING
+
+    def state(self, item: int = 0) -> State:  # noqa: ARG002 - there is only one
+        if self._state == _FINISHED:
+            return State.DONE if self._exception is None else State.FAILED
+        if self._state != _PENDING:
+            return State.CANCELLED
+        is_running = self.news is not None and self.news.kind == "started"
+        return State.RUNNING if is_running else State.WAITING
+
+    def finish(self, value: Any, error: BaseException | None, news: RunInfo) -> None:
+        self.news = news
+        if error is not None:
+            annotate(error, self.index, self.payload(), news, job=self.job, name=self.name)
+        self._end(_FINISHED, value, error)
+
+    def fail(self, error: BaseException, chosen: Sequence[int] | None = None) -> None:  # noqa: ARG002
+        self._end(_FINISHED, None, error)
+        self._session.look_again()
+
+    def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
+        if not list(chosen) or not self._end(_CANCELLED):
+            return ()
+        self._session.look_again()
+        return ONE
+
+    def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:  # noqa: ARG002
+        self._changed = None
+        self._end(_FINISHED, None, error)
+
+    def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
+        with self._condition:
+            if self._changed is None:
+                self._changed = Condition(self._session.calls_lock)
+            return self._changed.wait_for(is_reached, timeout)
+
+    def _end(self, state: str, value: Any = None, error: BaseException | None = None) -> bool:
+        """Write how it ended, and tell everyone who waits for that; False if it had ended before.
+
+        The future's own state changes in one go, so that an exception in between changes nothing.
         """
-        report = self._ledger.report(self._index)
-        return {"started": report.started, "seconds": report.seconds} if report else {}
+        with self._condition:
+            is_first = self._state == _PENDING
+            if is_first:
+                # The state comes last: `result` reads without the lock.
+                self._result, self._exception, self._state = value, error, state
+                if self._has_listeners:
+                    self._tell_waiters()
+            if self._changed is not None:
+                self._changed.notify_all()
+        if self._has_listeners:
+            invoke_callbacks(self)
+        return is_first
 
-    def __repr__(self) -> str:
-        return f"<TaskFuture {self.id} {self._ledger.name}: {self.status}>"
+    def _tell_waiters(self) -> None:
+        """Tell `concurrent.futures.wait` and `as_completed`."""
+        for waiter in self._waiters:
+            if self._state == _CANCELLED:
+                waiter.add_cancelled(self)
+            elif self._exception is not None:
+                waiter.add_exception(self)
+            else:
+                waiter.add_result(self)
 
-    def __reduce__(self) -> Any:
-        return dependency, (dependency_number(self),)
+    # -- for its user --------------------------------------------------------------------------
+
+    @property
+    def _owner(self) -> CallFuture[T]:
+        return self
+
+    @property
+    def id(self) -> str:
+        return f"{self.job}-{self.index}"
+
+    def _report(self) -> RunInfo | None:
+        return self.news
+
+    @property
+    def logs(self) -> str:
+        return self.group.output.text(self.index)
+
+    @property
+    def progress(self) -> tuple[int, int | None] | None:
+        return self.group.output.progress(self.index)
+
+    def replay(self) -> T:
+        return replay(self.fn, self.payload(), self.index, self.group.options)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from ..arguments import check_callable, check_timeout
 from ..errors import NbstreamqError, NotPicklable
 from ..tracebacks import concise, shortened
 from ..wire.messages import State
-from .future import TaskFuture
+from .future import ItemFuture, TaskFuture
 from .ledger import Ledger, RunInfo, error_text
 from .rerun import delete, keep, rerun
 from .session import LOOK_PATIENCE, Session
@@ -108,7 +108,7 @@ class Futures(Generic[T]):
                 self._made = WeakValueDictionary(kept)
             future = self._made.get(index)
             if future is None:
-                future = self._made[index] = TaskFuture(self._session, self._ledger, index)
+                future = self._made[index] = ItemFuture(self._session, self._ledger, index)
                 self._ledger.attach(index, future)
             return future
 

@@ -1,21 +1,18 @@
-"""What is known here of the tasks of a job: written by events, read by futures, jobs and views.
+"""What is known here of the items of a job: written by events, read by futures, jobs and views.
 
-`Ledger` holds the items of one map. `NamedLedger` holds a named job, which other clients may
-extend. `CallLedger` holds single calls in quick succession, which share messages while they are
-short.
+`Ledger` holds the items of one map. `NamedLedger` holds those of a named job, which other clients
+may extend. A single call has no ledger: its future knows all of it, see `future.py`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 import reprlib
 import sys
 import threading
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -28,10 +25,10 @@ from ..locks import Condition
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import size_of
 from ..objects.pickling import load
-from ..objects.references import resolving
+from ..objects.references import Dependent, resolving
 from ..objects.results import load_outcomes
 from ..tracebacks import trace_of
-from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of, size
+from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.records import Chunk, JobRecord
 
@@ -146,13 +143,18 @@ class Payload(NamedTuple):
     def arguments(self, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of an item of the job."""
         loaded = load(self.args)
-        if self.call == "calls":
-            loaded = load(loaded[item - self.n])
-        if self.call in ("apply", "calls"):
+        if isinstance(loaded, Dependent):
+            loaded = load(loaded.args)
+        if self.call == "apply":
             args, kwargs = loaded
             return args, kwargs
         value = loaded[item - self.n]
         return (tuple(value) if self.call == "starmap" else (value,)), {}
+
+    def results(self) -> list[Any]:
+        """Return the results of other tasks that the arguments need."""
+        loaded = load(self.args) if self.call == "apply" else None
+        return [load(result) for result in loaded.results] if isinstance(loaded, Dependent) else []
 
     def describe(self, item: int, name: str) -> str:
         """Return the call of an item as people write it, abbreviated."""
@@ -268,11 +270,13 @@ logger = logging.getLogger("concurrent.futures")
 
 
 def invoke_callbacks(future: Any) -> None:
-    """Call the callbacks of a future that is over.
+    """Call the callbacks of a future that is over, each once.
 
     `concurrent.futures` does it alike, but fails itself if an error can't be shown in a log.
     """
-    for callback in future._done_callbacks:  # noqa: SLF001
+    callbacks = future._done_callbacks  # noqa: SLF001
+    while callbacks:
+        callback = callbacks.pop(0)
         try:
             callback(future)
         except Exception as error:  # noqa: BLE001 - of a user
@@ -333,8 +337,87 @@ _STRETCH = 10_000
 _N_ANNOTATED = 100
 
 
-class Ledger:
-    """The tasks of one job.
+class Outstanding:
+    """What a session has sent, and what has not ended yet: a single call, or the items of a map.
+
+    Attributes
+    ----------
+    job
+        Its id, by which events find it.
+    name
+        Name of the function, for people.
+    fn
+        The function.
+    lane
+        Where its tasks wait.
+    outer
+        In a worker, the task that submitted it.
+    title
+        The name that people gave the job; empty: none.
+    growing
+        Whether more items may come.
+    n_when_empty
+        How many were open when nothing was found on the server; -1: something was found.
+    """
+
+    job: str
+    name: str
+    fn: Callable[..., Any]
+    lane: str
+    outer: object
+    title = ""
+    growing = False
+    n_when_empty = -1
+    _changed: threading.Condition | None = None
+
+    @property
+    def n_items(self) -> int:
+        """How many items there are so far."""
+        raise NotImplementedError
+
+    @property
+    def n_open(self) -> int:
+        """How many of them are not over."""
+        raise NotImplementedError
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all items are over, and no more come."""
+        raise NotImplementedError
+
+    def check_over(self) -> bool:
+        """Return `is_over`; a method, to wait for."""
+        return self.is_over
+
+    def state(self, item: int) -> State:
+        raise NotImplementedError
+
+    def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `is_reached`, for at most `timeout` seconds; return whether it is."""
+        raise NotImplementedError
+
+    def delay(self) -> str:
+        """Return why the job is stalled, if the cause is not a lack of workers."""
+        return ""
+
+    def fail(self, error: BaseException, chosen: Sequence[int] | None = None) -> None:
+        """Fail those of the `chosen` items that are not over; None: of all."""
+        raise NotImplementedError
+
+    def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
+        """Mark items as cancelled; return those that were not over yet."""
+        raise NotImplementedError
+
+    def stop_growing(self) -> None:
+        """Say that no more items come."""
+
+    def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:
+        """Fail what is open, in a forked process: the thread that held the old lock is gone."""
+        raise NotImplementedError
+
+
+class Ledger(Outstanding):
+    """The items of one map.
 
     Safe to use from several threads; futures are resolved in the thread that applies the event.
 
@@ -349,35 +432,18 @@ class Ledger:
     lane
         Where its tasks wait.
     lock
-        Held only for moments, so that many ledgers may share it.
+        Held only for moments, so that everything of a session may share it.
     """
 
-    # A single call has one, too: what most of those never need, is made when it is needed.
-    n_over = 0
-    n_reruns = 0  #: how often items that had ended were run again
-    #: The name that people gave the job; empty: none.
-    title = ""
     options = Options()
-    held: object = None  #: for the large values in it: the function as it was pickled
+    #: The function as it was pickled; keeps the large values alive that it refers to.
+    function: FunctionPickle | None = None
+    #: Gets the name and the event when items print. A view that shows the output replaces it.
+    show: Callable[[str, Event], object] = staticmethod(echo)
+    #: Called after each change: a thread that reads events waits for more than those.
+    wake: Callable[[], object] | None = None
     #: The last entry of a named job's events that was read.
     position = b"0"
-    growing = False  #: whether more items may come
-    #: How many were over when nothing was found on the server; -1: something was.
-    n_when_empty = -1
-    #: Gets the name and the event when items print; who shows that elsewhere takes its place.
-    show: Callable[[str, Event], object] = staticmethod(echo)
-    outer: object = None  # in a worker: the task in which the job was made
-    #: Called after each change: who reads events waits for more than those.
-    wake: Callable[[], object] | None = None
-    _changed: threading.Condition | None = None
-    _over_callbacks: tuple[Callable[[], object], ...] = ()
-    _order: list[range] | None = None
-    _reports: list[RunInfo] | None = None
-    _errors: dict[int, BaseException] | None = None
-    #: Item -> the news that it failed, until its error is asked for: all of a large job may fail,
-    #: and to show an item takes the user's own code.
-    _unread: dict[int, RunInfo] | None = None
-    _output: Output | None = None
 
     def __init__(
         self,
@@ -391,9 +457,22 @@ class Ledger:
         self.name = name
         self.fn = fn
         self.lane = lane
+        self.outer: object = None
+        self.n_over = 0
+        #: How often items that had ended were run again.
+        self.n_reruns = 0
         self._lock = lock or threading.RLock()
         self._states = bytearray()
         self._values: list[Any] = []
+        self._errors: dict[int, BaseException] = {}
+        #: Item -> the news that it failed, until its error is asked for: all items of a large job
+        #: may fail, and to describe an item runs the user's own code.
+        self._unread: dict[int, RunInfo] = {}
+        self._reports: list[RunInfo] = []
+        #: What the items printed and reported so far.
+        self.output = Output()
+        self._order: list[range] | None = None
+        self._over_callbacks: tuple[Callable[[], object], ...] = ()
         self._futures: dict[int, Future[Any]] = {}
         self._payloads: list[Payload] = []
 
@@ -403,12 +482,22 @@ class Ledger:
     # -- reading -------------------------------------------------------------------------------
 
     @property
+    def n_items(self) -> int:
+        return len(self._states)
+
+    @property
+    def n_open(self) -> int:
+        return len(self._states) - self.n_over
+
+    @property
     def is_over(self) -> bool:
         return not self.growing and self.n_over == len(self._states)
 
-    def check_over(self) -> bool:
-        """Return `is_over`; a method, to wait for."""
-        return self.is_over
+    def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
+        with self._lock:
+            if self._changed is None:
+                self._changed = Condition(self._lock)
+            return self._changed.wait_for(is_reached, timeout)
 
     def ended(self) -> list[range]:
         """Return the items that are over, and from now on in the order in which they end."""
@@ -445,31 +534,25 @@ class Ledger:
         return self._values[item : item + n]
 
     def error(self, item: int) -> BaseException | None:
-        error = (self._errors or {}).get(item)
+        error = self._errors.get(item)
         return None if error is None else self._complete(item, error)
 
     def errors(self, most: int | None = None) -> dict[int, BaseException]:
         """Return item -> exception of those that failed, in order; of `most` of them, if given."""
-        known = self._errors or {}
+        known = self._errors
         found = {item: known[item] for item in sorted(known)[:most]}
         for item in islice(found, _N_ANNOTATED):
             self._complete(item, found[item])
         return found
 
-    @property
-    def output(self) -> Output:
-        """What the items printed and reported so far."""
-        self._output = self._output or Output()
-        return self._output
-
     def report(self, item: int) -> RunInfo | None:
         """Return the last news of the item."""
-        known = reversed(self._reports or ())
+        known = reversed(self._reports)
         return next((r for r in known if any(item - r.n in part for part in r.span)), None)
 
     def reports(self, first: int) -> list[RunInfo]:
         """Return all news from number `first` on, in the order in which they came."""
-        return (self._reports or [])[first:]
+        return self._reports[first:]
 
     def payload(self, item: int) -> Payload | None:
         """Return what was sent for the item; None once its chunk is done and was dropped."""
@@ -478,22 +561,7 @@ class Ledger:
                 return payload
         return None
 
-    def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until `is_reached`, for at most `timeout` seconds; return whether it is."""
-        with self._lock:
-            if self._changed is None:
-                self._changed = Condition(self._lock)
-            return self._changed.wait_for(is_reached, timeout)
-
     # -- writing -------------------------------------------------------------------------------
-
-    def delay(self) -> str:
-        """Return why nothing more may happen, if that is not for want of a worker."""
-        return ""
-
-    def expects(self, event: Event) -> bool:
-        """Return whether the event concerns items that there are."""
-        return event.n + event.span[-1].stop <= len(self)
 
     def rerun(self, chosen: Iterable[int]) -> None:
         """Have items that failed, or were cancelled, wait again; others are left as they are."""
@@ -507,8 +575,8 @@ class Ledger:
                 if self._states[item] in (_FAILED, _CANCELLED):
                     self._states[item] = _WAITING
                     self.n_over -= 1
-                    (self._errors or {}).pop(item, None)
-                    (self._unread or {}).pop(item, None)
+                    self._errors.pop(item, None)
+                    self._unread.pop(item, None)
 
     def begin(self, payload: Payload) -> None:
         """Have just the items of `payload`; those there were have not been sent."""
@@ -547,6 +615,10 @@ class Ledger:
         """Return the value of an item and forget it."""
         value, self._values[item] = self._values[item], None
         return value
+
+    def expects(self, event: Event) -> bool:
+        """Return whether the event concerns items that there are."""
+        return event.n + event.span[-1].stop <= len(self)
 
     def apply(self, event: Event) -> None:
         """Take note of what happened."""
@@ -625,37 +697,35 @@ class Ledger:
                     self._states[event.n + item] = code
 
     def _cancelled(self, event: Event) -> None:
-        self.cancel(event.n + item for item in items(event.span))
+        self.mark_cancelled(event.n + item for item in items(event.span))
 
-    def cancel(self, chosen: Iterable[int]) -> ItemRanges:
-        """Mark items as cancelled; return those that were not over yet."""
+    def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
         newly = [i for i in chosen if not self.has_ended(i) and self._end(i, _CANCELLED)]
         self._resolve_all(newly)
         self._tell()
         return ranges_of(newly)
 
-    def cancelled(self) -> ItemRanges:
+    def cancelled_items(self) -> ItemRanges:
         """Return all cancelled items."""
         return ranges_of(i for i, code in enumerate(self._states) if code == _CANCELLED)
 
-    def fail(self, chosen: Sequence[int], error: BaseException) -> None:
-        """Fail those of the items that are not over."""
+    def fail(self, error: BaseException, chosen: Sequence[int] | None = None) -> None:
+        chosen = range(len(self)) if chosen is None else chosen
         for item in chosen:
             self._end(item, _FAILED, None, error)
         self._resolve_all(chosen)
         self._tell()
 
     def give_up(self, event: Event, error: BaseException) -> None:
-        """Have what an event ended be over, though it can't be taken in: with `error`."""
+        """Fail with `error` what an event has ended that can't be taken in."""
         if event.kind in ("finished", "cancelled"):
             there = range(len(self))[event.n :]
-            self.fail([i for part in event.span for i in there[part.start : part.stop]], error)
+            self.fail(error, [i for part in event.span for i in there[part.start : part.stop]])
 
     def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:
-        """Fail what is open, in a forked process: who held the old lock is gone."""
         self._lock, self._changed = lock, None
         self.growing = False
-        self.fail(range(len(self)), error)
+        self.fail(error)
 
     def _end(
         self,
@@ -675,9 +745,7 @@ class Ledger:
             self._values[item] = value
             if error is not None:
                 if report is not None:
-                    self._unread = self._unread or {}
                     self._unread[item] = report
-                self._errors = self._errors or {}
                 self._errors[item] = error
             self._states[item] = code
             self.n_over += 1
@@ -687,7 +755,7 @@ class Ledger:
 
     def _complete(self, item: int, error: BaseException) -> BaseException:
         """Add to an error what only this side knows, once it is asked for."""
-        if report := (self._unread or {}).pop(item, None):
+        if report := self._unread.pop(item, None):
             annotate(error, item, self.payload(item), report, job=self.job, name=self.name)
         return error
 
@@ -696,12 +764,11 @@ class Ledger:
         resolve(future, self._values[item], self.error(item), is_cancelled=is_cancelled)
 
     def _note(self, event: Event) -> RunInfo:
-        self._reports = self._reports or []
         self._reports.append(report := RunInfo.about(event))
         return report
 
     def _drop_payload(self, event: Event) -> None:
-        """Forget the arguments of a chunk whose items are all done; a single call keeps them."""
+        """Forget the arguments of a chunk whose items are all done; a single item keeps them."""
         if len(self) == 1:
             return
         payload = self.payload(event.n)
@@ -809,9 +876,7 @@ class NamedLedger(Ledger):
     def delay(self) -> str:
         if not self._exists():
             self.growing = False
-            self.fail(
-                range(len(self)), JobNotFound(f"Job {self.title!r} was deleted, or replaced.")
-            )
+            self.fail(JobNotFound(f"Job {self.title!r} was deleted, or replaced."))
         if self.growing and self.n_over == len(self):
             return (
                 f"job {self.title!r} has no end: its client is still submitting, or stopped before"
@@ -850,7 +915,7 @@ class NamedLedger(Ledger):
 
     def _cancelled(self, event: Event) -> None:
         there = range(event.n, len(self))  # the event may mean more than there is
-        self.cancel(i for part in event.span for i in there[part.start : part.stop])
+        self.mark_cancelled(i for part in event.span for i in there[part.start : part.stop])
 
     def _rerun(self, event: Event) -> None:
         self.rerun(items(event.span))
@@ -863,149 +928,3 @@ class NamedLedger(Ledger):
         "cancelled": _cancelled,
         "rerun": _rerun,
     }
-
-
-#: Most calls in a ledger: what is known of one is kept as long as the future of any.
-MAX_CALLS = 1000
-#: Bytes of pickled arguments up to which a call may share a ledger and a message.
-SMALL_BYTES = 4096
-#: Seconds of work that a message may hold: what is behind a long call in it waits for that one.
-AIM = 0.002
-#: By what part of the difference the expected time of a call follows that of the last message, up
-#: and down. One message may have had to wait for the processor: with more up, messages shrink for
-#: nothing. Long calls count more than short ones: with more down, more waits behind them.
-RISE, FALL = 1 / 8, 1 / 100
-#: Of so many first messages the shortest counts: calls in the others may have imported something.
-N_FIRST = 4
-#: Seconds that a call is thought to take at least.
-SHORTEST = 1e-6
-#: Most calls in a message; more save little.
-MOST = 100
-#: Bytes of arguments in a message: a dead letter that is larger can't be tried again.
-MOST_BYTES = 2**15
-#: A message takes at most one of so many waiting calls, so that each worker gets some.
-SHARE = 4
-
-
-class CallPace:
-    """Learns how long the calls of a function take."""
-
-    def __init__(self) -> None:
-        self._expected = float("inf")
-        self._n_known = 0
-
-    def took(self, seconds: float, n: int) -> None:
-        """Learn that the `n` calls of a message took `seconds`."""
-        mean = max(seconds / n, SHORTEST)
-        self._n_known += 1
-        if self._n_known <= N_FIRST:
-            self._expected = min(self._expected, mean)
-        else:
-            self._expected += (mean - self._expected) * (RISE if mean > self._expected else FALL)
-
-    @property
-    def most(self) -> int:
-        """How many calls a message may hold: one until it is known that they are short."""
-        return max(1, min(MOST, int(AIM / self._expected)))
-
-
-class Kind(NamedTuple):
-    """What the calls of a ledger have in common."""
-
-    fn: Callable[..., Any]
-    function: FunctionPickle
-    lane: str
-    options: Options
-    outer: object
-
-    def is_like(self, other: Kind) -> bool:
-        return (
-            self.fn is other.fn
-            and self.outer is other.outer
-            # The same object: one that captures something mutable is pickled anew, and each of its
-            # calls finds that as it was, being a job of its own.
-            and self.function is other.function
-            and self.lane == other.lane
-            and (self.options is other.options or self.options == other.options)
-        )
-
-
-class CallLedger(Ledger):
-    """Calls of one kind, each with its future."""
-
-    kind: Kind
-    #: How many of them a message shall hold.
-    pace: CallPace
-
-    def __init__(self, *about: Any) -> None:
-        super().__init__(*about)
-        self._arguments: list[bytes] = []
-
-    def add_call(self, data: bytes) -> int:
-        """Add a call, of which `data` are the arguments; return its number."""
-        with self._lock:
-            item = len(self._states)
-            self._arguments.append(data)
-            self._states.append(0)  # it waits
-            self._values.append(None)
-            return item
-
-    def payload(self, item: int) -> Payload:
-        return Payload(item, 1, "apply", self._arguments[item])
-
-    def apply(self, event: Event) -> None:
-        if event.kind == "finished":
-            self.pace.took(event.seconds, size(event.span))
-        super().apply(event)
-
-    def _resolve(self, item: int, future: Any) -> None:
-        super()._resolve(item, future)
-        self._values[item] = None  # the future has it, and may be gone before this is
-
-    def _drop_payload(self, event: Event) -> None:
-        """Keep it, for `TaskFuture.replay`."""
-
-
-class Call(NamedTuple):
-    """A call on its way to the server: its number, its arguments, and seconds to wait."""
-
-    ledger: CallLedger
-    item: int
-    args: bytes
-    delay: float
-
-    @property
-    def at_once(self) -> bool:
-        """Whether to send it by itself now: no other call of its ledger is open."""
-        return len(self.ledger) - self.ledger.n_over == 1
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.args) + 300
-
-    def fail(self, error: BaseException) -> None:
-        self.ledger.fail([self.item], error)
-
-
-def gather(queue: deque[Any]) -> list[Call]:
-    """Return the calls for the next message: the first of `queue`, which keeps them."""
-    calls: list[Call] = [queue[0]]
-    ledger = calls[0].ledger
-    most, n_bytes = min(ledger.pace.most, (len(queue) - 1) // SHARE), len(calls[0].args)
-    while len(calls) < most and type(call := queue[len(calls)]) is Call and call.ledger is ledger:
-        n_bytes += len(call.args)
-        # Not the next one: another thread was in between.
-        if call.item != calls[-1].item + 1 or n_bytes > MOST_BYTES:
-            break
-        calls.append(call)
-    return calls
-
-
-def task_of_calls(calls: list[Call]) -> Task:
-    """Return the message for successive calls."""
-    ledger, item, args, _ = calls[0]
-    payload = Payload(item, 1, "apply", args)
-    if len(calls) > 1:
-        together = pickle.dumps([call.args for call in calls], 5)
-        payload = Payload(item, len(calls), "calls", together)
-    return payload.task(ledger.job, ledger.kind.function, ledger.kind.options)

@@ -16,7 +16,7 @@ from ..wire.messages import Options, State
 from ..wire.records import Chunk, JobRecord
 from ..wire.replies import printable
 from ..wire.store import Store
-from .channel import Order
+from .channel import Command
 from .future import stored_function
 from .job import Futures, Job
 from .ledger import NamedLedger, Payload
@@ -260,10 +260,10 @@ def _append(
 
     def fail(error: BaseException) -> None:
         # All of it here, so that the next call looks what the server has, and goes on from there.
-        ledger.fail(range(len(ledger)), error)
+        ledger.fail(error)
         session.stop_growing(ledger)
 
-    session.send(Order(carry_out, fail, 2 * len(data) + 500))
+    session.send(Command(carry_out, fail, 2 * len(data) + 500))
 
 
 def _close(session: Session, ledger: NamedLedger) -> None:
@@ -272,4 +272,4 @@ def _close(session: Session, ledger: NamedLedger) -> None:
     def carry_out(store: Store) -> None:
         store.close_job(ledger.job, n_items)
 
-    session.send(Order(carry_out, lambda _: None))
+    session.send(Command(carry_out, lambda _: None))

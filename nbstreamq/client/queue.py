@@ -48,11 +48,10 @@ from ..wire.messages import Options
 from ..wire.signing import Signer
 from ..wire.store import Store
 from ..wire.trust import choose_secret
-from ..worker_context import host, outer_task
+from ..worker_context import host
 from .everywhere import everywhere
-from .future import TaskFuture
+from .future import CallFuture, TaskFuture
 from .job import Job
-from .ledger import Call, Kind
 from .session import LOOK_PATIENCE, Session
 from .status import (
     DeadLetters,
@@ -67,8 +66,6 @@ from .status import (
 )
 from .submit import (
     InputFeeder,
-    give_up,
-    open_call,
     opening,
     pace_of,
     recall,
@@ -375,42 +372,47 @@ class TaskQueue(Executor, TaskOnly):
             After `shutdown`, or in a forked process.
         """
         __tracebackhide__ = True  # IPython leaves such frames out
-        session = self._session
-        generators: list[Any] = []
+        session, options, worker = self._session, self._options, host()
         try:
             if not callable(fn):
                 check_callable("fn", fn)
             function = session.pickle_function(fn)
-            writer, needed = session.large.value_store, list[Any]()
-            data = dump_plain_call(args, kwargs, writer.min_external_bytes)
+            data = dump_plain_call(args, kwargs, session.large.value_store.min_external_bytes)
+            needed: list[TaskFuture[Any]] = []
             if data is None:
-                what = f"an argument of {function.name}()"
-                with collecting_futures() as needed:
-                    data = dump((args, kwargs), what, writer, generators=generators)
+                data, needed = self._pickle_arguments(function.name, args, kwargs)
         except BaseException as error:  # noqa: BLE001 - raised again
             raise shortened(error)  # noqa: B904 - it is the same error
-        if generators:
-            session.repeats.argument(function.name, generators)
-        options, ledger = self._options, None
-        alone = bool(needed or options.cache or options.delay)
-        kind = Kind(fn, function, self._lane(), options, outer_task())
+        call: CallFuture[T] | None = None
+        is_plain = not (needed or options.cache or options.delay)
         try:
             with uninterrupted() as shield:
-                ledger, item = open_call(session, kind, data, alone=alone)
-                call = Call(ledger, item, data, options.delay)
-                future: TaskFuture[T] = TaskFuture(session, ledger, item)
-                ledger.attach(item, future)
+                lane = options.lane or self._lane()
+                call = CallFuture(session, fn, data)
+                session.add_call(call, function, lane, options, worker, is_plain)
                 if not needed and not options.cache:
-                    session.send(call, shield)
+                    session.send_call(call, shield)
             if needed:
                 submit_when_done(session, call, needed)
-            elif options.cache and not recall(session, ledger, fn, (args, kwargs), future):
-                session.send(call)
+            elif options.cache and not recall(session, call, (args, kwargs)):
+                session.send_call(call)
         except BaseException:
-            if ledger is not None:
-                give_up(session, ledger, [item])
+            if call is not None and call.job:
+                session.cancel(call, [0])
             raise
-        return future
+        return call
+
+    def _pickle_arguments(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, list[TaskFuture[Any]]]:
+        """Return the arguments of a call, pickled, and the futures among them."""
+        session, generators = self._session, list[Any]()
+        what, store = f"an argument of {name}()", session.large.value_store
+        with collecting_futures() as needed:
+            data = dump((args, kwargs), what, store, generators=generators)
+        if generators:
+            session.repeats.argument(name, generators)
+        return data, needed
 
     @concise
     def map(
@@ -655,7 +657,7 @@ class TaskQueue(Executor, TaskOnly):
     def status(self) -> QueueStatus:
         """Return what is known of the queue now."""
         session, url = self._session, str(self._url)
-        n_open, trouble = len(session.open_ledgers()), str(session.trouble or "")
+        n_open, trouble = len(session.outstanding), str(session.trouble or "")
         found = session.ask(
             lambda store: queue_status(store, url, n_open, trouble, stranded(session, store)),
             patience=LOOK_PATIENCE,

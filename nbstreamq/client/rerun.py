@@ -18,7 +18,7 @@ from ..wire.records import DeadEntry, JobRecord
 from ..wire.store import Store
 from .ledger import Ledger, NamedLedger, Payload
 from .session import Session
-from .submit import submit, task_of
+from .submit import task_of
 
 
 def keep(session: Session, ledger: Ledger) -> None:
@@ -129,7 +129,7 @@ def _rerun_here(
     ledger.rerun(chosen)
     session.register(ledger)
     for task in tasks:
-        submit(session, ledger, task, 0.0)
+        session.submit(ledger, task, 0.0)
 
 
 def _rerun_named(

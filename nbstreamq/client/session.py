@@ -2,7 +2,10 @@
 
 ::
 
-    submit ──> Sender ──> server ──> Listener ──> Ledger ──> futures, jobs
+    submit ──> Sender ──> server ──> Listener ──> Session.outstanding ──> futures, jobs
+
+Whatever was sent and has not ended is in one dict, `outstanding`, under the id that its events
+carry: the ledger of a map, or the futures of single calls in quick succession.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from .. import locks
 from ..errors import DataDamaged, NbstreamqError, QueueClosed, ServerUnreachable
@@ -28,19 +31,18 @@ from ..home import Home
 from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
-from ..objects.large_values import Tell, ValueBackend, refers, refers_to_server
+from ..objects.large_values import Tell, ValueBackend, refers
 from ..tracebacks import shortened, trace_of
 from ..wire.connection import RECONNECT
-from ..wire.item_ranges import EVERYTHING, size
-from ..wire.keys import is_named
-from ..wire.messages import Event
+from ..wire.item_ranges import EVERYTHING, ItemRanges, size
+from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
-from ..worker_context import host, outer_task
-from .channel import DataLossCheck, Entry, Listener, Order, Sender
+from ..worker_context import WorkerContext, host, outer_task
+from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
+from .channel import Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
-from .ledger import Call, CallLedger, CallPace, Ledger
+from .ledger import Ledger, Outstanding, echo
 from .waiting import (
-    WaitTarget,
     Warner,
     explain,
     help_until,
@@ -178,7 +180,6 @@ REMINDER = 60.0
 PAUSE = 0.01
 #: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
-L = TypeVar("L", bound=Ledger)
 _KIND_CLOSE, _KIND_LOOK = "close", "look"
 
 
@@ -224,15 +225,15 @@ class Session:
         self._revive = revive
         self._store = store
         self.encode_task = store.encode_task
-        self._store_lock = threading.Lock()
-        self._lock = threading.Lock()
-        self._ledgers_lock = threading.RLock()
-        #: Of all futures: held for moments only.
-        self.condition = Condition(self._ledgers_lock)
+        self._store_lock, self._lock = threading.Lock(), threading.Lock()
+        #: Of all calls and jobs, held for moments only; and the same as futures need it.
+        self.calls_lock = threading.RLock()
+        self.condition = Condition(self.calls_lock)
         self._numbers = itertools.count(1)
-        self.calls: CallLedger | None = None  #: what the next call may join
-        self.pace = "", CallPace()  #: of the last function that was called, by its digest
-        self._ledgers: dict[str, Ledger] = {}
+        #: What is not over, by the job id that its events carry.
+        self.outstanding: dict[str, Calls | Ledger] = {}
+        #: What the next call may join.
+        self._calls: Calls | None = None
         self._set_ups: dict[str, Ledger] = {}
         self.warn = Warner().say
         self._state, self._has_ended = "open", locks.Event()
@@ -242,8 +243,8 @@ class Session:
             self.id,
             on_trouble=self._on_trouble,
             memory=self._memory,
-            meanwhile=self._ask,
             on_forgotten=self._on_forgotten,
+            on_refused=self.fail,
         )
         try:
             self.large = LargeValues(self, self._sender, place)
@@ -256,22 +257,25 @@ class Session:
         self._listener = Listener(
             store.clone(),
             self.id,
-            deliver=self._deliver,
+            deliver=self.take,
             on_fault=self._on_fault,
             on_delivered=self._on_delivered,
             on_trouble=self._on_trouble,
-            is_far=lambda event: refers_to_server(event.body),
         )
+        self._sender.meanwhile = self._listener.ask
         follow(self)
 
     # -- submitting ----------------------------------------------------------------------------
 
-    def new_ledger(self, fn: Callable[..., Any], name: str, lane: str, kind: type[L]) -> L:
+    def new_id(self, worker: WorkerContext | None) -> str:
+        """Return the id of a new job; `worker` is the one that this process is, if it is one."""
+        job = f"{self.id}.{next(self._numbers)}"
+        # Workers that may run a task may run what it submits, too.
+        return job if worker is None else f"{job}@{worker.home()}"
+
+    def new_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
         """Return the ledger of a new job, to `register` when it is growing or has an item."""
-        job, worker = f"{self.id}.{next(self._numbers)}", host()
-        if worker is not None:  # where a task may run, what it submits may, too
-            job += f"@{worker.home()}"
-        ledger = kind(job, name, fn, lane, self._ledgers_lock)
+        ledger = Ledger(self.new_id(host()), name, fn, lane, self.calls_lock)
         ledger.outer = outer_task()
         return ledger
 
@@ -290,41 +294,113 @@ class Session:
         words += ["--lane", lane] if lane else []
         return f"cd {shlex.quote(folder)} && {shlex.join(words)}" if folder else shlex.join(words)
 
-    def join(self, ledger: CallLedger, data: bytes) -> int | None:
-        """Add a call to a job and return its number; None if the job is over."""
+    def add_call(  # noqa: PLR0917 - by keyword it would take longer
+        self,
+        call: Call,
+        function: FunctionPickle,
+        lane: str,
+        options: Options,
+        worker: WorkerContext | None,
+        is_plain: bool,
+    ) -> None:
+        """Give a call its job id and number, and have it told of its events.
+
+        Parameters
+        ----------
+        worker
+            The one that this process is, if it is one.
+        is_plain
+            Whether it may share a job id with other calls.
+        """
+        outer = None if worker is None else worker.task()
+        # A message that refers to large values must not live as long as other calls.
+        is_plain &= (
+            len(call.args) <= SMALL_BYTES and type(call.args) is type(function.data) is bytes
+        )
         with self._lock:
-            self.check_open()
-            return ledger.add_call(data) if ledger.job in self._ledgers else None
+            if self._state != "open":
+                self.check_open()
+            group = self._calls
+            if (
+                group is None
+                or not is_plain
+                # The same object: a function that captures something mutable is pickled for each
+                # call, and each of its calls finds that as it was, in a job of its own.
+                or group.function is not function
+                or group.outer is not outer
+                or group.lane != lane
+                or group.options != options
+                or group.n >= MAX_CALLS
+            ):
+                last, group = group, Calls(self.new_id(worker), function, lane, options, outer)
+                if last is not None and last.function.digest == function.digest:
+                    group.pace = last.pace
+                self._calls = group if is_plain else last
+            call.group, call.index = group, group.n
+            call.job, call.name, call.lane = group.job, function.name, lane
+            if outer is not None:
+                call.outer = outer
+            group.n += 1
+            group.open[call.index] = call
+            self.outstanding[group.job] = group
+
+    def send_call(self, call: Call, shield: uninterrupted | None = None) -> None:
+        """Send a call that was added; `shield` is around it already, see `uninterrupted`."""
+        immediate = len(self.outstanding) == len(call.group.open) == 1
+        self._sender.send(call, shield, immediate=immediate)
 
     def register(self, ledger: Ledger, after: bytes | None = None) -> None:
-        """Have `ledger` told of its job's events; of a named job's, behind the entry `after`."""
-        ledger.wake = self._listener.look_again
+        """Have a job told of its events; a named one, of what is behind the entry `after`."""
+        ledger.wake = self.look_again
         with self._lock:
             self.check_open()
-            self._ledgers[ledger.job] = ledger
+            self.outstanding[ledger.job] = ledger
         if after is not None:
             self._listener.follow(ledger.job, after)
-            # The request that is under way knows nothing of it: an event ends that.
+            # The request that is under way does not include it: an event ends that request.
             look = Event(kind=_KIND_LOOK, job=self.id, n=0, worker="")
-            self.send(Order(lambda store: store.publish([look], own=True), lambda _: None))
+            self.send(Command(lambda store: store.publish([look], own=True), _ignore))
 
     def ledger(self, job: str) -> Ledger | None:
         """Return the ledger of a job that is not over."""
-        return self._ledgers.get(job)
+        found = self.outstanding.get(job)
+        return found if isinstance(found, Ledger) else None
 
     def pickle_function(self, fn: Callable[..., Any], *, durable: bool = False) -> FunctionPickle:
         """Return `fn` pickled, once it is on its way to the server; `durable`: to outlive us."""
-        self.check_open()
-        self.start_workers()
+        if self._state != "open":
+            self.check_open()
+        if self._n_workers:
+            self.start_workers()
         return self._functions.pickle(fn, durable=durable)
 
-    def send(self, item: Entry | Call | Order, shield: uninterrupted | None = None) -> None:
-        """Send something to the server, in its turn; `shield` is the caller's, if he has one."""
-        alone = len(self._ledgers) == 1 and (isinstance(item, Order) or item.at_once)
-        self._sender.put(item, shield, alone=alone)
+    def submit(self, ledger: Ledger, task: Task, delay: float, *, immediate: bool = False) -> None:
+        """Send items of a job; they fail if the server refuses them.
 
-    def _ask(self) -> None:
-        self._listener.ask()
+        Parameters
+        ----------
+        task
+            Their message.
+        delay
+            Seconds before they may start.
+        immediate
+            Whether a worker may have nothing else to do.
+        """
+        fields = self.encode_task(task)
+        n_bytes = len(task.args) + MESSAGE_BYTES
+        chosen = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
+        self._sender.send(
+            Submission(ledger.lane, delay, fields, n_bytes, ledger, chosen),
+            immediate=immediate and len(self.outstanding) == 1,
+        )
+
+    def send(self, command: Command) -> None:
+        """Have a command carried out, in its turn."""
+        self._sender.send(command, immediate=len(self.outstanding) == 1)
+
+    def look_again(self) -> None:
+        """Wake the caller that reads events: what it waits for may have come without one."""
+        self._listener.look_again()
 
     def stop_growing(self, ledger: Ledger) -> None:
         """Say that no more calls of the job come."""
@@ -333,33 +409,57 @@ class Session:
 
     def tell(self, do: Callable[[Store], object], size: int) -> None:
         """Have something done at the server, in its turn, that sends `size` bytes."""
-        self._sender.put(Order(do, self._on_refusal, size), alone=not self._ledgers)
+        self._sender.send(Command(do, self._on_refusal, size), immediate=not self.outstanding)
 
-    def set_up(self, ledger: Ledger, order: Order) -> None:
-        """Send the order of a set-up, and go on to show what those that join later print of it."""
+    def set_up(self, ledger: Ledger, command: Command) -> None:
+        """Send a set-up, and go on to show what workers that join later print of it."""
         self._set_ups[ledger.job] = ledger
-        self._sender.put(order)
+        self._sender.send(command)
 
-    def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None:
+    def fail(
+        self, row: Calls | Ledger, error: BaseException, chosen: Sequence[int] | None = None
+    ) -> None:
+        """Fail those of the `chosen` items that are not over; None: all of them."""
+        if isinstance(row, Calls):
+            row.fail(error, list(row.open) if chosen is None else chosen)
+        else:
+            row.fail(error, chosen)
+        self._retire(row)
+
+    def cancel(self, what: Outstanding, chosen: Iterable[int]) -> None:
         """Cancel items: here at once, on the workers soon."""
         self._check_owner()
+        if self._state == "closed":
+            return
+        if isinstance(what, Call):
+            self._cancel(what.group, what, [what.index for _ in chosen])
+        elif isinstance(what, Ledger):
+            self._cancel(what, what, chosen)
+
+    def _cancel(self, row: Calls | Ledger, what: Outstanding, chosen: Iterable[int]) -> None:
         # The server may hear of it late, or twice: then it must not stop what was run again since.
-        run = ledger.n_reruns if ledger.title else None
-        if self._state != "closed" and (newly := ledger.cancel(chosen)):
-            said = locks.Event()
+        run = what.n_reruns if isinstance(what, Ledger) and what.title else None
+        if newly := row.mark_cancelled(chosen):
+            self._tell_of_cancel(row, what, newly, run)
+        self._retire(row)
 
-            def carry_out(store: Store) -> None:
-                if not store.cancel(ledger.job, ledger.cancelled(), newly, run=run):
-                    self.warn(
-                        f"Job {ledger.title!r} was not cancelled: another client had run it again"
-                        f" before the server heard of it. q.attach({ledger.title!r}) shows it."
-                    )
-                said.set()
+    def _tell_of_cancel(
+        self, row: Calls | Ledger, what: Outstanding, newly: ItemRanges, run: int | None
+    ) -> None:
+        said = locks.Event()
 
-            self._sender.put(Order(carry_out, lambda e: self.warn(str(e))), alone=True)
-            # Who has cancelled a call that waits may rely on it that it never begins.
-            said.wait(FAREWELL)
-        self._retire(ledger)
+        def carry_out(store: Store) -> None:
+            if not store.cancel(row.job, row.cancelled_items(), newly, run=run):
+                self.warn(
+                    f"Job {what.title!r} was not cancelled: another client had run it again"
+                    f" before the server heard of it. q.attach({what.title!r}) shows it."
+                )
+            said.set()
+
+        command = Command(carry_out, lambda error: self.warn(str(error)))
+        self._sender.send(command, immediate=True)
+        # A call that was still waiting must not begin after `cancel` has returned.
+        said.wait(FAREWELL)
 
     def start_workers(self) -> None:
         """Start the local workers that a queue starts by itself, if it has not yet."""
@@ -382,47 +482,44 @@ class Session:
     @interruptible
     def wait_until(
         self,
-        ledger: Ledger,
+        what: Outstanding,
         is_reached: Callable[[], bool],
         timeout: float | None,
         *,
-        item: int | None = None,
-        beside: Sequence[Ledger] = (),
+        beside: Sequence[Outstanding] = (),
     ) -> bool:
-        """Wait until `is_reached`, which an event of `ledger` brings about; return whether it is.
+        """Wait until `is_reached`, which an event of `what` brings about; return whether it is.
 
-        In a task, other tasks are run meanwhile. Says in a warning what it waits for in vain, and
-        when it is interrupted, how to cancel that.
+        In a task, other tasks are run meanwhile. Warns if nothing can end the wait, and says how to
+        cancel what was waited for when it is interrupted.
 
         Parameters
         ----------
         timeout
             Seconds to wait in all; None waits for ever.
-        item
-            The one that is waited for, which of calls that share a ledger is the only one.
         beside
-            Other jobs that the caller waits for, too.
+            Other calls and jobs that the caller waits for, too.
         """
-        self._check_owner()
+        if self._state == "foreign":
+            self._check_owner()
         __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
         if host() is not None:
-            help_until(self, functools.partial(ledger.wait, is_reached), timeout, [ledger.lane])
+            help_until(self, functools.partial(what.wait, is_reached), timeout, [what.lane])
         try:
             while True:
-                left = PATIENCE if deadline is None else max(0.0, deadline - time.monotonic())
-                soon = len(ledger) - ledger.n_over == len(self._ledgers) == 1
-                if not self._listener.lead(is_reached, min(left, PATIENCE), soon=soon):
-                    ledger.wait(is_reached, min(left, PATIENCE))
-                if is_reached():
+                now = time.monotonic()
+                until = now + PATIENCE if deadline is None else min(deadline, now + PATIENCE)
+                spin = len(self.outstanding) == 1 and what.n_items == 1
+                if self._listener.lead(is_reached, until - now, spin=spin):
+                    return True
+                if what.wait(is_reached, max(0.0, until - time.monotonic())):
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                explain(self, ledger)
+                explain(self, what)
         except KeyboardInterrupt as interrupt:
-            mine = WaitTarget(ledger, item if isinstance(ledger, CallLedger) else None)
-            waited = [WaitTarget(one) for one in beside] or [mine]
-            interrupted(interrupt, self, waited)
+            interrupted(interrupt, self, beside or [what])
             raise shortened(interrupt)  # noqa: B904 - it is the same one
 
     def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any:
@@ -467,32 +564,43 @@ class Session:
 
     # -- news ----------------------------------------------------------------------------------
 
-    def _deliver(self, event: Event) -> bool:
+    def take(self, event: Event) -> bool:
         """Take an event; False at the last one."""
-        if event.kind == _KIND_CLOSE:
-            return False
-        ledger = self._ledgers.get(event.job)
-        if event.kind == "wanted":
-            self._supply(ledger or self._set_ups.get(event.job), event.body.decode())
-            return True
-        if ledger is None or not ledger.expects(event):
+        row = self.outstanding.get(event.job)
+        if row is None or event.kind == "wanted":
+            return self._deliver_other(event)
+        if isinstance(row, Calls):
+            row.apply(event)
+            if event.kind == "output":
+                echo(row.function.name, event)
+            if not row.open:
+                self._retire(row)
+        elif row.expects(event):
+            row.apply(event)
+            if event.kind == "output":
+                row.show(row.name, event)
+            self._retire(row)
+        else:
             self.large.discard(event)
-            ledger = self._set_ups.get(event.job)
-            if ledger is not None and event.kind == "output":  # of a late joiner
-                ledger.show(ledger.name, event)
-            return True
-        ledger.apply(event)
-        if event.kind == "output":
-            ledger.show(ledger.name, event)
-        self._retire(ledger)
         return True
 
-    def _supply(self, ledger: Ledger | None, digest: str) -> None:
+    def _deliver_other(self, event: Event) -> bool:
+        """Take an event that is not about items that are open; False at the last one."""
+        if event.kind == _KIND_CLOSE:
+            return False
+        set_up = self._set_ups.get(event.job)
+        if event.kind == "wanted":
+            self._supply(self.outstanding.get(event.job, set_up), event.body.decode())
+            return True
+        self.large.discard(event)
+        if set_up is not None and event.kind == "output":  # of a worker that joined later
+            set_up.show(set_up.name, event)
+        return True
+
+    def _supply(self, row: Calls | Ledger | None, digest: str) -> None:
         """Send a function again that the server has lost; and values when they are used next."""
-        function: object = ledger.held if ledger else None
-        if isinstance(ledger, CallLedger):
-            function = ledger.kind.function
-        if isinstance(function, FunctionPickle) and function.digest == digest:
+        function = row.function if row else None
+        if function is not None and function.digest == digest:
             self._functions.send_again(function)
         elif not digest:
             self.large.value_store.forget()
@@ -509,41 +617,40 @@ class Session:
         self._functions.forget_sent()
         self.large.value_store.forget()
         self.ask(Store.check_secret, patience=0.0)
-        if sum(len(ledger) - ledger.n_over for ledger in self.open_ledgers()) > n_calls:
+        if self.n_outstanding() > n_calls:
             self._on_refusal(self._memory.lost())
 
     def _on_fault(self, event: Event, error: Exception) -> bool:
-        """Take an event that `_deliver` failed with once more; else what it is about fails."""
+        """Take an event that `take` failed with once more; else what it is about fails."""
         logger.error("an event (%s) of %s failed here\n%s", event.kind, event.job, trace_of(error))
         if event.kind == _KIND_CLOSE:
             return False
-        ledger = self._ledgers.get(event.job)
-        if ledger is not None and event.kind in ("finished", "cancelled"):
+        row = self.outstanding.get(event.job)
+        if row is not None and event.kind in ("finished", "cancelled"):
             try:
                 if refers(event.body):  # what it refers to can be read once
                     raise error
-                ledger.apply(event)
+                row.apply(event)
             except Exception as second:  # noqa: BLE001 - whatever it is, it is about these items
-                ledger.give_up(event, second)
-            self._retire(ledger)
+                row.give_up(event, second)
+            self._retire(row)
         return True
 
-    def _retire(self, ledger: Ledger) -> None:
-        """Forget a job that is over; end a session that waited for the last."""
+    def _retire(self, row: Calls | Ledger) -> None:
+        """Forget calls that are over; end a session that waited for the last."""
         with self._lock:
-            # Asked here: calls are added to one that is not over.
-            if not ledger.is_over or self._ledgers.get(ledger.job) is not ledger:
+            # Asked here: calls are added to those that are not over.
+            if not row.is_over or self.outstanding.get(row.job) is not row:
                 return
-            self.calls = None if self.calls is ledger else self.calls
-            if is_named(ledger.job):
+            if isinstance(row, Ledger) and row.title:
                 # What comes behind its end may reopen it: it must know how far it has heard.
-                if (position := self._listener.unfollow(ledger.job)) is None:
-                    self._put_off.append(ledger)
+                if (position := self._listener.unfollow(row.job)) is None:
+                    self._put_off.append(row)
                     return
-                ledger.position = position
-            self._ledgers.pop(ledger.job)
+                row.position = position
+            self.outstanding.pop(row.job)
             # At the interpreter's exit no thread can be started, and `abandon` ends the session.
-            is_last = self._state == "closing" and not self._ledgers and not is_exiting()
+            is_last = self._state == "closing" and not self.outstanding and not is_exiting()
         if is_last:
             threading.Thread(target=self._end_at_last, name="nbstreamq-closing").start()
 
@@ -571,14 +678,22 @@ class Session:
     def _on_refusal(self, error: BaseException) -> None:
         """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
         self._functions.forget_sent()
-        for ledger in self.open_ledgers():
-            ledger.fail(range(len(ledger)), error)
-            self._retire(ledger)
-
-    def open_ledgers(self) -> list[Ledger]:
-        """Return the jobs that are not over."""
         with self._lock:
-            return list(self._ledgers.values())
+            rows = list(self.outstanding.values())
+        for row in rows:
+            self.fail(row, error)
+
+    def open(self) -> list[Outstanding]:
+        """Return the calls and jobs that are not over."""
+        found = list[Outstanding]()
+        with self._lock:
+            for row in self.outstanding.values():
+                found += row.open.copy().values() if isinstance(row, Calls) else [row]
+        return found
+
+    def n_outstanding(self) -> int:
+        """Return how many calls are open."""
+        return sum(what.n_open for what in self.open())
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -608,18 +723,19 @@ class Session:
         """
         if self._state in ("foreign", "closed"):
             return
-        open_ledgers = self.open_ledgers()
-        for ledger in open_ledgers if cancel else ():
-            self.cancel(ledger, ledger.waiting())
-        for ledger in open_ledgers:
+        is_open = self.open()
+        for what in is_open if cancel else ():
+            self.cancel(what, [i for i in range(what.n_items) if what.state(i) is State.WAITING])
+        for what in is_open:
             # Where inputs are taken as the results are, nobody may take any more.
-            self.stop_growing(ledger)
+            if isinstance(what, Ledger):
+                self.stop_growing(what)
         with self._lock:
             self._state = "closing"
-            remaining = list(self._ledgers.values())
+        remaining = self.open()
         if wait:
-            for ledger in remaining:
-                self.wait_until(ledger, ledger.check_over, None, beside=remaining)
+            for what in remaining:
+                self.wait_until(what, what.check_over, None, beside=remaining)
         if wait or not remaining:
             # All calls are over: what is left to say is not worth waiting for a lost server.
             self._end(FAREWELL if self.trouble else None)
@@ -632,10 +748,10 @@ class Session:
         With `wait`, local workers that nobody else uses have ended when it returns.
         """
         last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
-        say_so = Order(lambda store: store.publish([last], own=True), lambda _: None)
+        say_so = Command(lambda store: store.publish([last], own=True), _ignore)
         steps = (
             self.large.value_store.close,
-            functools.partial(self._sender.put, say_so),
+            functools.partial(self._sender.send, say_so),
             functools.partial(self._sender.close, farewell),
             functools.partial(self._listener.close, farewell or FAREWELL),
             functools.partial(self.workers.close, wait=wait),
@@ -672,15 +788,14 @@ class Session:
 
     def n_open(self) -> int:
         """Return how many calls are open, other than those of named jobs."""
-        return sum(len(ledger) - ledger.n_over for ledger in self._unnamed())
+        return sum(what.n_open for what in self._unnamed())
 
-    def _unnamed(self) -> list[Ledger]:
-        """Return the jobs without a name that have open calls."""
+    def _unnamed(self) -> list[Outstanding]:
+        """Return the calls and jobs without a name that have open calls."""
         if self._state in ("closed", "foreign", "leaving"):
             return []
-        found = [one for one in self.open_ledgers() if not is_named(one.job)]
         # Where inputs are taken as the results are, a job may stay open without open calls.
-        return [one for one in found if one.n_over < len(one)]
+        return [what for what in self.open() if what.n_open and not what.title]
 
     def is_busy(self) -> bool:
         """Return whether the exit has to wait: for calls, callbacks, or what is to be sent."""
@@ -730,14 +845,14 @@ class Session:
             while (is_busy := self.is_busy()) and time.monotonic() < until:
                 time.sleep(PAUSE)
             return not is_busy
-        ledger = found[0]
-        return ledger.wait(lambda: ledger.n_over >= len(ledger), PATIENCE)
+        first = found[0]
+        return first.wait(lambda: not first.n_open, PATIENCE)
 
     def _reason(self) -> str:
         """Return why nothing may run; empty if something may."""
-        for ledger in self._unnamed():
-            if reason := survey(self, ledger)[1]:
-                return f"waiting for {ledger.name}: {reason}"
+        for what in self._unnamed():
+            if reason := survey(self, what)[1]:
+                return f"waiting for {what.name}: {reason}"
         if self._listener.is_delivering and not self._unnamed():
             return (
                 f"waiting for a callback of queue {self._store.keys.queue!r} to return. Ctrl-C ends"
@@ -752,7 +867,7 @@ class Session:
             if self._state not in ("open", "exiting", "closing"):
                 return 0
             self._state = "leaving"
-        n = sum(size(ledger.cancel(range(len(ledger)))) for ledger in dropped)
+        n = sum(size(what.mark_cancelled(range(what.n_items))) for what in dropped)
         if n:
             said = locks.Event()
 
@@ -760,7 +875,7 @@ class Session:
                 store.cancel(self.id, EVERYTHING, EVERYTHING)
                 said.set()
 
-            self._sender.put(Order(carry_out, lambda _: said.set()))
+            self._sender.send(Command(carry_out, lambda _: said.set()))
             said.wait(FAREWELL)
             say(f"dropped {_calls(n)} of queue {self._store.keys.queue!r}.")
         return n
@@ -773,13 +888,17 @@ class Session:
     def forget(self) -> None:
         """In a forked process: have nothing to do with the parent's connections."""
         self._state = "foreign"
-        self._lock, self._ledgers_lock = threading.Lock(), threading.RLock()
+        self._lock, self.calls_lock = threading.Lock(), threading.RLock()
         # In its place: futures refer to it.
-        self.condition.__init__(self._ledgers_lock)  # type: ignore[misc]
+        self.condition.__init__(self.calls_lock)  # type: ignore[misc]
         self.workers.forget()
         self.large.forget()
-        for ledger in self._ledgers.values():
-            ledger.orphan(forked(self._store.keys.queue), self._ledgers_lock)
+        for what in self.open():
+            what.orphan(forked(self._store.keys.queue), self.calls_lock)
+
+
+def _ignore(_error: BaseException) -> None:
+    """Go on after a command that the server refused, which nothing depends on."""
 
 
 def _calls(n: int) -> str:

@@ -19,11 +19,10 @@ from ..wire.replies import MAX_TIME, printable
 from ..wire.settlement import KEPT_BYTES
 from ..wire.store import REPLAYED, Store
 from ..worker_context import host
-from .future import TaskFuture, stored_function
-from .ledger import Ledger, Payload
+from .future import ItemFuture, TaskFuture, stored_function
+from .ledger import Payload
 from .rerun import rerun
 from .session import LOOK_PATIENCE, Session
-from .submit import submit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,7 +469,7 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
     if entry.has_failed:
         rerun(session, job.ledger, {State.FAILED}, only=chosen)
     else:  # it never was in a worker's hands
-        submit(session, job.ledger, task, 0.0)
+        session.submit(job.ledger, task, 0.0)
     return [job[item] for item in chosen]
 
 
@@ -480,15 +479,15 @@ def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     session.start_workers()
 
     fn = stored_function(session, task.fn, task.name)
-    ledger = session.new_ledger(fn, task.name, lane, Ledger)
+    ledger = session.new_ledger(fn, task.name, lane)
     # The arguments stay as they are, so items keep their place; those before it are not part of it.
     ledger.add(Payload(0, task.span[-1].stop, task.call, task.args))
     session.register(ledger)
     chosen = list(items(task.span))
-    ledger.cancel(sorted(set(range(len(ledger))) - set(chosen)))
+    ledger.mark_cancelled(sorted(set(range(len(ledger))) - set(chosen)))
     futures: list[TaskFuture[Any]] = []
     for item in chosen:
-        futures.append(TaskFuture(session, ledger, item))
+        futures.append(ItemFuture(session, ledger, item))
         ledger.attach(item, futures[-1])
-    submit(session, ledger, replace(task, job=ledger.job, n=0, attempt=1, losses=0), 0.0)
+    session.submit(ledger, replace(task, job=ledger.job, n=0, attempt=1, losses=0), 0.0)
     return futures

@@ -19,9 +19,9 @@ from ..objects.references import Dependent
 from ..objects.results import dump_outcomes
 from ..wire.item_ranges import ItemRanges, size
 from ..wire.messages import Event, Options, Task
-from .channel import Entry, Order
-from .future import TaskFuture
-from .ledger import MAX_CALLS, SMALL_BYTES, Call, CallLedger, CallPace, Kind, Ledger, Payload
+from .channel import Command
+from .future import CallFuture, TaskFuture
+from .ledger import Ledger, Payload
 from .session import Session
 from .waiting import uninterrupted
 
@@ -74,7 +74,7 @@ class Pace:
         return pace
 
     @property
-    def at_once(self) -> bool:
+    def immediate(self) -> bool:
         """Whether the next chunk is to be sent by itself: there may be a worker that has none."""
         in_time = not self._n_sent or time.monotonic() < self._hurry
         return in_time and self._n_sent < self._n_workers
@@ -134,46 +134,8 @@ def task_of(
     span: ItemRanges = (),
 ) -> Task:
     """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
-    ledger.held = function
+    ledger.function = function
     return payload.task(ledger.job, function, options, span)
-
-
-def open_call(session: Session, kind: Kind, data: bytes, *, alone: bool) -> tuple[CallLedger, int]:
-    """Return the ledger of a new call, and its number there: not the first, if it is like the last.
-
-    Parameters
-    ----------
-    data
-        Its arguments.
-    alone
-        It shall not share its ledger.
-    """
-    # What a parcel refers to must not live as long as other calls.
-    alone |= len(data) > SMALL_BYTES or {type(data), type(kind.function.data)} != {bytes}
-    last = session.calls
-    if last is not None and not alone and len(last) < MAX_CALLS and last.kind.is_like(kind):
-        item = session.join(last, data)
-        if item is not None:
-            return last, item
-    digest, pace = session.pace
-    if digest != kind.function.digest:
-        session.pace = kind.function.digest, (pace := CallPace())
-    ledger = session.new_ledger(kind.fn, kind.function.name, kind.lane, CallLedger)
-    ledger.kind, ledger.pace = kind, pace
-    item = ledger.add_call(data)
-    session.register(ledger)  # not before: one without an item counts as over
-    session.calls = None if alone else ledger
-    return ledger, item
-
-
-def submit(
-    session: Session, ledger: Ledger, task: Task, delay: float, *, at_once: bool = False
-) -> None:
-    """Send calls, by themselves if `at_once`; they are failed if the server refuses them."""
-    n_bytes = len(task.args) + 300
-    calls = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
-    fields = session.encode_task(task)
-    session.send(Entry(ledger.lane, delay, fields, n_bytes, ledger, calls, at_once))
 
 
 def pace_of(
@@ -200,7 +162,7 @@ def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> I
     ledger = None
     try:
         with uninterrupted():
-            ledger = session.new_ledger(fn, name, lane, Ledger)
+            ledger = session.new_ledger(fn, name, lane)
             ledger.growing = True
             session.register(ledger)
         yield ledger
@@ -246,7 +208,7 @@ def send_chunks(
             with uninterrupted():
                 ledger.add(payload)
             task = task_of(ledger, function, payload, options)
-            submit(session, ledger, task, options.delay, at_once=pace.at_once)
+            session.submit(ledger, task, options.delay, immediate=pace.immediate)
             for news in ledger.reports(-1):
                 if news.kind == "finished":
                     pace.took(news.seconds, size(news.span))
@@ -288,7 +250,9 @@ class InputFeeder:
                 self._exhausted = next(self._sends, None) is None
 
 
-def submit_when_done(session: Session, call: Call, needed: list[TaskFuture[Any]]) -> None:
+def submit_when_done(
+    session: Session, call: CallFuture[Any], needed: list[TaskFuture[Any]]
+) -> None:
     """Submit a call once the results that it needs are there; fail it if one of them fails."""
     missing, lock = set(range(len(needed))), threading.Lock()
 
@@ -296,50 +260,46 @@ def submit_when_done(session: Session, call: Call, needed: list[TaskFuture[Any]]
         with lock:  # two may be done at once, in two threads
             missing.remove(index)
             is_last = not missing
-        if call.ledger.has_ended(call.item):
+        if call.done():
             return
         try:
             error = future.exception()
             if error is None and is_last:
                 keeper = session.large.value_store
                 results = [dump(f.result(), f"the result of {f.id}", keeper) for f in needed]
-                args = dump(Dependent(call.args, results), "arguments", keeper)
-                call.ledger.held = args
-                session.send(call._replace(args=args))
+                call.args = dump(Dependent(call.args, results), "arguments", keeper)
+                session.send_call(call)
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
             error = failure
         if error is not None:
-            call.fail(error)
+            session.fail(call.group, error, [call.index])
 
     for index, future in enumerate(needed):
         future.add_done_callback(functools.partial(one_is_done, index))
 
 
-def recall(
-    session: Session, ledger: Ledger, fn: Callable[..., Any], call: Any, future: TaskFuture[Any]
-) -> bool:
-    """Return whether the call's result is kept, and then resolve `future`, the ledger's only one.
+def recall(session: Session, call: CallFuture[Any], arguments: Any) -> bool:
+    """Return whether the call's result is cached; then the future has it.
 
-    If it is not, it will be, once `future` has it.
+    If it is not cached, it will be, once the call is done.
 
     Parameters
     ----------
-    call
-        The arguments, as (args, kwargs).
+    arguments
+        (args, kwargs).
     """
     from ..objects.stable_hash import stable_hash  # needs cloudpickle, which is slow to import
 
-    names = f"{stable_hash(fn)}{stable_hash(call)}".encode()
+    names = f"{stable_hash(call.fn)}{stable_hash(arguments)}".encode()
     digest = hashlib.blake2b(names, digest_size=16, person=b"nbq call").hexdigest()
     try:
         body = session.ask(lambda store: store.get_blob(digest))
     except SignatureError:  # counted and set aside; a good one takes its place
         body = None
     if body is None:
-        future.add_done_callback(lambda done: _remember(session, digest, done))
+        call.add_done_callback(lambda done: _remember(session, digest, done))
         return False
-    ledger.apply(Event(kind="finished", job=ledger.job, n=0, worker="kept", body=body))
-    session.stop_growing(ledger)
+    session.take(Event(kind="finished", job=call.job, n=call.index, worker="kept", body=body))
     return True
 
 
@@ -347,4 +307,4 @@ def _remember(session: Session, digest: str, future: Any) -> None:
     if future.cancelled() or future.exception() is not None:
         return
     body = dump_outcomes([future.result()], {}, lambda _: future.id)
-    session.send(Order(lambda store: store.put_blob(digest, body), lambda _: None, len(body)))
+    session.send(Command(lambda store: store.put_blob(digest, body), lambda _: None, len(body)))

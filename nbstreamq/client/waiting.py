@@ -10,16 +10,16 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import CodeType, FrameType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ..errors import NbstreamqError, ServerUnreachable
 from ..launch.local import LocalWorkers
 from ..tracebacks import warn
-from ..wire.keys import home_of, is_named
+from ..wire.keys import home_of
 from ..wire.messages import State
 from ..wire.store import Store
 from ..worker_context import WorkerContext, host
-from .ledger import Ledger, NamedLedger
+from .ledger import NamedLedger, Outstanding
 
 # `signal` makes an enum member of each signal and handler, which takes ten times as long.
 
@@ -90,29 +90,7 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
 class Canceller(Protocol):
     """Who can cancel items of a job."""
 
-    def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None: ...
-
-
-class WaitTarget(NamedTuple):
-    """What a wait was for: a job, or one of the calls that share its ledger."""
-
-    ledger: Ledger
-    item: int | None = None
-
-    @property
-    def chosen(self) -> list[int]:
-        return list(range(len(self.ledger))) if self.item is None else [self.item]
-
-    @property
-    def is_over(self) -> bool:
-        item = self.item
-        return self.ledger.is_over if item is None else self.ledger.has_ended(item)
-
-    def __str__(self) -> str:
-        chosen = self.chosen
-        n_done = sum(self.ledger.state(item) is State.DONE for item in chosen)
-        name = self.ledger.title or self.ledger.name
-        return f"{name} ({n_done:,} of {len(chosen):,} done)"
+    def cancel(self, what: Outstanding, chosen: Iterable[int]) -> None: ...
 
 
 class PendingInterrupt:
@@ -121,9 +99,9 @@ class PendingInterrupt:
     #: The last one, until there was a second.
     last: ClassVar[PendingInterrupt | None] = None
 
-    def __init__(self, canceller: Canceller, waited: Sequence[WaitTarget]) -> None:
+    def __init__(self, canceller: Canceller, waited: Sequence[Outstanding]) -> None:
         self._canceller = weakref.ref(canceller)
-        self._waited = [(weakref.ref(one.ledger), one.item) for one in waited]
+        self._waited = [weakref.ref(what) for what in waited]
         self.until = time.monotonic() + SPAN
         # In a notebook, what is printed in it appears in the cell that was interrupted.
         self._context = contextvars.copy_context()
@@ -139,17 +117,14 @@ class PendingInterrupt:
         """Return the one that came less than two seconds ago, if any."""
         return cls.last if cls.last and time.monotonic() < cls.last.until else None
 
-    def cancel(self) -> list[WaitTarget]:
+    def cancel(self) -> list[Outstanding]:
         """Cancel what is not over, and say so; return that."""
         canceller = self._canceller()
-        found = [
-            WaitTarget(ledger, item) for ref, item in self._waited if (ledger := ref()) is not None
-        ]
-        found = [one for one in found if not one.is_over]
+        found = [what for ref in self._waited if (what := ref()) is not None and not what.is_over]
         if canceller is None or not found:
             return []
-        for one in found:
-            canceller.cancel(one.ledger, one.chosen)
+        for what in found:
+            canceller.cancel(what, range(what.n_items))
         _say(f"Cancelled: {_names(found)}. What is done is kept.")
         return found
 
@@ -170,7 +145,7 @@ def interruptible(wait: F) -> F:
 
 
 def interrupted(
-    interrupt: KeyboardInterrupt, canceller: Canceller, waited: Sequence[WaitTarget]
+    interrupt: KeyboardInterrupt, canceller: Canceller, waited: Sequence[Outstanding]
 ) -> None:
     """Take note that a wait was interrupted, and say how to cancel what it was for.
 
@@ -182,7 +157,7 @@ def interrupted(
         return  # it was not Ctrl-C
     first = PendingInterrupt.take()
     cancelled = first.cancel() if first else []
-    if left := [one for one in waited if not one.is_over and one not in cancelled]:
+    if left := [what for what in waited if not what.is_over and what not in cancelled]:
         PendingInterrupt.last = PendingInterrupt(canceller, left)
         signal.signal(signal.SIGINT, handler_after(known))
         how = f"To cancel: interrupt again within {SPAN:g} s, or call cancel()"
@@ -224,9 +199,16 @@ def _is_waiting(frame: FrameType | None) -> bool:
     return False
 
 
-def _names(waited: Sequence[WaitTarget]) -> str:
+def _describe(what: Outstanding) -> str:
+    n_done = sum(what.state(item) is State.DONE for item in range(what.n_items))
+    return f"{what.title or what.name} ({n_done:,} of {what.n_items:,} done)"
+
+
+def _names(waited: Sequence[Outstanding]) -> str:
     n_more = len(waited) - N_NAMED
-    return ", ".join(map(str, waited[:N_NAMED])) + (f" and {n_more:,} more" if n_more > 0 else "")
+    return ", ".join(map(_describe, waited[:N_NAMED])) + (
+        f" and {n_more:,} more" if n_more > 0 else ""
+    )
 
 
 def _say(text: str) -> None:
@@ -236,8 +218,8 @@ def _say(text: str) -> None:
 class Client(Protocol):
     """Who has submitted what is waited for."""
 
-    def open_ledgers(self) -> list[Ledger]: ...
-    def cancel(self, ledger: Ledger, chosen: Iterable[int]) -> None: ...
+    def open(self) -> list[Outstanding]: ...
+    def cancel(self, what: Outstanding, chosen: Iterable[int]) -> None: ...
 
 
 def help_until(
@@ -251,9 +233,9 @@ def help_until(
         worker.help_until(wait, timeout, lanes)
     except BaseException:
         task = worker.task()
-        for ledger in client.open_ledgers():
-            if ledger.outer is task and not is_named(ledger.job):
-                client.cancel(ledger, range(len(ledger)))
+        for what in client.open():
+            if what.outer is task and not what.title:
+                client.cancel(what, range(what.n_items))
         raise
 
 
@@ -302,14 +284,14 @@ class _Session(Protocol):
     def check_memory(self) -> None: ...
 
 
-def explain(session: _Session, ledger: Ledger) -> None:
+def explain(session: _Session, ledger: Outstanding) -> None:
     """Warn, once for each reason, if there is a reason why nothing happens."""
     # Workers that are started again have not joined yet.
     if not session.workers.is_restarting and (reason := survey(session, ledger)[1]):
         session.warn(f"waiting for {ledger.name}: {reason}")
 
 
-def survey(session: _Session, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], str]:
+def survey(session: _Session, ledger: Outstanding) -> tuple[dict[str, dict[str, Any]], str]:
     """Return the workers there are, and why none may run the calls; empty if one may."""
     if session.trouble:  # another connection may do, where no more of them are let in
         return {}, str(session.trouble)
@@ -331,7 +313,7 @@ def _has_tasks(store: Store) -> bool:
     return store.has_tasks([*store.known_lanes(), *own])
 
 
-def _vanished(session: _Session, ledger: Ledger) -> str:
+def _vanished(session: _Session, ledger: Outstanding) -> str:
     """Say that nothing of a job is on the server any more, though some of it has no result.
 
     At the second look only: a result may be on its way.
@@ -340,10 +322,10 @@ def _vanished(session: _Session, ledger: Ledger) -> str:
         is_there = session.ask(_has_tasks, patience=0.0)
     except NbstreamqError:
         return ""
-    before, ledger.n_when_empty = ledger.n_when_empty, -1 if is_there else ledger.n_over
-    if is_there or before != ledger.n_over or ledger.growing or ledger.is_over:
+    n_left, name = ledger.n_open, ledger.title or ledger.name
+    before, ledger.n_when_empty = ledger.n_when_empty, -1 if is_there else n_left
+    if is_there or before != n_left or ledger.growing or ledger.is_over:
         return ""
-    name, n_left = ledger.title or ledger.name, len(ledger) - ledger.n_over
     remedy = (
         f"q.map(..., name={name!r}, replace=True) runs it again"
         if ledger.title
@@ -356,7 +338,7 @@ def _vanished(session: _Session, ledger: Ledger) -> str:
 
 
 def _reason(
-    session: _Session, workers: dict[str, dict[str, Any]], queue: str, ledger: Ledger
+    session: _Session, workers: dict[str, dict[str, Any]], queue: str, ledger: Outstanding
 ) -> str:
     """Return why nobody runs what waits of `ledger`, and what to do; empty if somebody may.
 

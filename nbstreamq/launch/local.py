@@ -30,6 +30,7 @@ from typing import Any
 
 from ..errors import ServerError
 from ..home import Home
+from ..locks import Event
 from ..secret import Address, Secret
 from ..settings import Settings, check_sockets, environment_without_secrets, hand_over, make_private
 from ..tracebacks import warn
@@ -93,7 +94,7 @@ class LocalWorkers:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._restarts: list[float] = []
-        self._closing = threading.Event()
+        self._closing = Event()
         self._watcher: threading.Thread | None = None
         self.n_workers = 0
         self._trouble = ""
@@ -186,7 +187,7 @@ class LocalWorkers:
         if self._connection is not None:
             self._connection.close()
         self._connection, self._process, self._lock = None, None, threading.Lock()
-        self._closing = threading.Event()
+        self._closing = Event()
         self._closing.set()
 
     # -- the supervisor ------------------------------------------------------------------------

@@ -106,14 +106,14 @@ def test_results_that_are_faster_than_the_answer(two_workers_told, wait_until, m
 def two_workers_told(make_queue, wait_until, monkeypatch):
     """A queue with two workers, and the kinds of the events that it was told of."""
     told: list[str] = []
-    deliver = Session._deliver
+    deliver = Session.take
 
     def listen(self, event):
         go_on = deliver(self, event)
         told.append(event.kind)
         return go_on
 
-    monkeypatch.setattr(Session, "_deliver", listen)
+    monkeypatch.setattr(Session, "take", listen)
     queue = make_queue()
     queue.run(2)
     wait_until(lambda: len(queue.workers()) == 2, describe="two workers")

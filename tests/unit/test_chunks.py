@@ -79,14 +79,14 @@ def test_each_worker_gets_its_first_chunk_by_itself_unless_that_takes_long(monke
     for pace in (Pace(1000, 3), Pace(None, 3), Pace.fixed(7, 3)):
         found = []
         for _ in range(5):
-            found.append(pace.at_once)
+            found.append(pace.immediate)
             pace.sent(7, 7)
         assert found == [True, True, True, False, False]
     monkeypatch.setattr("nbstreamq.client.submit.HURRY", -1.0)
     pace = Pace(1000, 3)
-    assert pace.at_once
+    assert pace.immediate
     pace.sent(7, 7)
-    assert not pace.at_once
+    assert not pace.immediate
 
 
 def test_what_is_found_to_be_short_comes_in_large_chunks():

@@ -87,10 +87,10 @@ class TestEvents:
 
     def test_a_result_that_comes_after_the_cancel_is_dropped(self):
         ledger = ledger_of(3)
-        ledger.cancel([1])
+        ledger.mark_cancelled([1])
         ledger.apply(finished({0: "a", 1: "b", 2: "c"}))
         assert states(ledger) == [State.DONE, State.CANCELLED, State.DONE]
-        assert ledger.cancelled() == ranges_of([1])
+        assert ledger.cancelled_items() == ranges_of([1])
 
     @pytest.mark.parametrize("kind", ["retried", "lost"])
     def test_once_more_waits_again(self, kind):
@@ -148,7 +148,7 @@ class TestFutures:
         for i, future in enumerate(futures):
             ledger.attach(i, future)
         ledger.apply(finished({0: 1, 1: KeyError("x")}))
-        ledger.cancel([2])
+        ledger.mark_cancelled([2])
         assert futures[0].result(0) == 1
         assert isinstance(futures[1].exception(0), KeyError)
         with pytest.raises(CancelledError):
@@ -207,7 +207,7 @@ class TestWaiting:
         ledger.when_over(lambda: 1 / 0)
         ledger.when_over(lambda: called.append(1))
         with caplog.at_level(logging.ERROR):
-            ledger.cancel([0])
+            ledger.mark_cancelled([0])
         assert called == [1]
         assert "ZeroDivisionError" in caplog.text
 

@@ -1,0 +1,233 @@
+"""Single calls. Each is its own future; calls of one function in quick succession share a job id.
+
+While such calls are short, they share messages, too: what a message costs at the server and in the
+worker is then paid once for many. Each call still has its own result, error, and retry.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..objects.functions import FunctionPickle
+from ..objects.results import load_outcomes
+from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
+from ..wire.messages import Event, Options, Task
+from .ledger import Output, Outstanding, Payload, RunInfo, hold_callbacks, let_go
+
+#: Most calls that share a job id: what they printed is kept as long as the future of any.
+MAX_CALLS = 1000
+#: Bytes of pickled arguments up to which a call may share a job id and a message.
+SMALL_BYTES = 4096
+#: About how many bytes a message has besides its arguments.
+MESSAGE_BYTES = 300
+#: Seconds of work that a message may hold: what is behind a long call in it waits for that one.
+AIM = 0.002
+#: By what part of the difference the expected time of a call follows that of the last message, up
+#: and down. One message may have had to wait for the processor: with more up, messages shrink for
+#: nothing. Long calls count more than short ones: with more down, more waits behind them.
+RISE, FALL = 1 / 8, 1 / 100
+#: Of so many first messages the shortest counts: calls in the others may have imported something.
+N_FIRST = 4
+#: Most calls in a message; more save little.
+MOST = 100
+#: Bytes of arguments in a message: a dead letter that is larger can't be tried again.
+MOST_BYTES = 2**15
+#: A message takes at most one of so many waiting calls, so that each worker gets some.
+SHARE = 4
+
+
+class Pace:
+    """Learns how long the calls of a function take."""
+
+    def __init__(self) -> None:
+        self._expected = float("inf")
+        self._n_known = 0
+
+    def took(self, seconds: float, n: int) -> None:
+        """Learn that the `n` calls of a message took `seconds`."""
+        mean = seconds / n
+        self._n_known += 1
+        if self._n_known <= N_FIRST:
+            self._expected = min(self._expected, mean)
+        else:
+            self._expected += (mean - self._expected) * (RISE if mean > self._expected else FALL)
+
+    def most(self) -> int:
+        """Return how many calls a message may hold: one until it is known that they are short."""
+        return int(min(MOST, max(1.0, AIM / max(self._expected, AIM / MOST))))
+
+
+class Call(Outstanding):
+    """What is known of a single call beside its result; its future is a `CallFuture`.
+
+    Attributes
+    ----------
+    group, index
+        The calls that it shares a job id with, and its number among them.
+    args
+        The pickled positional and keyword arguments.
+    news
+        When and where it ran last; None: that is not known.
+    """
+
+    n_items = 1
+    job = ""
+    outer: object = None
+    group: Calls
+    index: int
+    args: bytes
+    news: RunInfo | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """About how large its message is."""
+        return len(self.args) + MESSAGE_BYTES
+
+    def payload(self) -> Payload:
+        """Return its arguments, as they are sent."""
+        return Payload(self.index, 1, "apply", self.args)
+
+    def finish(self, value: Any, error: BaseException | None, news: RunInfo) -> None:
+        """End with a result or an error, as `news` says."""
+        raise NotImplementedError
+
+
+class Calls:
+    """Calls of one function in quick succession, which share a job id.
+
+    Attributes
+    ----------
+    job, lane, options, outer
+        What they have in common, as in `Outstanding`.
+    function
+        What they call.
+    pace
+        How long they take.
+    open
+        Those that are not over, by their number.
+    n
+        How many there were.
+    """
+
+    def __init__(
+        self, job: str, function: FunctionPickle, lane: str, options: Options, outer: object
+    ) -> None:
+        self.job = job
+        self.function = function
+        self.lane = lane
+        self.options = options
+        self.outer = outer
+        self.pace = Pace()
+        self.open: dict[int, Call] = {}
+        self.n = 0
+        self.output = Output()
+        self._cancelled: list[int] = []
+
+    @property
+    def is_over(self) -> bool:
+        return not self.open
+
+    def has_ended(self, index: int) -> bool:
+        """Return whether a call is over."""
+        return index not in self.open
+
+    def task(self, calls: Sequence[Call]) -> Task:
+        """Return the message that makes some of the calls, which are successive."""
+        n, payload = len(calls), calls[0].args
+        if n > 1:
+            payload = pickle.dumps([call.args for call in calls], 5)
+        return Task(
+            job=self.job,
+            n=calls[0].index,
+            span=ONE if n == 1 else (range(n),),
+            fn=self.function.digest,
+            name=self.function.name,
+            call="apply" if n == 1 else "calls",
+            args=payload,
+            opts=self.options.encode(),
+        )
+
+    def apply(self, event: Event) -> None:
+        """Take note of what happened."""
+        kind = event.kind
+        if kind == "finished":
+            self._finish(event)
+        elif kind == "output":
+            self.output.add_text(event)
+        elif kind == "progress":
+            self.output.add_progress(event)
+        elif kind == "cancelled":
+            self.mark_cancelled([event.n + item for item in items(event.span)])
+        else:
+            news = RunInfo.about(event)
+            for item in items(event.span):
+                if call := self.open.get(event.n + item):
+                    call.news = news
+
+    def _finish(self, event: Event) -> None:
+        values, errors = load_outcomes(event.body)
+        n = len(values)
+        news = RunInfo.about(event)
+        self.pace.took(event.seconds, n)
+        first = event.n + event.span[0].start
+        if n == 1:
+            if call := self.open.get(first):
+                call.finish(values[0], errors[0] if errors else None, news)
+                self.open.pop(first, None)
+            return
+        numbers = [event.n + item for item in items(event.span)]
+        # The callback of one may wait for the result of another.
+        held = hold_callbacks([call for i in numbers if (call := self.open.get(i))])
+        try:
+            for k, number in enumerate(numbers):
+                if call := self.open.get(number):
+                    call.finish(values[k], errors.get(k), news)
+                    self.open.pop(number, None)
+        finally:
+            let_go(held)
+
+    def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
+        """Mark calls as cancelled; return those that were not over yet."""
+        newly = []
+        for index in chosen:
+            if (call := self.open.get(index)) and call.mark_cancelled([0]):
+                newly.append(index)
+            self.open.pop(index, None)
+        self._cancelled += newly
+        return ranges_of(newly)
+
+    def cancelled_items(self) -> ItemRanges:
+        """Return all cancelled calls."""
+        return ranges_of(sorted(self._cancelled))
+
+    def fail(self, error: BaseException, chosen: Iterable[int]) -> None:
+        """Fail calls that are not over."""
+        for index in chosen:
+            if call := self.open.get(index):
+                call.fail(error)
+                self.open.pop(index, None)
+
+    def give_up(self, event: Event, error: BaseException) -> None:
+        """Fail with `error` what an event has ended that can't be taken in."""
+        if event.kind in ("finished", "cancelled"):
+            self.fail(error, [event.n + item for item in items(event.span)])
+
+
+def gather(queue: deque[Any]) -> list[Call]:
+    """Return the calls for the next message: the first of `queue`, which keeps them."""
+    calls: list[Call] = [queue[0]]
+    group = calls[0].group
+    most, n_bytes = min(group.pace.most(), (len(queue) - 1) // SHARE), len(calls[0].args)
+    while len(calls) < most:
+        call = queue[len(calls)]
+        # Successive ones only: another thread may have submitted in between.
+        if not isinstance(call, Call) or call.group is not group:
+            break
+        n_bytes += len(call.args)
+        if call.index != calls[-1].index + 1 or n_bytes > MOST_BYTES:
+            break
+        calls.append(call)
+    return calls
