@@ -1,10 +1,10 @@
-"""The loop of one worker process: take, run, settle - one round trip a batch.
+"""The loop of a worker process: take tasks, run them, settle them, in one request for each batch.
 
 ::
 
     lanes ──take──> batch ──execute──> settled ──(with the next take)──> events
                       │                   ^
-                      └──── release ──────┘   by the pulse, when a long task holds them up
+                      └──── release ──────┘   by the monitor, when a long task holds them up
 """
 
 from __future__ import annotations
@@ -42,44 +42,43 @@ from .slot import LANE_BITS, STATE, Leaving, Slot, State
 logger = logging.getLogger(__name__)
 
 #: Seconds that an idle worker waits for a task before it asks again. Longer costs nothing; it must
-#: stay below what firewalls allow a silent connection.
+#: stay below the time for which firewalls allow a silent connection.
 IDLE_BLOCK = 30.0
-#: Seconds after which an idle worker lets go of a large value that its client has freed. Longer
-#: keeps the memory longer; shorter costs a request more often, while it has any.
+#: Seconds after which an idle worker drops a large value that its client has freed. Longer keeps
+#: the memory longer; shorter costs requests more often, while the worker has any.
 LET_GO = 1.0
-#: Seconds of work that a batch should hold, and after which its results are sent; if it takes twice
-#: as long, the rest but one is given back. Longer saves round trips; shorter leaves more to others.
+#: Seconds of work in a batch, after which its results are sent. If it takes twice as long, all but
+#: the next task go back. Longer saves requests; shorter leaves more to other workers.
 FLUSH = 0.005
-#: Seconds after a connection was lost at which it is looked again for what was given to that one:
-#: until its last read is over, the server may go on serving it, not knowing that nobody listens.
+#: Seconds after a connection was lost at which the worker looks for tasks that the server gave to
+#: it meanwhile: until the last read is over, the server may serve a connection that has no reader.
 LOOKS = (0.2, 1.0, 4.0, 10.0, IDLE_BLOCK + 2.0)
-#: Seconds without a task after which a worker takes one at a time again: what comes then may be
-#: long, and others may wait for some of it. Shorter costs another round trip more often.
+#: Seconds without a task after which a worker takes one at a time again: the next ones may be long,
+#: and other workers may be idle. Shorter costs another request more often.
 LULL = 0.01
-#: Seconds after a look at what was printed in which another is not worth its time.
+#: Seconds after a look at the output in which another look is not worth its time.
 UNATTRIBUTED = 0.001
-#: Seconds of waiting after which a worker counts as idle: the task that ends the wait had not been
-#: waiting itself, so the worker goes on to take one at a time. With a shorter time, a slow machine
-#: takes bursts for single calls.
+#: Seconds of waiting after which a worker counts as idle: the next task was not waiting already, so
+#: it goes on to take one at a time. If shorter, a slow machine mistakes bursts for lone calls.
 IDLE = 0.001
-#: Seconds after a lone short call in which an idle worker looks for the next one without sleeping:
-#: the time that its client needs to take the result and to call again. And what is short.
+#: Seconds for which a worker spins after a lone short call: its client needs that long to take the
+#: result and to call again. And below how many seconds a call is short.
 LINGER, SHORT = 2 * SPIN, 0.001
-#: Most entries in a batch. More save round trips; all of them wait behind the first.
+#: Most entries in a batch. More save requests; all of them wait behind the first.
 MAX_BATCH = 512
-#: Seconds after a fault of our own code before the worker goes on, at first and at most: what fails
-#: again and again must not keep a processor busy. Longer delays what waits for this worker.
+#: Seconds that the worker pauses after a fault of our own code, at first and at most: a fault that
+#: repeats must not keep a processor busy. Longer delays tasks that wait for this worker.
 FAULT_PAUSE = (0.01, 1.0)
 #: Seconds that a waiting task pauses between looks for others to run, at first and at most.
 HELP_PAUSE = (0.001, 0.02)
 
 
 class _Leave(BaseException):
-    """Breaks the wait of an idle worker that shall exit."""
+    """Breaks the wait of an idle worker that is to exit."""
 
 
 class _Look(BaseException):
-    """Breaks the wait of an idle worker that shall take from other lanes."""
+    """Breaks the wait of an idle worker that is to read other lanes."""
 
 
 class TaskWorker:
@@ -89,14 +88,16 @@ class TaskWorker:
     ----------
     store
         The queue.
-    slot, settled
-        Shared with the supervisor, and with all of its workers.
+    slot
+        Shared with the supervisor.
+    settled
+        Shared with all workers of the supervisor.
     output
-        Installed already.
+        Catches what is printed; installed already.
     worker
         Id of this worker, and its name as a consumer.
     lanes
-        What it serves, most urgent first.
+        Lanes that it serves, most urgent first.
     homes
         Tags of the tasks that it runs, see `Home`; others go to lanes of their home. Empty: all.
     url, secret
@@ -126,14 +127,14 @@ class TaskWorker:
         self._store = store
         self._slot = slot
         self._settled_cache = settled
-        #: What it serves; and what of that, and of homes' parts of it, there is: most urgent first.
+        #: The lanes that it serves; and with those of homes among them, as far as there are any.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
         self._homes = homes
-        #: Where tasks of other homes were put, which supervisors may not know yet.
+        #: Lanes that got tasks of other homes, whose supervisors may not know it yet.
         self._moved = set[str]()
         self._lock = threading.Lock()
-        #: Held while the server is told, or asked, what is in our hands.
+        #: Held while we tell the server, or ask it, which tasks are ours.
         self._talking = threading.Lock()
         self._looks: list[float] = []
         self._batch: deque[Delivery] = deque()
@@ -142,10 +143,10 @@ class TaskWorker:
         self._flushed = self._linger = 0.0
         self._count = 1
         self._leaving = self._waiting = self._was_full = self._has_idled = False
-        #: Whether the server may have given us something that we don't know of.
+        #: Whether the server may have given us tasks that we don't know of.
         self._lost = False
         self._fault_pause = FAULT_PAUSE[0]
-        self._set_ups = set[str]()  #: the jobs of those that were run
+        self._set_ups = set[str]()  #: the jobs of the set-ups that were run
         self._monitor = TaskMonitor(self.execution, output, self._free, store.clone())
         fetch_by(values.value)
         set_host(
@@ -163,45 +164,7 @@ class TaskWorker:
             )
         )
 
-    def _home(self) -> str:
-        """Return the tag of what the running task submits."""
-        task = self.execution.task
-        return home_of(task.job) if task else "".join(self._homes[:1])
-
-    # -- the loop ------------------------------------------------------------------------------
-
-    def on_leave_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        """Exit after the task that runs now; at once when idle."""
-        self._leaving = True
-        self._slot.leave(Leaving.ASKED)
-        self._break_wait(_Leave)
-
-    def forked(self) -> None:
-        """Be no worker any more, in a process that a task has forked."""
-        self._output.forked()
-        self.runner.forked()
-        self._values.forked()
-        worker, depth = host(), self.execution.depth
-        if worker is not None:
-            set_host(
-                replace(
-                    worker,
-                    depth=lambda: depth,
-                    task=lambda: None,
-                    help_until=lambda *_: None,
-                    progress=lambda *_: None,
-                    put_off=lambda _: None,
-                )
-            )
-
-    def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        """Take from the lanes that the slot says are in use, the next time or now."""
-        self._break_wait(_Look)
-
-    def _break_wait(self, why: type[BaseException]) -> None:
-        if self._waiting:
-            self._waiting = False  # once: what unwinds must not be broken again
-            raise why
+    # -- the loop --------------------------------------------------------------------------------
 
     def run(self, description: dict[str, Any]) -> None:
         """Serve until told to leave.
@@ -209,7 +172,7 @@ class TaskWorker:
         Parameters
         ----------
         description
-            What others may know of this worker: host, process id, ...
+            What `q.workers` shows of this worker: host, process id, ...
         """
         self._monitor.start()
         join = functools.partial(self._join, description)
@@ -220,7 +183,7 @@ class TaskWorker:
                 step = self._serve
             except _Leave:
                 break
-            except SecretMismatch:  # the supervisor will tell us to leave
+            except SecretMismatch:  # The supervisor will tell us to leave.
                 time.sleep(RECONNECT)
                 self._lost = True
             except DataLost as error:
@@ -232,104 +195,30 @@ class TaskWorker:
         self._until_reachable(lambda: self.flush(self._store))
         self._slot.set_state(State.ENDING)
 
-    def _survive(self, error: BaseException) -> None:
-        """Go on after an error that is no task's own: what was in hand ends with it."""
-        logger.error("worker %s goes on after a fault\n%s", self.id, trace_of(error))
-        self._lost = True
-        while self._running:
-            settlement, _ = self.execution.rescue(self._running[-1], None, error, 0)
-            with self._lock:
-                self._running.pop()
-                self._settled.append(settlement)
-        self._settle_each()
-        time.sleep(self._fault_pause)
-        self._fault_pause = min(2 * self._fault_pause, FAULT_PAUSE[1])
-
-    def _settle_each(self) -> None:
-        """Settle one by one what is over: what can't be sent ends with the reason instead."""
-        with self._talking:  # then nobody else takes any away
-            for one in self._settled.copy():
-                instead = []
-                try:
-                    self._settle_by_itself(one)
-                    self._settled_cache.add_settled([one])
-                except (ServerUnreachable, ServerRefused) as error:
-                    if not isinstance(error, MessageTooLarge):
-                        continue  # it may be taken later
-                    instead = [self.execution.fail(one.delivery, error)]
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
-                    instead = [self.execution.fail(one.delivery, error)]
-                with self._lock:
-                    at = next(k for k, other in enumerate(self._settled) if other is one)
-                    self._settled[at : at + 1] = instead
-
-    def _settle_by_itself(self, settlement: Settlement) -> None:
-        """Settle, and find out whether it is too large if the connection is closed each time."""
-        for _ in range(MOST_CUTS - 1):
-            try:
-                self._store.settle([settlement])
-            except ServerUnreachable:
-                time.sleep(RECONNECT)
-            else:
-                return
-        self._store.settle([settlement])
-
-    def _until_reachable(self, step: Callable[[], None]) -> None:
-        """Do `step`, again and again while the server can't be reached."""
-        while True:
-            try:
-                if self._lost:
-                    self._recover(self._store)
-                    self._looks = [time.monotonic() + pause for pause in LOOKS]
-                    self._lost = False
-                return step()
-            except _Look:  # the connection may have been given something meanwhile
-                self._lost = True
-            except ServerUnreachable:
-                self._lost = True
-                time.sleep(RECONNECT)
-
-    def _recover(self, store: Store) -> None:
-        """Take up what a lost reply brought: it counts as ours, so nobody else runs it."""
-        with self._talking:
-            found = store.held(self._lanes, self.id)
-            with self._lock:
-                ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
-                # An id is unique within its lane only.
-                known = {(d.lane, d.entry_id) for d in ours}
-                self._accept([d for d in found if (d.lane, d.entry_id) not in known])
-
-    def _look_again(self, store: Store) -> None:
-        """Recover what the server has given to a connection after that was lost."""
-        looks = self._looks  # two threads look
-        if looks and time.monotonic() > looks[0]:
-            self._recover(store)
-            self._looks = [at for at in looks if at > time.monotonic()]
-
     def _join(self, description: dict[str, Any]) -> None:
-        self._lanes, self._n_lane_changes = self._served, -1  # the server may have lost the others
+        self._lanes, self._n_lane_changes = self._served, -1  # The server may have lost the rest.
         self._store.ensure_lanes(self._served[1:])
         for task in self._store.join(self.id, description):
             if self._homes and home_of(task.job) not in self._homes:
                 continue
-            if task.job not in self._set_ups:  # else it joins again, after the server lost its data
+            if task.job not in self._set_ups:  # It may join again after the server lost its data.
                 self._set_ups.add(task.job)
                 self._store.publish(self.execution.set_up(task, self._served[0]))
         self._slot.set_state(State.BUSY)
 
     def _serve(self) -> None:
-        """Work until told to leave, or until the server may have given us something unknown."""
+        """Do rounds until told to leave, or until tasks may be lost that have to be recovered."""
         while not (self._leaving or self._lost):
             self._round()
             self._fault_pause = FAULT_PAUSE[0]
 
     def _round(self) -> None:
-        """Take, which settles what is over; run each; adapt how many to take the next time."""
+        """Take tasks, which settles the last ones; run each; adapt how many to take next time."""
         if self._looks:
             self._look_again(self._store)
         if self._was_full and not self._batch:
             self._find_lanes()
-            # More may wait, and most urgently in a lane that we have not heard of yet.
+            # More may wait, and more urgently in a lane that is new.
             self._take(self._lanes, self._count)
         if not self._batch:
             self._wait_and_take()
@@ -341,16 +230,16 @@ class TaskWorker:
             self._look_for_more_urgent(delivery.lane)
             if time.monotonic() - self._flushed > FLUSH:
                 if time.monotonic() - began > 2 * FLUSH:
-                    n -= self.release_batch(keep=1)  # what comes next can't begin sooner elsewhere
+                    n -= self.release_batch(keep=1)  # The next task can't begin sooner elsewhere.
                 flushing = time.monotonic()
                 self.flush(self._store)
-                began += time.monotonic() - flushing  # the way to the server is no work
+                began += time.monotonic() - flushing  # Requests are no work.
         self._adapt(n, time.monotonic() - began)
 
     def _look_for_more_urgent(self, lane: str) -> None:
-        """Before the batch goes on to a less urgent lane than `lane`, take what is more urgent.
+        """Take tasks that are more urgent, before the batch goes on to a less urgent lane.
 
-        A read brings something from every lane of it that holds anything.
+        It holds tasks of several lanes, since a read returns some of each lane.
         """
         with self._lock:
             following = self._batch[0].lane if self._batch else lane
@@ -359,13 +248,13 @@ class TaskWorker:
             self._take([n for n in self._lanes if self._urgency(n) < least], self._count)
 
     def _urgency(self, lane: str) -> int:
-        """Return how many lanes are more urgent; a home's part is as urgent as the lane."""
+        """Return how many lanes are more urgent; a home's lane is as urgent as its base."""
         return self._served.index(base_lane(lane))
 
     def _adapt(self, n: int, seconds: float) -> None:
-        """Take twice as much at a time while a batch is short work."""
+        """Take twice as many at a time while batches are short work."""
         self._linger = LINGER if n == 1 and seconds < SHORT else 0.0
-        # One call is no sign of more: its result goes with the request that waits for the next.
+        # A lone call is no sign of more: its result is sent with the request that waits.
         self._was_full = n >= self._count > 1
         if seconds > FLUSH:
             self._count = max(1, min(self._count, int(n * FLUSH / seconds)))
@@ -373,10 +262,9 @@ class TaskWorker:
             self._count = min(2 * self._count, MAX_BATCH)
 
     def _work_next(self) -> Delivery | None:
-        """Work off the next delivery of the batch and return it; None if there is none.
+        """Run the next task of the batch and return its delivery; None if there is none.
 
-        It is in hand from its take to its place among the settled: whatever fails meanwhile is its
-        error. In between there is no call outside of the `try`.
+        Whatever fails between the two locks is charged to this task, so all calls are in the `try`.
         """
         with self._lock:
             if not self._batch or self._leaving:
@@ -405,10 +293,10 @@ class TaskWorker:
             raise stopped
         return delivery
 
-    # -- give and take -------------------------------------------------------------------------
+    # -- give and take ---------------------------------------------------------------------------
 
     def _wait_and_take(self) -> None:
-        """Settle what is over, and wait for the next tasks."""
+        """Settle results, and wait for the next tasks."""
         look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
         block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
         if self._values.with_files:
@@ -424,16 +312,16 @@ class TaskWorker:
             self._count = 1
 
     def _take(self, lanes: Sequence[str], count: int, block: float | None = None) -> None:
-        """Settle what is over and take what waits, in one request.
+        """Settle results and take waiting tasks, in one request.
 
         Parameters
         ----------
         lanes
-            Where to take from, if nothing is waited for; else it is all that may hold something.
+            Which lanes to read; not used with `block`, which reads all that may hold tasks.
         count
             Most tasks from each lane.
         block
-            Seconds to wait for a task; a signal may break this, and nothing else.
+            Seconds to wait for a task; only this wait can be broken by a signal. None: don't wait.
         """
         with self._talking:
             settled: list[Settlement] = []
@@ -445,12 +333,12 @@ class TaskWorker:
                 try:
                     if block is not None:
                         self._waiting = True
-                        # The flag stands before these looks: a signal after them finds us waiting.
+                        # The flag is set first: a signal that follows these looks breaks the wait.
                         if self._leaving:
                             raise _Leave
                         if self._slot.words[LANE_BITS] >> 32 != self._n_lane_changes:
                             self._find_lanes()
-                        # What is urgent may wait in a lane that the supervisor has not seen in use.
+                        # Urgent tasks may wait in a lane that the supervisor does not know yet.
                         lanes = self._lanes if settled else self._used_lanes()
                     taken = self._store.take(
                         settled,
@@ -469,8 +357,8 @@ class TaskWorker:
                     self._accept(taken)
                 self._flushed = time.monotonic()
             except BaseException:
-                # Whether they were settled is not known; doing it twice does it once. Nor is it
-                # known what came with the reply.
+                # The server may have settled these: a second time does nothing. And it may have
+                # sent tasks.
                 self._lost = True
                 with self._lock:
                     self._settled = settled + self._settled
@@ -479,38 +367,25 @@ class TaskWorker:
             self._tell_moved(self._store)
 
     def _used_lanes(self) -> Sequence[str]:
-        """Return the lanes that hold anything now and then, as far as the supervisor knows."""
+        """Return the lanes that are in use, as far as the supervisor knows."""
         unused = self._slot.unused_lanes()
         return [lane for lane in self._lanes if lane not in unused]
 
-    def flush(self, store: Store) -> None:
-        """Settle what is over; through `store`, because the monitor has a connection of its own."""
-        if not self._settled:
+    def _find_lanes(self) -> None:
+        """Serve the lanes of our homes that hold tasks; those of all homes, if we serve all."""
+        n_changes = self._slot.words[LANE_BITS] >> 32
+        if n_changes == self._n_lane_changes:
             return
-        with self._talking:
-            settled: list[Settlement] = []
-            try:
-                with self._lock:
-                    settled, self._settled = self._settled, []
-                if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
-                    self._add_unattributed_output(settled)
-                store.settle(settled)
-                self._settled_cache.add_settled(settled)
-                self._flushed = time.monotonic()
-            except BaseException:
-                # Whether they were settled is not known; doing it twice does it once. Nor is it
-                # known what came with the reply.
-                self._lost = True
-                with self._lock:
-                    self._settled = settled + self._settled
-                raise
-
-    def _add_unattributed_output(self, settled: list[Settlement]) -> None:
-        """Send what was printed since the last look before the results: both are there then."""
-        settled[-1].events[:0] = self.execution.collect_unattributed_output()
+        parts: dict[str, list[str]] = {}
+        for lane in self._store.home_lanes():
+            if not self._homes or lane.partition("@")[2] in self._homes:
+                parts.setdefault(base_lane(lane), []).append(lane)
+        found = [n for lane in self._served for n in (lane, *parts.get(lane, ()))]
+        self._store.ensure_lanes(set(found) - set(self._lanes))
+        self._lanes, self._n_lane_changes = tuple(found), n_changes
 
     def _accept(self, taken: Sequence[Delivery]) -> None:
-        """Put what was taken into the batch, and tasks of other homes into a lane of theirs."""
+        """Add tasks to the batch; move those of other homes to a lane of their home."""
         is_mixed = bool(self._batch and taken)
         for delivery in taken:
             home = home_of(delivery.task.job) if self._homes else ""
@@ -528,9 +403,9 @@ class TaskWorker:
         self._settled.append(Settlement(delivery=delivery, successors=follows))
 
     def _tell_moved(self, store: Store) -> None:
-        """Settle what was put into lanes of other homes, and have their supervisors know those.
+        """Settle tasks that were moved to lanes of other homes, and tell the supervisors of these.
 
-        Before and after: in between the lane may have been retired, since it was empty still.
+        They are told before and after: in between the lane may be retired, because it is empty.
         """
         lanes = self._moved.copy()
         store.use_lanes(lanes)
@@ -538,28 +413,40 @@ class TaskWorker:
         store.use_lanes(lanes)
         self._moved -= lanes
 
-    def _find_lanes(self) -> None:
-        """Serve the lanes of our homes that hold anything; of all homes, if we serve all."""
-        n_changes = self._slot.words[LANE_BITS] >> 32
-        if n_changes == self._n_lane_changes:
+    def flush(self, store: Store) -> None:
+        """Settle results; through `store`, because the monitor has a connection of its own."""
+        if not self._settled:
             return
-        parts: dict[str, list[str]] = {}
-        for lane in self._store.home_lanes():
-            if not self._homes or lane.partition("@")[2] in self._homes:
-                parts.setdefault(base_lane(lane), []).append(lane)
-        found = [n for lane in self._served for n in (lane, *parts.get(lane, ()))]
-        self._store.ensure_lanes(set(found) - set(self._lanes))
-        self._lanes, self._n_lane_changes = tuple(found), n_changes
+        with self._talking:
+            settled: list[Settlement] = []
+            try:
+                with self._lock:
+                    settled, self._settled = self._settled, []
+                if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
+                    self._add_unattributed_output(settled)
+                store.settle(settled)
+                self._settled_cache.add_settled(settled)
+                self._flushed = time.monotonic()
+            except BaseException:
+                # As in `_take`.
+                self._lost = True
+                with self._lock:
+                    self._settled = settled + self._settled
+                raise
+
+    def _add_unattributed_output(self, settled: list[Settlement]) -> None:
+        """Send the latest output with the results, and before them: then both are there."""
+        settled[-1].events[:0] = self.execution.collect_unattributed_output()
 
     def release_batch(self, keep: int = 0) -> int:
-        """Give back to the lanes what was not begun, but for the first `keep`; return how many."""
+        """Give tasks that have not begun back to their lanes, except `keep`; return how many."""
         with self._lock:
             held = list(self._batch)
             back = [
                 Settlement(delivery=delivery, successors=[Requeue(task=delivery.task)])
                 for delivery in held[keep:]
             ]
-            # Both or neither: no call is between.
+            # No call is between these lines: both are done, or neither.
             self._batch = deque(held[:keep])
             self._settled += back
         return len(back)
@@ -571,14 +458,130 @@ class TaskWorker:
         if self._moved:
             self._tell_moved(store)
 
-    # -- help first ----------------------------------------------------------------------------
+    # -- faults, and connections that were lost --------------------------------------------------
+
+    def _until_reachable(self, step: Callable[[], None]) -> None:
+        """Do `step`; repeat it while the server can't be reached."""
+        while True:
+            try:
+                if self._lost:
+                    self._recover(self._store)
+                    self._looks = [time.monotonic() + pause for pause in LOOKS]
+                    self._lost = False
+                return step()
+            except _Look:  # The server may have sent tasks just now.
+                self._lost = True
+            except ServerUnreachable:
+                self._lost = True
+                time.sleep(RECONNECT)
+
+    def _recover(self, store: Store) -> None:
+        """Take tasks that a lost reply contained: they are ours, and nobody else runs them."""
+        with self._talking:
+            found = store.held(self._lanes, self.id)
+            with self._lock:
+                ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
+                # An id is unique within its lane only.
+                known = {(d.lane, d.entry_id) for d in ours}
+                self._accept([d for d in found if (d.lane, d.entry_id) not in known])
+
+    def _look_again(self, store: Store) -> None:
+        """Recover tasks that the server gave to a connection after we had lost it."""
+        looks = self._looks  # The monitor looks, too.
+        if looks and time.monotonic() > looks[0]:
+            self._recover(store)
+            self._looks = [at for at in looks if at > time.monotonic()]
+
+    def _survive(self, error: BaseException) -> None:
+        """Go on after a fault of our own code: the task that was running ends with the error."""
+        logger.error("worker %s goes on after a fault\n%s", self.id, trace_of(error))
+        self._lost = True
+        while self._running:
+            settlement, _ = self.execution.rescue(self._running[-1], None, error, 0)
+            with self._lock:
+                self._running.pop()
+                self._settled.append(settlement)
+        self._settle_each()
+        time.sleep(self._fault_pause)
+        self._fault_pause = min(2 * self._fault_pause, FAULT_PAUSE[1])
+
+    def _settle_each(self) -> None:
+        """Settle results one by one; one that can't be sent is replaced by the reason."""
+        with self._talking:  # The monitor must not send any of them meanwhile.
+            for one in self._settled.copy():
+                instead = []
+                try:
+                    self._settle_by_itself(one)
+                    self._settled_cache.add_settled([one])
+                except (ServerUnreachable, ServerRefused) as error:
+                    if not isinstance(error, MessageTooLarge):
+                        continue  # The server may accept it later.
+                    instead = [self.execution.fail(one.delivery, error)]
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
+                    instead = [self.execution.fail(one.delivery, error)]
+                with self._lock:
+                    at = next(k for k, other in enumerate(self._settled) if other is one)
+                    self._settled[at : at + 1] = instead
+
+    def _settle_by_itself(self, settlement: Settlement) -> None:
+        """Settle one; if the server closes the connection each time, it is too large."""
+        for _ in range(MOST_CUTS - 1):
+            try:
+                self._store.settle([settlement])
+            except ServerUnreachable:
+                time.sleep(RECONNECT)
+            else:
+                return
+        self._store.settle([settlement])
+
+    # -- signals and forks -----------------------------------------------------------------------
+
+    def on_leave_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Exit after the running task; at once when idle."""
+        self._leaving = True
+        self._slot.leave(Leaving.ASKED)
+        self._break_wait(_Leave)
+
+    def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        """Read the lanes that the slot now says are in use; an idle worker does so at once."""
+        self._break_wait(_Look)
+
+    def _break_wait(self, why: type[BaseException]) -> None:
+        if self._waiting:
+            self._waiting = False  # Only once: the code that unwinds must not be broken again.
+            raise why
+
+    def forked(self) -> None:
+        """Stop being a worker, in a process that a task has forked."""
+        self._output.forked()
+        self.runner.forked()
+        self._values.forked()
+        worker, depth = host(), self.execution.depth
+        if worker is not None:
+            set_host(
+                replace(
+                    worker,
+                    depth=lambda: depth,
+                    task=lambda: None,
+                    help_until=lambda *_: None,
+                    progress=lambda *_: None,
+                    put_off=lambda _: None,
+                )
+            )
+
+    # -- for the running task ------------------------------------------------------------------
+
+    def _home(self) -> str:
+        """Return the tag of the home of what the running task submits."""
+        task = self.execution.task
+        return home_of(task.job) if task else "".join(self._homes[:1])
 
     def help_until(
         self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
     ) -> None:
         """Run deeper tasks, and those of `lanes`, until ``wait(seconds)`` returns true.
 
-        A worker that leaves just waits: others run them.
+        A worker that is leaving just waits: other workers run them.
 
         Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
         implementing efficient futures", 1993; here by depth instead of by thief.
@@ -600,7 +603,7 @@ class TaskWorker:
         self.runner.help(run_others)
 
     def _help_once(self, served: Collection[str]) -> bool:
-        # What came with the waiting task may be shallower than it: others shall run that.
+        # Tasks that came with the waiting one may be less deep: leave these to other workers.
         self.release_batch()
 
         def take() -> None:
@@ -616,9 +619,9 @@ class TaskWorker:
 
 
 def _may_be_dropped(delivery: Delivery) -> bool:
-    """Return whether nothing of it is to be run: then whoever takes it says so.
+    """Return whether any worker may take it: nothing of it is to be run, or it is for this one.
 
-    Or everybody must do it: what `everywhere` asks for is sent to those who shall.
+    What `everywhere` asks for is sent to each worker by itself.
     """
     if delivery.lane[0] == "@" or not delivery.is_wanted:
         return True
