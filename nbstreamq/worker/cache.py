@@ -1,4 +1,4 @@
-"""Functions and values that a worker fetched, kept for the next task; and where its results go."""
+"""Keep functions and values that a worker fetched, and write its large results."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from .edits import Edits
 K = TypeVar("K")
 V = TypeVar("V")
 
-#: Bytes of the functions, and of the values, kept at once.
+#: Most bytes of functions, and of values, that are kept.
 MAX_BYTES = 2**30
-#: Seconds in which a client sends a function again that the server does not hold, and between two
-#: looks for it. Longer helps a busier client; shorter tells sooner that there is none.
+#: Seconds to wait for a client to send a function again that the server lacks, and between looks.
+#: Longer helps a busy client; shorter fails sooner when there is none.
 SUPPLY, SUPPLY_PAUSE = 5.0, 0.02
-#: What a function counts for besides: it may have made objects.
+#: Bytes that are added to the size of a function, for objects that it may have made.
 FUNCTION_BYTES = 2**22
 
 
 class _Cache(Generic[K, V]):
-    """Keeps what was used last, within a budget, as long as its files are there."""
+    """An LRU cache with a byte budget, which drops what refers to deleted files."""
 
     def __init__(self, with_files: set[tuple[int, Any]] | None = None) -> None:
         self._budget = MAX_BYTES
         self._kept: OrderedDict[K, tuple[int, Sequence[ValueAddress], V]] = OrderedDict()
-        #: What of it refers to files; shared by caches, because a worker asks for it often.
+        #: Entries that refer to files; all caches share it, because a worker asks for it often.
         self._with_files = set[tuple[int, Any]]() if with_files is None else with_files
 
     def get(self, key: K) -> V | None:
@@ -82,7 +82,7 @@ class _Cache(Generic[K, V]):
         self._with_files.discard((id(self), key))
 
     def drop_stale(self) -> None:
-        """Drop what the client has freed: else its memory would stay in use."""
+        """Drop what the client has freed, so that its memory is freed here, too."""
         for key in [key for cache, key in self._with_files if cache == id(self)]:
             addresses = self._kept[key][1]
             if not all(os.path.exists(a) for a, _ in addresses if is_file(a)):  # noqa: PTH110
@@ -90,7 +90,7 @@ class _Cache(Generic[K, V]):
 
 
 class _KeptOnServer(ServerBackend):
-    """Remembers what it has read: many tasks may need it."""
+    """Keeps what it has read, because many tasks may need it."""
 
     def __init__(self, ask: Ask) -> None:
         super().__init__(ask, lambda do, _: ask(do), lambda do, _: ask(do))
@@ -102,7 +102,7 @@ class _KeptOnServer(ServerBackend):
 
 
 class _Results(ValueWriter):
-    """Writes results; where, is asked when there is a large one."""
+    """Writes large results; finds out where to only when there is one."""
 
     def __init__(self, session: str, backend_of: Callable[[str], ValueBackend]) -> None:
         self.session = session
@@ -134,7 +134,7 @@ class Values:
     ) -> None:
         self._store, self._worker = store, worker
         self._settings = Settings.from_environment()
-        #: What is kept of clients' large values that are files, which they may free.
+        #: Kept values that are files of clients, which may free them.
         self.with_files = set[tuple[int, Any]]()
         self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache(self.with_files)
         self._values: _Cache[tuple[str, str], Any] = _Cache(self.with_files)
@@ -143,7 +143,7 @@ class Values:
         self._has_files = has_files
         self._reader = ValueReader(self._on_server, self._at_url(worker))
         register(worker, self._reader)
-        #: Whose values are asked for.
+        #: The job whose values are asked for.
         self._job = ""
         self._results = _Results("", self._backend_of)
         self.edits = Edits(self._forget)
@@ -154,12 +154,12 @@ class Values:
         self._values.clear()
 
     def drop_stale(self) -> None:
-        """Let go of files that clients have freed."""
+        """Drop files that clients have freed."""
         self._functions.drop_stale()
         self._values.drop_stale()
 
     def results(self, job: str) -> ValueWriter | None:
-        """Return where large results of a job go; None: a named one's, which are to last."""
+        """Return what writes large results of a job; None for a named job, which keeps them all."""
         if is_named(job):
             return None
         session = session_of(job)
@@ -168,7 +168,7 @@ class Values:
         return self._results
 
     def _backend_of(self, session: str) -> ValueBackend:
-        """Return where a client finds its results."""
+        """Return where a client reads its large results."""
         if (at_url := self._at_url(session)) is not None:
             return at_url
         files = MappedFiles(session, self._settings) if self._has_files else None
@@ -220,7 +220,7 @@ class Values:
         return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.addresses)
 
     def _await_function(self, task: Task) -> bytes | None:
-        """Ask the client for a function that the server does not hold, and wait for it a while."""
+        """Ask the client for a function that the server lacks, and wait for it."""
         self.want(task, task.fn)
         until = time.monotonic() + SUPPLY
         while (data := self._ask(lambda store: store.get_function(task.fn))) is None:
@@ -231,14 +231,14 @@ class Values:
         return found
 
     def want(self, task: Task, digest: str = "") -> None:
-        """Tell the client that the server does not hold a function; or, without one, a value."""
+        """Tell the client that the server lacks a function or, without a digest, a value."""
         event = Event.about(
             task, task.span, kind="wanted", worker=self._worker, body=digest.encode()
         )
         self._ask(lambda store: store.publish([event]))
 
     def has_other_secret(self) -> bool:
-        """Return whether the queue has got a secret that this worker does not know."""
+        """Return whether the queue has a new secret that this worker does not know."""
         try:
             self._ask(lambda store: store.check_secret(write=False))
         except SecretMismatch:
@@ -246,14 +246,14 @@ class Values:
         return False
 
     def value(self, digest: str, data: bytes, addresses: Sequence[ValueAddress]) -> Any:
-        """Return the value behind a `Ref`: as with functions, an object of this job's own."""
+        """Return the value of a `Ref`; each job gets an object of its own, as with functions."""
         known = self._values.get((digest, self._job))
         if known is not None:
             return known
         return self._values.put((digest, self._job), len(data), load(data), addresses)
 
     def forked(self) -> None:
-        """Leave the connection to the process that this one was forked from."""
+        """Close the connection, which belongs to the process that this one was forked from."""
         self._store.close()
 
     def _ask(self, question: Callable[[Store], Any]) -> Any:

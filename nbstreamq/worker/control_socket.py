@@ -1,9 +1,9 @@
-"""The supervisor's local socket: kernels on this machine come in here, and are seen to leave.
+"""The supervisor's local socket: kernels on this machine connect to it, and their end is noticed.
 
-Line-wise JSON. A kernel says ``{"session": id}`` once, ``{"scale": n}`` when it wants n workers,
-and ``{"leave": true}`` before it goes; each is answered by the number of other kernels here, and by
-a note for the user, such as that there is no room for so many workers. A connection may be lost:
-the session is dead when its process is, and waited for until then.
+It speaks JSON, a line for each message. A kernel sends ``{"session": id}`` once, ``{"scale": n}``
+to have n workers, and ``{"leave": true}`` before it leaves. Each answer has the number of other
+kernels here, and a note for the user, for example that there is no room for so many workers. A lost
+connection does not end a session: that ends with its process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOBODY = 2**30
 
 @dataclass
 class LocalClient:
-    """A session of a kernel at the door."""
+    """A kernel's session that is connected."""
 
     connection: socket.socket
     process: Process
@@ -43,15 +43,15 @@ class Process:
     def __init__(self, connection: socket.socket) -> None:
         self._pid, self._file = _peer(connection), -1
         if self._pid and hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):  # it is dead, or the system does not allow it
+            with contextlib.suppress(OSError):  # It is dead, or the system forbids it.
                 self._file = os.pidfd_open(self._pid)
 
     def fileno(self) -> int:
-        """Return what can be read when the process has ended; negative if there is no such file."""
+        """Return a descriptor that can be read when the process has ended; negative: none."""
         return self._file
 
     def lives(self) -> bool:
-        """Return whether it lives; where that can't be known, a lost connection means that not."""
+        """Return whether it lives; False where the system does not tell."""
         if self._file >= 0:
             poll = select.poll()
             poll.register(self._file, select.POLLIN)
@@ -74,20 +74,20 @@ HasFile = socket.socket | Process
 
 
 class ControlSocket:
-    """Listens on a unix socket.
+    """Accepts kernels at a unix socket, and notices when they have died.
 
     Parameters
     ----------
     path
-        Of the socket; an old one is replaced: who starts supervisors holds a lock meanwhile.
+        Of the socket. It replaces an old one: a lock keeps others from starting supervisors.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.users: list[LocalClient] = []
-        #: Sessions whose connection was lost -> their process, as long as that lives.
+        self.clients: list[LocalClient] = []
+        #: Sessions whose connection was lost -> their process, while it lives.
         self._lost: dict[str, Process] = {}
-        #: Whether anybody ever came.
+        #: Whether a kernel has ever connected.
         self.visited = False
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -97,12 +97,12 @@ class ControlSocket:
         self._listener.setblocking(False)
 
     def sockets(self) -> list[HasFile]:
-        """Return what to wait for."""
+        """Return the sockets, and the ends of processes, to wait for."""
         ends = [process for process in self._lost.values() if process.fileno() >= 0]
         return [*self._sockets(), *ends]
 
     def _sockets(self) -> list[socket.socket]:
-        return [self._listener, *(user.connection for user in self.users)]
+        return [self._listener, *(client.connection for client in self.clients)]
 
     def serve(self, ready: Collection[int], scale: Callable[[int], str]) -> list[str]:
         """Serve the sockets that can be read; return the sessions whose process has died.
@@ -112,80 +112,80 @@ class ControlSocket:
         ready
             Descriptors of those that can be read.
         scale
-            Called with the number of workers that a user asks for; returns what to say to that.
+            Called with the number of workers that a client asks for; returns the note for the user.
         """
         if self._listener.fileno() in ready:
             self._accept()
-        for user in [u for u in self.users if u.connection.fileno() in ready]:
-            if not self._read(user, scale):
-                self._part(user)
+        for client in [c for c in self.clients if c.connection.fileno() in ready]:
+            if not self._read(client, scale):
+                self._remove(client)
         return self._dead()
 
     @property
     def in_use(self) -> bool:
-        """Whether there are sessions, or may be again."""
-        return bool(self.users or self._lost)
+        """Whether there are sessions, connected or not."""
+        return bool(self.clients or self._lost)
 
-    def _part(self, user: LocalClient) -> None:
-        self.users.remove(user)
-        user.connection.close()
-        if user.session and user.session not in {u.session for u in self.users}:
-            self._lost[user.session] = user.process
+    def _remove(self, client: LocalClient) -> None:
+        self.clients.remove(client)
+        client.connection.close()
+        if client.session and client.session not in {c.session for c in self.clients}:
+            self._lost[client.session] = client.process
         else:
-            user.process.close()
+            client.process.close()
 
     def _dead(self) -> list[str]:
-        """Return the sessions whose process has ended, once."""
+        """Return each session whose process has ended, once."""
         dead = [session for session, process in self._lost.items() if not process.lives()]
         for session in dead:
             self._lost.pop(session).close()
         return dead
 
-    def _come(self, user: LocalClient, session: str) -> None:
-        """Take note of who a user is; one whose connection was lost is back."""
-        user.session = session
+    def _identify(self, client: LocalClient, session: str) -> None:
+        """Note the session of a client; one whose connection was lost is back."""
+        client.session = session
         if lost := self._lost.pop(session, None):
             lost.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             connection, _ = self._listener.accept()
-            connection.setblocking(False)  # one that does not read must not hold everybody up
-            self.users.append(LocalClient(connection, Process(connection)))
+            connection.setblocking(False)  # A client that does not read must not block others.
+            self.clients.append(LocalClient(connection, Process(connection)))
             self.visited = True
 
-    def _read(self, user: LocalClient, scale: Callable[[int], str]) -> bool:
-        """Answer what the user asks; return whether it is still there."""
+    def _read(self, client: LocalClient, scale: Callable[[int], str]) -> bool:
+        """Answer the requests of a client; return whether it is still connected."""
         try:
-            data = user.connection.recv(65536)
+            data = client.connection.recv(65536)
             if not data:
                 return False
-            *lines, user.unread = (user.unread + data).split(b"\n")
+            *lines, client.unread = (client.unread + data).split(b"\n")
             for line in lines:
                 request = _request(line)
                 if session := request.get("session"):
-                    self._come(user, session)
+                    self._identify(client, session)
                 note = scale(request["scale"]) if "scale" in request else ""
                 if "leave" in request:
-                    user.session = ""
-                answer = {"others": len(self.users) - 1, "note": note}
-                user.connection.sendall(json.dumps(answer).encode() + b"\n")
+                    client.session = ""
+                answer = {"others": len(self.clients) - 1, "note": note}
+                client.connection.sendall(json.dumps(answer).encode() + b"\n")
         except (OSError, ValueError):
             return False
         return True
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Close the socket, and remove its file."""
         self.path.unlink(missing_ok=True)
         self.forget()
 
     def forget(self) -> None:
-        """Give up the sockets, in a forked process: the other one goes on with them."""
+        """Close the sockets in a forked process: the supervisor goes on with them."""
         for open_socket in self._sockets():
             open_socket.close()
-        for process in (*(user.process for user in self.users), *self._lost.values()):
+        for process in (*(client.process for client in self.clients), *self._lost.values()):
             process.close()
-        self.users, self._lost = [], {}
+        self.clients, self._lost = [], {}
 
 
 def _peer(connection: socket.socket) -> int:
@@ -200,7 +200,7 @@ def _peer(connection: socket.socket) -> int:
 
 
 def _request(line: bytes) -> dict[str, Any]:
-    """Return the request; ValueError where it is none: nonsense must not harm the supervisor."""
+    """Return the request in a line; ValueError if there is none."""
     request = json.loads(line)
     match request:
         case {"session": session} if not isinstance(session, str):

@@ -1,4 +1,4 @@
-"""Modules that a worker has imported from files which people edit while it lives."""
+"""Import modules again whose files were edited while the worker runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ..objects.modules import file_of, is_edited
 
-#: When a file was changed, its size, and its number: while nobody edits it these stay.
+#: Time of change, size and inode of a file: these stay the same until somebody edits it.
 _Stamp = tuple[int, int, int]
 
 
 class Edits:
-    """Notices when the file of an imported module was edited, and has it imported again.
+    """Forgets imported modules when one of their files was edited, so that they are imported again.
 
     Only what is beside a notebook or installed as editable is looked at. Modules that came with a
     function are not: they have no file here.
@@ -32,7 +32,7 @@ class Edits:
         self._seen = set(sys.modules)
         self._last = self._newest()
         self._looked = time.time_ns()
-        #: Name of a module -> its file, and what that looked like when it was imported.
+        #: Name of a module -> its file, and the stamp of that when it was imported.
         self._stamps: dict[str, tuple[str, _Stamp | None]] = {}
 
     def forget_edited(self) -> None:
@@ -42,7 +42,7 @@ class Edits:
         even one that waits: what that has made is of the older modules.
         """
         now = time.time_ns()
-        # `_newest` without the call: each lone task comes here.
+        # As `_newest`, without the call.
         if (len(sys.modules), next(reversed(sys.modules))) != self._last:
             self._look_for_new()
         if not self._stamps:
@@ -76,7 +76,7 @@ class Edits:
     def _forget(self) -> None:
         for name, (file, _) in self._stamps.items():
             sys.modules.pop(name, None)
-            # It counts the age of the source in seconds: a second edit within one is overlooked.
+            # It has the age of the source in seconds, and would miss a second edit within one.
             Path(importlib.util.cache_from_source(file)).unlink(missing_ok=True)
         self._stamps.clear()
         self._seen = set(sys.modules)
@@ -85,7 +85,7 @@ class Edits:
 
 
 def _stamp_of(file: str) -> _Stamp | None:
-    """Return what a file looks like now; None if it is not there."""
+    """Return the stamp of a file; None if it is not there."""
     try:
         found = os.stat(file)  # noqa: PTH116 - a Path takes longer to make than this takes
     except OSError:

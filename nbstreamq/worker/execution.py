@@ -1,4 +1,4 @@
-"""A delivery in, a settlement out: what a worker does with what it is given, except to send it."""
+"""Run a delivery and return its settlement. Taking and sending are the loop's part."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NOTHING = nullcontext()
 
 
 class Execution:
-    """Executes deliveries in the calling thread, which must be the main one.
+    """Runs deliveries in the main thread.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ class Execution:
         self._runner = runner
         self._output = output
         self._values = values
-        #: Progress that was not published yet: (task, item) -> (done, total).
+        #: Progress that is not published yet: (task, item) -> (done, total).
         self._progress: dict[tuple[Task, int], tuple[int, int | None]] = {}
-        #: What runs, outermost first, and since when they run.
+        #: What runs, outermost first, and when it began by the monotonic clock.
         self.running: list[tuple[Delivery, float]] = []
 
     @property
@@ -78,7 +78,7 @@ class Execution:
         """
         depth, run, task = len(self.running), None, delivery.task
         try:
-            # No chunk, no options, no task that waits for it, and not cancelled.
+            # No chunk, no options, not nested in another task, and not cancelled.
             if task.call == "apply" and not (task.opts or depth or delivery.cancelled):
                 return self._execute_plain(delivery), None
             settlement, todo = self._begin(delivery)
@@ -93,7 +93,7 @@ class Execution:
         return settlement, run.stopped if run else None
 
     def _execute_plain(self, delivery: Delivery) -> Settlement:
-        """Run one call without options that nobody has cancelled: the short way for most calls."""
+        """Run a call without options that nobody has cancelled: the short way for most calls."""
         settlement, task = Settlement(delivery=delivery), delivery.task
         if not delivery.is_wanted:
             return settlement
@@ -143,12 +143,12 @@ class Execution:
     def rescue(
         self, delivery: Delivery, run: Run | None, error: BaseException, depth: int
     ) -> tuple[Settlement, Stopped | None]:
-        """Return what `execute` does for a delivery that our own code failed with.
+        """Return what `execute` returns for a delivery at which our own code failed.
 
         Parameters
         ----------
         run
-            What came of its items, which is kept; None: nothing has begun.
+            Results of its items, which are kept; None: no item has begun.
         depth
             How many other deliveries wait for it.
         """
@@ -171,13 +171,13 @@ class Execution:
             else:
                 return settlement, run.stopped
         if run is None and size(delivery.task.span) > 1 and (again := retry_lost(delivery.task)):
-            # Nothing has begun, and which of them is to blame, if any, is not known.
+            # No item has begun, and it is not known whether one of them is the cause.
             settlement.successors.append(again)
             return settlement, None
         return self.fail(delivery, error), run.stopped if run else None
 
     def _begin(self, delivery: Delivery) -> tuple[Settlement, ItemRanges]:
-        """Return a settlement that says what of a delivery is not to be run; and what is."""
+        """Return a settlement with the cancelled items of a delivery, and the items to run."""
         task = delivery.task
         settlement = Settlement(delivery=delivery)
         if not delivery.is_wanted:
@@ -200,11 +200,11 @@ class Execution:
         return settlement
 
     def watch(self) -> None:
-        """Take note that the running delivery takes long."""
+        """Run the rest of the delivery item by item: it takes long."""
         self._runner.watch()
 
     def set_up(self, task: Task, lane: str) -> list[Event]:
-        """Run a task of `everywhere` for which nobody waits; return what it printed, or raised."""
+        """Run a set-up of `everywhere`; return events for what it printed and raised."""
         settlement, _ = self.execute(Delivery(lane=lane, entry_id=b"0-0", task=task))
         events = [event for event in settlement.events if event.kind == "output"]
         for failed in settlement.given_up:
@@ -230,15 +230,15 @@ class Execution:
         return events
 
     def collect_unattributed_output(self) -> list[Event]:
-        """Return events for what others than Python code printed since the last look."""
+        """Return events for what C code and subprocesses printed since the last look."""
         return self.reports(self._output.collect())
 
     def started(self, task: Task, item: int) -> Event:
-        """Return the event that says that `item` of `task` runs for a while already."""
+        """Return the event that tells the client that `item` of `task` is running."""
         return self._event("started", task, (range(item, item + 1),), started=time.time())
 
     def _enter(self, delivery: Delivery, item: int) -> None:
-        """Have all that the task prints and reports attached to it."""
+        """Attribute to the task what is printed and reported from now on."""
         self._runner.hold(delivery)
         self._output.enter(delivery.task, item)
         self.running.append((delivery, time.monotonic()))
@@ -254,16 +254,16 @@ class Execution:
         try:
             function, loaded, arrived = self._load(task)
             items_of = [loaded] if task.call == "apply" else loaded
-            # What is around the function, and then what functions among its arguments need.
+            # First what surrounds the function, then what functions among its arguments need.
             with function.surroundings or _NOTHING, arrived or _NOTHING:
                 return self._runner.run(task, function.fn, items_of, todo)
-        except BaseException as error:  # unpickling runs foreign code: the task fails, we go on
+        except BaseException as error:  # Unpickling runs foreign code.
             if type(error) is Stopped and self._runner.waits(error):
                 raise
             return self._run_of_load_error(task, todo, error)
 
     def _load(self, task: Task) -> tuple[LoadedFunction, Any, Surroundings | None]:
-        """Return the function of a task, its payload, and what functions in that need."""
+        """Return the function of a task, its arguments, and what functions among these need."""
         if len(self.running) == 1:
             self._values.edits.forget_edited()
         function = self._values.function(task)
@@ -276,9 +276,9 @@ class Execution:
         return function, loaded, arrived.surroundings
 
     def _run_of_load_error(self, task: Task, todo: ItemRanges, error: BaseException) -> Run:
-        """Return what becomes of items whose function, or arguments, can't be had."""
+        """Return the outcome of items whose function or arguments could not be loaded."""
         if type(error) is SecretMismatch and self._values.has_other_secret():
-            return Run(started=time.time(), rest=todo)  # others know it: back to the lane
+            return Run(started=time.time(), rest=todo)  # Other workers know the new secret.
         if type(error) is ValueMissing:
             self._values.want(task)
         run = Run(started=time.time(), done=[*todo])
@@ -288,7 +288,7 @@ class Execution:
         return run
 
     def _conclude(self, settlement: Settlement, run: Run) -> None:
-        """Add to the settlement what follows from `run`: results, retries, the rest."""
+        """Add the results of `run`, its retries and its rest to the settlement."""
         task = settlement.delivery.task
         if run.cancelled:
             settlement.events.append(self._event("cancelled", task, ranges_of(run.cancelled)))
@@ -316,7 +316,7 @@ class Execution:
             settlement.continue_with(task.again(run.rest))
 
     def _note_retry(self, settlement: Settlement, run: Run, again: Requeue) -> None:
-        """Have the failed items of `run` tried again, and the client told."""
+        """Requeue the failed items of `run`, and tell the client."""
         error = summary(next(iter(run.errors.values())))
         body = json.dumps({"error": error, "delay": again.delay}).encode()
         task = settlement.delivery.task
@@ -334,7 +334,7 @@ class Execution:
 
 
 def part_cancelled(task: Task, cancelled: ItemRanges) -> tuple[ItemRanges, ItemRanges]:
-    """Return the items of `task` that are cancelled, and those that are to be run."""
+    """Return the items of `task` that are cancelled, and those to run."""
     if not cancelled:
         return (), task.span
     gone = {i for i in items(task.span) if any(task.n + i in r for r in cancelled)}
@@ -342,7 +342,7 @@ def part_cancelled(task: Task, cancelled: ItemRanges) -> tuple[ItemRanges, ItemR
 
 
 def _reason(errors: Sequence[bytes]) -> str:
-    """Return in a line why items failed, the most frequent reasons first."""
+    """Return one line that says why items failed, the most frequent reasons first."""
     if len(errors) == 1:
         return summary(errors[0])
     found = Counter(map(summary, errors)).most_common()

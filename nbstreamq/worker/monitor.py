@@ -1,4 +1,4 @@
-"""A thread that watches a long task from inside: sends what it prints, frees what waits."""
+"""A thread that watches a long task: it sends its output, and gives waiting tasks back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks. Shorter shows output sooner; longer wakes the process less often.
 PULSE = 0.05
-#: Looks that find nothing running before it sleeps until woken: that costs the next task time.
+#: Looks that find nothing running before it sleeps until it is woken, which takes time.
 PATIENCE = 20
 
 
@@ -45,7 +45,7 @@ class TaskMonitor:
         self._store = store
         self._busy, self._sleeps = Event(), True
         self._n_wakes = 0
-        #: The item that ran at the last look; and the last one that was announced.
+        #: The item that ran at the last look, and the last one that the client was told of.
         self._seen: tuple[Task, int] | None = None
         self._announced: tuple[Task, int] | None = None
         self._unsent: list[messages.Event] = []
@@ -54,7 +54,7 @@ class TaskMonitor:
         threading.Thread(target=self._run, name="nbstreamq-pulse", daemon=True).start()
 
     def wake(self) -> None:
-        """Watch: a task runs."""
+        """Start to look, because a task runs."""
         self._n_wakes += 1
         if self._sleeps:
             self._sleeps = False
@@ -76,10 +76,10 @@ class TaskMonitor:
                         self._busy.set()
                 self._beat()
             except (ServerUnreachable, ServerRefused):
-                continue  # what is unsent is sent when it is back, or has memory again
-            except BaseException:  # no fault of ours may end the thread
-                self._store.close()  # a reply may be left in it
-                logger.exception("the pulse goes on after a fault")
+                continue  # Events that are unsent go when the server is back or has memory.
+            except BaseException:  # No fault of ours may end the thread.
+                self._store.close()  # A reply may be left in it.
+                logger.exception("the task monitor goes on after a fault")
 
     def _beat(self) -> None:
         running = self._execution.running[-1:]

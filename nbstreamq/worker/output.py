@@ -1,4 +1,4 @@
-"""What tasks print, caught in the order it was printed, whoever prints: Python, C, a subprocess.
+"""Capture what tasks print, in its order, whether Python, C code or a subprocess prints it.
 
 ::
 
@@ -25,21 +25,21 @@ from typing import Any
 
 from ..wire.messages import Task
 
-#: What one item may print; the rest is dropped, and said to be. More costs server memory.
+#: Most bytes that are kept of what an item prints; a note says so. More costs server memory.
 ITEM_LIMIT_BYTES = 2**20
 #: Size at which the supervisor cuts a file that its worker does not read.
 FILE_LIMIT_BYTES = 64 * 2**20
-#: Seconds of items that share a look at what others than Python code printed, after a look that
-#: found nothing: what comes then is taken for the last one's. Shorter costs more.
+#: Seconds of items that share a look at the output of C code and subprocesses, after a look that
+#: found nothing: what comes then is attributed to the last of them. Shorter costs more.
 PAUSE = 0.005
-#: Seconds for which the begin of a line waits for its end. Longer shows a prompt later.
+#: Seconds for which the beginning of a line waits for its end. Longer shows a prompt later.
 LINE_PATIENCE = 1.0
 _DROPPED = f"\n[more than {ITEM_LIMIT_BYTES // 2**20} MB printed: the rest is dropped]\n"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Something that an item of a task printed."""
+    """Text that an item of a task printed."""
 
     task: Task
     item: int
@@ -49,7 +49,7 @@ class Piece:
 
 @dataclass
 class _CapturedFile:
-    """One of the two files, and how far it was read."""
+    """The file of stdout or stderr, and how far it was read."""
 
     name: str
     descriptor: int
@@ -61,7 +61,7 @@ class _CapturedFile:
     def read(self, limit: int) -> tuple[bytes, int]:
         """Return up to `limit` new bytes, and how many more there were."""
         size = os.lseek(self.descriptor, 0, os.SEEK_END)
-        if size < self.position:  # the supervisor cut it
+        if size < self.position:  # The supervisor cut it.
             self.position = 0
         new = size - self.position
         data = os.pread(self.descriptor, min(new, limit), self.position) if limit else b""
@@ -73,7 +73,7 @@ class _CapturedFile:
 
 
 class Output:
-    """Catches what is printed in this process, and knows which item of which task printed it.
+    """Captures what this process prints, and knows which item of which task printed it.
 
     What Python code prints is caught at once. What other code writes to the descriptors is looked
     for after each delivery, after its first item, and then after each item as long as that finds
@@ -100,17 +100,17 @@ class Output:
         self._files: list[_CapturedFile] = []
         self._flush_c = ctypes.CDLL(None).fflush
         self._pieces: list[Piece] = []
-        #: Since when the end of the last line is missing.
+        #: When the last line began, if it has no end yet.
         self._unfinished_since = 0.0
         self._streams: tuple[Stream, Stream] | None = None
         self._lock = threading.RLock()
         self._reporting = threading.Lock()
         self._seen: dict[tuple[int, int], int] = {}
-        #: Whether others than Python code have printed since the running task's thread looked.
+        #: Whether C code or a subprocess printed since the thread of the running task looked.
         self._found = False
 
     def install(self, stdout: int, stderr: int) -> None:
-        """Send all that this process prints to the files with these descriptors."""
+        """Redirect what this process prints to the files with these descriptors."""
         for target, (name, file) in enumerate((("stdout", stdout), ("stderr", stderr)), start=1):
             os.dup2(file, target)
             self._files.append(_CapturedFile(name, file))
@@ -119,32 +119,32 @@ class Output:
         builtins.display = display  # type: ignore[attr-defined]  # as in a notebook
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
-        logging.getLogger().handlers = [handler]  # instead of what the supervisor logs to
+        logging.getLogger().handlers = [handler]  # instead of those of the supervisor
 
     def put_streams_back(self) -> None:
-        """Have `sys.stdout` and `sys.stderr` be ours again, also if an item has set others."""
+        """Set `sys.stdout` and `sys.stderr` again, in case an item has set others."""
         if self._streams is not None:
             sys.stdout, sys.stderr = self._streams
 
     def forked(self) -> None:
-        """Only write, in a process that a task has forked: its parent sees what comes."""
+        """Only write, in a process that a task has forked: its parent reads it."""
         self._files = []
-        # Another thread of the parent may have held them.
+        # Another thread of the parent may have held the old ones.
         self._lock, self._reporting = threading.RLock(), threading.Lock()
 
     def enter(self, task: Task, item: int) -> None:
-        """Say that what is printed from now on is printed by `item` of `task`."""
+        """Attribute what is printed from now on to `item` of `task`."""
         if self._tasks:
             self.look()
         self.item = item
         self._tasks.append(task)
         self._outer.append((sys.stdout, sys.stderr))
-        if self._streams is not None:  # `put_streams_back` without the call: each task comes here
+        if self._streams is not None:  # As `put_streams_back`, without the call.
             sys.stdout, sys.stderr = self._streams
         self.pause = 0.0
 
     def restore(self, depth: int) -> None:
-        """Say that just the outer `depth` tasks run: an error has ended those inside of them."""
+        """Drop all but the outer `depth` tasks: an error has ended those inside of them."""
         with self._lock:
             if len(self._tasks) > depth:
                 self._last = self._owner()
@@ -152,7 +152,7 @@ class Output:
                 del self._tasks[depth:], self._outer[depth:]
 
     def leave(self) -> list[Piece]:
-        """Say that the current task is over; return what was printed since the last `collect`."""
+        """End the current task; return what was printed since the last `collect`."""
         with self._reporting, self._lock:
             self._take_in()
             self._found, self.pause = False, 0.0
@@ -169,9 +169,9 @@ class Output:
         return self._reporting
 
     def collect(self) -> list[Piece]:
-        """Return what anything printed since the last call, but for a line that has just begun.
+        """Return what was printed since the last call, without a line that has just begun.
 
-        Else a line that is printed in parts would be shown as two.
+        Otherwise a line that is printed in parts would be shown as two.
         """
         with self._lock:
             self._take_in()
@@ -183,7 +183,7 @@ class Output:
             return pieces
 
     def _unfinished(self) -> list[Piece]:
-        """Return the begin of a line whose end may come soon; it is the end of what was printed."""
+        """Return the last line, if it has no end yet and one may follow soon."""
         last = self._pieces[-1] if self._pieces else None
         end = 0 if last is None else 1 + max(last.text.rfind("\n"), last.text.rfind("\r"))
         if last is None or end == len(last.text):
@@ -197,7 +197,7 @@ class Output:
         return [replace(last, text=last.text[end:])]
 
     def look(self) -> None:
-        """Take in what anybody wrote to the descriptors: the running item, for all we know."""
+        """Read what was written to the descriptors, and attribute it to the running item."""
         with self._lock:
             self._take_in()
             self.pause = 0.0 if self._found else PAUSE
@@ -207,13 +207,13 @@ class Output:
         self.looked = time.monotonic()
         self._flush_c(None)
         for file in self._files:
-            # Something was written, or the file was cut. (A third of the time of fstat.)
+            # Something was written, or the file was cut. lseek takes a third of fstat's time.
             if os.lseek(file.descriptor, 0, os.SEEK_END) != file.position:
                 self._found |= self._read(self._owner()) > 0
                 return
 
     def write(self, descriptor: int, text: str) -> None:
-        """Write `text`, which the running item prints."""
+        """Write `text` for the running item."""
         data = text.encode(errors="backslashreplace")
         with self._lock:
             owner = self._owner()
@@ -235,7 +235,7 @@ class Output:
             seen = self._n_seen(owner)
             data, dropped = file.read(max(0, ITEM_LIMIT_BYTES - seen))
             if data:
-                # A look may come in the midst of a character.
+                # A look may come in the middle of a character.
                 self._keep(owner, file.name, file.decoder.decode(data))
             if dropped and seen <= ITEM_LIMIT_BYTES:
                 self._keep(owner, "stderr", _DROPPED)

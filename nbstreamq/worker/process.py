@@ -1,4 +1,4 @@
-"""A worker process: how it is started, and how it starts."""
+"""Start a worker process, by fork or as a new Python, and be one."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from .slot import RunningTask, Slot, Slots
 from .usage import Meter, memory_of
 
 #: Signals to a worker: exit after the running task; stop the item that the slot names; write the
-#: stack to the crash file; look which lanes the slot says are in use. The last is one that a
-#: process which has no handler yet ignores.
+#: stack to the crash file; read the lanes that the slot says are in use. A process that has no
+#: handler yet ignores the last one.
 LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG
-#: All that a worker handles; SIGINT, which the supervisor gets, too, does nothing.
+#: All signals that a worker handles; SIGINT, which the supervisor gets, too, does nothing.
 _HANDLED = {LEAVE, signal.SIGHUP, STOP, DUMP, LOOK, signal.SIGINT}
-#: Files that a supervisor has open for each worker.
+#: Open files that a supervisor needs for each worker.
 N_DESCRIPTORS = 3
-#: Seconds in which a worker ends, once it has nothing in hand. Longer lets tasks' threads go on.
+#: Seconds in which a worker must end after its last task. Longer lets tasks' threads go on.
 END_TIME = 3.0
-#: Libraries that would otherwise start a thread for each core in each worker.
+#: Without these, numerical libraries start a thread for each core in each worker.
 _THREAD_LIMITS = (
     "BLIS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -63,23 +63,23 @@ class WorkerSpec:
     Attributes
     ----------
     worker, queue, lanes
-        Its id; the queue; what it serves.
+        Its id, its queue, and the lanes that it serves.
     homes
-        Whose tasks it runs; empty: all.
+        Tags of the tasks that it runs, see `Home`; empty: all.
     n_threads
         Threads that numerical libraries may use in it.
     supervisor
-        Process id of the supervisor: the worker dies with it.
+        Process id of the supervisor; the worker dies with it.
     slots, number
-        Descriptor of the file of all workers' slots, and which of them is this one's.
+        Descriptor of the file with the slots of all workers, and the number of its own.
     stdout, stderr, crash
-        Descriptors of the files it shares with the supervisor.
+        Descriptors of the files that it shares with the supervisor.
     settled
-        Descriptor of the file that all workers of the supervisor share.
+        Descriptor of the file of `SettledCache`.
     max_files
-        How many files it may have open: the supervisor may have more.
+        How many files it may have open; the supervisor may have more.
     description
-        What others may know of it.
+        What `q.workers` shows of it.
     """
 
     worker: str
@@ -107,14 +107,14 @@ class WorkerProcess:
     born
         When it was started, by the monotonic clock.
     leaving
-        It was told to exit, or does so by itself.
+        Whether it was told to exit, or does so by itself.
     leave_by
-        When its patience with what it runs ends, if it was told to exit by somebody else.
+        When it is killed, if somebody else told it to exit.
     is_planned
-        It was killed because its end was asked for, and not for what it ran.
+        Whether it was killed because its end was asked for, and not because of what it ran.
     stopping, kill_at, dumped
-        Key of the item that was asked to stop, when patience ends, and whether the stack was
-        asked for.
+        Key of the item that was asked to stop; when it is killed if it does not; and whether the
+        stack was asked for.
     """
 
     spec: WorkerSpec
@@ -133,7 +133,7 @@ class WorkerProcess:
         self.meter = Meter(self.pid)
 
     def describe(self) -> dict[str, Any]:
-        """Return what others may know of it now."""
+        """Return what `q.workers` shows of it now."""
         return {
             "pid": self.pid,
             "state": self.slot.state.name.lower(),
@@ -142,12 +142,12 @@ class WorkerProcess:
         }
 
     def use_lanes(self, lanes: Collection[str], n_changes: int) -> None:
-        """Tell it which of the rare lanes are in use, and how often homes' have changed."""
+        """Tell it which rare lanes are in use, and how often those of homes have changed."""
         self.slot.set_lanes(lanes, n_changes)
         self.signal(LOOK)
 
     def leave(self) -> None:
-        """Have it exit, after what it runs."""
+        """Tell it to exit after what it runs."""
         self.leaving = True
         self.signal(LEAVE)
 
@@ -179,11 +179,11 @@ class WorkerProcess:
             os.close(descriptor)
 
     def signal(self, number: int) -> None:
-        os.kill(self.pid, number)  # not reaped yet, so the number can't be another's
+        os.kill(self.pid, number)  # It was not reaped yet, so nobody else has this id.
 
 
 def shared_file(size: int = 0) -> int:
-    """Return the descriptor of an unnamed file that is appended to, if it has no fixed size."""
+    """Return the descriptor of an unnamed file, of a fixed size or one to append to."""
     with tempfile.TemporaryFile() as file:
         descriptor = os.dup(file.fileno())
     if size:
@@ -196,7 +196,7 @@ def shared_file(size: int = 0) -> int:
 
 
 def settled_file() -> int:
-    """Return the descriptor of the file that `WorkerSpec.settled` wants."""
+    """Return the descriptor of a new file for `SettledCache`."""
     return shared_file(SETTLED_BYTES)
 
 
@@ -265,12 +265,12 @@ def _fork(spec: WorkerSpec, url: Address, secret: Secret, forget: Callable[[], o
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 main(spec, url, secret)
             except SystemExit:
-                raise  # up through the supervisor, which leaves it alone
+                raise  # It goes up through the supervisor's frames, which let it pass.
             except BaseException:  # noqa: BLE001 - whatever it is: never go on as a second supervisor
                 os._exit(1)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if pid:  # the worker need not copy these pages at its end, to look for garbage in them
+        if pid:  # In the worker they stay frozen: a last garbage collection would copy them all.
             gc.unfreeze()
     return pid
 
@@ -286,7 +286,7 @@ def _spawn(spec: WorkerSpec, url: Address, secret: Secret) -> int:
         start_new_session=True,
     )
     hand_over(process.stdin, url=url, secret=secret, store=Settings.from_environment().store)
-    # The supervisor waits for its children itself; Popen must not.
+    # The supervisor waits for its workers itself; Popen must not.
     process.returncode = 0
     return process.pid
 
@@ -297,8 +297,8 @@ def main(spec: WorkerSpec, url: Address, secret: Secret) -> NoReturn:
     Raises
     ------
     SystemExit
-        At the end: as in any other process, files that tasks have left open are flushed, temporary
-        folders go, and what they have registered with `atexit` is called.
+        At the end. As in any other process, open files are flushed, temporary folders are deleted,
+        and functions that tasks have registered with `atexit` are called.
     """
     try:
         conceal(url=url, secret=secret)
@@ -311,11 +311,11 @@ def main(spec: WorkerSpec, url: Address, secret: Secret) -> NoReturn:
 
 
 def _end_in_time() -> None:
-    """End the process if its end takes too long: threads, or what is called then, may hang."""
+    """End the process if it takes too long: threads and `atexit` functions may hang."""
     is_called = threading.Event()
-    atexit.register(is_called.set)  # the last that is registered is called first
+    atexit.register(is_called.set)  # The last one is called first.
     time.sleep(END_TIME)
-    if not is_called.is_set():  # threads that tasks have left behind hold it up
+    if not is_called.is_set():  # Python waits for threads that tasks have left behind.
         atexit._run_exitfuncs()  # noqa: SLF001 - there is no other way to call them
     for kept in gc.get_objects():
         if issubclass(type(kept), io.IOBase):
@@ -354,13 +354,13 @@ def _serve(spec: WorkerSpec, url: Address, secret: Secret) -> None:
         signal.SIGHUP: worker.on_leave_signal,
         STOP: worker.runner.on_stop_signal,
         LOOK: worker.on_look_signal,
-        # Not ignored: what a task starts would ignore it, too.
+        # Not ignored: processes that a task starts would ignore it, too.
         signal.SIGINT: _do_nothing,
     }
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for number in (LOOK, signal.SIGINT):
-        signal.siginterrupt(number, False)  # the busy get it, too: system calls of C code go on
+        signal.siginterrupt(number, False)  # Busy workers get it, too: system calls must go on.
     _be_plain_in_forks(worker, handlers)
     take_on()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -374,8 +374,8 @@ def _do_nothing(_signal: int, _frame: FrameType | None) -> None:
 def _be_plain_in_forks(
     worker: TaskWorker, handlers: dict[signal.Signals, Callable[..., None]]
 ) -> None:
-    """Make what tasks fork a process like others: not a worker, and with the usual signals."""
-    forking = threading.local()  # two threads may fork at once
+    """Make processes that tasks fork plain: they are no workers and have the usual signals."""
+    forking = threading.local()  # Two threads may fork at the same time.
 
     def block() -> None:
         # A signal between the fork and the usual handlers would run the worker's.
@@ -386,7 +386,7 @@ def _be_plain_in_forks(
 
     def be_plain() -> None:
         for number, ours in handlers.items():
-            if signal.getsignal(number) == ours:  # else the task has set its own
+            if signal.getsignal(number) == ours:  # The task may have set its own.
                 usual = number == signal.SIGINT
                 signal.signal(number, signal.default_int_handler if usual else signal.SIG_DFL)
         faulthandler.unregister(DUMP)
@@ -398,7 +398,7 @@ def _be_plain_in_forks(
 
 
 def _die_with(supervisor: int) -> None:
-    """Have the kernel kill this process when the supervisor dies, however it dies."""
+    """Have this process killed when the supervisor dies, for whatever reason."""
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

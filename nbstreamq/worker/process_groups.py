@@ -1,7 +1,7 @@
-"""Which processes the tasks of a worker have started, and left behind.
+"""Find and end processes that tasks have started and left behind.
 
-Each worker leads a session, and what its tasks start belongs to that, also when the worker has
-died. Who starts a process with ``start_new_session=True`` takes it out on purpose.
+Each worker leads a session (in the sense of POSIX), and processes that its tasks start belong to it
+even after the worker has died. One that is started with ``start_new_session=True`` is left alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-#: Seconds by which the clock of processes is coarse.
+#: Resolution of the start times of processes, in seconds.
 _COARSE = 0.02
-#: Seconds between a guard's request to end and its kill, and between its looks.
+#: Seconds between a guard's SIGTERM and SIGKILL, and between its looks.
 _GRACE, _LOOK = 1.0, 0.05
 
 
@@ -26,8 +26,8 @@ def members(leaders: Collection[int]) -> dict[int, list[int]]:
     Returns
     -------
     dict
-        Leader -> process ids; without those that have none. Where the system does not tell, its
-        process group stands for them: ``[-leader]``, as `os.kill` takes it.
+        Leader -> process ids, if there are any. Where the system does not tell, the process group
+        of the leader instead: ``[-leader]``, as `os.kill` takes it.
     """
     if sys.platform != "linux":
         return {leader: [-leader] for leader in leaders if _is_group(leader)}
@@ -35,14 +35,14 @@ def members(leaders: Collection[int]) -> dict[int, list[int]]:
     for process, session, _ in _processes():
         if session in leaders:
             found.setdefault(session, []).append(process)
-    # A number that has a process again is another's.
+    # If there is a process with the id of a leader again, it is a new one.
     return {leader: pids for leader, pids in found.items() if leader not in pids}
 
 
 def has_started(seconds: float) -> bool:
-    """Return whether processes run that this one, or its children, started so many seconds ago.
+    """Return whether a process runs that a task of this one started in the last `seconds`.
 
-    Where the system does not tell since when they run, whether it has any children.
+    Where the system does not tell when it started, return whether there is any child.
     """
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -57,12 +57,12 @@ def has_started(seconds: float) -> bool:
 
 
 def _processes() -> Iterator[tuple[int, int, float]]:
-    """Yield number, session and begin, in seconds since the machine's, of all that are alive."""
+    """Yield id, session and start time, in seconds since boot, of all living processes."""
     ticks = os.sysconf("SC_CLK_TCK")
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # It has just ended.
             stat = (folder / "stat").read_text(encoding="ascii", errors="replace")
-            # Behind the name, which may hold anything but a closing bracket after its own.
+            # After the name, which may contain anything, and its closing bracket.
             fields = stat.rpartition(")")[2].split()
             if fields[0] not in "ZX":
                 yield int(folder.name), int(fields[3]), int(fields[19]) / ticks
@@ -77,7 +77,7 @@ def _is_group(leader: int) -> bool:
 
 
 class Guard:
-    """A process that ends what tasks have started when their supervisor is killed.
+    """A process that ends the processes of tasks when their supervisor is killed.
 
     The kernel kills the workers then, and nobody else knows of their sessions. The guard hears of
     them by a pipe, whose end tells that the supervisor has gone, however it ended.
@@ -106,26 +106,26 @@ class Guard:
         self._tell(f"+{leader}\n")
 
     def remove(self, leader: int) -> None:
-        """Forget a session that the supervisor has seen the end of."""
+        """Forget a session whose end the supervisor has seen."""
         self._tell(f"-{leader}\n")
 
     def _tell(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # somebody has killed it
+        with suppress(BrokenPipeError):  # Somebody has killed it.
             os.write(self._pipe, line.encode())
 
     def forget(self) -> None:
-        """Leave it to the supervisor, in a worker that was forked from that."""
+        """Close the pipe in a forked worker: the guard belongs to the supervisor."""
         os.close(self._pipe)
 
     def end(self) -> None:
-        """Have it end, when there are no workers any more."""
+        """End the guard, when there are no workers left."""
         os.close(self._pipe)
         with suppress(ChildProcessError):
             os.waitpid(self._process, 0)
 
 
 def _guard(pipe: int) -> None:
-    os.setsid()  # who kills the supervisor's process group does not mean this one
+    os.setsid()  # A signal to the supervisor's process group must not reach the guard.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -140,7 +140,7 @@ def _guard(pipe: int) -> None:
 
 
 def _end_all(leaders: set[int]) -> None:
-    """End what is left in sessions whose leaders die now: it is asked to, and then killed."""
+    """End the rest of sessions whose leaders die now: SIGTERM, and SIGKILL later."""
     begun, asked = time.monotonic(), set[int]()
     while time.monotonic() < begun + 3 * _GRACE:
         living = _living(leaders)  # first: what one leaves that dies now is seen then
@@ -156,7 +156,7 @@ def _end_all(leaders: set[int]) -> None:
 
 
 def _living(leaders: set[int]) -> set[int]:
-    """Return which of the leaders are alive; zombies wait for nothing but their new parent."""
+    """Return which leaders are alive; a zombie is not."""
     if sys.platform == "linux":
         return leaders & {process for process, _, _ in _processes()}
     return {leader for leader in leaders if _is_group(leader)}

@@ -1,4 +1,4 @@
-"""Runs the items of one delivery, in this thread, for a slice of time. Knows nothing of Redis."""
+"""Run the items of a delivery in this thread, for a slice of time; stop those that must stop."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 #: Seconds after which the rest of a chunk goes back to its lane. Longer costs fewer messages;
 #: shorter balances sooner and shows progress sooner.
 SLICE = 0.1
-#: Seconds of short items that share a look at the clock: after a while of other code that costs ten
-#: times as much as in a loop of its own. Longer notices later that a slice is over.
+#: Seconds of short items that share a look at the clock: in between other code a look costs ten
+#: times as much as in an empty loop. Longer notices later that a slice is over.
 LOOK = 0.005
 
 
@@ -46,7 +46,7 @@ class Stopped(BaseException):
 
 @dataclass(slots=True)
 class Run:
-    """What came of the items of one delivery.
+    """The outcomes of the items of a delivery.
 
     Attributes
     ----------
@@ -56,9 +56,9 @@ class Run:
         The items that are over, in order, as ranges; what each returned; position in `values` ->
         dumped error.
     cancelled
-        Items that were stopped because somebody cancelled them.
+        Items that were stopped because they were cancelled.
     rest
-        What was not begun when the slice was over.
+        Items that had not begun when the slice was over.
     stopped
         Set when a waiting task further down the stack is stopped: to be raised again there.
     """
@@ -80,20 +80,20 @@ class Run:
         return self._items[position]
 
     def without_errors(self) -> Run:
-        """Return what came of the other items."""
+        """Return the run without the items that failed."""
         kept = [k for k in range(len(self.values)) if k not in self.errors]
         done, values = [*ranges_of(map(self.item, kept))], [self.values[k] for k in kept]
         return Run(self.started, self.seconds, done, values, rest=self.rest)
 
     def fail(self, error: bytes) -> None:
-        """Put an error in the place of the next value."""
+        """Note an error in place of the next value."""
         self.errors[len(self.values)] = error
         self.values.append(None)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """A delivery in the runner's hands: what is to be called with what, and what came of it.
+    """A delivery that is running: what to call with which items, and the outcomes.
 
     An item is over once `run` has its value; in `commit`, later, it is taken from what is `left`.
     `n_together` share a look at the clock.
@@ -111,7 +111,7 @@ class _Work:
     n_together: int = 1
 
     def next(self) -> range:
-        """Return which items come next, of one range; none if all are over."""
+        """Return the next items, all of one range; an empty range if all are over."""
         n_over = len(self.run.values) - self.n_committed
         if self.left and n_over == len(self.left[0]):
             self.commit()
@@ -119,9 +119,9 @@ class _Work:
         return self.left[0][n_over : n_over + self.n_together] if self.left else range(0)
 
     def commit(self) -> None:
-        """Take note of which items are over; they are all of the first range that is left.
+        """Note which items are over; they are all of the first range that is left.
 
-        All of it or nothing: no call that may fail is between.
+        No call that may fail is in between: all of it happens, or nothing.
         """
         n, done = len(self.run.values) - self.n_committed, self.run.done
         if not n:
@@ -138,7 +138,7 @@ class _Work:
         self.n_committed += n
 
     def cut(self, n: int) -> range:
-        """Take the next `n` items, which are of one range, from what is left."""
+        """Remove the next `n` items, which are of one range, from what is left, and return them."""
         first = self.left.popleft()
         if n < len(first):
             self.left.appendleft(first[n:])
@@ -150,7 +150,7 @@ def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
         return fn
     if call == "starmap":
         return lambda item: fn(*item)
-    if call == "calls":  # each unpickled by itself: what fails of one is its own
+    if call == "calls":  # Each is unpickled by itself: one that fails does not harm others.
 
         def one(item: bytes) -> Any:
             args, kwargs = load(item)
@@ -161,11 +161,11 @@ def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def _dump(error: BaseException, fn: Callable[..., Any], task_id: str) -> bytes:
-    """Return what an item raised as bytes, with frames of the user's functions only.
+    """Return the error of an item as bytes, with frames of the user's functions only.
 
-    If no line of them raised it, as with wrong arguments, it gets the line of the definition.
+    If none of their lines raised it, as with wrong arguments, the error shows the definition.
     """
-    # Not of the error itself: a class may answer that with an error.
+    # Don't ask the error itself: its class may raise.
     place = vars(BaseException)["__traceback__"]
     trace = place.__get__(error)
     while trace is not None and trace.tb_next is not None:
@@ -188,8 +188,8 @@ class Runner:
     Attributes
     ----------
     is_torn
-        Whether an item was stopped where it may have left something half done that outlives it,
-        such as an import: nothing else may run in this process.
+        Whether an item was stopped in the middle of something that outlives it, such as an import:
+        nothing else may run in this process.
     """
 
     def __init__(self, slot: Slot, output: Output) -> None:
@@ -197,9 +197,9 @@ class Runner:
         self._slot = slot
         self._output = output
         self._serial = 0
-        #: Serials of the running items, outermost first; a 0 on top: user code does not run now.
+        #: Serials of the running items, outermost first; a 0 on top while no user code runs.
         self._serials = [0]
-        #: Where each of them stands in the slot.
+        #: Where the words of each begin in the slot.
         self._places = [0]
         #: Not empty if the delivery takes long.
         self._long: list[bool] = []
@@ -207,8 +207,8 @@ class Runner:
         self._n_shields, self._is_put_off = 0, False
 
     def on_stop_signal(self, _signal: int, frame: FrameType | None) -> None:
-        """Stop the running item, if it is still the one that shall be stopped."""
-        # Elsewhere than in user code an exception could tear a message apart: `check_stop` follows.
+        """Stop the running item, if it is still the one that is to stop."""
+        # Outside of user code an exception could break a message: `check_stop` raises it later.
         if self._n_shields:
             self._is_put_off = True
         elif self._serials[-1]:
@@ -217,37 +217,37 @@ class Runner:
             except Stopped:
                 if not _is_plain(frame):
                     self.is_torn = True
-                    self._long.append(True)  # a task may catch it: no other item runs here
+                    self._long.append(True)  # Even if the task catches it, no other item runs.
                 raise
 
     def put_off(self, puts_off: bool) -> None:
-        """Put off stops; or no more, and then catch up with one. Calls may be nested."""
+        """Put off stops, or allow them again and make up for one. Calls may be nested."""
         self._n_shields += 1 if puts_off else -1
         if self._is_put_off and not self._n_shields:
             self._is_put_off = False
             self.on_stop_signal(0, sys._getframe())  # noqa: SLF001 - documented, in spite of its name
 
     def check_stop(self) -> None:
-        """Raise `Stopped` if a running or waiting item shall be stopped."""
+        """Raise `Stopped` if a running or waiting item is to stop."""
         serial, item, why = self._slot.stop_request()
         for at, running in zip(self._places, self._serials, strict=True):
             if running == serial != 0 and self._slot.words[at] == item:
                 raise Stopped(serial, item, why)
 
     def watch(self) -> None:
-        """Run one by one, from now on, what is left of the delivery: it takes long."""
+        """Run the rest of the delivery item by item: it takes long."""
         if not self._long:
             self._long.append(True)
 
     def forked(self) -> None:
-        """End this process, which a task has forked, where that task's code ends."""
+        """End this process, which a task has forked, when the code of the task ends."""
         self._is_fork = True
-        self._long.append(True)  # no other item runs here
+        self._long.append(True)  # No other item runs here.
 
     def hold(self, delivery: Delivery) -> None:
-        """Say that a delivery is unpickled, run and packed: each of these may kill the process.
+        """Note in the slot that a delivery is being loaded, run and dumped: each may kill us.
 
-        Until `release`, or `restore` if an exception comes in between.
+        This holds until `release`, or `restore` if there is an exception.
         """
         task, memory_limit, is_limited = delivery.task, 0, False
         if task.opts:
@@ -267,32 +267,32 @@ class Runner:
         self._serials.append(0)
 
     def release(self) -> None:
-        """Say that the delivery that is held is over."""
+        """Note in the slot that the delivery is over."""
         self._serials.pop()
         self._places.pop()
         self._slot.words[DEPTH] -= 1
 
     def restore(self, depth: int) -> None:
-        """Hold just the outer `depth` deliveries, which all wait; an error has ended the rest."""
-        n = 1 + 2 * depth  # each has a serial, and a 0 on top of it while it waits
+        """Hold only the outer `depth` deliveries, which all wait; an error has ended the rest."""
+        n = 1 + 2 * depth  # Each has a serial, and a 0 on top of it while it waits.
         del self._places[n:], self._serials[n:]
         self._slot.restore(depth)
 
     def waits(self, stop: Stopped) -> bool:
-        """Return whether what `stop` stops is further down the stack."""
+        """Return whether `stop` is for a task further down the stack."""
         return stop.serial in self._serials[:-1]
 
     def help(self, run_others: Callable[[], None]) -> None:
-        """Call `run_others` while the running item waits: then no user code of it runs."""
+        """Call `run_others` while the running item waits and none of its code runs."""
         item, n = self._output.item, len(self._serials)
         self._serials.append(0)
         self._places.append(0)
         try:
             run_others()
-        finally:  # without a call, which could fail
+        finally:  # No call is here, because it could fail.
             self._output.item = item
             del self._places[n:]
-            del self._serials[n:]  # at last: from here on a stop may come
+            del self._serials[n:]  # This is last: from here on a stop may come.
 
     def call(
         self, task: Task, fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
@@ -302,8 +302,7 @@ class Runner:
         Returns
         -------
         tuple
-            What it returned and None; or None and what became of the item, if it raised or was
-            stopped.
+            What it returned, and None; or None, and the run of an item that raised or was stopped.
         """
         serials, words, at = self._serials, self._slot.words, self._places[-1]
         self._serial = serial = self._serial + 1
@@ -327,7 +326,7 @@ class Runner:
     def _run_of_error(
         self, task: Task, fn: Callable[..., Any], error: BaseException, started: float
     ) -> Run:
-        """Return what became of a plain call that raised `error`, or was stopped by it."""
+        """Return the run of a plain call that ended with `error`."""
         self._serials[-1], at = 0, self._places[-1]
         if self._is_fork:
             _end_fork(error)
@@ -335,7 +334,7 @@ class Runner:
         # Not by isinstance(), which asks an error of user code for its class.
         if type(error) is Stopped and error.serial == self._slot.words[at + SERIAL]:
             self._clean_up_after_stop(at, started)
-            run.cancelled = [0]  # It has no limits.
+            run.cancelled = [0]  # There is no other reason: it has no limits.
             return run
         self._slot.rest(at)
         run.done = [range(1)]
@@ -343,15 +342,15 @@ class Runner:
         return run
 
     def _clean_up_after_stop(self, at: int, started: float) -> None:
-        """Leave the item that was stopped; `started` by the wall clock."""
+        """Clean up after an item that was stopped; `started` is by the wall clock."""
         self._n_shields, self._is_put_off = 0, False
         self._slot.rest(at)
         self._output.look()
-        # What it has started, and did not end, ends with this process.
+        # Processes that it has started end with this one.
         self.is_torn = self.is_torn or has_started(time.time() - started)
 
     def run(self, task: Task, fn: Callable[..., Any], args: Sequence[Any], todo: ItemRanges) -> Run:
-        """Run items of the task that is held until a slice of time is over; at least one is tried.
+        """Run items of the task that is held until a slice of time is over, but at least one.
 
         Parameters
         ----------
@@ -400,7 +399,7 @@ class Runner:
     def _seeded(
         self, one: Callable[[Any], Any], task: Task, seed: random_numbers.Seed
     ) -> Callable[[Any], Any]:
-        """Return what calls an item after it was given its random numbers."""
+        """Return a function that gives an item its random numbers, and calls it."""
         output = self._output
 
         def call(value: Any) -> Any:
@@ -415,7 +414,7 @@ class Runner:
             pass
 
     def _run_until_stopped(self, work: _Work) -> bool:
-        """Run items; return whether it ended because one of them was stopped."""
+        """Run items; return whether to go on after one of them was stopped."""
         try:
             self._run_items(work)
             if self._is_fork:
@@ -428,7 +427,7 @@ class Runner:
                 work.run.stopped = stop
                 return False
             if not work.left or work.left[0].start != stop.item:
-                return not self.is_torn  # it was over when it was stopped
+                return not self.is_torn  # It was over before it was stopped.
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)
             else:
@@ -439,7 +438,7 @@ class Runner:
         return False
 
     def _charge_next(self, work: _Work, error: BaseException) -> None:
-        """Fail the item that was in hand when our own code failed; what was done is kept."""
+        """Fail the item that was running when our own code failed; earlier results are kept."""
         self._serials[-1] = 0
         self._slot.rest(work.at)
         work.commit()
@@ -451,9 +450,9 @@ class Runner:
             work.commit()
 
     def _is_stop(self, error: BaseException, item: int) -> bool:
-        """Tell whether the running `item` was stopped, or one that waits for it.
+        """Return whether the running `item` was stopped, or one that waits for it.
 
-        An exception may be kept by what an earlier item left behind, and raised again.
+        An item may keep the exception of an earlier stop, and a later item may raise it again.
         """
         if self._is_fork:
             _end_fork(error)
@@ -463,7 +462,7 @@ class Runner:
         return error.serial != self._serials[-1] or error.item == item
 
     def _run_items(self, work: _Work) -> None:
-        """The hot loop: a microsecond here is a microsecond for every item.
+        """Run items in the hot loop, where a microsecond counts for each item.
 
         Short items share a look at the clock. While they run, `Stopped` may be raised anywhere.
         """
@@ -476,7 +475,7 @@ class Runner:
         self._slot.begin(at, serial)
         while block:
             if work.time_limit:
-                # Before the item: else its predecessor's deadline would be taken for its own.
+                # Before the item is set: else it would seem to have the deadline of the last one.
                 self._slot.set_deadline(at, now + work.time_limit)
             serials[-1] = serial
             for item in block:
@@ -502,9 +501,9 @@ class Runner:
             block = self._next_block(work, len(block), now - before, now)
 
     def _next_block(self, work: _Work, n_run: int, seconds: float, now: float) -> range:
-        """Return which items come next, when `n_run` took `seconds`; look at what they printed.
+        """Return the next items, after `n_run` took `seconds`, and look at what these printed.
 
-        As long as they print by other means than Python's, each comes alone.
+        While C code or subprocesses print, each item comes alone.
         """
         if self._is_fork:
             _end_fork()
@@ -522,18 +521,18 @@ class Runner:
 
 
 def _is_plain(frame: FrameType | None) -> bool:
-    """Return whether only the task's function runs, and what its notebook defines.
+    """Return whether only the task's function runs, and code that its notebook defines.
 
-    What an imported module was doing may be half done: an import, a set-up at its first use, a lock
-    that it holds. All that runs later in this process would find it so. Our own code is made for
-    stops.
+    Code of an imported module may be stopped half-way through an import or a first set-up, or while
+    it holds a lock, and everything that runs later in this process would suffer. Our own code is
+    made for stops.
     """
     frames = []
     while frame is not None and frame.f_code not in _CALLERS:
         if not str(frame.f_globals.get("__name__")).startswith("nbstreamq."):
             frames.append(frame)
         frame = frame.f_back
-    return not any(map(_is_of_module, frames[:-1]))  # the last is the task's function
+    return not any(map(_is_of_module, frames[:-1]))  # The last is the task's function.
 
 
 def _is_of_module(frame: FrameType) -> bool:
@@ -542,12 +541,12 @@ def _is_of_module(frame: FrameType) -> bool:
     return is_import or getattr(module, "__dict__", None) is frame.f_globals
 
 
-#: Below these begins what a task is made of.
+#: The frames below these are a task's.
 _CALLERS = (Runner.call.__code__, Runner._run_items.__code__)  # noqa: SLF001
 
 
 def _end_fork(error: BaseException | None = None) -> NoReturn:
-    """End a process that a task has forked as Python does: only its parent is a worker."""
+    """End a process that a task has forked as Python ends one: only its parent is a worker."""
     status = 0 if error is None else 1
     try:
         if error is not None and issubclass(type(error), SystemExit):
@@ -558,7 +557,7 @@ def _end_fork(error: BaseException | None = None) -> NoReturn:
         elif error is not None:
             sys.stderr.write(trace_of(error))
         sys.stdout.flush()
-    finally:  # whatever the methods of the error do
+    finally:  # The methods of the error may raise.
         os._exit(status)
 
 
