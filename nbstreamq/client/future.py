@@ -78,15 +78,18 @@ class _Listeners:
 
 
 class TaskFuture(Future[T], Generic[T]):
-    """A call on a worker; a `concurrent.futures.Future` that can also be called and awaited.
+    """The result of one call, once it is there.
 
-    As an argument of `TaskQueue.submit` it stands for its result.
+    It is a `concurrent.futures.Future` that you can also call and await. As an argument of
+    `TaskQueue.submit` it stands for its result.
 
     Examples
     --------
-    >>> future = q.submit(pow, 2, 10)  # doctest: +SKIP
-    >>> future(), future.status  # doctest: +SKIP
-    (1024, <State.DONE: 'done'>)
+    >>> future = q.submit(pow, 2, 10)
+    >>> future()
+    1024
+    >>> str(future.status), future.attempts
+    ('done', 1)
     """
 
     _has_listeners = False
@@ -107,19 +110,19 @@ class TaskFuture(Future[T], Generic[T]):
     # -- the result ----------------------------------------------------------------------------
 
     def __call__(self, block: bool = True, timeout: float | None = None) -> T:
-        """Return the result.
+        """Return the result; wait for it if `block` is true.
 
         Parameters
         ----------
         block
-            False: do not wait for it.
+            False: do not wait.
         timeout
-            Seconds to wait; None waits for ever, what is negative not at all.
+            Seconds to wait. None: no limit. Zero or less: do not wait.
 
         Raises
         ------
         TimeoutError
-            It is not there yet; the task goes on.
+            The result is not there yet. The call goes on.
         """
         __tracebackhide__ = True
         timeout = check_timeout("timeout", timeout)
@@ -130,7 +133,24 @@ class TaskFuture(Future[T], Generic[T]):
         return self._state != "PENDING"
 
     def result(self, timeout: float | None = None) -> T:
-        """Return the result, as `concurrent.futures.Future.result` does; a task helps meanwhile."""
+        """Return the result; raise the call's exception if it failed.
+
+        Inside a task, the worker runs other tasks while this waits.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait. None: no limit. Zero or less: do not wait.
+
+        Raises
+        ------
+        TimeoutError
+            The result is not there yet. The call goes on.
+        CancelledError
+            The call was cancelled.
+        WorkerLost
+            The call's worker died at its last allowed attempt.
+        """
         __tracebackhide__ = True  # IPython leaves such frames out: they tell nobody anything
         if self._state == "PENDING" or timeout is not None:
             self._wait(timeout)
@@ -144,7 +164,20 @@ class TaskFuture(Future[T], Generic[T]):
         return self._result  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the exception that the call raised, None if it raised none."""
+        """Return the exception that the call raised, or None if it raised none.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for the end of the call. None: no limit. Zero or less: do not wait.
+
+        Raises
+        ------
+        TimeoutError
+            The call is not over yet. It goes on.
+        CancelledError
+            The call was cancelled.
+        """
         __tracebackhide__ = True
         if self._state == "PENDING" or timeout is not None:
             self._wait(timeout)
@@ -175,7 +208,7 @@ class TaskFuture(Future[T], Generic[T]):
             return found
 
     def set_result(self, result: T) -> None:
-        """Have this result, as `concurrent.futures.Future.set_result` does; not for users."""
+        """Set the result, as `concurrent.futures.Future.set_result` does; not for users."""
         with self._condition:  # who asks for the lists holds it, too
             if self._state == "PENDING" and not self._has_listeners:
                 self._result, self._state = result, "FINISHED"
@@ -189,13 +222,23 @@ class TaskFuture(Future[T], Generic[T]):
         return asyncio.wrap_future(self).__await__()
 
     def cancel(self) -> bool:
-        """Cancel the call, waiting or running; False if it is over already."""
+        """Cancel the call, even if it runs; return False if it is already over.
+
+        A running call is interrupted by an exception. If it still runs a second later, its worker
+        is killed and replaced.
+
+        Examples
+        --------
+        >>> future = q.options(delay=3600).submit(abs, -1)
+        >>> future.cancel(), future.cancelled()
+        (True, True)
+        """
         if self._state == "PENDING":
             self._session.cancel(self._owner, [self._index])
         return self.cancelled()
 
     def running(self) -> bool:
-        """Return whether a worker runs the call now, as far as is known: news takes 0.1 s."""
+        """Return whether a worker runs the call now, as of about 0.1 s ago."""
         return self.status is State.RUNNING
 
     # -- what is known of it -------------------------------------------------------------------
@@ -214,52 +257,53 @@ class TaskFuture(Future[T], Generic[T]):
 
     @property
     def id(self) -> str:
-        """Name of the task, as in errors and logs."""
+        """Id of the task, as in errors and logs."""
         return f"{self._owner.job}-{self._index}"
 
     @property
     def status(self) -> State:
-        """What has become of it."""
+        """State of the call: waiting, running, done, failed or cancelled."""
         return self._owner.state(self._index)
 
     @property
     def worker(self) -> str | None:
-        """The worker that ran it last."""
+        """Id of the worker that ran the call last; None if no worker has started it."""
         report = self._report()
         return report.worker if report else None
 
     @property
     def attempts(self) -> int:
-        """How often it was begun, as far as is known."""
+        """How often a worker has started the call, as far as is known here."""
         report = self._report()
         return report.attempt if report else 0
 
     @property
     def logs(self) -> str:
-        """What it printed so far, to standard output and standard error."""
+        """What the call has printed so far, to standard output and standard error."""
         raise NotImplementedError
 
     @property
     def progress(self) -> tuple[int, int | None] | None:
-        """(items done, items in all) as `track` reports them; None if it does not."""
+        """(items done, number of items or None), as `track` reports them; None without `track`."""
         raise NotImplementedError
 
     @property
     def timing(self) -> dict[str, float]:
-        """``started`` (seconds since the epoch) and ``seconds`` of the run that decided it.
+        """``started`` (seconds since the epoch) and ``seconds`` of the call's last run.
 
-        Items of a chunk share those of the chunk.
+        Items of a chunk share those of the chunk. Empty if no run is known.
         """
         report = self._report()
         return {"started": report.started, "seconds": report.seconds} if report else {}
 
     def replay(self) -> T:
-        """Run the same call here, in this process: for a debugger, for instance.
+        """Run the same call in this process, for instance under a debugger.
 
         Raises
         ------
         NbstreamqError
-            Its arguments were not kept: it is an item of a map() that is done.
+            The arguments were dropped, because the call is an item of a map and the items around it
+            are done.
         """
         raise NotImplementedError
 

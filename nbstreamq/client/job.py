@@ -116,19 +116,21 @@ class Futures(Generic[T]):
 class Job(Generic[T]):
     """The calls of one map: an iterator over their results, and a collection of their futures.
 
-    Iterating yields results in the order of the inputs, each as soon as it and those before it are
-    there; a call that failed raises its exception there, and the next step goes on behind it. As
-    with `Executor.map`, each result is yielded once: a second loop goes on where the first one
-    stopped. `result` returns all of them, as often as it is called, and ``job[i]`` is the
-    `TaskFuture` of item i.
+    Iterating yields results in the order of the inputs, each as soon as it and all earlier ones are
+    there. A call that failed raises its exception; the next step goes on with the item after it. As
+    with `Executor.map`, each result is yielded once: a second loop continues where the first one
+    stopped. `result` returns all results, as often as you call it. ``job[i]`` is the `TaskFuture`
+    of item i.
 
     Examples
     --------
-    >>> job = q.map(pow, [1, 2, 3], [2, 2, 2])  # doctest: +SKIP
-    >>> next(job), list(job)  # doctest: +SKIP
+    >>> job = q.map(pow, [1, 2, 3], [2, 2, 2])
+    >>> next(job), list(job)
     (1, [4, 9])
-    >>> job.result()  # doctest: +SKIP
+    >>> job.result()
     [1, 4, 9]
+    >>> job[2].result()
+    9
     """
 
     def __init__(
@@ -207,14 +209,16 @@ class Job(Generic[T]):
         return cast("T", ledger.release(index) if self._feed else ledger.value(index))
 
     def close(self) -> None:
-        """End the iteration and cancel what is not over, as the iterator of `Executor.map` does.
+        """End the iteration and cancel all open calls, as the iterator of `Executor.map` does.
 
         A named job goes on: it belongs to the server, and others may read it.
 
         Examples
         --------
-        >>> with contextlib.closing(q.map(check, candidates)) as found:  # doctest: +SKIP
-        ...     first = next(x for x in found if x is not None)
+        >>> import contextlib
+        >>> with contextlib.closing(q.map(abs, range(-100, 0))) as distances:
+        ...     next(x for x in distances if x < 100)
+        99
         """
         with self._lock:
             self._closed, self._ready = True, iter(())
@@ -240,21 +244,27 @@ class Job(Generic[T]):
 
     @concise
     def result(self, timeout: float | None = None) -> list[T]:
-        """Return all results in order; raises the first exception in that order, once all are over.
+        """Return the list of all results in input order.
 
-        Those that the iteration has yielded are among them.
+        If calls failed, the exception of the first one in that order is raised, after all calls are
+        over.
 
         Parameters
         ----------
         timeout
-            Seconds to wait; None waits for ever, what is negative not at all.
+            Seconds to wait. None: no limit. Zero or less: do not wait.
 
         Raises
         ------
         TimeoutError
-            Not all calls are over yet; they go on.
+            Not all calls are over. They go on.
         NbstreamqError
-            The job has a `buffersize`: its results can only be iterated.
+            The job has a `buffersize`, so its results can only be iterated.
+
+        Examples
+        --------
+        >>> q.map(abs, [-1, -2]).result()
+        [1, 2]
         """
         __tracebackhide__ = True
         self.wait(timeout)
@@ -268,7 +278,18 @@ class Job(Generic[T]):
 
     @concise
     def wait(self, timeout: float | None = None) -> None:
-        """Return when all calls are over, whatever became of them; TimeoutError if not in time."""
+        """Return when all calls are over, whether they succeeded or not.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait. None: no limit. Zero or less: do not wait.
+
+        Raises
+        ------
+        TimeoutError
+            Not all calls are over. They go on.
+        """
         __tracebackhide__ = True
         timeout = check_timeout("timeout", timeout)
         if self._feed and self._ledger.growing:
@@ -301,12 +322,22 @@ class Job(Generic[T]):
 
     @concise
     def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[T]]:
-        """Yield the futures in the order in which they end.
+        """Yield the futures in the order in which the calls end.
+
+        Parameters
+        ----------
+        timeout
+            Seconds from this call until the last one must have ended. None: no limit.
 
         Raises
         ------
         TimeoutError
-            The next one has not ended within `timeout` seconds from this call.
+            The time is over. The calls go on.
+
+        Examples
+        --------
+        >>> sorted(future.result() for future in q.map(abs, [-1, -2]).as_completed())
+        [1, 2]
         """
         timeout = check_timeout("timeout", timeout)
         if self._feed:
@@ -338,7 +369,7 @@ class Job(Generic[T]):
         return asyncio.to_thread(self.result).__await__()
 
     def __aiter__(self) -> AsyncIterator[T]:
-        """Iterate as ``for`` does, in an event loop: either yields what is left."""
+        """Iterate in an event loop; ``async for`` and ``for`` share one position."""
         return self
 
     async def __anext__(self) -> T:
@@ -376,12 +407,12 @@ class Job(Generic[T]):
 
     @property
     def id(self) -> str:
-        """Name of the job, as in errors and logs."""
+        """Id of the job, as in errors and logs."""
         return self._ledger.job
 
     @property
     def name(self) -> str:
-        """The name it was given, else that of the function."""
+        """Name of the job; for a job without one, the name of its function."""
         return self._ledger.title or self._ledger.name
 
     @property
@@ -390,17 +421,17 @@ class Job(Generic[T]):
         return self._ledger
 
     def survey(self) -> tuple[dict[str, dict[str, Any]], str]:
-        """Return the workers there are, and why none may run the calls; empty if one may."""
+        """Return the workers, and why none of them may run the calls; empty if one may."""
         return survey(self._session, self._ledger)
 
     @property
     def errors(self) -> dict[int, BaseException]:
-        """Index -> exception of the calls that have failed so far."""
+        """Item index -> exception of each call that has failed so far."""
         return self._ledger.errors()
 
     @property
     def logs(self) -> dict[int, str]:
-        """Index -> what the call printed so far, of those that printed."""
+        """Item index -> printed text of each call that has printed something so far."""
         texts = {i: self._ledger.output.text(i) for i in range(len(self))}
         return {i: text for i, text in texts.items() if text}
 
@@ -410,17 +441,17 @@ class Job(Generic[T]):
 
     @concise
     def to_frame(self) -> Any:
-        """Return a pandas DataFrame of what is known now, a row for each call; waits for nothing.
+        """Return a pandas DataFrame with a row for each call, as it is now; does not wait.
 
         Returns
         -------
         pandas.DataFrame
-            ``item``: index in the job. ``status``: `State` as text. ``value``: the result; None
-            unless it is done, and where it was taken from a job with a `buffersize`. ``error``:
-            text of the exception, or None; the exceptions themselves are in `errors`. ``worker``
-            and ``attempts``: who ran it last, and how often it was begun. ``started`` (UTC) and
-            ``seconds``: of the run that decided it; items of a chunk share those of the chunk.
-            ``output``: what it printed.
+            ``item``: index in the job. ``status``: state as text. ``value``: the result; None if
+            the call is not done, or if its result was read from a job with a `buffersize`.
+            ``error``: text of the exception, or None; `errors` has the exceptions themselves.
+            ``worker``: the worker that ran it last. ``attempts``: how often it was started.
+            ``started`` (UTC) and ``seconds``: of its last run; items of a chunk share those of the
+            chunk. ``output``: what it printed.
 
         Raises
         ------
@@ -435,30 +466,33 @@ class Job(Generic[T]):
 
     @concise
     def retry_failed(self, fn: Callable[..., Any] | None = None) -> Job[T]:
-        """Run the calls that failed once more: the same job, the same order.
+        """Run the failed calls again, in the same job and the same order.
+
+        The iteration does not go back to items that it has passed; `result` returns all of them.
 
         Parameters
         ----------
         fn
-            A mended function, called with the same arguments; None: the same one.
+            A corrected function, which is called with the same arguments. None: the same function.
 
         Returns
         -------
         Job
-            This one. Futures of calls that had failed stay as they are; ``job[i]`` is a new one.
+            This job. Futures of failed calls stay failed; ``job[i]`` returns a new one.
 
         Raises
         ------
         NbstreamqError
-            The arguments of a call are not kept any more.
-
-        Notes
-        -----
-        The iteration does not go back to items that it has passed: `result` returns all.
+            The arguments of a failed call are no longer kept. Nothing runs again.
+        JobChanged
+            Another client has run the failed calls again; `attach` to see its results.
 
         Examples
         --------
-        >>> job.retry_failed(mended).result()  # doctest: +SKIP
+        >>> job = q.map(lambda x: 60 // x, [0, 1, 2])
+        >>> job.wait()
+        >>> job.retry_failed(lambda x: 60 // x if x else None).result()
+        [None, 60, 30]
         """
         if fn is not None:
             check_callable("fn", fn, instead="None")
@@ -466,23 +500,27 @@ class Job(Generic[T]):
         return self
 
     def add_worker(self) -> None:
-        """Start one more local worker than this kernel has."""
+        """Start one more local worker for this kernel."""
         session = self._session
         found = session.ask(lambda store: store.workers(), patience=LOOK_PATIENCE).values()
         session.scale(1 + sum(session.home.calls in d.get("homes", ()) for d in found))
 
     @concise
     def keep(self) -> None:
-        """Keep this named job until it is deleted; others are forgotten after a week of rest."""
+        """Keep this named job until it is deleted, instead of a week after its last call."""
         keep(self._session, self._ledger)
 
     @concise
     def delete(self) -> None:
-        """Forget this named job and its results, everywhere; what is not done is cancelled."""
+        """Delete this named job and its results for all clients; open calls are cancelled."""
         delete(self._session, self._ledger)
 
     def cancel(self) -> bool:
-        """Cancel all calls that are not over; return whether there were any."""
+        """Cancel all calls that are not over; return whether there were any.
+
+        Running calls are interrupted by an exception, and killed with their worker if they still
+        run a second later.
+        """
         if self.done():
             return False
         if self._feed:
@@ -492,7 +530,7 @@ class Job(Generic[T]):
 
     @concise
     def add_done_callback(self, fn: Callable[[Job[T]], object]) -> None:
-        """Call ``fn(job)`` when all calls are over; at once if they are."""
+        """Call ``fn(job)`` when all calls are over; at once if they are over now."""
         check_callable("fn", fn)
         self._ledger.when_over(lambda: fn(self))
 

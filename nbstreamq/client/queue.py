@@ -251,7 +251,7 @@ class TaskFunction(Generic[P, T]):
     Attributes
     ----------
     fn
-        The function itself.
+        The function itself, for a call in this process.
     """
 
     def __init__(self, queue: _Queue, fn: Callable[P, T]) -> None:
@@ -260,16 +260,16 @@ class TaskFunction(Generic[P, T]):
         functools.update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
-        """Submit a call."""
+        """Submit a call, and return its future."""
         return self._queue.submit(self.fn, *args, **kwargs)
 
     def map(self, *iterables: Iterable[Any], **options: Any) -> Job[T]:
-        """As `TaskQueue.map`, with this function."""
+        """Call the function on every item, as `TaskQueue.map` does."""
         job: Job[T] = self._queue.map(self.fn, *iterables, **options)
         return job
 
     def options(self, **options: Any) -> TaskFunction[P, T]:
-        """As `TaskQueue.options`, for this function."""
+        """Return the function with other options; see `TaskQueue.options`."""
         return TaskFunction(self._queue.options(**options), self.fn)
 
     def __repr__(self) -> str:
@@ -277,50 +277,54 @@ class TaskFunction(Generic[P, T]):
 
 
 class TaskQueue(Executor, TaskOnly):
-    """A named queue of calls on a Redis or Valkey server, and the workers that run them.
+    """A queue of function calls on a Redis or Valkey server, and the workers that run them.
 
-    It is a `concurrent.futures.Executor`: whatever takes one takes a queue.
+    It is a `concurrent.futures.Executor`: everything that takes an executor takes a queue.
 
     Parameters
     ----------
     name
-        Queues of the same name on the same server are the same queue, also for other kernels. None:
-        inside a task, the queue that the task came from; with a url or a client, ``default``; with
-        the embedded server, a queue that belongs to this notebook, else this script, else the
-        working folder, and is the same again after a restart: ``analysis.ipynb-1f3a9c20``. At most
-        200 bytes of printable characters, no white space and no braces, and no ``-`` at its start.
+        Name of the queue. Queues of the same name on the same server are the same queue, also for
+        other kernels. At most 200 bytes of printable characters, without white space and braces,
+        and without ``-`` at the start. None: inside a task, the queue of that task; with a url or a
+        client, ``default``; otherwise a private queue of this notebook, script or working folder,
+        which is the same again after a restart, such as ``analysis.ipynb-1f3a9c20``.
     url
-        ``redis://``, ``rediss://``, ``unix://``, ``valkey://``, ``redis+sentinel://`` or
-        ``redis+cluster://`` address. None: ``$NBSTREAMQ_URL``, else a server that nbstreamq starts
-        for this user, on this machine only.
+        Address of the server: ``redis://``, ``rediss://``, ``unix://``, ``valkey://``,
+        ``redis+sentinel://`` or ``redis+cluster://``. None: ``$NBSTREAMQ_URL``, or else the
+        embedded server, which nbstreamq starts for this user on this machine.
     client
-        A ready redis-py client, instead of `url`.
+        A redis-py client to use instead of `url`.
     workers
-        Number of local workers that start at the first call, 0 to 10,000. ``"auto"``: as many as
-        there are cores with the embedded server, none with a url or a client. They have the working
-        folder that this process has now, and its interpreter, `sys.path`, environment, warnings
-        filters, log levels and recursion limit as these are when they start; what changes later,
-        such as by `os.chdir`, does not reach them.
+        Number of local workers that start with the first call, 0 to 10,000. ``"auto"``: one for
+        each core with the embedded server, none with a url or a client. Workers have the working
+        folder in which the queue was made. They have the interpreter, `sys.path`, environment,
+        warnings filters, log levels and recursion limit of this process at the time they start.
+        Later changes, such as `os.chdir`, do not reach them.
     secret
-        Signs all messages; clients and workers need the same. Of several, ``new,old``, the first
-        signs and all are accepted. None: ``$NBSTREAMQ_SECRET``, else a key file of this machine.
+        Signs all messages. Clients and workers need the same secret. A list ``new,old`` signs with
+        the first one and accepts all. None: ``$NBSTREAMQ_SECRET``, or else a key file of this
+        machine.
     insecure
-        Whether that key file will do for a server that other machines can reach.
+        Whether the key file may be used with a server that other machines can reach.
     store
-        fsspec URL where large values lie (``s3://...``), as ``$NBSTREAMQ_STORE`` for all workers.
-        None: files in memory with the embedded server, the server with a url or a client.
+        fsspec URL for large values, such as ``s3://bucket/folder``. Workers on other machines need
+        it in ``$NBSTREAMQ_STORE``. None: that variable; if it is not set, files in memory with the
+        embedded server, and the server itself with a url or a client.
 
     Raises
     ------
-    SecretMissing, SecretMismatch
-        None was given for a server on the network, and nothing was sent; the queue has another.
+    SecretMissing
+        Other machines can reach the server, and there is no secret. Nothing was sent.
+    SecretMismatch
+        The queue has another secret.
     ServerError
-        There is no server, or it can't be reached.
+        The server does not start, or can't be reached.
 
     Examples
     --------
-    >>> with TaskQueue("sums") as q:  # doctest: +SKIP
-    ...     list(q.map(lambda x: x + 1, range(3)))
+    >>> with TaskQueue("sums", workers=2) as queue:
+    ...     list(queue.map(lambda x: x + 1, range(3)))
     [1, 2, 3]
     """
 
@@ -355,21 +359,32 @@ class TaskQueue(Executor, TaskOnly):
     # -- calls ---------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
-        """Call ``fn(*args, **kwargs)`` on a worker; its result comes into the future.
+        """Call ``fn(*args, **kwargs)`` on a worker, and return a future for its result.
 
         Parameters
         ----------
         fn
-            Any function, also one of a notebook; pickled by value if a worker can't import it.
+            Any function, including one that a notebook defines. If workers can't import it, it is
+            pickled by value.
         *args, **kwargs
-            Its arguments. A `TaskFuture` in them stands for its result, a `Ref` for its value.
+            Arguments of `fn`. A `TaskFuture` among them stands for its result: the call starts when
+            that is there. A `Ref` stands for its value.
 
         Raises
         ------
         NotPicklable
-            The function or an argument can't travel; the message says which part, and why.
+            The function or an argument can't be sent. The message says which part, and why. Nothing
+            was submitted.
         QueueClosed
-            After `shutdown`, or in a forked process.
+            The queue was shut down, or was made before this process was forked.
+
+        Examples
+        --------
+        >>> future = q.submit(pow, 2, 10)
+        >>> future.result()
+        1024
+        >>> q.submit(abs, q.submit(min, -3, 4)).result()
+        3
         """
         __tracebackhide__ = True  # IPython leaves such frames out
         session, options, worker = self._session, self._options, host()
@@ -427,42 +442,57 @@ class TaskQueue(Executor, TaskOnly):
         replace: bool = False,
         seed: int | Sequence[int] | None = None,
     ) -> Job[T]:
-        """Call `fn` on every item in the workers; results come in input order.
+        """Call `fn` on every item in the workers, and return a `Job` with results in input order.
 
-        Each call returns an iterator of its own, which yields each result once; see `Job`.
+        The call returns at once. Each call of `map` returns an iterator of its own, which yields
+        each result once; see `Job`.
 
         Parameters
         ----------
         fn
-            Called once for each item. An object that several calls return may be one here, too.
+            Called once for each item. If several calls return the same object, it may be one object
+            here, too.
         *iterables
-            Zipped, as the built-in `map` does; the shortest ends it. None: the job is empty.
+            Arguments of `fn`, zipped as the built-in `map` does. The shortest one sets the number
+            of calls. Without any, the job is empty.
         timeout
-            Seconds from this call to a result, when results are iterated; None waits for ever.
+            Seconds from this call until a result must be there while you iterate. None: no limit.
         chunksize
-            Items in one message. Workers give back what they don't get done in a tenth of a
-            second, so ``"auto"`` serves short and long calls, and mixtures.
+            Number of items in one message. ``"auto"`` suits short calls, long calls and mixtures:
+            workers give back items that they do not finish within a tenth of a second.
         buffersize
-            Most items whose results the iteration has not yielded yet. It takes the inputs along,
-            so they may be endless, and keeps no result. None: no bound.
+            Maximum number of submitted items whose results you have not read yet. Inputs may then
+            be infinite, and results are not kept. None: submit all items now.
         name
-            Keeps the job on the server: the same call in another kernel finds it, and runs only
-            what is missing, failed or was cancelled. At most 80 bytes, without white space, dots,
-            colons and braces.
+            Keep the job on the server under this name, even if this kernel dies. The same call in
+            another kernel finds it, and runs only what is missing, failed or cancelled. At most 80
+            bytes, without white space, dots, colons and braces.
         replace
-            Forget a job that has the name already, and begin anew.
+            If there is already a job of that name, delete it and start over.
         seed
-            An integer that is not negative, or a list of such. Each item then has random numbers
-            of its own, which are the same for any number of workers, any chunks and each retry:
-            `nbstreamq.rng()` returns its generator, and `random` and `numpy.random` are seeded
-            while it runs. None: random numbers differ each time.
+            A non-negative integer, or a list of such integers. Each item then has its own random
+            numbers, which do not depend on the number of workers, on chunks or on retries.
+            `nbstreamq.rng()` returns the item's NumPy generator; `random` and `numpy.random` are
+            seeded as well. None: random numbers differ on each run.
 
         Raises
         ------
         NotPicklable
-            The function or an item can't travel; nothing more is submitted, the rest is cancelled.
+            The function or an item can't be sent. Items that were submitted before are cancelled.
         JobChanged
-            The job of that name has another function, other inputs or another seed.
+            The job of that name has another function, other inputs or another seed. It stays as it
+            is.
+        TimeoutError
+            Raised by the iteration when `timeout` has passed. The calls go on.
+
+        Examples
+        --------
+        >>> list(q.map(pow, [1, 2, 3], [2, 2, 2]))
+        [1, 4, 9]
+        >>> job = q.map(lambda x: 60 // x, [0, 1, 2])
+        >>> job.wait()
+        >>> job.errors
+        {0: ZeroDivisionError('integer division or modulo by zero')}
         """
         how = MapArguments(timeout, chunksize, buffersize, name, replace, seed)
         return self._map(fn, iterables, check_map(fn, iterables, how))
@@ -494,12 +524,20 @@ class TaskQueue(Executor, TaskOnly):
     def task(self, /, **options: Any) -> Callable[[Callable[P, T]], TaskFunction[P, T]]: ...
     @concise
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Decorate a function: calling it submits it, and returns a `TaskFuture`.
+        """Decorate a function, so that calling it submits it and returns a `TaskFuture`.
 
         Parameters
         ----------
         **options
-            As for `options`: ``@q.task(retries=3)``.
+            Options of `TaskQueue.options`, as in ``@q.task(retries=3)``.
+
+        Examples
+        --------
+        >>> @q.task
+        ... def double(x):
+        ...     return 2 * x
+        >>> double(21).result()
+        42
         """
         queue = self.options(**options)
         if fn is None:
@@ -519,36 +557,42 @@ class TaskQueue(Executor, TaskOnly):
         delay: float | None = None,
         cache: bool | None = None,
     ) -> TaskQueue:
-        """Return this queue with other defaults; what is not given stays.
+        """Return this queue with other defaults; an option that is not given stays as it is.
 
         Parameters
         ----------
         retries
-            How often a call that raises is run again.
+            How often a call that raises an exception runs again. The default is 0.
         backoff
-            Seconds before the first retry, at most a day; doubled for each further one, up to a
-            day.
+            Seconds before the first retry, at most a day. The pause doubles with each further
+            retry, up to a day. The default is 0.
         time_limit
-            Seconds that one call may take, above 0 and at most a year; then `TimeLimitExceeded` is
-            raised in it, and a second later its worker is killed and replaced.
+            Maximum seconds that one call may run, above 0 and at most a year. Then
+            `TimeLimitExceeded` is raised in the call. If it still runs a second later, its worker
+            is killed and replaced. The default is no limit.
         memory_limit
-            Bytes that the worker process may use while the call runs; beyond them it is killed and
-            replaced, and the call fails with `MemoryLimitExceeded`. On Linux only. At least 32 MiB,
-            which a worker needs for itself.
+            Maximum bytes of memory that the worker process may use while the call runs. Beyond that
+            the worker is killed and replaced, and the call fails with `MemoryLimitExceeded`. At
+            least 32 MiB, which a worker needs for itself. The default is no limit.
         lane
-            ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve
-            (``nbstreamq worker --lane gpu``): at most 80 bytes, no white space.
+            ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve, such as
+            those of ``nbstreamq worker --lane gpu``. At most 80 bytes, without white space.
         delay
-            Seconds before a call may start, at most six days: the server keeps functions for a
-            week.
+            Seconds before a call may start, at most six days. The default is 0.
         cache
-            Keep the results of `submit` for a week: the same call is not run again, by whoever.
+            Cache results of `submit` for a week. The same call from any client reuses them.
 
         Raises
         ------
         TypeError, ValueError
-            A value is of another kind, or out of range. Counts are integers, also NumPy's; seconds
-            and bytes any finite real number.
+            A value has the wrong type, or is out of range. Counts are integers; seconds and bytes
+            are finite real numbers. NumPy's numbers are allowed.
+
+        Examples
+        --------
+        >>> careful = q.options(retries=3, time_limit=60)
+        >>> careful.submit(abs, -1).result()
+        1
         """
         given: dict[str, Any] = {
             "retries": retries,
@@ -567,24 +611,46 @@ class TaskQueue(Executor, TaskOnly):
 
     @concise
     def put(self, obj: Any) -> Ref:
-        """Store a value once; the `Ref` stands for it in the arguments of calls.
+        """Store a value once, and return a `Ref` that stands for it in the arguments of calls.
 
-        Workers keep it, so that a call that gets it again does not fetch it again. It is freed with
-        the `Ref` and the last call that has it among its arguments, or when the queue is shut down.
+        Workers keep the value, so that later calls do not fetch it again. It is freed when the
+        `Ref` and all calls that use it are gone, or when the queue is shut down.
+
+        Raises
+        ------
+        NotPicklable
+            The value can't be sent.
+        NoRoom
+            Memory and disk are full.
+
+        Examples
+        --------
+        >>> ref = q.put(list(range(1000)))
+        >>> q.submit(sum, ref).result()
+        499500
         """
         self._session.check_open()
         return self._session.large.put(obj)
 
     @concise
     def everywhere(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Job[T]:
-        """Call ``fn(*args, **kwargs)`` once on every worker, and on each that joins later.
+        """Call ``fn(*args, **kwargs)`` once on every worker, including those that join later.
 
-        On every worker that may run this kernel's calls, before any task that is submitted after
-        this; of more than 1000 such calls, late workers make the last 1000. The job holds the
-        results of the workers there are now; it is empty if there is none.
+        It runs on each worker that may run this kernel's calls, before any task submitted later.
+        New workers replay the last 1000 such calls.
 
-        A global that `fn` sets is there for later calls on the same worker, as with a pool's
-        initializer, unless the notebook defines the same name: then calls see the notebook's.
+        Later calls on the same worker see the globals that `fn` sets, as with the initializer of a
+        pool. If the notebook defines the same name, calls see the notebook's value.
+
+        Returns
+        -------
+        Job
+            The results of the workers that exist now. It is empty if there are none.
+
+        Raises
+        ------
+        NotPicklable
+            The function or an argument can't be sent.
 
         Examples
         --------
@@ -592,32 +658,36 @@ class TaskQueue(Executor, TaskOnly):
 
         >>> def connect(path):
         ...     global db
+        ...     import sqlite3
         ...     db = sqlite3.connect(path)
-        >>> q.everywhere(connect, "cities.db")  # doctest: +SKIP
-        >>> def population(name):
-        ...     return db.execute("select n from cities where name = ?", (name,)).fetchone()
-        >>> q.map(population, names)  # doctest: +SKIP
+        >>> q.everywhere(connect, ":memory:").wait()
+        >>> q.submit(lambda: db.execute("select 1 + 1").fetchone()).result()
+        (2,)
         """
         check_callable("fn", fn)
         return everywhere(self._session, fn, args, kwargs, lane=self._lane())
 
     @concise
     def attach(self, name: str) -> Job[Any]:
-        """Return the named job of this queue, as it is now, whichever kernel made it.
+        """Return the named job of this queue, as it is now, even if another kernel made it.
 
-        Another notebook finds it if both give their queue the same name, or the same url: without
-        a name, the embedded server's queues belong to their notebooks; see `jobs`.
-        Each call returns a job of its own, whose iteration begins at the first result.
-
-        Examples
-        --------
-        >>> job = q.attach("sweep")  # doctest: +SKIP
-        >>> job.retry_failed(mended).result()  # doctest: +SKIP
+        Each call returns a job of its own, whose iteration starts at the first result. Another
+        notebook finds the job if both give their queue the same name or the same url. With the
+        embedded server, a queue without a name belongs to its notebook; `jobs` with ``all=True``
+        lists the jobs of all queues.
 
         Raises
         ------
         JobNotFound
-            There is none of that name.
+            This queue has no job of that name. The message says which other queue has one.
+
+        Examples
+        --------
+        >>> q.map(abs, [-1, -2], name="distances").wait()
+        >>> job = q.attach("distances")
+        >>> job.result()
+        [1, 2]
+        >>> job.delete()
         """
         from .named import attach
 
@@ -641,7 +711,11 @@ class TaskQueue(Executor, TaskOnly):
         Parameters
         ----------
         nworkers
-            None: as many as there are cores.
+            Number of workers, 0 to 10,000. None: one for each core.
+
+        Examples
+        --------
+        >>> q.run(2)
         """
         if nworkers is None:
             n = n_cores()
@@ -650,12 +724,29 @@ class TaskQueue(Executor, TaskOnly):
         self._session.scale(n)
 
     def workers(self) -> WorkerList:
-        """Return all workers of the queue, on all machines."""
+        """Return all workers of the queue, on all machines.
+
+        Examples
+        --------
+        >>> len(q.workers())
+        2
+        """
         return WorkerList(self.status().workers)
 
     @concise
     def status(self) -> QueueStatus:
-        """Return what is known of the queue now."""
+        """Return what is known of the queue now: workers, lanes, open jobs and problems.
+
+        Raises
+        ------
+        ServerUnreachable
+            The server did not answer within 5 seconds.
+
+        Examples
+        --------
+        >>> len(q.status().workers)
+        2
+        """
         session, url = self._session, str(self._url)
         n_open, trouble = len(session.outstanding), str(session.trouble or "")
         found = session.ask(
@@ -666,25 +757,38 @@ class TaskQueue(Executor, TaskOnly):
 
     @concise
     def dead(self) -> DeadLetters:
-        """Return what was refused, or failed for good, in the last week: some 1000, newest last."""
+        """Return the messages that were refused, and the calls that failed for good, newest last.
+
+        They are kept for a week, about 1000 at most.
+
+        Examples
+        --------
+        >>> future = q.submit(int, "x")
+        >>> future.exception()
+        ValueError("invalid literal for int() with base 10: 'x'")
+        >>> q.dead()[-1].task == future.id
+        True
+        """
         return dead_letters(self._session)
 
     @concise
     def jobs(self, *, all: bool = False) -> JobList:  # noqa: A002 - the word that people look for
-        """Return the named jobs of the queue, the newest first, no matter who made them.
+        """Return the named jobs of the queue, newest first, including those of other kernels.
 
         Parameters
         ----------
         all
-            Those of all queues on the server that have this queue's secret, with the name of their
-            queue: a notebook that was renamed finds its old jobs so. Of a cluster, the queues on
-            this queue's node only.
+            Return the named jobs of all queues on the server that have this queue's secret. After
+            you rename a notebook, you find its old jobs this way. On a cluster, only queues on this
+            queue's node are listed.
 
         Examples
         --------
-        >>> q.jobs(all=True)  # doctest: +SKIP
-        sweep  done: 9 of 9 done, 0 failed, 0 cancelled  fit()  queue 'old-name.ipynb-1f3a9c20'
-        >>> TaskQueue("old-name.ipynb-1f3a9c20").attach("sweep")  # doctest: +SKIP
+        >>> job = q.map(abs, [-1, -2], name="distances")
+        >>> job.wait()
+        >>> [status.name for status in q.jobs()]
+        ['distances']
+        >>> job.delete()
         """
         session = self._session
         if not check_flag("all", all):
@@ -694,12 +798,12 @@ class TaskQueue(Executor, TaskOnly):
 
     @property
     def session(self) -> Session:
-        """What all views of this queue share: for magics."""
+        """The session that all views of this queue share; for magics."""
         return self._session
 
     @property
     def closed(self) -> bool:
-        """Whether it was shut down, or belongs to the process that this one was forked from."""
+        """Whether the queue was shut down, or was made before this process was forked."""
         try:
             self._session.check_open()
         except QueueClosed:
@@ -708,17 +812,25 @@ class TaskQueue(Executor, TaskOnly):
 
     @concise
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; this kernel's workers stop with the last queue that uses them.
+        """Take no more calls; stop local workers that no other queue of this kernel uses.
 
-        Those of other kernels stay.
+        Workers of other kernels, and of ``nbstreamq worker``, stay. Named jobs go on.
 
         Parameters
         ----------
         wait
-            Return when all calls are over and the workers have stopped. False: return at once;
-            they go on until then.
+            True: return when all calls are over and the workers have stopped. False: return at
+            once; open calls still run, and the workers stop after them.
         cancel_futures
-            Cancel the calls that do not run yet.
+            Cancel the calls that are not running yet.
+
+        Examples
+        --------
+        >>> queue = TaskQueue("short", workers=1)
+        >>> future = queue.submit(abs, -1)
+        >>> queue.shutdown()
+        >>> future.result()
+        1
         """
         wait = check_flag("wait", wait)
         self._session.close(wait=wait, cancel=check_flag("cancel_futures", cancel_futures))

@@ -42,23 +42,29 @@ class TaskOnly:
 
 
 class Ref(TaskOnly):
-    """A value that `TaskQueue.put` stored once; as an argument, the task gets the value itself.
+    """A value that `TaskQueue.put` stored; as an argument, the task gets the value itself.
 
     Attributes
     ----------
     digest
-        Of the value's content.
+        Digest of the value's content.
     size_bytes
         Size of the pickled value.
     type_name
-        The name of the value's type.
+        Type of the value, for people.
 
     Parameters
     ----------
     data
-        The message that gives the value.
+        Message that contains or names the value.
     last
-        Turns it into a message that gives the value for a week, even if this process ends.
+        Turns that message into one whose value stays for a week, even if this client dies.
+
+    Examples
+    --------
+    >>> ref = q.put("a long text")
+    >>> q.submit(len, ref).result()
+    11
     """
 
     _instead = "Pass it to a task as an argument; elsewhere use the value that it stands for."

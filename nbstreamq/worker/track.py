@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def rng() -> np.random.Generator:
-    """Return the random number generator of the running task.
+    """Return the NumPy random number generator of the running task.
 
-    In an item of ``q.map(f, xs, seed=42)`` it is the item's own: its numbers are the same for any
-    number of workers, any chunks and each retry, and differ from those of all other items. It is
-    ``numpy.random.default_rng(SeedSequence(42).spawn(n)[index])``. Without a seed, in a call of
-    ``q.submit``, and outside tasks, it is a new generator whose numbers differ each time.
+    In an item of ``q.map(f, xs, seed=42)`` it is the item's own generator,
+    ``numpy.random.default_rng(SeedSequence(42).spawn(n)[index])``. Its numbers do not depend on the
+    number of workers, on chunks or on retries. Without a seed, in a call of ``q.submit`` and
+    outside tasks, it is a new generator whose numbers differ each time.
 
     Raises
     ------
@@ -31,10 +31,10 @@ def rng() -> np.random.Generator:
 
     Examples
     --------
-    >>> def estimate(n):
-    ...     x, y = nbstreamq.rng().random((2, n))
-    ...     return 4 * np.mean(x * x + y * y < 1)
-    >>> q.map(estimate, [1000] * 8, seed=42)  # doctest: +SKIP
+    >>> def draw(_):
+    ...     return int(nbstreamq.rng().integers(100))
+    >>> q.map(draw, range(3), seed=42).result() == q.map(draw, range(3), seed=42).result()
+    True
     """
     return random_numbers.generator()
 
@@ -47,12 +47,15 @@ def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:
     items
         What the task loops over.
     total
-        Number of items; the default is ``len(items)``, unknown where it has none.
+        Number of items. None: ``len(items)``, or unknown if there is no length.
 
     Examples
     --------
-    >>> list(track(range(3)))  # outside a task it reports nothing
-    [0, 1, 2]
+    >>> def total(n):
+    ...     return sum(track(range(n)))
+    >>> future = q.submit(total, 4)
+    >>> future.result(), future.progress
+    (6, (4, 4))
     """
     check_iterable("items", items)
     if total is not None:
