@@ -1,6 +1,6 @@
-"""What this process does for a queue: set by a worker, asked by whoever is inside a task.
+"""The worker that this process is: set by the worker, read by the client code inside a task.
 
-The one place where `client` and `worker` meet without importing each other.
+Here `client` and `worker` meet without importing each other.
 """
 
 from __future__ import annotations

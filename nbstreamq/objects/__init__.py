@@ -1,1 +1,1 @@
-"""What travels: functions, values, references to values, exceptions."""
+"""What is pickled: functions, values, references to values, exceptions."""

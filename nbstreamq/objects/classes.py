@@ -1,11 +1,11 @@
-"""Classes that travel by value: copied as they are, without running the code that made them.
+"""Classes that are pickled by value: copied as they are, without the code that made them.
 
-A class statement may run anything: a metaclass, ``__init_subclass__``, a decorator.
-What that code left behind is in the attributes of the class, and these travel. So none of it runs
-again in a worker, and the arguments of the class statement are not needed.
+A class statement may run any code: a metaclass, ``__init_subclass__``, a decorator. The results of
+that code are in the attributes of the class, and these are sent. So the code does not run again in
+a worker, and the arguments of the class statement are not needed.
 
-A class keeps the id that its first process gave it. A process that knows the id uses the class that
-it has, and does not make a second one.
+A class keeps the id that the process of its definition gave it. A process that has a class with
+this id uses it, and does not make a second one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from ..worker_context import host
 from .bytecode import OF_TEXT, steps_of
 from .modules import is_local
 
-#: Attributes that Python makes for each class, or keeps there as a cache.
+#: Attributes that Python makes for each class, or uses as a cache.
 _OF_PYTHON = frozenset({"__dict__", "__weakref__", "__module__", "__slotnames__", "_abc_impl"})
-#: A class needs these before the others: it may be subscripted while the others are read.
+#: Attributes that are set first, because the class may be subscripted while others are unpickled.
 _EARLY = frozenset({"__parameters__", "__type_params__"})
-#: Names that a class statement can define for instances, and that can't be set on the class: there
-#: they are those of `type`.
+#: Names that a class statement can define for instances, but that can't be set on a class, where
+#: they are attributes of `type`.
 _OF_TYPE = frozenset(
     {"__base__", "__bases__", "__class__", "__mro__", "__name__", "__text_signature__"}
 )
-#: Where an enum keeps its members; the second one grows as flags are combined.
+#: Where an enum keeps its members; the second one grows when flags are combined.
 _OF_ENUM = frozenset({"_member_map_", "_value2member_map_"})
-#: What a member of an enum has by its place, or as a cache.
+#: Attributes of a member of an enum that depend on its position, or are a cache.
 _OF_MEMBER = frozenset({"__objclass__", "_sort_order_", "_inverted_"})
-#: Attributes that are not part of a definition, or only repeat another part.
+#: Attributes that are not part of a definition, or repeat another part.
 _UNSAID = OF_TEXT | {"__orig_bases__", "__parameters__", "__abstractmethods__"}
 _ATOMS = frozenset({int, float, complex, str, bytes, bool, type(None), type(...)})
-#: What objects of these types consist of.
+#: The parts of objects of these types.
 _PARTS: dict[type, tuple[str, ...]] = {
     types.FunctionType: ("__code__", "__defaults__", "__kwdefaults__"),
     classmethod: ("__func__",),
@@ -56,23 +56,23 @@ _PARTS: dict[type, tuple[str, ...]] = {
     types.UnionType: ("__args__",),
     typing.TypeVar: ("__name__",),
 }
-#: How deep the description of an attribute goes.
+#: Depth to which an attribute is described.
 _DEPTH = 8
 
 _lock = threading.Lock()
-#: Classes, type variables, ... <-> the ids that they travel under.
+#: Classes, type variables, ... <-> the ids that they are sent with.
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-#: The classes that were made here from what another process sent, and their definitions there.
+#: The classes that were unpickled in this process, and the digests of their definitions.
 _received: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-#: What the classes of this process did when they were sent last.
+#: The code of the classes of this process when they were last sent.
 _sent: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
-#: The definitions of classes of this process, each with a mark of what it was taken of.
+#: The digests of definitions of this process's classes, each with a hash that shows changes.
 _defined: weakref.WeakKeyDictionary[type, tuple[int, str]] = weakref.WeakKeyDictionary()
 
 
 class Label(NamedTuple):
-    """What a class is known by: its id, and for other sessions its name and definition."""
+    """What identifies a class: its id, and in other sessions its name and definition."""
 
     id: str
     module: str
@@ -80,12 +80,12 @@ class Label(NamedTuple):
     definition: str
 
 
-class _Interruption(Exception):  # noqa: N818 - it tells of no error
-    """Ends `type.__new__` when the class is made, and its hook has not run yet."""
+class _Interruption(Exception):  # noqa: N818 - it is not an error
+    """Ends `type.__new__` when the class is made, before its hook runs."""
 
 
 class _Catcher:
-    """As an attribute of a class that is being made: keeps the class, and ends the making."""
+    """An attribute that gets hold of the class that is being made, and ends `type.__new__`."""
 
     def __set_name__(self, cls: type, _: str) -> None:
         self.cls = cls
@@ -93,7 +93,7 @@ class _Catcher:
 
 
 def id_of(thing: Any) -> str:
-    """Return the id that a class, or a type variable, travels under."""
+    """Return the id that a class, or a type variable, is sent with."""
     with _lock:
         found = _ids.get(thing)
         if found is None:
@@ -103,7 +103,7 @@ def id_of(thing: Any) -> str:
 
 
 def known_or(id_: str, thing: Any) -> Any:
-    """Return what has this id here; if nothing has, `thing`, which then has it."""
+    """Return the object with this id; if there is none, give the id to `thing` and return it."""
     with _lock:
         known = _things.setdefault(id_, thing)
         _ids.setdefault(known, id_)
@@ -123,23 +123,23 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
     first |= {name: property() for name in later.keys() & _OF_TYPE}  # filled later
     slots = [name for name, value in own.items() if _is_slot(value, cls)]
     if slots or "__slots__" in own:
-        # Under the names that they have now: Python adds the class to a private one only once.
+        # With the names that they have now: Python would mangle private ones a second time.
         first["__slots__"] = (*slots, *(k for k in ("__dict__", "__weakref__") if k in own))
     registry: list[type] = []
     if isinstance(cls, abc.ABCMeta):
         dump: Any = abc._get_dump  # type: ignore[attr-defined]  # noqa: SLF001
         registry = [found for ref in dump(cls)[0] if (found := ref()) is not None]
     state = (later, _member_states(cls), _values_of(cls), registry)
-    # Not by its name if it can be had otherwise: those of ctypes have none.
+    # The metaclass is sent only if the bases don't have it: those of ctypes can't be imported.
     metaclass = None if type(cls) is type(cls.__bases__[0]) else type(cls)
     return make_class, (label, metaclass, cls.__bases__, first), state, None, None, fill_class
 
 
 def _renew_id(cls: type) -> None:
-    """Give a class another id if it was changed since it was sent.
+    """Give a class a new id if it was changed since it was sent.
 
-    So a worker makes another class of it, and calls that were sent before keep theirs. Results of
-    the older one are of this class all the same.
+    So a worker makes a new class, and calls that were sent before keep the old one. Instances of
+    both come back as instances of this class.
     """
     if cls in _received:
         return
@@ -154,7 +154,7 @@ def _renew_id(cls: type) -> None:
 
 
 def _code_of(value: Any) -> Any:
-    """Return what an attribute of a class does, in a form that does not hold the class."""
+    """Return the code of an attribute of a class, in a form that does not hold the class."""
     if type(value) in _ATOMS:
         return value
     if isinstance(value, property):
@@ -164,7 +164,7 @@ def _code_of(value: Any) -> Any:
 
 
 def _goes_first(metaclass: type, name: str, value: Any) -> bool:
-    """Tell whether an attribute must be there from the beginning: it can't be set later."""
+    """Tell whether an attribute must be set when the class is made, and can't be set later."""
     if name in _EARLY or name == "__module__":
         return True
     if name in _OF_TYPE:
@@ -185,14 +185,14 @@ def _is_slot(value: Any, cls: type) -> bool:
 
 
 def attributes_of(cls: type) -> dict[str, Any]:
-    """Return what the class statement gave to a class, and what was set since."""
+    """Return the attributes that the class statement defined, or that were set later."""
     skipped = _OF_PYTHON | _OF_ENUM if issubclass(cls, enum.Enum) else _OF_PYTHON
     return {
         name: value
         for name, value in vars(cls).items()
         if name not in skipped
         and not _is_slot(value, cls)
-        and not (name == "__annotations__" and not value)  # made when somebody asks for them
+        and not (name == "__annotations__" and not value)  # made on access
         and type(value).__name__ != "CField"  # ctypes makes them from `_fields_`
     }
 
@@ -200,7 +200,7 @@ def attributes_of(cls: type) -> dict[str, Any]:
 def make_class(
     label: Label, metaclass: type | None, bases: tuple[type, ...], first: dict[str, Any]
 ) -> type:
-    """Return the class with this label; if there is none here, a bare one that is filled later."""
+    """Return the class with this label; if there is none, a bare one that is filled later."""
     known = find_class(label)
     if known is not None:
         return known
@@ -216,10 +216,10 @@ def make_class(
 
 
 def find_class(label: Label) -> type | None:
-    """Return the class with this label, or the one that has its name and definition here now.
+    """Return the class with this label, or the current one with its name and definition.
 
-    So a result of a job from another kernel, or from before a cell was run again, has the class
-    that the session uses. A worker does not look: what it has by that name may call old functions.
+    So a result from another kernel, or from before a cell was run again, has the class that the
+    session uses. A worker does not search by name: its class may call old functions.
     """
     with _lock:
         known = cast("type | None", _things.get(label.id))
@@ -238,7 +238,7 @@ def find_class(label: Label) -> type | None:
 
 
 def _import(module: str) -> None:
-    """Import the module of a class that is not known, as pickle does, if there is one."""
+    """Import the module of an unknown class, as pickle does, if there is one."""
     if module not in sys.modules:
         with suppress(Exception):
             importlib.import_module(module)
@@ -252,7 +252,7 @@ def _named(module: str, qualname: str) -> type | None:
 
 
 def _make_bare(label: Label, metaclass: type, bases: tuple[type, ...], first: Any) -> type:
-    """Make a class without running code of its metaclass, its bases or its attributes."""
+    """Make a class without running code of its metaclass, bases or attributes."""
     name = label.qualname.rpartition(".")[2]
     namespace = {"__qualname__": label.qualname, **first}
     make = _in_c(metaclass, "__new__")
@@ -261,7 +261,7 @@ def _make_bare(label: Label, metaclass: type, bases: tuple[type, ...], first: An
         cls = _make_silently(metaclass, name, bases, namespace)
     else:
         cls = cast("type", make(metaclass, name, bases, namespace))
-    _in_c(metaclass, "__init__")(cls, name, bases, namespace)  # that of ctypes does something
+    _in_c(metaclass, "__init__")(cls, name, bases, namespace)  # ctypes needs it
     if issubclass(metaclass, abc.ABCMeta):
         abc._abc_init(cls)  # type: ignore[attr-defined]  # noqa: SLF001
     return cls
@@ -270,12 +270,12 @@ def _make_bare(label: Label, metaclass: type, bases: tuple[type, ...], first: An
 def _make_silently(
     metaclass: type, name: str, bases: tuple[type, ...], namespace: dict[str, Any]
 ) -> type:
-    """Make a class without ``__init_subclass__``, which `type.__new__` calls as its last step.
+    """Make a class without a call of ``__init_subclass__``, the last step of `type.__new__`.
 
-    The step before that one tells the attributes their names.
+    The step before that one calls ``__set_name__`` of the attributes.
     """
     catcher = _Catcher()
-    # Python 3.11 raises another error in place of the one that is raised there.
+    # Python 3.11 replaces the error that is raised there by another one.
     with suppress(_Interruption, RuntimeError):
         type.__new__(metaclass, name, bases, {**namespace, "_catcher": catcher})
     type.__delattr__(catcher.cls, "_catcher")
@@ -283,16 +283,16 @@ def _make_silently(
 
 
 def _in_c(cls: type, name: str) -> Any:
-    """Return the first method of this name, in the order of the bases, that is not in Python."""
+    """Return the first method of this name, in the order of the bases, that is written in C."""
     in_c = (types.BuiltinFunctionType, types.WrapperDescriptorType)
     found = (vars(base).get(name) for base in cls.__mro__)
     return next(method for method in found if isinstance(method, in_c))
 
 
 def fill_class(cls: type, state: tuple[Any, ...]) -> type:
-    """Give a class that was received its attributes, and take from it those it no longer has.
+    """Set the attributes of a class that was received, and delete those that it no longer has.
 
-    A class of this process stays as it is: the copy that comes back may be older, and its methods
+    A class of this process is not changed: the copy that comes back may be older, and its methods
     have other globals.
     """
     if cls not in _received:
@@ -318,7 +318,7 @@ def fill_class(cls: type, state: tuple[Any, ...]) -> type:
 
 
 def _member_states(cls: type) -> dict[str, Any]:
-    """Return the members of an enum by their names, aliases too, and the attributes of each."""
+    """Return the members of an enum by name, including aliases, and the attributes of each."""
     if not issubclass(cls, enum.Enum):
         return {}
     return {name: (member, *_state_of(member)) for name, member in cls._member_map_.items()}
@@ -332,7 +332,7 @@ def _state_of(member: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def own_states(cls: type) -> dict[str, Any]:
-    """Return what each member of an enum was given, without what it has by its place."""
+    """Return the attributes of each member of an enum that do not depend on its position."""
     return {
         name: (_arguments(one), {k: v for k, v in own.items() if k not in _OF_MEMBER}, slots)
         for name, (one, own, slots) in _member_states(cls).items()
@@ -340,7 +340,7 @@ def own_states(cls: type) -> dict[str, Any]:
 
 
 def _values_of(cls: Any) -> dict[Any, Any]:
-    """Return the members of an enum by their values, without combinations made in between."""
+    """Return the members of an enum by value, without combinations of flags."""
     if not issubclass(cls, enum.Enum):
         return {}
     named = set(map(id, cls._member_map_.values()))
@@ -348,7 +348,7 @@ def _values_of(cls: Any) -> dict[Any, Any]:
 
 
 def _fill_enum(cls: Any, members: dict[str, Any], values: dict[Any, Any]) -> None:
-    """Give an enum its members, and these their attributes; combinations of flags stay."""
+    """Set the members of an enum, and their attributes; keep combinations of flags."""
     named = _values_of(cls)
     combined = {v: one for v, one in cls._value2member_map_.items() if v not in named}
     cls._member_map_.clear()
@@ -362,7 +362,7 @@ def _fill_enum(cls: Any, members: dict[str, Any], values: dict[Any, Any]) -> Non
 
 
 def reduce_member(member: Any) -> Any:
-    """Return how to find a member of an enum again, or to make it while its class is made."""
+    """Return how to find a member of an enum, or how to make it while its class is made."""
     cls, name = type(member), getattr(member, "_name_", None)
     if cls._member_map_.get(name) is member:
         return make_member, (cls, name, _arguments(member))
@@ -372,7 +372,7 @@ def reduce_member(member: Any) -> Any:
 
 
 def _arguments(member: Any) -> tuple[Any, ...]:
-    """Return what the built-in type below an enum makes its part of a member from."""
+    """Return the arguments with which the built-in base of an enum makes a member."""
     base = _base_of(type(member))
     if base is object:
         return ()
@@ -389,14 +389,14 @@ def _base_of(cls: type) -> Any:
 
 
 def make_member(cls: Any, name: str, args: tuple[Any, ...]) -> Any:
-    """Return a member of an enum; a bare one if its class is being made."""
+    """Return a member of an enum; a bare one while its class is made."""
     if cls in _received and name not in cls._member_map_:
         cls._member_map_[name] = _base_of(cls).__new__(cls, *args)
     return cls._member_map_[name]
 
 
 def make_combined(cls: Any, name: str | None, value: Any, args: tuple[Any, ...]) -> Any:
-    """Return a combination of flags; a bare one if its class is being made."""
+    """Return a combination of flags; a bare one while its class is made."""
     if cls not in _received or "_member_names_" in vars(cls):
         return cls(value)
     if value not in cls._value2member_map_:
@@ -409,10 +409,10 @@ def make_combined(cls: Any, name: str | None, value: Any, args: tuple[Any, ...])
 
 
 def _definition_of(cls: type) -> str:
-    """Return the `definition` of a class; it is computed again when its attributes have changed."""
+    """Return the `definition` of a class, computed again when its attributes have changed."""
     if cls in _received:
         return _received[cls]
-    # Nobody finds these by their names: those in functions, and those that a task has made.
+    # Classes in functions, and those that a task has made, can't be found by name.
     if "<locals>" in cls.__qualname__ or host() is not None:
         return ""
     own = tuple(vars(cls).items())
@@ -426,8 +426,8 @@ def _definition_of(cls: type) -> str:
 def definition(cls: type) -> str:
     """Return a digest, in hex, that is the same where the class statement is the same.
 
-    The code of its methods counts, and so do the values in its body and its bases; what the code
-    reads from elsewhere does not.
+    The code of its methods, the values in its body and its bases count. The globals that the code
+    reads do not.
     """
     text = repr(_describe_class(cls, ())).encode(errors="surrogatepass")
     return hashlib.blake2b(text, digest_size=16).hexdigest()
@@ -443,7 +443,7 @@ def _describe_class(cls: type, above: tuple[Any, ...]) -> Any:
 
 
 def _is_here(cls: type) -> bool:
-    """Tell whether a class is of this session, and not of a library."""
+    """Tell whether a class belongs to this session, and not to a library."""
     module = sys.modules.get(cls.__module__)
     return module is None or module.__name__ in {"__main__", "__mp_main__"} or is_local(module)
 
@@ -458,7 +458,7 @@ def _describe(value: Any, above: tuple[Any, ...]) -> Any:
     if kind in _ATOMS:
         return kind.__name__, value
     if isinstance(value, type):
-        # What is nested in a class is a part of it; others it only names.
+        # A nested class is a part of the class; for others the name counts.
         nested = value.__qualname__.startswith(f"{above[0].__qualname__}.") and value not in above
         return _describe_class(value, above) if nested else _name_of(value)
     if len(above) > _DEPTH or any(value is one for one in above):

@@ -1,6 +1,6 @@
-"""The pickler of exceptions: adds their traceback, causes and notes, without any global registry.
+"""The pickler of exceptions, which includes their traceback, causes and notes.
 
-Imported late, since cloudpickle is slow to import.
+Imported late, because cloudpickle is slow to import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .pickler import Pickler, Rehearsal
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a `class` statement
 
-#: Parts of an exception that can't be pickled; with more of them it is sent in another way.
+#: Most parts of an exception that are replaced; with more of them it is sent in another way.
 _MOST_REPLACED = 50
 
 #: One frame: file, function, line, first line of the function, `__name__` of its globals.
@@ -21,23 +21,23 @@ _FrameRecord = tuple[str, str, int, int, str]
 
 
 class ErrorPickler(Pickler):
-    """Pickles exceptions so that they are raised as themselves on the other side.
+    """Pickles exceptions so that the client raises them as they were raised in the worker.
 
     Parameters
     ----------
     own_folder
         Frames of files below it are dropped from the top of tracebacks.
     replaced
-        Id of what can't be pickled -> what stands for it; None: all must be pickled.
+        Id of a part that can't be pickled -> its stand-in; None: all must be pickled.
     plain
-        Take exceptions apart without their own ``__reduce__``, and leave out what does not arrive.
+        Pickle exceptions without their own ``__reduce__``, and without parts that can't be sent.
     tried
-        Id of a part of a plain exception -> the part, and what is sent of it. It is added to.
+        Id of a part of a plain exception -> the part, and what is sent for it. Parts are added.
 
     Attributes
     ----------
     begun
-        What was being pickled last: if that failed, the culprit.
+        The last object whose pickling began: if that failed, the culprit.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class ErrorPickler(Pickler):
         return super().reducer_override(obj)
 
     def _stand_in(self, obj: Any) -> NotSent | None:
-        assert self._replaced is not None  # noqa: S101 - it was asked for
+        assert self._replaced is not None  # noqa: S101 - the caller checks it
         found = self._replaced.get(id(obj))
         # A copy without some of its parts must not clean up.
         if found is None and hasattr(type(obj), "__del__") and not isinstance(obj, type):
-            return NotSent(obj, "it cleans up when it goes")
+            return NotSent(obj, "it has a __del__ that cleans up")
         return found
 
     def _reduce_apart(self, error: BaseException) -> Any:
-        """Return how to make an exception, of what arrives of its arguments and attributes."""
+        """Return how to make an exception from the arguments and attributes that can be sent."""
         base: Any = _built_in_base(type(error))
         args, final = (
             tuple(self._arriving(part) for part in args)
@@ -89,7 +89,7 @@ class ErrorPickler(Pickler):
     def _arriving(self, part: Any) -> Any:
         """Return a part of an exception if it can be sent, else a stand-in for it.
 
-        Each part is tried once: exceptions in exceptions would else take twice as long a level.
+        Each part is tried once. Otherwise each level of nested exceptions would double the time.
         """
         if id(part) not in self._tried:
             self._tried[id(part)] = part, part  # it may hold itself
@@ -110,7 +110,7 @@ class NotSent:
         self._why = why
 
     def __repr__(self) -> str:
-        return f"<{self._type}, which stayed in the worker: {self._why}>"
+        return f"<{self._type}, which could not be sent from the worker: {self._why}>"
 
     def __reduce__(self) -> Any:
         return _not_sent, (self._type, self._why)
@@ -129,16 +129,16 @@ def pickle_error(
     plain: bool,
     tried: dict[int, tuple[object, object]] | None = None,
 ) -> bytes:
-    """Return `error`, or a part of one, pickled; `NotSent` stands for what can't be.
+    """Return an exception, or a part of one, pickled; `NotSent` replaces parts that can't be.
 
     Raises
     ------
     Exception
-        It can't be pickled, or not be unpickled again.
+        It can't be pickled, or can't be unpickled again.
     """
     replaced: dict[int, NotSent] | None = None
     tried = {} if tried is None else tried
-    #: Their ids are those of other objects once they are gone.
+    #: Held, because their ids would be reused if they were gone.
     culprits: list[object] = []
     while True:
         file = io.BytesIO()
@@ -163,7 +163,7 @@ def pickle_error(
                 raise
             culprits.append(culprit)
             replaced = (replaced or {}) | {id(culprit): NotSent(culprit, str(problem))}
-    # Some can be pickled and not unpickled: https://github.com/python/cpython/issues/79492
+    # Some can be pickled but not unpickled: https://github.com/python/cpython/issues/79492
     copy = Rehearsal(io.BytesIO(file.getvalue())).load()
     if type(copy) is not type(error):
         raise TypeError(f"it came back as {type(copy).__qualname__}")
@@ -196,7 +196,7 @@ def _chain_of(error: BaseException) -> tuple[Any, ...]:
 
 
 def _state_of(error: BaseException) -> dict[str, Any]:
-    """Return the attributes of an exception, those in slots too, but for its notes."""
+    """Return the attributes of an exception, including slots, without its notes."""
     state = object.__getstate__(error)
     own, slots = state if isinstance(state, tuple) else (state, None)
     found = {**(own or {}), **(slots or {})}
@@ -213,7 +213,7 @@ def _reduced(reduced: str | tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _reduces_as_builtin(cls: type) -> bool:
-    """Tell whether `cls` leaves pickling to Exception: it makes no use of its own __init__."""
+    """Tell whether `cls` inherits its pickling from a built-in exception."""
     for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"):
         owner = next((c for c in cls.__mro__ if name in vars(c)), None)
         if owner is not None and owner.__flags__ & _HEAP_TYPE:
@@ -222,14 +222,14 @@ def _reduces_as_builtin(cls: type) -> bool:
 
 
 def make_error(cls: type[BaseException], args: tuple[Any, ...], final: tuple[Any, ...]) -> Any:
-    """Return an exception like one made with other arguments than its ``.args``.
+    """Return an exception made from `args`, whose ``.args`` are `final`.
 
-    Its own __init__ is not called: it may want other arguments, or decorate them once more.
+    Its own __init__ is not called: it may need other arguments, or change them a second time.
     """
     base = _built_in_base(cls)
     try:
         error = base.__new__(cls, *args)
-    except TypeError:  # MemoryError makes only those that have it as their first base
+    except TypeError:  # MemoryError makes only classes that have it as their first base
         error = BaseException.__new__(cls, *args)
     base.__init__(error, *args)
     if error.args != final:
@@ -244,7 +244,7 @@ def _built_in_base(cls: type[BaseException]) -> type[BaseException]:
 
 
 def set_error_state(error: BaseException, state: tuple[Any, tuple[Any, ...]]) -> None:
-    """Give `error` its attributes, and what pickle would drop."""
+    """Set the attributes of `error`, and its traceback, causes and notes."""
     own, chain = state
     if own is None or type(error).__setstate__ is BaseException.__setstate__:
         set_error_parts(error, (own or {}, chain))
@@ -254,7 +254,7 @@ def set_error_state(error: BaseException, state: tuple[Any, tuple[Any, ...]]) ->
 
 
 def set_error_parts(error: BaseException, parts: tuple[dict[str, Any], tuple[Any, ...]]) -> None:
-    """Give `error` its attributes without running code of its class."""
+    """Set the attributes of `error` without running code of its class."""
     own, (trace, cause, context, suppress, notes) = parts
     for name, value in own.items():
         _set(error, name, value)
@@ -267,7 +267,7 @@ def set_error_parts(error: BaseException, parts: tuple[dict[str, Any], tuple[Any
 
 
 def _set(error: BaseException, name: str, value: Any) -> None:
-    """Set an attribute past the class, which may be frozen, or have a property of that name."""
+    """Set an attribute directly: the class may be frozen, or have a property of that name."""
     try:
         object.__setattr__(error, name, value)
     except AttributeError:
@@ -292,23 +292,23 @@ def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:
     """Return a traceback with these frames, outermost first; they have no variables."""
     made = None
     for record in reversed(frames):
-        # Not the instruction before the first, -1: IPython would look for it without end.
+        # Not -1, the instruction before the first: IPython would search for it for ever.
         made = TracebackType(made, _make_frame(*record), 2, record[2])
     return made
 
 
 def _make_frame(filename: str, function: str, line: int, first: int, module: str) -> FrameType:
-    """Return a frame that was in that line: of code which is made for it, and raises there.
+    """Return a frame at a line, from code that is made to raise there.
 
-    Source: the way in which jinja2 shows the lines of templates; tblib does the same, but gives the
-    code columns of its own, which would be underlined in lines that they have nothing to do with.
+    jinja2 shows the lines of templates in this way. tblib does so, too, but its code has column
+    numbers, and Python would underline these columns in lines that have other code.
     """
     code = compile("raise StopIteration", filename, "exec")
     table = _locations(len(code.co_code) // 2, line - first)
     code = code.replace(co_name=function, co_qualname=function)
     code = code.replace(co_firstlineno=first, co_linetable=table)
     try:
-        exec(code, {"__name__": module, "__file__": filename})  # noqa: S102 - it is ours
+        exec(code, {"__name__": module, "__file__": filename})  # noqa: S102 - it is our own code
     except StopIteration as error:
         trace = error.__traceback__
     assert trace is not None  # noqa: S101 - it was raised two lines up
@@ -317,10 +317,10 @@ def _make_frame(filename: str, function: str, line: int, first: int, module: str
 
 
 def _locations(n_instructions: int, offset: int) -> bytes:
-    """Return a location table: all instructions so many lines below the first, in no column.
+    """Return a location table: all instructions are `offset` lines below the first, in no column.
 
-    Source: "The locations table" in CPython's InternalDocs/code_objects.md; 13 is the kind without
-    columns.
+    See "The locations table" in CPython's InternalDocs/code_objects.md; 13 is the kind of entries
+    without columns.
     """
     table, moved = b"", _signed_varint(offset)
     for first in range(0, n_instructions, 8):

@@ -220,7 +220,7 @@ class MappedFiles:
     session
         Of the client.
     settings
-        Where files may lie.
+        Where files may be.
     """
 
     #: A file takes as long as a message of this size, which is copied ten times.
@@ -231,7 +231,7 @@ class MappedFiles:
 
     def exist(self) -> bool:
         """Tell whether the session keeps files on this machine."""
-        return os.path.isdir(self.folders[0])  # noqa: PTH112 - who writes there looks whose it is
+        return os.path.isdir(self.folders[0])  # noqa: PTH112 - a writer checks whose it is
 
     def read(self, address: ValueAddress) -> Any:
         return read(address)

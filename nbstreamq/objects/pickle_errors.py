@@ -1,4 +1,4 @@
-"""Why something can't be pickled: which part of it, and how one gets there."""
+"""Explains why a value can't be pickled: which part of it, and where that is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..errors import NotPicklable
 from ..sizes import in_units
 from .shell_lines import captured_globals
 
-#: Objects looked at in search of the culprit; more take longer and are seldom needed.
+#: Most objects that the search for the culprit visits. More takes longer and is seldom needed.
 _MOST_VISITED = 5000
 _MOST_CAPTURES = 8
 #: Bytes below which a size is not worth mentioning.
@@ -62,18 +62,18 @@ _Path = tuple[_Step, ...]
 
 
 def explain(value: object, error: BaseException, what: str, first: int = 0) -> str:
-    """Return, in a few sentences, which part of `value` can't be pickled.
+    """Return a few sentences about which part of `value` can't be pickled.
 
     Parameters
     ----------
     value
-        What was to be pickled.
+        The value that was pickled.
     error
-        What was raised.
+        The exception that this raised.
     what
         What `value` is: ``search()``, ``an argument of fib()``.
     first
-        The number of the first element of `value`, a list, for people.
+        The number of the first element, if `value` is a list.
     """
     try:
         culprit = _find_culprit(value)
@@ -88,7 +88,7 @@ def explain(value: object, error: BaseException, what: str, first: int = 0) -> s
         why = f"{_where(path, thing)}, which can't be pickled: {_text(error)}"
         sentences = [f"{subject} {_fate(what)}: {why}."]
         sentences.append(_captures(value, thing))
-        if not isinstance(error, NotPicklable):  # which says itself what to do
+        if not isinstance(error, NotPicklable):  # its text says what to do
             is_result = what.startswith("the result")
             sentences.append(_advice_for_result(thing) if is_result else _advice(thing))
         return " ".join(s for s in sentences if s)
@@ -108,10 +108,7 @@ def _text(error: BaseException) -> str:
 
 
 def _find_culprit(value: object) -> tuple[Any, BaseException] | None:
-    """Return the last object that was begun before pickling failed, and the failure.
-
-    Pickles once more, into nothing.
-    """
+    """Pickle again; return the last object whose pickling began, and the error."""
     from .pickler import Pickler, Sink
 
     begun: list[Any] = [value]
@@ -123,13 +120,13 @@ def _find_culprit(value: object) -> tuple[Any, BaseException] | None:
 
     try:
         Watch(Sink(), maps=True).dump(value)
-    except Exception as error:  # noqa: BLE001  # that is what we are after
+    except Exception as error:  # noqa: BLE001  # any error shows the culprit
         return begun[0], error
     return None
 
 
 def _find_path(root: object, culprit: object) -> _Path | None:
-    """Return the shortest way from `root` to `culprit`."""
+    """Return the shortest path from `root` to `culprit`."""
     todo: deque[tuple[Any, _Path]] = deque([(root, ())])
     seen: dict[int, Any] = {id(root): root}
     while todo and len(seen) < _MOST_VISITED:
@@ -146,7 +143,7 @@ def _find_path(root: object, culprit: object) -> _Path | None:
 
 
 def _parts(thing: Any) -> Iterator[tuple[_Step, Any]]:
-    """Yield what `thing` consists of."""
+    """Yield the parts of `thing`."""
     kind = type(thing)
     if kind is FunctionType:
         yield from ((_Step(name, captured=True), part) for name, part in captures_of(thing))
@@ -201,7 +198,7 @@ def _attributes(thing: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _subject(value: Any, what: str, path: _Path) -> tuple[str, _Path]:
-    """Return what to blame: the single argument, if `value` is what a function is called with."""
+    """Return what the message is about: one argument, if `value` has the arguments of a call."""
     head, of, tail = what.partition(" of ")
     if not of or head.startswith("the ") or not path or path[0].captured:
         return what, path
@@ -215,7 +212,7 @@ def _subject(value: Any, what: str, path: _Path) -> tuple[str, _Path]:
 
 
 def _where(path: _Path, thing: Any) -> str:
-    """Return the way to `thing` as a clause: ``it captures `f`, which captures `conn` (…)``."""
+    """Return the path to `thing` as a clause: ``it captures `f`, which captures `conn` (…)``."""
     if not path:
         return f"it is a {_type_name(thing)}"
     captured: list[str] = []
@@ -230,7 +227,7 @@ def _where(path: _Path, thing: Any) -> str:
 
 
 def _captures(value: Any, culprit: Any) -> str:
-    """Return the list of what a function captures, the largest first."""
+    """Return a sentence with the captured values of a function, the largest first."""
     sized = [
         (_size_of(part), name, part)
         for name, part in captures_of(value)
@@ -250,7 +247,7 @@ def _captures(value: Any, culprit: Any) -> str:
 
 
 def _size_of(thing: Any) -> int:
-    """Return the size of `thing` in bytes, without walking through it."""
+    """Return the size of `thing` in bytes, as far as it is known without looking into it."""
     try:
         if hasattr(thing, "memory_usage") and not isinstance(thing, type):
             usage = thing.memory_usage(deep=False)
@@ -262,10 +259,10 @@ def _size_of(thing: Any) -> int:
 
 
 def _advice(thing: Any) -> str:
-    """Return what to do instead of sending `thing` to a worker."""
+    """Return a sentence about what to do instead of sending `thing` to a worker."""
     if _type_name(thing) in _LOCKS:
         return (
-            "A lock works within one process, and each call runs in a process of its own: make it"
+            "A lock works within one process only, and each call runs in another process. Make it"
             " inside the function, or leave it out."
         )
     for kinds, advice in _ADVICE:
@@ -278,7 +275,7 @@ def _advice(thing: Any) -> str:
 
 
 def _advice_for_result(thing: Any) -> str:
-    """Return what to do instead of returning `thing`."""
+    """Return a sentence about what to do instead of returning `thing`."""
     advice = _advice(thing)
     if advice.startswith(("Run", "Make a list", "Pass")):
         return advice.replace("Pass", "Return")

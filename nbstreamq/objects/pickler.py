@@ -1,6 +1,6 @@
-"""The pickler of everything that travels: cloudpickle, and by value what lies beside the notebook.
+"""The pickler: cloudpickle, which here also pickles modules beside the notebook by value.
 
-Imported late, since cloudpickle is slow to import.
+Imported late, because cloudpickle is slow to import.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class _Region(NamedTuple):
     Attributes
     ----------
     filename, inode
-        Which file it is. Machines that share a file system see the same inode.
+        The file. Machines that share a file system see the same inode.
     mode
         ``r`` or ``r+``, as NumPy has it.
     first, n_bytes
         The bytes from the lowest element to the highest one.
     origin
-        The first element's place in these bytes: strides may be negative.
+        The offset of the first element in these bytes, because strides may be negative.
     """
 
     filename: str
@@ -70,12 +70,12 @@ class _Region(NamedTuple):
 
 
 def reduce_mapped(array: Any) -> Any:
-    """Return how to map the file of `array` again; NotImplemented if it is to be copied.
+    """Return how to map the file of `array` again; NotImplemented if it must be copied.
 
     Raises
     ------
     PicklingError
-        It writes to a file that has no name, or has gone: a copy would lose what a task writes.
+        Its file is writable and has no name, or is gone: a copy would lose what a task writes.
     """
     # Most arrays with a base are views of one that has its own memory.
     if type(array.base).__name__ == "ndarray" and array.base.base is None:
@@ -173,7 +173,7 @@ _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 #: Functions that look global names up by text, or by text that is code.
 _BY_TEXT = frozenset({"eval", "exec", "globals"})
-#: How objects of a type are sent, but for those that `Pickler.reducer_override` looks for.
+#: How objects of a type are pickled, except those that `Pickler.reducer_override` handles.
 _REDUCERS = cp.Pickler._dispatch_table | REDUCERS  # noqa: SLF001
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
@@ -191,7 +191,7 @@ def pickled(value: object, *, min_external_bytes: int | None = None, maps: bool 
     except Exception:
         if not pickler.sent_modules:
             raise
-        # What a local module holds and the function doesn't need (a lock, a connection) may stay.
+        # A local module may hold things that the function doesn't need, such as a lock: omit them.
         pickler = Pickler(
             io.BytesIO(), lenient=True, min_external_bytes=min_external_bytes, maps=maps
         )
@@ -200,7 +200,7 @@ def pickled(value: object, *, min_external_bytes: int | None = None, maps: bool 
 
 
 def by_reference(thing: Any) -> bool:
-    """Tell whether a function or class is sent as the name that a worker imports it by."""
+    """Tell whether a function or class is pickled as the name that a worker imports it by."""
     found = cp._lookup_module_and_qualname(thing)  # noqa: SLF001
     if found is None:
         return False
@@ -220,7 +220,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     lenient
         Leave out of local modules what can't be pickled, instead of failing.
     entered
-        Names of the modules whose contents are being tried; their contents aren't pickled.
+        Names of the modules whose contents are being tried; these are not pickled again.
     min_external_bytes
         Bytes from which buffers are left out of the pickle; None: none is.
     maps
@@ -233,13 +233,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     sent_modules
         Whether a whole module was pickled by value.
     is_harmless
-        Whether nobody's code runs when it is unpickled, but NumPy's.
+        Whether only code of Python and NumPy runs when it is unpickled.
     buffers
-        What was left out.
+        The buffers that were left out.
     generators
         Random number generators of which the pickle has a copy.
     held
-        The parcels and Refs that were met: what they refer to must live as long as the pickle.
+        The messages and Refs that were pickled: their values must live as long as the pickle.
     """
 
     def __init__(
@@ -252,13 +252,13 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         maps: bool = False,
     ) -> None:
         self.buffers: list[memoryview] = []
-        # Not a method: that would be a cycle, and keep what was pickled until it is collected.
+        # Not a method: the cycle would keep what was pickled until the garbage collector runs.
         leave_in = (
             functools.partial(_leave_in, self.buffers, min_external_bytes)
             if min_external_bytes
             else None
         )
-        # cloudpickle's is a ChainMap, which takes longer to search than most objects to pickle.
+        # cloudpickle uses a ChainMap, which takes longer to search than most objects to pickle.
         self.generators: list[Any] = []
         self.dispatch_table = copyreg.dispatch_table | _REDUCERS | reducers(self.generators)
         super().__init__(file, protocol=5, buffer_callback=leave_in)
@@ -275,7 +275,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def message(
         self, writer: ValueWriter | None, what: str, min_external_bytes: int | None = None
     ) -> bytes:
-        """Return what was pickled, as a message; large parts of it go to `writer`."""
+        """Return the message for what was pickled; large parts of it go to `writer`."""
         body: bytes = self._file.getvalue()
         if writer is None:
             return body
@@ -285,11 +285,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to make `obj` again; NotImplemented leaves it to pickle."""
-        if type(obj) not in _numpys_types:  # quickly: there may be many of these
+        if type(obj) not in _numpys_types:  # a fast check: there may be many of these
             self.is_harmless &= _is_numpys(obj)
             if type(obj) not in _numpys_types:
                 return _reduce_code(obj) if isinstance(obj, types.CodeType) else self._reduce(obj)
-        # Only an array has a base: what its memory belongs to.
+        # Only an array has a base: the object that owns its memory.
         has_owner = self._maps and getattr(obj, "base", None) is not None
         return reduce_mapped(obj) if has_owner else NotImplemented
 
@@ -321,7 +321,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         self.held.append(obj)
         if isinstance(obj, MessageWithRefs):
             return NotImplemented
-        # One in a pickle that may outlive us refers to what does so, too.
+        # In a pickle that may outlive this process, it must refer to values that do so, too.
         return obj.reduce_for_task() if self._min_external_bytes else obj.reduce_durable()
 
     def _reduce_function(self, func: types.FunctionType) -> Any:
@@ -364,7 +364,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         return make_module, (name, home), (home, kept, missing), None, None, set_module_state
 
     def _unpicklable(self, module: str, state: dict[str, Any]) -> dict[str, str]:
-        """Return which of a module's values can't be pickled, and why."""
+        """Return the values of a module that can't be pickled, by name, and why."""
         entered = self._entered | {module}
         missing = {}
         for name, value in state.items():
@@ -375,15 +375,15 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         return missing
 
     def _reduce_lru_cache(self, wrapper: Any) -> Any:
-        """Send a cached function without its cache; pickle knows it by its name only."""
+        """Send a cached function without its cache; pickle would send only its name."""
         if by_reference(wrapper):
             return NotImplemented
-        asked = wrapper.cache_parameters()
-        args = asked["maxsize"], asked["typed"]
+        parameters = wrapper.cache_parameters()
+        args = parameters["maxsize"], parameters["typed"]
         return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
 
 
-#: What a code object is made of, in the order of its constructor.
+#: The parts of a code object, in the order of its constructor.
 _CODE_PARTS = (
     "co_argcount",
     "co_posonlyargcount",
@@ -411,7 +411,7 @@ def _reduce_code(code: types.CodeType) -> Any:
     return types.CodeType, tuple(getattr(code, part) for part in _CODE_PARTS)
 
 
-#: NumPy's types of arrays, numbers, ..., as far as some were met.
+#: The types of NumPy's arrays, numbers, ... that were pickled so far.
 _numpys_types: set[type] = set()
 
 
@@ -454,14 +454,14 @@ def tensor_of(array: Any) -> Any:
 
 
 class Sink:
-    """A file that forgets what is written: for finding out whether something can be pickled."""
+    """A file that drops what is written to it, to find out whether something can be pickled."""
 
     def write(self, data: Any) -> int:
         return len(data)
 
 
 class Rehearsal(pickle.Unpickler):
-    """Unpickles to see whether it works, and leaves classes and modules as they are."""
+    """An unpickler that tests a pickle, without changes to classes and modules."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in {"fill_class", "set_module_state"} and module.startswith(_OWN):
@@ -485,7 +485,7 @@ def _make_unregistered(name: str, _home: str) -> types.ModuleType:
 def share_globals(
     function: types.FunctionType, state: tuple[Any, list[str], list[str], bool]
 ) -> types.FunctionType:
-    """Fill a function that reads, and maybe sets, globals which its notebook does not define."""
+    """Fill a function that reads or sets globals which its notebook does not define."""
     own, reads, sets, by_text = state
     cp._function_setstate(function, own)  # noqa: SLF001
     if surroundings := arriving_here():
@@ -494,10 +494,10 @@ def share_globals(
 
 
 def make_module(name: str, home: str) -> types.ModuleType:
-    """Return the module itself at its home; elsewhere a new one.
+    """Return the module itself in the process that sent it; elsewhere a new one.
 
-    An import finds it in the functions that it came with, and nowhere else: others may have come
-    with another one of this name.
+    Only the functions that it came with can import it: others may have come with another module of
+    this name.
     """
     if home == _HOME and name in sys.modules:
         return sys.modules[name]
@@ -511,7 +511,7 @@ def make_module(name: str, home: str) -> types.ModuleType:
 def set_module_state(
     module: types.ModuleType, homed: tuple[str, dict[str, Any], dict[str, str]]
 ) -> types.ModuleType:
-    """Fill a module that was received; what had to stay at home is missed with its reason."""
+    """Fill a module that was received; access to a value that was not sent says why."""
     home, state, missing = homed
     if home == _HOME:
         return module
@@ -523,7 +523,7 @@ def set_module_state(
 
 
 def _specify(module: types.ModuleType) -> None:
-    """Say where the files of a module that was received are: others look for data beside it."""
+    """Set the spec of a module that was received: other code looks for data files beside it."""
     file, folders = vars(module).get("__file__"), vars(module).get("__path__")
     spec: Any
     if isinstance(file, str):
@@ -540,14 +540,14 @@ def _explain_missing(module: str, missing: dict[str, str]) -> Callable[[str], An
     def missed(name: str) -> Any:
         text = f"module {module!r} has no attribute {name!r}"
         if name in missing:
-            text += f" here: it was not sent, for it can't be pickled: {missing[name]}"
+            text += f" here: it was not sent because it can't be pickled: {missing[name]}"
         raise AttributeError(text, name=name)
 
     return missed
 
 
 def make_lru_cache(maxsize: int | None, typed: bool) -> Any:
-    """Return an empty cache around a function that comes later: it may refer to the cache."""
+    """Return an empty cache; its function is set later, because it may refer to the cache."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return wrapper.__wrapped__(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""Exceptions <-> bytes: as themselves where possible, with the remote frames; as text always.
+"""Exceptions <-> bytes: the exception itself where possible, and its text in any case.
 
-Format: a plain pickle of (task, type name, text, traceback text, pickled exception or None).
+The bytes are a plain pickle of (task, type name, text, traceback text, pickled exception or None).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 
 from ..errors import RemoteError
 
-#: Most characters of a summary.
+#: Longest summary, in characters.
 _SUMMARY = 300
 
-#: Frames in files below this folder are the machinery around a task, and not shown.
+#: Frames in files below this folder are not shown: they are nbstreamq's own.
 _OWN_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")  # noqa: PTH100, PTH118, PTH120
 
 
 def dump_error(error: BaseException, *, task: str) -> bytes:
-    """Return `error` as bytes; never raises, whatever the methods of `error` do.
+    """Return `error` as bytes; never raises, even if the methods of `error` do.
 
     Parameters
     ----------
     error
-        What a task raised; its traceback, causes, notes and attributes go with it.
+        The exception of a task; its traceback, causes, notes and attributes are included.
     task
         Id of the task, for a `RemoteError`.
     """
@@ -47,7 +47,7 @@ def dump_error(error: BaseException, *, task: str) -> bytes:
 
 
 def _say_where(error: ModuleNotFoundError) -> None:
-    """Have the error of a module that this process lacks say which Python that is, and where."""
+    """Add a note about the Python and machine where a module is missing."""
     note = (
         f"The module is missing for {sys.executable} on {socket.gethostname()}, where the worker"
         " runs. Install it there."
@@ -57,14 +57,14 @@ def _say_where(error: ModuleNotFoundError) -> None:
 
 
 def _notes_of(error: BaseException) -> list[str]:
-    """Return the notes of an error; the list is not its own."""
+    """Return a copy of the notes of an error."""
     return [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
 
 
 def definition_of(fn: Callable[..., Any]) -> TracebackType | None:
-    """Return a traceback that shows the definition of `fn`, for an error from outside its lines.
+    """Return a traceback that shows the definition of `fn`, for an error raised outside it.
 
-    Of a function without Python code, such as `int`, it shows just the name.
+    For a function without Python code, such as `int`, it shows only the name.
     """
     from .error_pickler import make_traceback
 
@@ -81,7 +81,7 @@ def definition_of(fn: Callable[..., Any]) -> TracebackType | None:
 def load_error(data: bytes) -> BaseException:
     """Return the exception that `dump_error` wrote.
 
-    It is a `RemoteError` if it could not be pickled, or can't be unpickled here.
+    It is a `RemoteError` if the exception could not be pickled, or can't be unpickled here.
     """
     task, name, text, traceback_text, body = pickle.loads(data)
     if body is not None:
@@ -111,7 +111,7 @@ def summary(data: bytes) -> str:
 
 
 def _pickle_or_reason(error: BaseException) -> tuple[bytes | None, str]:
-    """Return the pickle of `error` and why there is none; one of them is empty."""
+    """Return the pickle of `error`, and the reason if there is none; one of them is empty."""
     from .error_pickler import pickle_error
 
     reason = ""

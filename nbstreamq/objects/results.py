@@ -32,7 +32,7 @@ from .remote_errors import dump_error, load_error
 MAX_BODY_BYTES = 500 * 2**20
 #: Bytes of a body that has too few objects to bother the garbage collector.
 _SMALL_BODY_BYTES = 2**14
-#: The largest value that `dump_small` takes: it travels in its message wherever large values go.
+#: The largest value that `dump_small` takes, in bytes: so small that it is always in its message.
 _SMALL_VALUE_BYTES = 2**14
 
 _UNPICKLED_HERE = "The task was done; this was raised when its result was unpickled here."

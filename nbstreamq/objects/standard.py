@@ -1,4 +1,4 @@
-"""Objects of the standard library that pickle refuses, or sends as a name that a worker lacks."""
+"""Objects of the standard library that pickle refuses, or sends as a name unknown to a worker."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from .classes import id_of, known_or
 from .modules import is_local
 
-#: The one code of all functions that `functools.singledispatch` makes.
+#: The code that all functions of `functools.singledispatch` share.
 _GENERIC = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
 _MAIN = frozenset({"__main__", "__mp_main__"})
 
 
 def _is_importable(thing: Any, name: str) -> bool:
-    """Tell whether a worker finds `thing` by its module and name."""
+    """Tell whether a worker can import `thing` by its module and name."""
     module = sys.modules.get(thing.__module__)
     if module is None or module.__name__ in _MAIN or is_local(module):
         return False
@@ -44,7 +44,7 @@ def reduce_generic(function: Any) -> Any:
 
 
 def make_generic(module: str, name: str, qualname: str, doc: str | None) -> Any:
-    """Return a generic function whose implementations come later: they may call it."""
+    """Return a generic function; its implementations are set later, because they may call it."""
 
     def default(*_: Any) -> Any:
         raise NotImplementedError
@@ -55,7 +55,7 @@ def make_generic(module: str, name: str, qualname: str, doc: str | None) -> Any:
 
 
 def set_implementations(function: Any, state: tuple[dict[type, Any], dict[str, Any]]) -> None:
-    """Give a function of `make_generic` its implementations."""
+    """Set the implementations of a function of `make_generic`."""
     implementations, attributes = state
     for cls, implementation in implementations.items():
         function.register(cls, implementation)
@@ -67,11 +67,11 @@ def _reduce_generic_method(found: functools.singledispatchmethod[Any]) -> Any:
 
 
 def make_generic_method() -> Any:
-    """Return a generic method without implementations; from Python 3.13 on it has a cache."""
+    """Return a generic method without implementations; since Python 3.13 it has a cache."""
     return functools.singledispatchmethod(lambda _: None)
 
 
-#: What makes descriptors of these types, subclasses too.
+#: The arguments that make descriptors of these types and their subclasses.
 _PARTS: dict[type, tuple[str, ...]] = {
     property: ("fget", "fset", "fdel"),
     classmethod: ("__func__",),
@@ -83,15 +83,15 @@ _KNOWN_TO_CLOUDPICKLE = frozenset({property, classmethod, staticmethod})
 
 
 def is_descriptor(found: Any) -> bool:
-    """Tell whether something is a kind of descriptor that pickle takes for an empty object."""
+    """Tell whether an object is a descriptor that pickle would send without its functions."""
     return isinstance(found, _DESCRIPTORS) and type(found) not in _KNOWN_TO_CLOUDPICKLE
 
 
 def reduce_descriptor(found: Any) -> Any:
-    """Send a descriptor as what it was made of, and its attributes."""
+    """Send a descriptor as the arguments that it was made with, and its attributes."""
     base = next(cls for cls in _PARTS if isinstance(found, cls))
     args = tuple(getattr(found, name) for name in _PARTS[base])
-    # In Python 3.11 a cached property has a lock of its own.
+    # In Python 3.11 a cached property has a lock.
     state = {name: value for name, value in vars(found).items() if name != "lock"}
     return make_descriptor, (type(found), base, args), state
 
@@ -148,7 +148,7 @@ def make_variable(id_: str, kind: Any, args: tuple[Any, ...], options: dict[str,
 
 
 def make_bound(id_: str, name: str, bound: list[Any]) -> Any:
-    """Return the type variable of ``def f[name: bound[0]]``: it asks for its bound late."""
+    """Return the type variable of ``def f[name: bound[0]]``, which reads its bound late."""
     namespace: dict[str, Any] = {"bound": bound}
     exec(f"def f[{name}: bound[0]](): pass", namespace)  # noqa: S102 - a statement of our own
     return known_or(id_, namespace["f"].__type_params__[0])
@@ -177,23 +177,23 @@ def _names(value: Any, alias: Any) -> bool:
 
 
 def _late(of: Any, value: Any) -> list[Any]:
-    """Return a list with `value`, the same one each time: the value may refer to what it is of."""
+    """Return a list with `value`, the same list each time: the value may refer to `of`."""
     return _values.setdefault(of, [value])
 
 
-#: The values that were sent of aliases and type variables which look for them when asked.
+#: The values of aliases and type variables that read them late.
 _values: dict[Any, list[Any]] = {}
 
 
 def make_alias(head: str, name: str, module: str, value: list[Any]) -> Any:
-    """Return what ``type head = value[0]`` defines: it looks for its value when it is asked."""
+    """Return the alias that ``type head = value[0]`` defines, which reads its value late."""
     namespace = {"value": value, "__name__": module}
     exec(f"type {head} = value[0]", namespace)  # noqa: S102 - a statement of our own
     return namespace[name]
 
 
 def make_alias_of(name: str, value: Any, variables: tuple[Any, ...]) -> Any:
-    """Return what ``type name[variables] = value`` defines."""
+    """Return the alias that ``type name[variables] = value`` defines."""
     alias: Any = typing.TypeAliasType  # type: ignore[attr-defined]  # from Python 3.12 on
     return alias(name, value, type_params=variables)
 
@@ -202,13 +202,13 @@ def make_alias_of(name: str, value: Any, variables: tuple[Any, ...]) -> Any:
 
 
 def is_proxy(found: Any) -> bool:
-    """Tell whether something is the proxy of an object in a `multiprocessing` manager."""
+    """Tell whether an object is a proxy of a `multiprocessing` manager."""
     managers = sys.modules.get("multiprocessing.managers")
     return managers is not None and isinstance(found, managers.BaseProxy)
 
 
 def reduce_proxy(proxy: Any) -> Any:
-    """Send the proxy of a manager, with the machine that it works on."""
+    """Send the proxy of a manager, with the name of this machine."""
     return make_proxy, (*proxy.__reduce__(), socket.gethostname())
 
 
@@ -218,7 +218,7 @@ def make_proxy(rebuild: Any, args: tuple[Any, ...], machine: str) -> Any:
     Raises
     ------
     ConnectionError
-        The manager is on another machine, has ended, or has another key than this process.
+        The manager is on another machine, has ended, or has another authkey than this process.
     """
     from multiprocessing import AuthenticationError
 
@@ -229,9 +229,9 @@ def make_proxy(rebuild: Any, args: tuple[Any, ...], machine: str) -> Any:
         raise ConnectionError(
             f"The proxy of a {token.typeid} in a multiprocessing manager on {machine}"
             f" ({token.address!r}) can't be used here, on {socket.gethostname()}:"
-            f" {type(error).__name__}: {error}. Only workers that the notebook itself has started"
-            " (q.run(n), on its own machine) can use its managers, and only those with the"
-            " notebook's own authkey. Elsewhere pass plain values, and return results."
+            f" {type(error).__name__}: {error}. Only local workers that this notebook has started"
+            " with q.run(n) can use its managers, because they have its authkey. For other workers,"
+            " pass plain values and return results."
         ) from error
 
 

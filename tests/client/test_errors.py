@@ -170,7 +170,7 @@ PARTS = {
         status_of_a_request,
         lambda e: (
             (type(e), e.status, e.headers, str(e)) == (Status, 429, {"a": "b"}, "429, url=/x")
-            and "which stayed in the worker" in repr(e.args[1])
+            and "which could not be sent from the worker" in repr(e.args[1])
             and "socket.socket" in repr(e.request["socket"])
         ),
     ),

@@ -91,7 +91,7 @@ def test_sessions_that_start_at_once_share_a_supervisor(new_local, wait_for_work
     assert len(set(wait_for_workers(2).values())) == 1
 
 
-def test_the_last_that_leaves_stops_it(new_local, wait_for_workers):
+def test_the_last_session_that_leaves_stops_it(new_local, wait_for_workers):
     first, second = new_local("s1"), new_local("s2")
     first.scale(1)
     second.scale(1)
@@ -118,7 +118,7 @@ def test_it_is_started_again_when_it_has_died(new_local, wait_for_workers, wait_
     assert supervisor not in after.values()
 
 
-def test_what_lives_is_not_started_again(new_local, wait_for_workers):
+def test_a_living_supervisor_is_not_replaced(new_local, wait_for_workers):
     local = new_local()
     local.scale(1)
     before = wait_for_workers(1)
@@ -129,7 +129,7 @@ def test_what_lives_is_not_started_again(new_local, wait_for_workers):
     assert set(before) < set(wait_for_workers(2))
 
 
-def test_it_leaves_although_its_connection_was_lost(new_local, wait_for_workers):
+def test_a_session_leaves_although_its_connection_was_lost(new_local, wait_for_workers):
     local, other = new_local("s1"), new_local("s2")
     local.scale(1)
     other.scale(1)
@@ -153,7 +153,7 @@ def test_scaling_starts_it_again_when_it_has_died(new_local, wait_for_workers, w
     wait_until(lambda: not set(wait_for_workers(2)) & set(before), describe="two new ones")
 
 
-def test_one_that_can_not_start_says_why(new_local, tmp_path):
+def test_a_supervisor_that_cannot_start_says_why(new_local, tmp_path):
     local = new_local(url=f"unix://{tmp_path}/nowhere")
 
     with pytest.raises(ServerError, match="did not start") as caught:
@@ -190,7 +190,7 @@ def answer_to(line, local):
         return visitor.recv(100)
 
 
-def test_a_visitor_that_talks_nonsense_is_shown_out(new_local, wait_for_workers):
+def test_a_client_that_sends_nonsense_is_disconnected(new_local, wait_for_workers):
     local = new_local()
     local.scale(1)
     before = wait_for_workers(1)
@@ -253,7 +253,7 @@ def test_another_process_starts_and_stops_only_workers_of_its_own(
     assert wait_for_workers(2) == ours
 
 
-def test_what_those_that_are_gone_had_nothing_to_write_in_is_removed(
+def test_empty_logs_of_dead_supervisors_are_deleted(
     new_local, wait_for_workers, server_url, queue_name, settings
 ):
     other = LocalWorkers(

@@ -238,7 +238,7 @@ def test_idle_server_exits_and_its_data_survive(settings, connect):
     assert connect(ensure_server(settings)).call(("XLEN", "stream")) == [1]
 
 
-def test_who_comes_at_its_end_gets_another_server(settings, connect):
+def test_a_client_that_comes_too_late_gets_another_server(settings, connect):
     wire = connect(ensure_server(replace(settings, server_idle=0.3)))
     wire.call(("XADD", "stream", "1-1", "task", "1"))
     server = server_of(wire)
@@ -263,13 +263,13 @@ def usage(settings, connect):
     usage._wire.close()
 
 
-def test_who_comes_at_the_last_moment_keeps_the_server(settings, connect, usage):
+def test_a_client_at_the_last_moment_keeps_the_server(settings, connect, usage):
     server = server_of(connect(ensure_server(settings)))
     assert not usage.shut()
     assert server_of(connect(ensure_server(settings))) == server
 
 
-def test_a_server_that_lets_nobody_in_can_be_stopped(settings, usage):
+def test_a_server_that_accepts_nobody_can_be_stopped(settings, usage):
     assert usage.shut()
     assert not settings.runtime_dir.joinpath("server.sock").exists()
     assert stop_server(settings)
@@ -362,7 +362,7 @@ def damage(settings: Settings, pattern: str = "*.incr.aof") -> None:
 
 
 @pytest.mark.parametrize("files", ["*.incr.aof", "*.base.*", "*.manifest"])
-def test_damaged_data_are_said(settings, files):
+def test_damaged_data_are_reported(settings, files):
     ensure_server(settings)
     stop_server(settings)
     damage(settings, files)

@@ -105,7 +105,7 @@ def alone(value):
 
 
 @given(st.lists(nested, max_size=12))
-def test_those_that_can_be_had_are(values):
+def test_values_that_can_be_unpickled_are_not_lost(values):
     found, failed = together(values)
     for k, value in enumerate(values):
         assert found[k] == (None if k in failed else alone(value))
@@ -130,7 +130,7 @@ def test_without_classes_there_is_one_pickle():
     assert together(values) == (values, {})
 
 
-def test_numbers_and_arrays_of_numpy_are_as_harmless():
+def test_values_of_numpy_are_one_pickle_too():
     numpy = pytest.importorskip("numpy")
     values = [numpy.float64(1.5), numpy.int8(3), {"a": numpy.arange(3)}, numpy.dtype("f4")]
     assert dump_batch(values, None).ends == []
@@ -139,14 +139,14 @@ def test_numbers_and_arrays_of_numpy_are_as_harmless():
     assert dump_batch([numpy.array([Point(1)])], None).ends, "there may be anything in it"
 
 
-def test_what_refers_to_a_part_of_a_broken_one_fails_like_it():
+def test_a_value_that_shares_a_part_with_a_broken_one_fails_too():
     part = Broken()
     found, failed = together([1, [part, "a"], "b", Point(part), SHARED])
     assert found == [1, None, "b", None, SHARED]
     assert failed[1] is failed[3]
 
 
-def test_nothing_is_had_that_is_half_made():
+def test_half_made_values_are_not_returned():
     parent = Point(1)
     child = Point(parent)
     parent.more = [child, Broken()]
@@ -192,7 +192,7 @@ def test_a_class_of_a_notebook_outlives_its_broken_instances():
     assert [found[1].x, found[2][0].x, found[3].x] == [2, 3, 4]
 
 
-def test_a_class_that_is_not_here_takes_only_its_own(monkeypatch):
+def test_a_missing_class_loses_only_its_instances(monkeypatch):
     module = types.ModuleType("only_there")
     exec("class Some:\n    def __init__(self, x):\n        self.x = x", vars(module))
     monkeypatch.setitem(sys.modules, "only_there", module)
@@ -218,7 +218,7 @@ class Raising:
         return raised, (self.error,)
 
 
-def test_an_error_of_any_kind_is_the_one_that_is_told():
+def test_any_kind_of_error_is_reported():
     part = Raising(KeyError("key"))
     _, failed = together([part, [part], 3])
     assert {k: repr(error) for k, error in failed.items()} == dict.fromkeys(
@@ -226,7 +226,7 @@ def test_an_error_of_any_kind_is_the_one_that_is_told():
     )
 
 
-def test_who_interrupts_it_need_not_do_so_again():
+def test_one_interrupt_ends_the_loading():
     found, failed = together([1, Raising(KeyboardInterrupt()), 3])
     assert found == [None] * 3
     assert {k: type(error) for k, error in failed.items()} == dict.fromkeys(
@@ -247,13 +247,13 @@ def test_the_garbage_collector_is_left_as_it_was(enabled, last):
 
 
 @pytest.mark.parametrize("last", ["end", Broken(), Point(1)])
-def test_large_ones(last):
+def test_large_values(last):
     values = [b"x" * 200_000, last, "y" * 100_000, list(range(50_000))]
     found, failed = together(values)
     assert found == [values[0], None if failed else last, *values[2:]]
 
 
-def test_what_must_be_pickled_alone_is_left_to_that(backend):
+def test_values_that_need_a_pickle_of_their_own_are_left_out(backend):
     numpy = pytest.importorskip("numpy")
     writer = ValueWriter("test-together", backend)
     assert dump_batch([1, threading.Lock()], None) is None
@@ -263,7 +263,7 @@ def test_what_must_be_pickled_alone_is_left_to_that(backend):
     assert together([{}, numpy.zeros(3)], writer)[0][1].tolist() == [0, 0, 0]
 
 
-def test_what_failed_there_and_what_fails_here_are_told_apart():
+def test_errors_of_the_task_and_of_unpickling_are_kept_apart():
     errors = {1: dump_error(ValueError("there"), task="t")}
     values, found = load_outcomes(dump_outcomes([Point(1), None, Broken(), 4], errors, str))
     assert values == [Point(1), None, None, 4]

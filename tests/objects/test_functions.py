@@ -1,4 +1,4 @@
-"""Functions travel, and are never stale."""
+"""Functions are pickled by value or by name, and are never stale."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_remembered(pickler, fn) -> bool:
     return pickler.dump(fn) is pickler.dump(fn)
 
 
-# What can travel
+# Which functions can be sent
 
 KINDS = {
     "lambda": ("f = lambda x: x + 1", "f"),
@@ -144,7 +144,7 @@ IMPURE = {
 
 
 @pytest.mark.parametrize("kind", PURE)
-def test_functions_that_capture_what_cannot_change_are_remembered(kind, notebook, pickler):
+def test_functions_that_capture_only_immutable_values_are_remembered(kind, notebook, pickler):
     notebook.run(PURE[kind])
     assert is_pure(notebook["f"])
     if "cache" not in kind:
@@ -152,13 +152,13 @@ def test_functions_that_capture_what_cannot_change_are_remembered(kind, notebook
 
 
 @pytest.mark.parametrize("kind", IMPURE)
-def test_functions_that_capture_what_can_change_are_not_remembered(kind, notebook, pickler):
+def test_functions_that_capture_mutable_values_are_not_remembered(kind, notebook, pickler):
     notebook.run(IMPURE[kind])
     assert not is_pure(notebook["f"])
     assert not is_remembered(pickler, notebook["f"])
 
 
-def test_a_global_counter_starts_anew_in_each_job(notebook, pickler):
+def test_a_global_counter_starts_again_in_each_job(notebook, pickler):
     notebook.run("n = 0\ndef f():\n    global n\n    n += 1\n    return n")
     data = pickler.dump(notebook["f"]).data
     assert [load_function(data).fn() for _ in range(3)] == [1, 1, 1]
@@ -329,7 +329,7 @@ def test_another_python_is_refused_before_unpickling(notebook, pickler):
         load_function(data)
 
 
-def test_a_function_that_cannot_travel_is_refused_by_name(notebook, pickler):
+def test_a_function_that_cannot_be_pickled_is_named(notebook, pickler):
     notebook.run("import threading\nlock = threading.Lock()\ndef f():\n    with lock: pass")
     with pytest.raises(NotPicklable, match=r"f\(\) .*captures `lock` \(_thread\.lock\)"):
         pickler.dump(notebook["f"])
@@ -389,7 +389,7 @@ def test_editable_installs_are_not_local(tmp_path, elsewhere):
     assert elsewhere(script, paths) == [False, True]
 
 
-def test_what_is_installed_into_a_folder_of_its_own_is_not_local(tmp_path, elsewhere):
+def test_a_package_installed_into_its_own_folder_is_not_local(tmp_path, elsewhere):
     folder = tmp_path / "target"
     info = folder / "Sims-1.dist-info"
     info.mkdir(parents=True)
@@ -405,7 +405,7 @@ def test_what_is_installed_into_a_folder_of_its_own_is_not_local(tmp_path, elsew
     assert elsewhere(script, [str(folder)]) == [False, False, True]
 
 
-def test_what_is_installed_as_a_link_is_not_local(tmp_path, elsewhere):
+def test_a_package_installed_as_a_link_is_not_local(tmp_path, elsewhere):
     # A folder of installed packages, in which one is a link to somewhere else
     site, cache = tmp_path / "site", tmp_path / "cache"
     site.mkdir()
@@ -441,13 +441,17 @@ class A:
 
 
 @pytest.mark.parametrize("kind", HELPERS)
-def test_modules_beside_the_notebook_go_by_value(kind, beside, notebook, pickler, call_elsewhere):
+def test_modules_beside_the_notebook_are_pickled_by_value(
+    kind, beside, notebook, pickler, call_elsewhere
+):
     beside("helper.py", HELPER)
     notebook.run(HELPERS[kind])
     assert call_elsewhere(pickler.dump(notebook["f"]).data, 3) == 4
 
 
-def test_packages_with_import_cycles_go_by_value(beside, notebook, pickler, call_elsewhere):
+def test_packages_with_import_cycles_are_pickled_by_value(
+    beside, notebook, pickler, call_elsewhere
+):
     beside("package/__init__.py", "from . import a, b\n")
     beside("package/a.py", "from . import b\ndef f(x): return b.g(x)\n")
     beside("package/b.py", "from . import a\nimport package\ndef g(x): return x + 1 if a else 0\n")
@@ -468,7 +472,7 @@ def test_imports_inside_functions_take_only_what_they_import(beside, notebook, p
     beside("package/__init__.py", "data = 'x' * 100_000\n")
     beside("package/a.py", "def f(x):\n    import json\n    import os.path\n    return x\n")
     notebook.run("from package.a import f")
-    # I expect the package not to travel along
+    # I expect the package not to be sent along
     assert len(pickler.dump(notebook["f"]).data) < 10_000
 
 
@@ -481,7 +485,9 @@ def test_relative_imports_from_higher_packages_work(beside, notebook, pickler, c
     assert call_elsewhere(pickler.dump(notebook["f"]).data, 3) == 4
 
 
-def test_what_a_module_cannot_send_is_only_missed_when_used(beside, notebook, pickler, elsewhere):
+def test_a_value_that_a_module_cannot_send_is_missed_only_when_used(
+    beside, notebook, pickler, elsewhere
+):
     # Given a module with a lock that the function does not use
     beside("helper.py", "import threading\nlock = threading.Lock()\n" + HELPER)
     notebook.run("import helper\nf = lambda x: helper.f(x)\nbad = lambda: helper.lock")
@@ -513,7 +519,7 @@ def test_a_module_imported_only_later_is_sent_at_the_next_call(
     beside("helper.py", HELPER)
     notebook.run("def f(x):\n    import helper\n    return helper.f(x)")
     pickler.dump(notebook["f"])
-    # When the module is imported, I expect it to travel along
+    # When the module is imported, I expect it to be sent along
     notebook.run("import helper")
     assert call_elsewhere(pickler.dump(notebook["f"]).data, 3) == 4
 
@@ -529,7 +535,7 @@ def test_cloudpickle_is_left_as_it_is_for_others(beside, notebook, pickler):
     assert len(cloudpickle.dumps(notebook["f"])) < 60
 
 
-def test_a_module_that_comes_home_is_the_module_here(beside, notebook, pickler, elsewhere):
+def test_a_module_that_comes_back_is_the_module_here(beside, notebook, pickler, elsewhere):
     beside("helper.py", HELPER)
     notebook.run("import helper\nf = lambda: helper")
     returned = elsewhere(
@@ -543,6 +549,6 @@ def test_a_module_that_comes_home_is_the_module_here(beside, notebook, pickler, 
     assert sys.modules["helper"] is here
 
 
-def test_installed_functions_go_by_name(pickler):
+def test_installed_functions_are_pickled_by_name(pickler):
     assert b"math" in pickler.dump(math.sin).data
     assert is_pure(math.sin)

@@ -40,7 +40,7 @@ def inode(address):
     return Path(address[0]).stat().st_ino
 
 
-def test_what_was_written_is_read_and_can_be_written_to(folder):
+def test_a_value_that_is_read_can_be_changed(folder):
     address = write(folder, 1)
     view = read(address)
     view[0] = 9
@@ -70,14 +70,14 @@ def test_a_view_stays_as_it_is_when_its_file_is_freed(folder):
     assert inode(write(folder, 3)) == before
 
 
-def test_much_smaller_ones_leave_a_large_file_alone(folder):
+def test_a_small_value_does_not_take_a_large_free_file(folder):
     address = write(folder, 1, 10 * SIZE)
     before = inode(address)
     free(address)
     assert inode(write(folder, 2)) != before
 
 
-def test_small_files_are_not_kept_for_another(folder):
+def test_small_files_are_not_kept(folder):
     free(write(folder, 1, 300_000))
     assert list(Path(folder.folders[0], "free").iterdir()) == []
 
@@ -92,7 +92,7 @@ def test_free_files_are_few_and_small(folder, monkeypatch):
     assert list(Path(folder.folders[0], "free").iterdir()) == []
 
 
-def test_one_that_is_being_written_is_not_deleted(folder, monkeypatch):
+def test_a_file_that_is_being_written_is_not_deleted(folder, monkeypatch):
     """Another process has locked a free file, and there is no room for one more."""
     free(write(folder, 1))
     (path,) = Path(folder.folders[0], "free").iterdir()
@@ -106,7 +106,7 @@ def test_one_that_is_being_written_is_not_deleted(folder, monkeypatch):
     assert not path.exists()
 
 
-def test_what_needs_too_many_descriptors_is_copied(folder, monkeypatch):
+def test_values_are_copied_when_there_are_too_many_descriptors(folder, monkeypatch):
     monkeypatch.setattr("nbstreamq.objects.mapped_files._MAX_MAPPED", 0)
     view = read(write(folder, 1))
     assert type(view) is bytearray
@@ -158,7 +158,7 @@ def small_memory(settings):
     subprocess.run(["umount", "-l", settings.memory_dir], check=True)
 
 
-def test_a_full_memory_gives_way_to_the_disk_and_says_so(small_memory):
+def test_values_go_to_disk_with_a_warning_when_memory_is_full(small_memory):
     folder = SessionFolder("s3", small_memory)
     first = write(folder, 1, 2**20)
     with pytest.warns(UserWarning, match="is full"):

@@ -100,8 +100,8 @@ def test_arguments_of_a_partial_are_named(notebook):
     ("make", "advice", "of_a_result"),
     [
         (lambda: (x for x in ()), "Make a list of it first.", "Make a list of it first."),
-        (threading.Lock, "make it inside the function, or leave it out.", "what you need of it"),
-        (threading.Condition, "make it inside the function, or leave it out.", "what you need"),
+        (threading.Lock, "Make it inside the function, or leave it out.", "what you need of it"),
+        (threading.Condition, "Make it inside the function, or leave it out.", "what you need"),
         (lambda: open(os.devnull, "rb"), "or pass what it holds.", "Return what you need of it"),  # noqa: SIM115, PTH123
         (lambda: re.match("a", "a"), "Pass what you need of it, such as match.group()", "Return"),
         (threading.Thread, "ake it inside the function", "Return what you need of it"),
@@ -115,7 +115,7 @@ def test_each_kind_gets_its_own_advice(make, advice, of_a_result):
         assert of_a_result in message_of([thing], "the result of task 3f-1")
 
 
-def test_what_says_itself_what_to_do_gets_no_other_advice():
+def test_an_error_with_advice_gets_no_other_advice():
     class Job:
         def __reduce__(self):
             raise NotPicklable("A Job can't be pickled. Send its results.")
@@ -134,7 +134,7 @@ def test_cycles_end(conn):
     assert "sqlite3.Connection" in message_of(((cycle,), {}))
 
 
-def test_deep_nesting_is_told():
+def test_deep_nesting_is_explained():
     deep: list = []
     for _ in range(100_000):
         deep = [deep]

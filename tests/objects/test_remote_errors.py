@@ -280,7 +280,7 @@ def test_an_error_deep_inside_other_errors_arrives_soon():
     error: Exception = Unreducible("innermost")
     for _ in range(30):
         error = ExceptionGroup("outer", [error])
-    # When it travels, I expect that no level doubles the work: it would never end
+    # When it is sent, I expect that no level doubles the work: it would never end
     copy = there_and_back(error)
     while isinstance(copy, ExceptionGroup):
         copy = copy.exceptions[0]

@@ -27,7 +27,7 @@ def test_many_simple_values_are_one_pickle(backend, values):
     assert load_outcomes(body) == (values, {})
 
 
-def test_few_are_in_the_message(backend):
+def test_few_values_are_in_the_message(backend):
     assert load_outcomes(dump_outcomes([1, 2], {}, str, ValueWriter("test-outcomes", backend))) == (
         [1, 2],
         {},
@@ -35,7 +35,7 @@ def test_few_are_in_the_message(backend):
     assert backend.values == {}
 
 
-def test_where_there_is_no_room_only_what_is_large_is_lost(backend, monkeypatch):
+def test_without_room_only_large_results_are_lost(backend, monkeypatch):
     def full(_data):
         raise NoRoom("all is full")
 

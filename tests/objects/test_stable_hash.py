@@ -115,7 +115,7 @@ def identities(tmp_path):
     return find
 
 
-def test_the_same_in_every_process_wherever_it_stands(identities):
+def test_the_same_in_every_process_wherever_it_is_defined(identities):
     assert len(set(identities({}, {}, {"line": "# a line more"}))) == 1
 
 
@@ -172,7 +172,7 @@ def f(x):
     ],
     ids=["comment", "docstring", "docstring of a class", "docstring of a method"],
 )
-def test_what_is_said_of_the_code_is_not_the_code(old, new):
+def test_comments_and_docstrings_do_not_count(old, new):
     assert stable_hash(made(CODE)) == stable_hash(made(CODE.replace(old, new, 1)))
 
 
@@ -204,7 +204,7 @@ def test_a_dict_may_hold_itself():
     assert found[0] == found[1]
 
 
-def test_equal_strings_are_the_same_be_they_one_object_or_two():
+def test_equal_strings_count_as_one_object():
     word, same = "some text", "".join(["some ", "text"])
     assert word is not same
     for one, two in (([word, word], [word, same]), ([(word, word)], [(word, same)])):

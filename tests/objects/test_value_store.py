@@ -1,4 +1,4 @@
-"""What a client keeps of large values: each content once, whatever it looks like."""
+"""The large values of a client: each content is written once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_zeros_of_another_length_are_another_content(store):
     assert store.write(value(SAMPLE_BYTES)) is not store.write(value(SAMPLE_BYTES + 1))
 
 
-def test_what_nobody_holds_is_freed_and_the_rest_at_the_end(store, backend):
+def test_a_value_is_freed_with_its_last_holder_and_the_rest_at_the_end(store, backend):
     size, between = 3 * SAMPLES * SAMPLE_BYTES, SAMPLE_BYTES + 1
     alike = [store.write(value(size, **{f"at{between}": byte})) for byte in (1, 2)]
     assert len(backend.values) == 2
