@@ -27,13 +27,13 @@ from ..client.status import (
 from ..objects.references import Ref
 from ..wire.keys import NESTED
 from ..wire.messages import State
-from .view import Ends, JobPicture, WorkerRow
+from .view import MAX_OUTPUT, Ends, JobPicture, WorkerRow
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-#: Most characters shown of a result or an error, and of what was printed: of this the end.
-MAX_TEXT, MAX_OUTPUT = 300, 2000
+#: Most characters shown of a result or an error.
+MAX_TEXT = 300
 #: Most workers shown, and most dead letters: the newest.
 MAX_WORKERS, MAX_LETTERS = 32, 50
 
@@ -93,7 +93,6 @@ def future_html(future: TaskFuture[Any]) -> str:
         result=result,
         error=error,
         logs=future.logs,
-        max_output=MAX_OUTPUT,
     )
 
 
@@ -282,7 +281,7 @@ def number(n: int) -> str:
     return f"{n:,}"
 
 
-def tail(text: str, n: int) -> str:
+def tail(text: str, n: int = MAX_OUTPUT) -> str:
     """Return the last `n` characters of `text`."""
     return text if len(text) <= n else "…" + text[-n:]
 

@@ -1,272 +1,104 @@
-"""The live view of a job, in a real JupyterLab in a real browser."""
+"""Live views without a browser: what they keep alive, and what they send to Google Colab."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import gc
+import sys
+import weakref
+from types import ModuleType, SimpleNamespace
 
-import nbformat
 import pytest
-from playwright.sync_api import expect
 
-from nbstreamq.settings import n_cores
-from tests.notebook.pages import PANEL, open_notebook, outputs_of
+from nbstreamq.errors import NbstreamqError
+from tests.real_workers import new_queue, queue, shared_queue
 
-UNTIL = """\
-import os, time
-def until(path):
-    while not os.path.exists(path):
-        time.sleep(0.05)
-"""
-#: Its job is not over before the view was seen, and neither is its second try.
-START = f"""\
-{UNTIL}
-from nbstreamq import TaskQueue, track
-q = TaskQueue("live", workers=2)
-def slow(x):
-    if x == 39:
-        until("seen")
-    for _ in track(range(4)):
-        time.sleep(0.05)
-    if x == 7:
-        if os.path.exists("seen"):
-            until("seen again")
-        print("seven <b>is</b> next")
-        raise ValueError("seven is <i>no</i> good")
-    return x
-q.submit(slow, 0).result()
-"""
-JOB = "job = q.map(slow, range(40))\njob"
-FREE = "'the kernel is free: ' + str(job.done())"
-BLOCKED = "endless = q.map(time.sleep, [0.5] * 200)\ndisplay(endless)\nendless.wait()\n'over'"
-VIEW = ".nbstreamq-job"
+__all__ = ["new_queue", "queue", "shared_queue"]
+
+pytest.importorskip("anywidget")
+
+from anywidget import _util
+from IPython.display import DisplayHandle
+
+from nbstreamq.notebook.live import LiveJob
+from nbstreamq.notebook.view import JobView
+
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def write_notebook(lab, name, sources):
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), lab.folder / name)
+def live_of(job):
+    return LiveJob(job, DisplayHandle(), JobView(job).picture())
 
 
-@pytest.fixture
-def notebook(lab) -> str:
-    write_notebook(lab, "live.ipynb", (START, JOB, FREE, BLOCKED))
-    return "live.ipynb"
+def fail(x):
+    raise ValueError(x)
 
 
-def run_cell(page, number):
-    page.locator(f"{PANEL} .jp-CodeCell").nth(number).locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")
+def test_a_view_that_waits_for_a_retry_keeps_no_job(shared_queue):
+    job = shared_queue.map(fail, [1])
+    job.wait(30)
+    live, gone = live_of(job), weakref.ref(job)
+    widget = live.widget
+    assert widget.comm is not None
+    del job
+    gc.collect()
+    assert gone() is None
+    assert widget.comm is None  # the button goes with it
+    live.obey("retry")  # does nothing
 
 
-def shoot(page, tmp_path, name):
-    page.screenshot(path=Path(os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS", tmp_path)) / name)
+def test_the_widget_stays_until_a_page_has_the_html(shared_queue, wait_until):
+    job = shared_queue.map(abs, [-1])
+    live, view = live_of(job), JobView(job)
+    live.bundle(view.picture())
+    live.follow(job, view)
+    wait_until(lambda: live.widget.final, describe="the end of the view")
+    assert "1 of 1 done" in live.widget.final["data"]["text/html"]
+    assert live.widget.comm is not None
+    live.obey("kept")
+    assert live.widget.comm is None
 
 
-def stays_as_the_reader_left_it(page, view):
-    """Unfold an error, focus it and select text in it: the next pictures change nothing of that."""
-    error = view.locator("details", has_text="item 7").first
-    error.locator("summary").click()
-    view.get_by_text("workers over").click()
-    error.locator("summary").focus()
-    error.locator("pre").evaluate("pre => getSelection().selectAllChildren(pre)")
-    selected = page.evaluate("() => getSelection().toString()")
-    assert "ValueError" in selected
-    numbers = view.locator("figcaption")
-    before = numbers.text_content()
+def test_without_a_browser_the_oldest_widgets_go(shared_queue, wait_until, monkeypatch):
+    monkeypatch.setattr("nbstreamq.notebook.live.MAX_ENDED", 1)
+    lives = []
     for _ in range(2):
-        expect(numbers).not_to_have_text(before, timeout=20_000)
-        before = numbers.text_content()
-    expect(error).to_have_attribute("open", "")
-    expect(error.locator("summary")).to_be_focused()
-    expect(view.locator("table")).to_be_hidden()
-    assert page.evaluate("() => getSelection().toString()") == selected
+        job = shared_queue.map(abs, [-1])
+        lives.append(live_of(job))
+        lives[-1].bundle(JobView(job).picture())
+        lives[-1].follow(job, JobView(job))
+        wait_until(lambda: lives[-1].widget.final, describe="the end of the view")
+    wait_until(lambda: lives[0].widget.comm is None, describe="the end of the first widget")
+    assert lives[1].widget.comm is not None
 
 
-@pytest.mark.browser
-@pytest.mark.timeout(300)
-def test_a_job_is_seen_live_and_stays_as_html(lab, page, notebook, tmp_path):
-    open_notebook(page, lab, notebook)
-    run_cell(page, 0)
-    expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
-
-    # When a job is a cell's last expression, I expect to see it run, while the kernel is free
-    run_cell(page, 1)
-    view = page.locator(VIEW)
-    expect(view).to_be_visible(timeout=20_000)
-    expect(view).to_contain_text("of 40 done")
-    run_cell(page, 2)
-    expect(outputs_of(page, "kernel is free")).to_contain_text("the kernel is free: False")
-    expect(view.locator("summary", has_text="item 7")).to_be_visible(timeout=20_000)
-    expect(view.get_by_role("progressbar").first).to_be_visible()
-    shoot(page, tmp_path, "live.png")
-    stays_as_the_reader_left_it(page, view)
-    (lab.folder / "seen").touch()
-
-    # When it is over, I expect plain HTML in its place, with the error, and no foreign markup
-    expect(view).to_have_count(0, timeout=30_000)
-    picture = outputs_of(page, "q.map(slow").last
-    expect(picture).to_contain_text("39 of 40 done · 1 failed")
-    expect(picture).to_contain_text("seven is <i>no</i> good")
-    shoot(page, tmp_path, "over.png")
-
-    # When it has failed, I expect the live page to offer another try, with the view it had
-    expect(picture).to_contain_text("job.retry_failed() runs it again")
-    expect(picture).to_have_count(1)  # what was printed is folded in, not repeated below
-    page.get_by_role("button", name="Retry failed").click()
-    expect(view).to_be_visible(timeout=20_000)
-    (lab.folder / "seen again").touch()
-    expect(view).to_have_count(0, timeout=30_000)
-    expect(picture).to_contain_text("39 of 40 done · 1 failed")
-    expect(page.get_by_role("button", name="Retry failed")).to_be_visible()
-
-    # When a cell is blocked, I expect the button to act all the same
-    run_cell(page, 3)
-    expect(view).to_be_visible(timeout=20_000)
-    view.get_by_role("button", name="Cancel").click()
-    expect(outputs_of(page, "endless.wait").last).to_contain_text("over", timeout=30_000)
-
-    # When the notebook is saved, I expect its file to hold the picture and no widget
-    save(page)
-    saved = lab.folder / notebook
-    outputs = nbformat.read(saved, as_version=4).cells[1].outputs
-    assert [set(output.data) for output in outputs if "data" in output] == [
-        {"text/html", "text/plain"}
-    ]
+def test_the_view_says_why_a_button_failed(new_queue):
+    queue = new_queue(workers=1)
+    job = queue.map(fail, [1])
+    job.wait(30)
+    live = live_of(job)
+    queue.shutdown()
+    with pytest.raises(NbstreamqError):
+        job.retry_failed()
+    live.obey("retry")
+    assert "make another TaskQueue" in live.widget.trouble
 
 
-AWAY = f"""\
-{UNTIL}
-from nbstreamq import TaskQueue
-q = TaskQueue("away", workers=1)
-"""
+def test_in_colab_the_widget_manager_is_asked_for(shared_queue, monkeypatch):
+    """As its documentation says: `google.colab.output.enable_custom_widget_manager()`."""
+    colab = ModuleType("google.colab.output")
+    colab._widgets = SimpleNamespace(_installed_url=None)
 
+    def enable():
+        colab._widgets._installed_url = "https://example.org/manager.js"
 
-def save(page):
-    page.keyboard.press("Control+s")
-    page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')", timeout=20_000)
-
-
-@pytest.mark.browser
-@pytest.mark.timeout(300)
-def test_a_page_that_is_loaded_anew_gets_the_html_too(lab, page):
-    sources = [AWAY, *(f"job = q.map(until, [{name!r}])\njob" for name in ("one", "two"))]
-    write_notebook(lab, "away.ipynb", sources)
-    open_notebook(page, lab, "away.ipynb")
-    run_cell(page, 0)
-    expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
-    view = page.locator(VIEW)
-
-    # When I reload the page while a job runs, I expect the view to go on, and its HTML at the end
-    run_cell(page, 1)
-    expect(view).to_contain_text("1 running", timeout=20_000)
-    save(page)
-    page.reload()
-    expect(view).to_contain_text("0 of 1 done", timeout=60_000)
-    (lab.folder / "one").touch()
-    expect(outputs_of(page, "'one'")).to_contain_text("1 of 1 done", timeout=20_000)
-    expect(view).to_have_count(0)
-
-    # When nobody looks as it ends, I expect whoever looks next to see the HTML
-    run_cell(page, 2)
-    expect(view).to_contain_text("1 running", timeout=20_000)
-    save(page)
-    page.goto("about:blank")
-    (lab.folder / "two").touch()
-    open_notebook(page, lab, "away.ipynb")
-    expect(outputs_of(page, "'two'")).to_contain_text("1 of 1 done", timeout=20_000)
-    expect(view).to_have_count(0)
-
-    # When I save it, I expect its file to hold pictures and no widgets
-    save(page)
-    cells = nbformat.read(lab.folder / "away.ipynb", as_version=4).cells
-    assert [set(output.data) for cell in cells for output in cell.outputs] == [
-        {"text/html", "text/plain"}
-    ] * 2
-
-
-MAKE = """\
-import time, nbstreamq
-q = nbstreamq.TaskQueue("shared", workers=1)
-def work(x):
-    time.sleep(0.1)
-    if x == 3:
-        raise ValueError("three")
-    return x
-job = q.map(work, range(5000), name="sweep")  # longer than a browser may take to open
-job[0].result()
-"""
-ATTACH = """\
-%load_ext nbstreamq
-%queue shared
-%attach sweep
-"""
-
-
-@pytest.mark.browser
-@pytest.mark.timeout(300)
-def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path):
-    sources = {"make": [MAKE, "q  # now", "len(q.workers()), job.done()"], "watch": [ATTACH]}
-    for name, cells in sources.items():
-        write_notebook(lab, f"{name}.ipynb", cells)
-    open_notebook(page, lab, "make.ipynb")
-    run_cell(page, 0)
-    expect(page.locator(".jp-InputPrompt").first).to_have_text("[1]:", timeout=60_000)
-
-    # When a queue is a cell's last expression, I expect to see what it does, from second to second
-    run_cell(page, 1)
-    queue = outputs_of(page, "# now").last
-    expect(queue).to_contain_text("messages a second", timeout=20_000)
-    expect(queue).to_contain_text("1 worker, 1 busy", timeout=20_000)
-    expect(queue).to_contain_text("sweep")
-    shoot(page, tmp_path, "queue.png")
-
-    watching = page.context.browser.new_page()
-    watching.bring_to_front()
-    open_notebook(watching, lab, "watch.ipynb")
-    run_cell(watching, 0)
-    view = watching.locator(VIEW)
-    expect(view).to_contain_text("of 5,000 done", timeout=60_000)
-    expect(view.locator("summary", has_text="item 3: ValueError: three")).to_be_visible()
-    # Its queue starts as many workers as there are cores, beside the one of the other kernel
-    cores = n_cores()
-    expect(view).to_contain_text(f"of {cores + 1} workers busy", timeout=20_000)
-    view.get_by_role("button", name="Add worker").click()
-    expect(view).to_contain_text(f"of {cores + 2} workers busy", timeout=20_000)
-    shoot(watching, tmp_path, "attached.png")
-    view.get_by_role("button", name="Retry failed").click()
-    expect(view.locator("summary", has_text="item 3")).to_have_count(0)
-
-    view.get_by_role("button", name="Cancel").click()
-    expect(view).to_have_count(0, timeout=30_000)
-    expect(outputs_of(watching, "attach sweep").last).to_contain_text("cancelled")
-    page.bring_to_front()
-    run_cell(page, 2)
-    expect(outputs_of(page, "job.done()").last).to_contain_text(f"({cores + 2}, True)")
-
-
-@pytest.mark.browser
-@pytest.mark.timeout(300)
-def test_the_view_says_that_its_kernel_was_restarted(lab, page, tmp_path):
-    write_notebook(lab, "restart.ipynb", [MAKE, "q.attach('sweep')"])
-    open_notebook(page, lab, "restart.ipynb")
-    run_cell(page, 0)
-    run_cell(page, 1)
-    view = page.locator(VIEW)
-    expect(view).to_contain_text("of 5,000 done", timeout=60_000)
-    expect(view.get_by_role("button", name="Cancel")).to_be_enabled()
-    expect(view.get_by_text("The kernel has ended")).to_be_hidden()
-
-    page.locator(".lm-MenuBar-item", has_text="Kernel").click()
-    page.locator(".lm-Menu-item", has_text="Restart Kernel").first.click()
-    page.locator(".jp-Dialog .jp-mod-accept").click()
-
-    expect(view.get_by_text("The kernel has ended")).to_be_visible(timeout=30_000)
-    expect(view.get_by_role("button", name="Cancel")).to_be_disabled()
-    shoot(page, tmp_path, "restarted.png")
-
-    run_cell(page, 0)
-    run_cell(page, 1)
-    expect(view.get_by_role("button", name="Cancel")).to_be_enabled(timeout=30_000)
-    view.get_by_role("button", name="Cancel").click()
-    expect(view).to_have_count(0, timeout=30_000)
+    colab.enable_custom_widget_manager = enable
+    monkeypatch.setitem(sys.modules, "google.colab.output", colab)
+    _util.enable_custom_widget_manager_once.cache_clear()
+    job = shared_queue.map(abs, [1])
+    try:
+        data, metadata = live_of(job).bundle(JobView(job).picture())
+    finally:
+        _util.enable_custom_widget_manager_once.cache_clear()
+    assert set(data) == {VIEW, "text/html", "text/plain"}
+    assert metadata[VIEW]["colab"]["custom_widget_manager"]["url"].startswith("https:")
+    job.wait(30)
