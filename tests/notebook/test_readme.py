@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -71,6 +72,27 @@ def test_the_architecture_names_files_that_exist():
     bases = (ROOT, ROOT / "nbstreamq", ROOT / "nbstreamq/wire/lua", ROOT / "nbstreamq/notebook")
     assert len(names) > 20
     assert [name for name in names if not any((base / name).exists() for base in bases)] == []
+
+
+def members_of(node):
+    """Yield the names of methods, and of attributes that methods set."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.FunctionDef):
+            yield part.name
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            yield part.attr
+
+
+def test_the_architecture_names_classes_and_methods_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`", text))
+    known = set()
+    for path in (ROOT / "nbstreamq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                known |= {node.name, *(f"{node.name}.{name}" for name in members_of(node))}
+    assert len(names) > 20
+    assert sorted(names - known) == []
 
 
 def test_the_tests_that_show_reliability_exist():
