@@ -18,28 +18,28 @@ class WorkerContext:
     Attributes
     ----------
     url
-        Server of its queue.
+        Address of the server of its queue.
     queue
         Name of its queue.
     secret
         The queue's secret.
     task
-        Returns the running task, whatever that is to a worker.
+        Returns the running task.
     homes
-        Tags of the calls and of the named jobs that it runs, see `Home`; empty: it runs all.
+        Tags of the calls and named jobs that it runs, see `Home`; empty: all.
     home
-        Returns the tag of what the running task submits: its own.
+        Returns the tag of what the running task submits: that of the task.
     depth
         Returns how deep the running task is nested: 0 for one that a notebook submitted.
     help_until
-        Takes `wait`, `timeout` and `lanes`; runs deeper tasks, and those of `lanes`, until
-        ``wait(seconds)`` returns true or `timeout` seconds are over. Returns at once outside the
-        worker's main thread. Raises only what stops the running task.
+        Takes `wait`, `timeout` and `lanes`. Runs deeper tasks, and those of `lanes`, until
+        ``wait(seconds)`` returns true or `timeout` seconds are over. Returns immediately outside
+        the worker's main thread. Raises only what stops the running task.
     progress
         Takes (items done, items in all or None) of the running task.
     put_off
-        Puts off stops of the running task, if true, until it is called with false: the main thread
-        is where an exception could leave a lock held.
+        With true, puts off stops of the running task until it is called with false: in the main
+        thread, the exception of a stop could leave a lock held.
     """
 
     url: Address
@@ -66,11 +66,11 @@ def host() -> WorkerContext | None:
 
 
 def outer_task() -> object:
-    """Return the task that runs in this process; None outside a worker."""
+    """Return the task that runs in this process; None outside of a worker."""
     return _host.task() if _host else None
 
 
 def set_host(new: WorkerContext | None) -> None:
-    """Say that this process is a worker."""
+    """Set the worker that this process is; None: not a worker."""
     global _host  # noqa: PLW0603 - a process is one worker, or none
     _host = new

@@ -573,7 +573,8 @@ class TaskQueue(Executor, TaskOnly):
         memory_limit
             Maximum bytes of memory that the worker process may use while the call runs. Beyond that
             the worker is killed and replaced, and the call fails with `MemoryLimitExceeded`. At
-            least 32 MiB, which a worker needs for itself. The default is no limit.
+            least 32 MiB, which a worker needs for itself. On macOS, files that the process maps
+            count, too. The default is no limit.
         lane
             ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve, such as
             those of ``nbstreamq worker --lane gpu``. At most 80 bytes, without white space.

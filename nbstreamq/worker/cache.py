@@ -187,7 +187,7 @@ class Values:
     def function(self, task: Task) -> LoadedFunction:
         """Return the function of `task`.
 
-        One that captures something mutable is unpickled anew for each job: what a task does to it
+        One that captures something mutable is unpickled again for each job: what a task does to it
         must not show in the next job.
 
         Raises

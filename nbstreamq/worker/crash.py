@@ -69,7 +69,7 @@ def tail(descriptor: int, size: int = 4000) -> str:
 
 logger = logging.getLogger(__name__)
 
-#: In the place of an item that may kill whoever unpickles it: the client must not try.
+#: Shown in place of an item that may kill the process that unpickles it: clients must not try.
 _NOT_LOOKED_AT = "(not shown: its worker died outside the call, as it unpickled or pickled)"
 
 

@@ -1,4 +1,4 @@
-"""What a task may say of itself while it runs, and its random numbers."""
+"""What a running task may call: `track` reports its progress, `rng` gives it random numbers."""
 
 from __future__ import annotations
 

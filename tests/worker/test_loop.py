@@ -1,4 +1,4 @@
-"""The loop of a worker, step by step, on a queue that is none: what it asks for and gives back."""
+"""The loop of a worker, step by step, on a fake queue: what it asks for and gives back."""
 
 import os
 import tempfile

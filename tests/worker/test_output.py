@@ -97,7 +97,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("say", ALL)
-def test_whoever_prints_it_comes_back(queue, say, wait_until):
+def test_output_of_any_origin_comes_back(queue, say, wait_until):
     future = queue.submit(say)
 
     future.result(20)

@@ -114,7 +114,7 @@ def test_a_text_that_is_too_long_is_no_level(pair):
     assert seen.running() == []
 
 
-def test_the_worker_sees_what_shall_stop(pair):
+def test_the_worker_sees_which_item_is_to_stop(pair):
     worker, seen = pair
     at = worker.push(*ENTRY)
     worker.begin(at, serial=9)
