@@ -15,7 +15,7 @@ from ..objects.functions import FunctionPickle
 from ..objects.results import load_outcomes
 from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Event, Options, Task
-from .ledger import Output, Outstanding, Payload, RunInfo, hold_callbacks, let_go
+from .ledger import Output, Outstanding, Payload, hold_callbacks, let_go
 
 #: Most calls that share a job id: what they printed is kept as long as the future of any.
 MAX_CALLS = 1000
@@ -70,7 +70,7 @@ class Call(Outstanding):
     args
         The pickled positional and keyword arguments.
     news
-        When and where it ran last; None: that is not known.
+        The last event about it; None: there was none.
     """
 
     n_items = 1
@@ -79,7 +79,7 @@ class Call(Outstanding):
     group: Calls
     index: int
     args: bytes
-    news: RunInfo | None = None
+    news: Event | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -90,7 +90,7 @@ class Call(Outstanding):
         """Return its arguments, as they are sent."""
         return Payload(self.index, 1, "apply", self.args)
 
-    def finish(self, value: Any, error: BaseException | None, news: RunInfo) -> None:
+    def finish(self, value: Any, error: BaseException | None, news: Event) -> None:
         """End with a result or an error, as `news` says."""
         raise NotImplementedError
 
@@ -152,42 +152,45 @@ class Calls:
 
     def apply(self, event: Event) -> None:
         """Take note of what happened."""
-        kind = event.kind
-        if kind == "finished":
-            self._finish(event)
-        elif kind == "output":
-            self.output.add_text(event)
-        elif kind == "progress":
-            self.output.add_progress(event)
-        elif kind == "cancelled":
-            self.mark_cancelled([event.n + item for item in items(event.span)])
-        else:
-            news = RunInfo.about(event)
-            for item in items(event.span):
-                if call := self.open.get(event.n + item):
-                    call.news = news
-
-    def _finish(self, event: Event) -> None:
-        values, errors = load_outcomes(event.body)
-        n = len(values)
-        news = RunInfo.about(event)
-        self.pace.took(event.seconds, n)
-        first = event.n + event.span[0].start
-        if n == 1:
-            if call := self.open.get(first):
-                call.finish(values[0], errors[0] if errors else None, news)
-                self.open.pop(first, None)
+        if event.kind != "finished":
+            self._note(event)
             return
+        values, errors = load_outcomes(event.body)
+        n, first = len(values), event.n + event.span[0].start
+        self.pace.took(event.seconds, n)
+        if n > 1:
+            self._finish_some(event, values, errors)
+        elif call := self.open.get(first):
+            call.finish(values[0], errors[0] if errors else None, event)
+            self.open.pop(first, None)
+        event.body = b""  # the calls keep the event
+
+    def _finish_some(
+        self, event: Event, values: list[Any], errors: dict[int, BaseException]
+    ) -> None:
         numbers = [event.n + item for item in items(event.span)]
         # The callback of one may wait for the result of another.
         held = hold_callbacks([call for i in numbers if (call := self.open.get(i))])
         try:
             for k, number in enumerate(numbers):
                 if call := self.open.get(number):
-                    call.finish(values[k], errors.get(k), news)
+                    call.finish(values[k], errors.get(k), event)
                     self.open.pop(number, None)
         finally:
             let_go(held)
+
+    def _note(self, event: Event) -> None:
+        """Take note of anything but an end by the worker."""
+        if event.kind == "output":
+            self.output.add_text(event)
+        elif event.kind == "progress":
+            self.output.add_progress(event)
+        elif event.kind == "cancelled":
+            self.mark_cancelled([event.n + item for item in items(event.span)])
+        else:
+            for item in items(event.span):
+                if call := self.open.get(event.n + item):
+                    call.news = event
 
     def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
         """Mark calls as cancelled; return those that were not over yet."""

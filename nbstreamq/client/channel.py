@@ -22,7 +22,7 @@ from ..wire.connection import RECONNECT, REPLY_TIMEOUT, MessageTooLarge
 from ..wire.keys import DAY
 from ..wire.messages import Fields
 from ..wire.store import Store
-from .calls import Call, Calls, gather
+from .calls import MESSAGE_BYTES, Call, Calls, gather
 from .ledger import Ledger
 from .waiting import uninterrupted
 
@@ -99,8 +99,8 @@ FULL_WAIT = 0.1
 #: How often a parcel is tried that our own code fails with; then its calls fail. More outlive rarer
 #: faults; fewer tell sooner.
 MOST_TRIES = 3
-#: Bytes up to which the submitting thread sends by itself.
-SMALL_BYTES = 2**16
+#: Bytes below which the submitting thread sends by itself.
+MAX_IMMEDIATE_BYTES = 2**16
 
 
 class Submission(NamedTuple):
@@ -217,13 +217,13 @@ class Sender:
         shield
             Already around the call: Ctrl-C could leave a lock held, or half an item.
         immediate
-            Send it now, in this thread, if nothing else is being sent.
+            Send it now, in this thread, if nothing else is being sent; it is small.
         """
         if shield is None:
             with uninterrupted() as own:
                 self.send(item, own, immediate=immediate)
             return
-        if immediate and item.size_bytes < SMALL_BYTES and self._sending.acquire(blocking=False):
+        if immediate and self._sending.acquire(blocking=False):
             try:
                 if not (self._queue or self._batch or self._is_closing):
                     self._send_now(item)
@@ -385,7 +385,7 @@ class Sender:
 
     def _message_of(self, calls: Sequence[Call]) -> Submission:
         first, n = calls[0], len(calls)
-        group, n_bytes = first.group, first.size_bytes
+        group, n_bytes = first.group, len(first.args) + MESSAGE_BYTES
         if n > 1:
             n_bytes = sum(call.size_bytes for call in calls)
         fields = self._store.encode_task(group.task(calls))
@@ -475,8 +475,6 @@ class Listener:
         Called with each event, in order; returns whether to go on.
     on_fault
         Called with an event that could not be delivered, and why; returns the same.
-    on_delivered
-        Called when all events that were read are delivered.
     on_trouble
         Called with the error when the server can't be reached, and with None when it can again.
     """
@@ -488,13 +486,11 @@ class Listener:
         *,
         deliver: Callable[[messages.Event], bool],
         on_fault: Callable[[messages.Event, Exception], bool],
-        on_delivered: Callable[[], object],
         on_trouble: Callable[[ServerUnreachable | None], None],
     ) -> None:
         self._store = store
         self._session = session
         self._deliver, self._on_fault = deliver, on_fault
-        self._on_delivered = on_delivered
         self._on_trouble = on_trouble
         self._closing = Event()
         #: Session, and each named job that is followed -> the last entry that was read.
@@ -513,8 +509,10 @@ class Listener:
         #: What came, and is not delivered yet.
         self._events: deque[messages.Event | SignatureError] = deque()
         self._n_deliveries = 0  # a callback that waits reads on
+        self._after_delivery: deque[Callable[[], object]] = deque()
         self._bell, self._ring = socket.socketpair()
         self._resume = Event()
+        self._thread_id = 0
         self._thread = threading.Thread(
             target=self._run, name=f"nbstreamq-listener-{store.keys.queue}", daemon=True
         )
@@ -591,13 +589,15 @@ class Listener:
         """Read the events of a named job behind the entry `after`, from the next request on."""
         self._changes.append((job, after))
 
-    def unfollow(self, job: str) -> bytes | None:
-        """Read the events of a named job no more; return the last entry that was read.
+    def unfollow(self, job: str, try_again: Callable[[], object]) -> bytes | None:
+        """Stop reading the events of a named job; return the last entry that was read.
 
-        None, and nothing is changed, while events that were read are not delivered yet.
+        While events that were read are not delivered yet, return None and change nothing;
+        `try_again` is called when they are.
         """
         last = self._after.get(job, b"0")
         if self._events:
+            self._after_delivery.append(try_again)
             return None
         self._changes.append((job, None))
         return last
@@ -650,6 +650,7 @@ class Listener:
             self._n_leads -= 1
 
     def _run(self) -> None:
+        self._thread_id = threading.get_ident()
         is_open = True
         while is_open:
             try:
@@ -723,7 +724,8 @@ class Listener:
 
     def _ask(self) -> None:
         block = RECONNECT if self._lost else BLOCK
-        self._apply_changes()
+        if self._changes:
+            self._apply_changes()
         self._store.await_events(self._session, self._after, block)
         self._asked, self._overdue = True, time.monotonic() + block + REPLY_TIMEOUT
 
@@ -750,7 +752,7 @@ class Listener:
 
     def _deliver_all(self) -> bool:
         """Deliver what was read; return whether to go on."""
-        events, is_own = self._events, threading.get_ident() == self._thread.ident
+        events, is_own = self._events, threading.get_ident() == self._thread_id
         while events:
             event = events[0]
             if isinstance(event, SignatureError):
@@ -770,7 +772,8 @@ class Listener:
             except BaseException:  # an interrupt of a callback
                 events.appendleft(event)
                 raise
-        self._on_delivered()
+        while self._after_delivery:
+            self._after_delivery.popleft()()
         return not self._ended
 
     def _warn_of(self, forgery: SignatureError) -> None:

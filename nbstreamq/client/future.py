@@ -21,7 +21,7 @@ from ..objects.pickling import load
 from ..objects.references import dependency, dependency_number, resolving
 from ..tracebacks import shortened
 from ..wire.item_ranges import ONE, ItemRanges
-from ..wire.messages import Options, State
+from ..wire.messages import Event, Options, State
 from ..worker_context import host
 from .calls import Call
 from .ledger import Ledger, Outstanding, Payload, RunInfo, annotate, invoke_callbacks
@@ -251,7 +251,7 @@ class TaskFuture(Future[T], Generic[T]):
     #: Which item of that it is.
     _index = 0
 
-    def _report(self) -> RunInfo | None:
+    def _report(self) -> RunInfo | Event | None:
         """Return the last news of it."""
         raise NotImplementedError
 
@@ -399,7 +399,7 @@ class CallFuture(TaskFuture[T], Call):
         is_running = self.news is not None and self.news.kind == "started"
         return State.RUNNING if is_running else State.WAITING
 
-    def finish(self, value: Any, error: BaseException | None, news: RunInfo) -> None:
+    def finish(self, value: Any, error: BaseException | None, news: Event) -> None:
         self.news = news
         if error is not None:
             annotate(error, self.index, self.payload(), news, job=self.job, name=self.name)
@@ -463,7 +463,7 @@ class CallFuture(TaskFuture[T], Call):
     def id(self) -> str:
         return f"{self.job}-{self.index}"
 
-    def _report(self) -> RunInfo | None:
+    def _report(self) -> Event | None:
         return self.news
 
     @property

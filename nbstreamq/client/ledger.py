@@ -199,7 +199,7 @@ def annotate(
     error: BaseException,
     item: int,
     payload: Payload | None,
-    report: RunInfo,
+    report: RunInfo | Event,
     *,
     job: str,
     name: str,
@@ -231,7 +231,9 @@ def _complete_certificate(error: WorkerLost, item: int, name: str, payload: Payl
         error.certificate = replace(error.certificate, item=_describe(item, name, payload))
 
 
-def _add_note(error: BaseException, item: int, job: str, call: str, report: RunInfo) -> None:
+def _add_note(
+    error: BaseException, item: int, job: str, call: str, report: RunInfo | Event
+) -> None:
     """Add the note, unless another item of the job has the same exception object."""
     notes = [n for n in getattr(error, "__notes__", ()) if isinstance(n, str)]
     start = f"in task {job}-"

@@ -402,7 +402,7 @@ class TaskQueue(Executor, TaskOnly):
         is_plain = not (needed or options.cache or options.delay)
         try:
             with uninterrupted() as shield:
-                lane = options.lane or self._lane()
+                lane = options.lane or ("default" if worker is None else self._lane())
                 call = CallFuture(session, fn, data)
                 session.add_call(call, function, lane, options, worker, is_plain)
                 if not needed and not options.cache:

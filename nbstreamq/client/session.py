@@ -39,7 +39,7 @@ from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext, host, outer_task
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
-from .channel import Command, DataLossCheck, Listener, Sender, Submission
+from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
 from .ledger import Ledger, Outstanding, echo
 from .waiting import (
@@ -253,13 +253,11 @@ class Session:
             raise
         self.repeats = Repeats(self.warn)
         self._functions = Functions(self.large.pickler, self.tell, self.repeats)
-        self._put_off: list[Ledger] = []
         self._listener = Listener(
             store.clone(),
             self.id,
             deliver=self.take,
             on_fault=self._on_fault,
-            on_delivered=self._on_delivered,
             on_trouble=self._on_trouble,
         )
         self._sender.meanwhile = self._listener.ask
@@ -329,7 +327,7 @@ class Session:
                 or group.function is not function
                 or group.outer is not outer
                 or group.lane != lane
-                or group.options != options
+                or (group.options is not options and group.options != options)
                 or group.n >= MAX_CALLS
             ):
                 last, group = group, Calls(self.new_id(worker), function, lane, options, outer)
@@ -346,7 +344,8 @@ class Session:
 
     def send_call(self, call: Call, shield: uninterrupted | None = None) -> None:
         """Send a call that was added; `shield` is around it already, see `uninterrupted`."""
-        immediate = len(self.outstanding) == len(call.group.open) == 1
+        is_lone = len(self.outstanding) == len(call.group.open) == 1
+        immediate = is_lone and len(call.args) < MAX_IMMEDIATE_BYTES
         self._sender.send(call, shield, immediate=immediate)
 
     def register(self, ledger: Ledger, after: bytes | None = None) -> None:
@@ -391,12 +390,13 @@ class Session:
         chosen = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
         self._sender.send(
             Submission(ledger.lane, delay, fields, n_bytes, ledger, chosen),
-            immediate=immediate and len(self.outstanding) == 1,
+            immediate=immediate and len(self.outstanding) == 1 and n_bytes < MAX_IMMEDIATE_BYTES,
         )
 
     def send(self, command: Command) -> None:
         """Have a command carried out, in its turn."""
-        self._sender.send(command, immediate=len(self.outstanding) == 1)
+        is_small = command.size_bytes < MAX_IMMEDIATE_BYTES
+        self._sender.send(command, immediate=is_small and len(self.outstanding) == 1)
 
     def look_again(self) -> None:
         """Wake the caller that reads events: what it waits for may have come without one."""
@@ -409,7 +409,8 @@ class Session:
 
     def tell(self, do: Callable[[Store], object], size: int) -> None:
         """Have something done at the server, in its turn, that sends `size` bytes."""
-        self._sender.send(Command(do, self._on_refusal, size), immediate=not self.outstanding)
+        immediate = not self.outstanding and size < MAX_IMMEDIATE_BYTES
+        self._sender.send(Command(do, self._on_refusal, size), immediate=immediate)
 
     def set_up(self, ledger: Ledger, command: Command) -> None:
         """Send a set-up, and go on to show what workers that join later print of it."""
@@ -566,25 +567,25 @@ class Session:
 
     def take(self, event: Event) -> bool:
         """Take an event; False at the last one."""
-        row = self.outstanding.get(event.job)
-        if row is None or event.kind == "wanted":
-            return self._deliver_other(event)
+        row, kind = self.outstanding.get(event.job), event.kind
+        if row is None or kind == "wanted":
+            return self._take_other(event)
         if isinstance(row, Calls):
             row.apply(event)
-            if event.kind == "output":
+            if kind == "output":
                 echo(row.function.name, event)
             if not row.open:
                 self._retire(row)
         elif row.expects(event):
             row.apply(event)
-            if event.kind == "output":
+            if kind == "output":
                 row.show(row.name, event)
             self._retire(row)
         else:
             self.large.discard(event)
         return True
 
-    def _deliver_other(self, event: Event) -> bool:
+    def _take_other(self, event: Event) -> bool:
         """Take an event that is not about items that are open; False at the last one."""
         if event.kind == _KIND_CLOSE:
             return False
@@ -644,8 +645,8 @@ class Session:
                 return
             if isinstance(row, Ledger) and row.title:
                 # What comes behind its end may reopen it: it must know how far it has heard.
-                if (position := self._listener.unfollow(row.job)) is None:
-                    self._put_off.append(row)
+                try_again = functools.partial(self._retire, row)
+                if (position := self._listener.unfollow(row.job, try_again)) is None:
                     return
                 row.position = position
             self.outstanding.pop(row.job)
@@ -653,10 +654,6 @@ class Session:
             is_last = self._state == "closing" and not self.outstanding and not is_exiting()
         if is_last:
             threading.Thread(target=self._end_at_last, name="nbstreamq-closing").start()
-
-    def _on_delivered(self) -> None:
-        for _ in range(len(self._put_off)):
-            self._retire(self._put_off.pop(0))
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
         if error is None and self._state != "closed":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]
 import contextvars
+import os
 import sys
 import threading
 import time
@@ -31,6 +32,16 @@ N_NAMED = 3
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_main_thread = threading.main_thread().ident
+
+
+def _find_main_thread() -> None:
+    global _main_thread  # noqa: PLW0603 - there is one for each process
+    _main_thread = threading.main_thread().ident
+
+
+os.register_at_fork(after_in_child=_find_main_thread)
+
 
 class uninterrupted:  # noqa: N801 - used like a function; a generator would take thrice as long
     """Puts off what raises in the main thread at any moment: it could leave a lock held.
@@ -44,7 +55,7 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
         self._known: Any = None
         self._worker: WorkerContext | None = None
         self._is_low = False
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == _main_thread:
             worker = host()
             if worker is not None:
                 worker.put_off(True)
@@ -69,19 +80,19 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
             self._worker.put_off(False)
         if self._known is not None:
             signal.signal(signal.SIGINT, self._known)
-        self._catch_up()
+        if self._interrupts:
+            self._catch_up()
 
     def lower(self, is_low: bool) -> None:
         """Let interrupts pass, also one that was put off; or hold them back again."""
         self._is_low = is_low
         if self._worker is not None:
             self._worker.put_off(not is_low)
-        if is_low:
+        if is_low and self._interrupts:
             self._catch_up()
 
     def _catch_up(self) -> None:
-        if self._interrupts:
-            self._known(*self._interrupts.pop())
+        self._known(*self._interrupts.pop())
 
 
 # -- two stages ----------------------------------------------------------------------------------
