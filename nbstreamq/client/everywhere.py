@@ -14,8 +14,7 @@ from ..wire.store import Store
 from .channel import Command
 from .job import Job
 from .ledger import Ledger, Payload
-from .session import Session
-from .waiting import accepts
+from .session import Session, accepts
 
 #: Seconds to wait for local workers that are starting.
 START_PATIENCE = 5.0

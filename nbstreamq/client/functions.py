@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..objects.large_values import (
@@ -28,7 +28,7 @@ from ..objects.references import Ref
 from ..objects.results import load_outcomes
 from ..wire.messages import Event
 from ..wire.store import Store
-from .channel import Command, Sender
+from .channel import Command
 
 _REMEDY = (
     "Each call gets a copy of it in the state that it has here, so random numbers repeat from call"
@@ -135,17 +135,17 @@ class Functions:
         self._pickler.forget()
 
 
-class _Session(Protocol):
-    """The part of `Session` that is needed here."""
-
-    id: str
-
-    def ask(self, question: Callable[[Store], Any]) -> Any: ...
-    def tell(self, do: Callable[[Store], object], size: int) -> None: ...
-
-
 class LargeValues:
     """Keeps a session's large values, and reads those that come back.
+
+    Parameters
+    ----------
+    session
+        Id of the session.
+    ask, tell, send_soon
+        `Session.ask`, `Session.tell` and `Sender.send_soon`.
+    backend
+        Returns where the values are kept; None: the server.
 
     Attributes
     ----------
@@ -156,18 +156,23 @@ class LargeValues:
     """
 
     def __init__(
-        self, session: _Session, sender: Sender, backend: Callable[[Tell], ValueBackend] | None
+        self,
+        session: str,
+        ask: Callable[[Callable[[Store], Any]], Any],
+        tell: Callable[[Callable[[Store], object], int], object],
+        send_soon: Callable[[Command], object],
+        backend: Callable[[Tell], ValueBackend] | None,
     ) -> None:
         def soon(do: Callable[[Store], object], _: int) -> None:
-            sender.send_soon(Command(do, lambda _: None))
+            send_soon(Command(do, lambda _: None))
 
-        on_server = ServerBackend(session.ask, session.tell, soon, session.id)
+        on_server = ServerBackend(ask, tell, soon, session)
         chosen = backend(soon) if backend else on_server
-        self.value_store = ValueStore(session.id, chosen)
+        self.value_store = ValueStore(session, chosen)
         self.pickler = FunctionPickler(self.value_store)
-        self._durable = ValueWriter(session.id, on_server)
+        self._durable = ValueWriter(session, on_server)
         self._reader = ValueReader(on_server, chosen if isinstance(chosen, UrlBackend) else None)
-        register(session.id, self._reader)
+        register(session, self._reader)
 
     def put(self, value: Any) -> Ref:
         """Return a `Ref` to a value that is stored now."""

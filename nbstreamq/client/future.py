@@ -203,7 +203,7 @@ class TaskFuture(Future[T], Generic[T]):
         with self._condition:
             self._has_listeners = True
             helped = name == "_waiters" and host() is not None
-            made = HelpedWaiters(self._session, self._owner.lane) if helped else []
+            made = HelpedWaiters(self._session.help_until, self._owner.lane) if helped else []
             found: list[Any] = self.__dict__.setdefault(name, made)
             return found
 

@@ -19,7 +19,6 @@ from .future import ItemFuture, TaskFuture
 from .ledger import Ledger, RunInfo, error_text
 from .rerun import delete, keep, rerun
 from .session import LOOK_PATIENCE, Session
-from .waiting import survey
 
 
 def frame_of(ledger: Ledger) -> Any:
@@ -422,7 +421,7 @@ class Job(Generic[T]):
 
     def survey(self) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers, and why none of them may run the calls; empty if one may."""
-        return survey(self._session, self._ledger)
+        return self._session.survey(self._ledger)
 
     @property
     def errors(self) -> dict[int, BaseException]:

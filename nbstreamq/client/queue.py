@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from ..arguments import (
     MAX_RETRIES,
@@ -72,7 +72,7 @@ from .submit import (
     send_chunks,
     submit_when_done,
 )
-from .waiting import stranded, uninterrupted
+from .waiting import uninterrupted
 
 #: Bytes that a worker may use at least: a bit more than one that has run nothing.
 MIN_MEMORY = 32 * 2**20
@@ -233,18 +233,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Queue(Protocol):
-    """The part of `TaskQueue` that is needed here."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
-
-    @property
-    def map(self) -> Callable[..., Any]: ...
-
-    @property
-    def options(self) -> Callable[..., Any]: ...
-
-
 class TaskFunction(Generic[P, T]):
     """A function of a queue: calling it submits it.
 
@@ -254,7 +242,7 @@ class TaskFunction(Generic[P, T]):
         The function itself, for a call in this process.
     """
 
-    def __init__(self, queue: _Queue, fn: Callable[P, T]) -> None:
+    def __init__(self, queue: TaskQueue, fn: Callable[P, T]) -> None:
         self._queue = queue
         self.fn = fn
         functools.update_wrapper(self, fn)
@@ -265,8 +253,7 @@ class TaskFunction(Generic[P, T]):
 
     def map(self, *iterables: Iterable[Any], **options: Any) -> Job[T]:
         """Call the function on every item, as `TaskQueue.map` does."""
-        job: Job[T] = self._queue.map(self.fn, *iterables, **options)
-        return job
+        return self._queue.map(self.fn, *iterables, **options)
 
     def options(self, **options: Any) -> TaskFunction[P, T]:
         """Return the function with other options; see `TaskQueue.options`."""
@@ -751,7 +738,7 @@ class TaskQueue(Executor, TaskOnly):
         session, url = self._session, str(self._url)
         n_open, trouble = len(session.outstanding), str(session.trouble or "")
         found = session.ask(
-            lambda store: queue_status(store, url, n_open, trouble, stranded(session, store)),
+            lambda store: queue_status(store, url, n_open, trouble, session.stranded(store)),
             patience=LOOK_PATIENCE,
         )
         return cast("QueueStatus", found)

@@ -21,9 +21,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from .. import locks
 from ..errors import DataDamaged, NbstreamqError, QueueClosed, ServerUnreachable
@@ -32,56 +32,26 @@ from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import Tell, ValueBackend, refers
-from ..tracebacks import shortened, trace_of
+from ..tracebacks import shortened, trace_of, warn
 from ..wire.connection import RECONNECT
 from ..wire.item_ranges import EVERYTHING, ItemRanges, size
+from ..wire.keys import home_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext, host, outer_task
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
-from .ledger import Ledger, Outstanding, echo
+from .ledger import Ledger, NamedLedger, Outstanding, echo
 from .waiting import (
-    Warner,
-    explain,
-    help_until,
     interrupted,
     interruptible,
-    survey,
     uninterrupted,
 )
 
-
-class Follower(Protocol):
-    """Who wants to know."""
-
-    def is_busy(self) -> bool:
-        """Return whether it has open calls, other than those of named jobs."""
-
-    def announce(self) -> None:
-        """Say how many they are."""
-
-    def finish(self) -> None:
-        """Wait for them."""
-
-    def drop(self) -> int:
-        """Cancel them, take no more, and return how many there were."""
-
-    def abandon(self) -> None:
-        """The interpreter exits."""
-
-    def forget(self) -> None:
-        """This process was forked from the one that the follower belongs to."""
-
-
-_followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+#: The sessions that end with the interpreter, and are detached after a fork.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _drops = _is_exiting = False
-
-
-def follow(follower: Follower) -> None:
-    """Tell `follower` of such an end, if it still lives then."""
-    _followers.add(follower)
 
 
 def drop_calls_at_exit() -> None:
@@ -125,18 +95,18 @@ def _finish_all() -> None:
         _drop_all()
         return
     try:
-        for follower in list(_followers):
-            follower.announce()
-        while busy := [f for f in list(_followers) if f.is_busy()]:
-            for follower in busy:
-                follower.finish()
+        for session in list(_sessions):
+            session.announce()
+        while busy := [session for session in list(_sessions) if session.is_busy()]:
+            for session in busy:
+                session.finish()
     except KeyboardInterrupt:
         _drop_all()
 
 
 def _drop_all() -> None:
-    for follower in list(_followers):
-        follower.drop()
+    for session in list(_sessions):
+        session.drop()
 
 
 def _ended_by_interrupt() -> bool:
@@ -150,13 +120,13 @@ def _abandon_all() -> None:
     if host() is not None:
         return
     _finish_all()  # threads may have submitted more while the interpreter waited for them
-    for follower in list(_followers):
-        follower.abandon()
+    for session in list(_sessions):
+        session.abandon()
 
 
 def _forget_all() -> None:
-    for follower in list(_followers):
-        follower.forget()
+    for session in list(_sessions):
+        session.forget()
 
 
 # Twice: before all functions of `atexit`, which may take away what the calls need, as it is with
@@ -235,7 +205,7 @@ class Session:
         #: What the next call may join.
         self._calls: Calls | None = None
         self._set_ups: dict[str, Ledger] = {}
-        self.warn = Warner().say
+        self._said = set[str]()
         self._state, self._has_ended = "open", locks.Event()
         self._memory = DataLossCheck(session, store.keys.queue)
         self._sender = Sender(
@@ -247,7 +217,7 @@ class Session:
             on_refused=self.fail,
         )
         try:
-            self.large = LargeValues(self, self._sender, place)
+            self.large = LargeValues(session, self.ask, self.tell, self._sender.send_soon, place)
         except BaseException:
             self._sender.close(0)
             raise
@@ -261,7 +231,7 @@ class Session:
             on_trouble=self._on_trouble,
         )
         self._sender.meanwhile = self._listener.ask
-        follow(self)
+        _sessions.add(self)
 
     # -- submitting ----------------------------------------------------------------------------
 
@@ -506,7 +476,7 @@ class Session:
         __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
         if host() is not None:
-            help_until(self, functools.partial(what.wait, is_reached), timeout, [what.lane])
+            self.help_until(functools.partial(what.wait, is_reached), timeout, [what.lane])
         try:
             while True:
                 now = time.monotonic()
@@ -518,9 +488,9 @@ class Session:
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                explain(self, what)
+                self._explain(what)
         except KeyboardInterrupt as interrupt:
-            interrupted(interrupt, self, beside or [what])
+            interrupted(interrupt, self.cancel, beside or [what])
             raise shortened(interrupt)  # noqa: B904 - it is the same one
 
     def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any:
@@ -562,6 +532,119 @@ class Session:
             finally:
                 if self._state == "closed":  # after a shutdown, too, can be asked
                     self._store.close()
+
+    def help_until(
+        self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
+    ) -> None:
+        """Run other tasks while this one waits; cancel what it submitted if it is stopped."""
+        worker = host()
+        if worker is None:
+            return
+        try:
+            worker.help_until(wait, timeout, lanes)
+        except BaseException:
+            task = worker.task()
+            for what in self.open():
+                if what.outer is task and not what.title:
+                    self.cancel(what, range(what.n_items))
+            raise
+
+    # -- why a wait may never end --------------------------------------------------------------
+
+    def warn(self, text: str) -> None:
+        """Warn of each thing once."""
+        if text not in self._said:
+            self._said.add(text)
+            warn(text)
+
+    def _explain(self, what: Outstanding) -> None:
+        """Warn, once for each reason, if there is a reason why nothing happens."""
+        # Workers that are started again have not joined yet.
+        if not self.workers.is_restarting and (reason := self.survey(what)[1]):
+            self.warn(f"waiting for {what.name}: {reason}")
+
+    def survey(self, what: Outstanding) -> tuple[dict[str, dict[str, Any]], str]:
+        """Return the workers there are, and why none may run the calls; empty if one may."""
+        if self.trouble:  # another connection may do, where no more of them are let in
+            return {}, str(self.trouble)
+        try:
+            self.check_memory()
+            # With another secret, neither this client nor its workers can do anything here.
+            self.ask(lambda store: store.check_secret(write=False), patience=0.0)
+            workers = self.ask(Store.workers, patience=0.0)
+        except NbstreamqError as error:
+            return {}, str(error)
+        reason = self.workers.trouble or self._why_no_worker(workers, what) or what.delay()
+        return workers, reason or self._why_vanished(what)
+
+    def _why_vanished(self, what: Outstanding) -> str:
+        """Say that the server holds nothing of a job any more, though some has no result.
+
+        At the second look only: a result may be on its way.
+        """
+        try:
+            is_there = self.ask(_has_tasks, patience=0.0)
+        except NbstreamqError:
+            return ""
+        n_left, name = what.n_open, what.title or what.name
+        before, what.n_when_empty = what.n_when_empty, -1 if is_there else n_left
+        if is_there or before != n_left or what.growing or what.is_over:
+            return ""
+        remedy = (
+            f"q.map(..., name={name!r}, replace=True) runs it again"
+            if what.title
+            else "cancel() them, and submit them again"
+        )
+        return (
+            f"{n_left:,} calls of {name} have no result, and nothing waits or runs on the server:"
+            f" their messages were deleted there. They will never run; {remedy}."
+        )
+
+    def _why_no_worker(self, workers: dict[str, dict[str, Any]], what: Outstanding) -> str:
+        """Return why no worker runs what waits, and what to do; empty if one may.
+
+        Parameters
+        ----------
+        workers
+            Id -> description of the registered workers of the queue.
+        """
+        home, lane = home_of(what.job), what.lane
+        ours = [about for about in workers.values() if accepts(about, home)]
+        if not ours and isinstance(what, NamedLedger):
+            return self._no_worker_left(what.title, what.job, what.about)
+        if not ours:
+            found = "no workers but those of other kernels" if workers else "no workers"
+            return (
+                f"queue {self._store.keys.queue!r} has {found}. Start some: q.run(4) here, or"
+                f" `{self.worker_command()}` anywhere."
+            )
+        if not any(lane in about.get("lanes", ()) for about in ours):
+            command = self.worker_command(lane=lane)
+            return f"no worker serves its lane {lane!r}. Start one: {command}"
+        return ""
+
+    def stranded(self, store: Store) -> list[str]:
+        """Return, for each named job that no worker can run, how to start some."""
+        workers = store.workers().values()
+        records = (
+            store.readable_record(job, name)
+            for name, job in store.job_names().items()
+            if not any(accepts(about, home_of(job)) for about in workers)
+        )
+        return [
+            self._no_worker_left(record.name, record.id, record.about)
+            for record in records
+            if record is not None and record.n_ended < record.n_items
+        ]
+
+    def _no_worker_left(self, name: str, job: str, about: dict[str, Any]) -> str:
+        folder = about["folder"]
+        command = self.worker_command(folder, about["python"])
+        here = "q.run(4) here, or " if home_of(job) in self.homes else ""
+        return (
+            f"job {name!r} waits: no worker with its folder, {folder}, and its Python is left."
+            f" Start some: {here}`{command}`"
+        )
 
     # -- news ----------------------------------------------------------------------------------
 
@@ -848,7 +931,7 @@ class Session:
     def _reason(self) -> str:
         """Return why nothing may run; empty if something may."""
         for what in self._unnamed():
-            if reason := survey(self, what)[1]:
+            if reason := self.survey(what)[1]:
                 return f"waiting for {what.name}: {reason}"
         if self._listener.is_delivering and not self._unnamed():
             return (
@@ -896,6 +979,17 @@ class Session:
 
 def _ignore(_error: BaseException) -> None:
     """Go on after a command that the server refused, which nothing depends on."""
+
+
+def accepts(description: dict[str, Any], home: str) -> bool:
+    """Return whether a worker runs tasks of `home`: those of `nbstreamq worker` run all."""
+    homes = description.get("homes", ())
+    return not homes or home in homes
+
+
+def _has_tasks(store: Store) -> bool:
+    own = [f"@{worker}" for worker in store.workers()]
+    return store.has_tasks([*store.known_lanes(), *own])
 
 
 def _calls(n: int) -> str:

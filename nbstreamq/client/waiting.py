@@ -1,4 +1,4 @@
-"""Waits: Ctrl-C in two stages, waits inside a task, and why a wait may never end."""
+"""Waits: Ctrl-C in two stages, and waits inside a task."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import CodeType, FrameType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from ..errors import NbstreamqError, ServerUnreachable
-from ..launch.local import LocalWorkers
-from ..tracebacks import warn
-from ..wire.keys import home_of
 from ..wire.messages import State
-from ..wire.store import Store
 from ..worker_context import WorkerContext, host
-from .ledger import NamedLedger, Outstanding
+from .ledger import Outstanding
 
 # `signal` makes an enum member of each signal and handler, which takes ten times as long.
 
@@ -31,6 +26,8 @@ SPAN = 2.0
 N_NAMED = 3
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: A method that cancels items of a call or job.
+Cancel: TypeAlias = Callable[[Outstanding, Iterable[int]], None]
 
 _main_thread = threading.main_thread().ident
 
@@ -98,20 +95,14 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
 # -- two stages ----------------------------------------------------------------------------------
 
 
-class Canceller(Protocol):
-    """Who can cancel items of a job."""
-
-    def cancel(self, what: Outstanding, chosen: Iterable[int]) -> None: ...
-
-
 class PendingInterrupt:
     """An interrupt of a wait; keeps nothing alive that was waited for."""
 
     #: The last one, until there was a second.
     last: ClassVar[PendingInterrupt | None] = None
 
-    def __init__(self, canceller: Canceller, waited: Sequence[Outstanding]) -> None:
-        self._canceller = weakref.ref(canceller)
+    def __init__(self, cancel: Cancel, waited: Sequence[Outstanding]) -> None:
+        self._cancel = weakref.WeakMethod(cancel)
         self._waited = [weakref.ref(what) for what in waited]
         self.until = time.monotonic() + SPAN
         # In a notebook, what is printed in it appears in the cell that was interrupted.
@@ -130,12 +121,12 @@ class PendingInterrupt:
 
     def cancel(self) -> list[Outstanding]:
         """Cancel what is not over, and say so; return that."""
-        canceller = self._canceller()
+        cancel = self._cancel()
         found = [what for ref in self._waited if (what := ref()) is not None and not what.is_over]
-        if canceller is None or not found:
+        if cancel is None or not found:
             return []
         for what in found:
-            canceller.cancel(what, range(what.n_items))
+            cancel(what, range(what.n_items))
         _say(f"Cancelled: {_names(found)}. What is done is kept.")
         return found
 
@@ -156,7 +147,7 @@ def interruptible(wait: F) -> F:
 
 
 def interrupted(
-    interrupt: KeyboardInterrupt, canceller: Canceller, waited: Sequence[Outstanding]
+    interrupt: KeyboardInterrupt, cancel: Cancel, waited: Sequence[Outstanding]
 ) -> None:
     """Take note that a wait was interrupted, and say how to cancel what it was for.
 
@@ -169,7 +160,7 @@ def interrupted(
     first = PendingInterrupt.take()
     cancelled = first.cancel() if first else []
     if left := [what for what in waited if not what.is_over and what not in cancelled]:
-        PendingInterrupt.last = PendingInterrupt(canceller, left)
+        PendingInterrupt.last = PendingInterrupt(cancel, left)
         signal.signal(signal.SIGINT, handler_after(known))
         how = f"To cancel: interrupt again within {SPAN:g} s, or call cancel()"
         _say(f"Goes on: {_names(left)}. {how}.")
@@ -226,28 +217,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - who is interrupted waits for a word
 
 
-class Client(Protocol):
-    """Who has submitted what is waited for."""
-
-    def open(self) -> list[Outstanding]: ...
-    def cancel(self, what: Outstanding, chosen: Iterable[int]) -> None: ...
-
-
-def help_until(
-    client: Client, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
-) -> None:
-    """Run other tasks while this one waits; cancel what it submitted if it is stopped."""
-    worker = host()
-    if worker is None:
-        return
-    try:
-        worker.help_until(wait, timeout, lanes)
-    except BaseException:
-        task = worker.task()
-        for what in client.open():
-            if what.outer is task and not what.title:
-                client.cancel(what, range(what.n_items))
-        raise
+#: Runs other tasks until a wait of the running task is over; takes the wait, its timeout, and lanes
+#: whose tasks may run, too.
+Help: TypeAlias = Callable[[Callable[[float], bool], float | None, Collection[str]], None]
 
 
 class HelpedWaiters(list[Any]):
@@ -257,161 +229,27 @@ class HelpedWaiters(list[Any]):
     it gets one that helps.
     """
 
-    def __init__(self, client: Client, lane: str) -> None:
+    def __init__(self, help_until: Help, lane: str) -> None:
         super().__init__()
-        self._client = client
+        self._help_until = help_until
         self._lane = lane
 
     def append(self, waiter: Any) -> None:
         if not isinstance(waiter.event, _HelpingEvent):
             # All futures are locked: nobody waits for the old one yet, nor has set it.
-            waiter.event = _HelpingEvent(self._client)
+            waiter.event = _HelpingEvent(self._help_until)
         waiter.event.lanes.add(self._lane)
         super().append(waiter)
 
 
 class _HelpingEvent(threading.Event):
-    def __init__(self, client: Client) -> None:
+    def __init__(self, help_until: Help) -> None:
         super().__init__()
-        self._client = client
+        self._help_until = help_until
         self.lanes: set[str] = set()
 
     def wait(self, timeout: float | None = None) -> bool:
         begun = time.monotonic()
-        help_until(self._client, super().wait, timeout, self.lanes)
+        self._help_until(super().wait, timeout, self.lanes)
         left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
         return super().wait(left)
-
-
-class _Session(Protocol):
-    workers: LocalWorkers
-    trouble: ServerUnreachable | None
-
-    @property
-    def homes(self) -> tuple[str, str]: ...
-    def worker_command(self, folder: str = "", python: str = "python", lane: str = "") -> str: ...
-    def warn(self, text: str) -> None: ...
-    def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any: ...
-    def check_memory(self) -> None: ...
-
-
-def explain(session: _Session, ledger: Outstanding) -> None:
-    """Warn, once for each reason, if there is a reason why nothing happens."""
-    # Workers that are started again have not joined yet.
-    if not session.workers.is_restarting and (reason := survey(session, ledger)[1]):
-        session.warn(f"waiting for {ledger.name}: {reason}")
-
-
-def survey(session: _Session, ledger: Outstanding) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return the workers there are, and why none may run the calls; empty if one may."""
-    if session.trouble:  # another connection may do, where no more of them are let in
-        return {}, str(session.trouble)
-    try:
-        session.check_memory()
-        # With another secret, neither this client nor its workers can do anything here.
-        session.ask(lambda store: store.check_secret(write=False), patience=0.0)
-        workers, queue = session.ask(
-            lambda store: (store.workers(), store.keys.queue), patience=0.0
-        )
-    except NbstreamqError as error:
-        return {}, str(error)
-    reason = session.workers.trouble or _reason(session, workers, queue, ledger) or ledger.delay()
-    return workers, reason or _vanished(session, ledger)
-
-
-def _has_tasks(store: Store) -> bool:
-    own = [f"@{worker}" for worker in store.workers()]
-    return store.has_tasks([*store.known_lanes(), *own])
-
-
-def _vanished(session: _Session, ledger: Outstanding) -> str:
-    """Say that nothing of a job is on the server any more, though some of it has no result.
-
-    At the second look only: a result may be on its way.
-    """
-    try:
-        is_there = session.ask(_has_tasks, patience=0.0)
-    except NbstreamqError:
-        return ""
-    n_left, name = ledger.n_open, ledger.title or ledger.name
-    before, ledger.n_when_empty = ledger.n_when_empty, -1 if is_there else n_left
-    if is_there or before != n_left or ledger.growing or ledger.is_over:
-        return ""
-    remedy = (
-        f"q.map(..., name={name!r}, replace=True) runs it again"
-        if ledger.title
-        else "cancel() them, and submit them again"
-    )
-    return (
-        f"{n_left:,} calls of {name} have no result, and nothing waits or runs on the server: their"
-        f" messages were deleted there. They will never run; {remedy}."
-    )
-
-
-def _reason(
-    session: _Session, workers: dict[str, dict[str, Any]], queue: str, ledger: Outstanding
-) -> str:
-    """Return why nobody runs what waits of `ledger`, and what to do; empty if somebody may.
-
-    Parameters
-    ----------
-    workers
-        Id -> description of the registered workers of `queue`.
-    """
-    home, lane = home_of(ledger.job), ledger.lane
-    ours = [about for about in workers.values() if accepts(about, home)]
-    if not ours and isinstance(ledger, NamedLedger):
-        return _no_worker_left(session, ledger.title, ledger.job, ledger.about)
-    if not ours:
-        what = "no workers but those of other kernels" if workers else "no workers"
-        return (
-            f"queue {queue!r} has {what}. Start some: q.run(4) here, or"
-            f" `{session.worker_command()}` anywhere."
-        )
-    if not any(lane in about.get("lanes", ()) for about in ours):
-        command = session.worker_command(lane=lane)
-        return f"no worker serves its lane {lane!r}. Start one: {command}"
-    return ""
-
-
-def accepts(description: dict[str, Any], home: str) -> bool:
-    """Return whether a worker runs tasks of `home`: those of `nbstreamq worker` run all."""
-    homes = description.get("homes", ())
-    return not homes or home in homes
-
-
-def stranded(session: _Session, store: Store) -> list[str]:
-    """Return, for each named job that waits for workers there are none of, how to start some."""
-    workers = store.workers().values()
-    records = (
-        store.readable_record(job, name)
-        for name, job in store.job_names().items()
-        if not any(accepts(about, home_of(job)) for about in workers)
-    )
-    return [
-        _no_worker_left(session, record.name, record.id, record.about)
-        for record in records
-        if record is not None and record.n_ended < record.n_items
-    ]
-
-
-def _no_worker_left(session: _Session, name: str, job: str, about: dict[str, Any]) -> str:
-    folder = about["folder"]
-    command = session.worker_command(folder, about["python"])
-    here = "q.run(4) here, or " if home_of(job) in session.homes else ""
-    return (
-        f"job {name!r} waits: no worker with its folder, {folder}, and its Python is left. Start"
-        f" some: {here}`{command}`"
-    )
-
-
-class Warner:
-    """Warns of each thing once."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            warn(text)
