@@ -56,6 +56,12 @@ def is_waiting(thread: threading.Thread) -> bool:
     return {"wait_until", "wait"} <= {f.name for f in traceback.extract_stack(frame)}
 
 
+def is_reading(thread: threading.Thread) -> bool:
+    """Return whether `thread` waits for a result, and reads it by itself: callbacks run in it."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return {"lead", "wait"} <= {f.name for f in traceback.extract_stack(frame)}
+
+
 def interrupt_wait() -> threading.Thread:
     """Press Ctrl-C, from a thread, as soon as the main thread waits for a result."""
 

@@ -15,7 +15,9 @@ from ..objects.functions import FunctionPickle
 from ..objects.results import load_outcomes
 from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Event, Options, Task
-from .ledger import Output, Outstanding, Payload, hold_callbacks, let_go
+from .callbacks import hold_callbacks, let_go
+from .error_notes import Payload
+from .ledger import Output, Outstanding
 
 #: Most calls that share a job id: what they printed is kept as long as the future of any.
 MAX_CALLS = 1000

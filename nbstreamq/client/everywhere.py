@@ -12,8 +12,9 @@ from ..objects.pickling import dump
 from ..wire.messages import Event, Options, Task
 from ..wire.store import Store
 from .channel import Command
+from .error_notes import Payload
 from .job import Job
-from .ledger import Ledger, Payload
+from .ledger import Ledger
 from .session import Session, accepts
 
 #: Seconds to wait for local workers that are starting.

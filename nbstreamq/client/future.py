@@ -23,8 +23,10 @@ from ..tracebacks import shortened
 from ..wire.item_ranges import ONE, ItemRanges
 from ..wire.messages import Event, Options, State
 from ..worker_context import host
+from .callbacks import invoke_callbacks
 from .calls import Call
-from .ledger import Ledger, Outstanding, Payload, RunInfo, annotate, invoke_callbacks
+from .error_notes import Payload, RunInfo, annotate
+from .ledger import Ledger, Outstanding
 from .session import Session
 from .waiting import HelpedWaiters
 

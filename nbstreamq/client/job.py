@@ -15,8 +15,9 @@ from ..arguments import check_callable, check_timeout
 from ..errors import NbstreamqError, NotPicklable
 from ..tracebacks import concise, shortened
 from ..wire.messages import State
+from .error_notes import RunInfo, error_text
 from .future import ItemFuture, TaskFuture
-from .ledger import Ledger, RunInfo, error_text
+from .ledger import Ledger
 from .rerun import delete, keep, rerun
 from .session import LOOK_PATIENCE, Session
 

@@ -9,52 +9,30 @@ from __future__ import annotations
 import json
 import logging
 import re
-import reprlib
 import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-from ..errors import JobNotFound, NbstreamqError, RemoteError, TaskError, WorkerLost
+from ..errors import JobNotFound, NbstreamqError
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
-from ..objects.large_values import size_of
-from ..objects.pickling import load
-from ..objects.references import Dependent, resolving
 from ..objects.results import load_outcomes
 from ..tracebacks import trace_of
-from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
-from ..wire.messages import Event, Options, State, Task
+from ..wire.item_ranges import ItemRanges, items, ranges_of
+from ..wire.messages import Event, Options, State
 from ..wire.records import Chunk, JobRecord
-
-
-class RunInfo(NamedTuple):
-    """Which worker ran some items, at which attempt, when and how long; see `Event`."""
-
-    kind: str
-    n: int
-    span: ItemRanges
-    worker: str
-    attempt: int
-    started: float
-    seconds: float
-
-    @classmethod
-    def about(cls, event: Event) -> RunInfo:
-        what = (event.kind, event.n, event.span, event.worker, event.attempt)
-        return cls(*what, event.started, event.seconds)
-
+from .callbacks import hold_callbacks, let_go, resolve
+from .error_notes import Payload, RunInfo, annotate
 
 #: `splitlines` knows more of them, such as a form feed.
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
 
 
-def echo(name: str, event: Event) -> None:
+def print_output(name: str, event: Event) -> None:
     """Show what a task printed, each line marked with the function's name and the item's index."""
     for item, stream, text in json.loads(event.body):
         target = sys.stderr if stream == "stderr" else sys.stdout
@@ -105,224 +83,6 @@ class Output:
     def all_progress(self) -> dict[int, tuple[int, int | None]]:
         """Return item -> what it reported last."""
         return self._progress.copy()
-
-
-class Payload(NamedTuple):
-    """The pickled arguments of some items.
-
-    Attributes
-    ----------
-    n, n_items
-        The first item's index in the job, and how many there are.
-    call
-        How an item is called, as in `Task`.
-    args
-        The items, pickled.
-    """
-
-    n: int
-    n_items: int
-    call: str
-    args: bytes
-
-    def task(
-        self, job: str, function: FunctionPickle, options: Options, span: ItemRanges = ()
-    ) -> Task:
-        """Return the message that calls `function` on the items; or on `span` of them."""
-        return Task(
-            job=job,
-            n=self.n,
-            span=span or (ONE if self.n_items == 1 else (range(self.n_items),)),
-            fn=function.digest,
-            name=function.name,
-            call=self.call,
-            args=self.args,
-            opts=options.encode(),
-        )
-
-    def arguments(self, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and keyword arguments of an item of the job."""
-        loaded = load(self.args)
-        if isinstance(loaded, Dependent):
-            loaded = load(loaded.args)
-        if self.call == "apply":
-            args, kwargs = loaded
-            return args, kwargs
-        value = loaded[item - self.n]
-        return (tuple(value) if self.call == "starmap" else (value,)), {}
-
-    def results(self) -> list[Any]:
-        """Return the results of other tasks that the arguments need."""
-        loaded = load(self.args) if self.call == "apply" else None
-        return [load(result) for result in loaded.results] if isinstance(loaded, Dependent) else []
-
-    def describe(self, item: int, name: str) -> str:
-        """Return the call of an item as people write it, abbreviated."""
-        try:
-            args, kwargs = self.arguments(item)
-            parts = [*map(reprlib.repr, args), *(f"{k}={v!r:.40}" for k, v in kwargs.items())]
-        except BaseException as error:  # noqa: BLE001 - foreign code, for a description only
-            return f"(can't be shown: {error!r})"
-        return parts[0] if self.call == "map" else f"{name}({', '.join(parts)})"
-
-
-#: Most characters of a call in a note.
-MAX_CALL = 120
-#: Most bytes of arguments that are unpickled once more to tell of them. More keeps who waits for
-#: the error waiting.
-MAX_ARGS_BYTES = 10 * 2**20
-#: Most results of other tasks in the arguments of a call that is shown.
-MAX_RESULTS = 100
-
-
-class _Absent:
-    """Stands for a value that is not here, in the arguments that are shown."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-def error_text(error: BaseException) -> str:
-    """Return what a traceback would end with, whatever the methods of `error` do."""
-    name = type(error).__qualname__
-    try:
-        text = f"{error}"
-    except BaseException:  # noqa: BLE001 - foreign code, for a display only
-        return name
-    return f"{name}: {text}" if text else name
-
-
-def annotate(
-    error: BaseException,
-    item: int,
-    payload: Payload | None,
-    report: RunInfo | Event,
-    *,
-    job: str,
-    name: str,
-) -> None:
-    """Have `error` say which call raised it, and where; never raises, whatever is in the arguments.
-
-    Parameters
-    ----------
-    error
-        What item `item` failed with.
-    payload
-        What was sent for the item; None if it was dropped.
-    report
-        The news that it failed.
-    job, name
-        Id of the job; name of the function.
-    """
-    try:
-        if isinstance(error, WorkerLost):
-            _complete_certificate(error, item, name, payload)
-        elif isinstance(error, RemoteError) or not isinstance(error, TaskError):
-            _add_note(error, item, job, _call(item, name, payload), report)
-    except BaseException:  # noqa: BLE001 - foreign code; the error itself matters more
-        logging.getLogger(__name__).debug("can't say more of the error of task %s-%d", job, item)
-
-
-def _complete_certificate(error: WorkerLost, item: int, name: str, payload: Payload | None) -> None:
-    if payload and error.certificate and not error.certificate.item:
-        error.certificate = replace(error.certificate, item=_describe(item, name, payload))
-
-
-def _add_note(
-    error: BaseException, item: int, job: str, call: str, report: RunInfo | Event
-) -> None:
-    """Add the note, unless another item of the job has the same exception object."""
-    notes = [n for n in getattr(error, "__notes__", ()) if isinstance(n, str)]
-    start = f"in task {job}-"
-    if any(start in note for note in notes):
-        return
-    verb = "Came out of" if any(n.startswith("The task was done;") for n in notes) else "Raised in"
-    where = f"worker {report.worker}, attempt {report.attempt}"
-    # Not error.add_note(): its class may have another idea of that.
-    BaseException.add_note(error, f"{verb} task {job}-{item} ({call}) on {where}.")
-
-
-def _call(item: int, name: str, payload: Payload | None) -> str:
-    """Return the call in one line, abbreviated; without what can't be shown."""
-    unknown = f"{name}(…)"
-    if payload is None or size_of(payload.args) > MAX_ARGS_BYTES:
-        return unknown
-    text = " ".join(_describe(item, name, payload).split())
-    if text.startswith("(can't be shown:"):
-        return unknown
-    if payload.call == "map":
-        text = f"{name}({text})"
-    return text if len(text) <= MAX_CALL else text[: MAX_CALL - 1] + "…"
-
-
-def _describe(item: int, name: str, payload: Payload) -> str:
-    with resolving(_stored, [_Absent("<result of another task>")] * MAX_RESULTS):
-        return payload.describe(item, name)
-
-
-def _stored(*_: Any) -> Any:
-    return _Absent("<value of a Ref>")
-
-
-#: Where `concurrent.futures` says that a callback has failed.
-logger = logging.getLogger("concurrent.futures")
-
-
-def invoke_callbacks(future: Any) -> None:
-    """Call the callbacks of a future that is over, each once.
-
-    `concurrent.futures` does it alike, but fails itself if an error can't be shown in a log.
-    """
-    callbacks = future._done_callbacks  # noqa: SLF001
-    while callbacks:
-        callback = callbacks.pop(0)
-        try:
-            callback(future)
-        except Exception as error:  # noqa: BLE001 - of a user
-            text = trace_of(error)
-            logger.error("exception calling callback for %r\n%s", future, text)  # noqa: TRY400
-
-
-def resolve(
-    future: Future[Any], value: Any, error: BaseException | None, *, is_cancelled: bool
-) -> None:
-    """Give `future` its result, or what it has instead."""
-    if future.done():  # an exception came after that, and before it had told anybody
-        future._invoke_callbacks()  # type: ignore[attr-defined]  # noqa: SLF001
-    elif is_cancelled:
-        Future.cancel(future)
-        future.set_running_or_notify_cancel()
-    elif error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(value)
-
-
-def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
-    """Take the callbacks off futures that get their results now, until `let_go`.
-
-    The callback of one may wait for the result of another.
-    """
-    held = []
-    for future in futures:
-        if getattr(future, "_has_listeners", True):
-            with future._condition:  # noqa: SLF001 - who adds one holds it, too
-                held.append((future, future._done_callbacks))  # noqa: SLF001
-                future._done_callbacks = []  # noqa: SLF001
-    return held
-
-
-def let_go(held: Sequence[tuple[Any, list[Any]]]) -> None:
-    """Call the callbacks that were held; those of a future that has no result yet wait for it."""
-    for future, callbacks in held:
-        future._done_callbacks = callbacks  # noqa: SLF001
-    with ExitStack() as stack:  # one that exits, or Ctrl-C, does not keep the others from theirs
-        for future, _ in reversed(held):
-            if future.done():
-                stack.callback(future._invoke_callbacks)  # noqa: SLF001
 
 
 logger = logging.getLogger(__name__)
@@ -441,7 +201,7 @@ class Ledger(Outstanding):
     #: The function as it was pickled; keeps the large values alive that it refers to.
     function: FunctionPickle | None = None
     #: Gets the name and the event when items print. A view that shows the output replaces it.
-    show: Callable[[str, Event], object] = staticmethod(echo)
+    show: Callable[[str, Event], object] = staticmethod(print_output)
     #: Called after each change: a thread that reads events waits for more than those.
     wake: Callable[[], object] | None = None
     #: The last entry of a named job's events that was read.

@@ -17,9 +17,10 @@ from ..wire.records import Chunk, JobRecord
 from ..wire.replies import printable
 from ..wire.store import Store
 from .channel import Command
+from .error_notes import Payload
 from .future import stored_function
 from .job import Futures, Job
-from .ledger import NamedLedger, Payload
+from .ledger import NamedLedger
 from .rerun import catch_up, forget, rerun
 from .session import Session
 from .submit import Pace, call_of, chunks, task_of

@@ -16,7 +16,8 @@ from ..wire.item_ranges import EVERYTHING, ranges_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.records import DeadEntry, JobRecord
 from ..wire.store import Store
-from .ledger import Ledger, NamedLedger, Payload
+from .error_notes import Payload
+from .ledger import Ledger, NamedLedger
 from .session import Session
 from .submit import task_of
 

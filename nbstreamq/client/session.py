@@ -42,7 +42,7 @@ from ..worker_context import WorkerContext, host, outer_task
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
-from .ledger import Ledger, NamedLedger, Outstanding, echo
+from .ledger import Ledger, NamedLedger, Outstanding, print_output
 from .waiting import (
     interrupted,
     interruptible,
@@ -656,7 +656,7 @@ class Session:
         if isinstance(row, Calls):
             row.apply(event)
             if kind == "output":
-                echo(row.function.name, event)
+                print_output(row.function.name, event)
             if not row.open:
                 self._retire(row)
         elif row.expects(event):

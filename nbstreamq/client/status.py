@@ -19,8 +19,8 @@ from ..wire.replies import MAX_TIME, printable
 from ..wire.settlement import KEPT_BYTES
 from ..wire.store import REPLAYED, Store
 from ..worker_context import host
+from .error_notes import Payload
 from .future import ItemFuture, TaskFuture, stored_function
-from .ledger import Payload
 from .rerun import rerun
 from .session import LOOK_PATIENCE, Session
 

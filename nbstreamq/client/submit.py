@@ -20,8 +20,9 @@ from ..objects.results import dump_outcomes
 from ..wire.item_ranges import ItemRanges, size
 from ..wire.messages import Event, Options, Task
 from .channel import Command
+from .error_notes import Payload
 from .future import CallFuture, TaskFuture
-from .ledger import Ledger, Payload
+from .ledger import Ledger
 from .session import Session
 from .waiting import uninterrupted
 

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..client.error_notes import error_text
 from ..client.future import TaskFuture
-from ..client.ledger import error_text
 from ..client.status import (
     DeadLetter,
     DeadLetters,

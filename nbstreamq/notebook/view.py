@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby, starmap
 from typing import Any, TypeVar
 
+from ..client.error_notes import RunInfo
 from ..client.job import Job
-from ..client.ledger import RunInfo
 from ..wire.item_ranges import size
 from ..wire.messages import State
 

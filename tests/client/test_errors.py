@@ -21,7 +21,7 @@ from nbstreamq import (
     TimeLimitExceeded,
     WorkerLost,
 )
-from nbstreamq.client.ledger import RunInfo, annotate
+from nbstreamq.client.error_notes import RunInfo, annotate
 from nbstreamq.wire.item_ranges import ranges_of
 
 

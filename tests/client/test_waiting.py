@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nbstreamq.client import session
-from tests.interrupts import Armed, interrupt_wait, is_waiting
+from tests.interrupts import Armed, interrupt_wait, is_reading, is_waiting
 from tests.proxy import proxy
 
 __all__ = ["proxy"]
@@ -169,7 +169,7 @@ class TestInterrupts:
         future.add_done_callback(lambda _: entered.set() or over.wait(HANGS) or over.set())
 
         def interrupt() -> None:
-            while not is_waiting(main):
+            while not is_reading(main):
                 pass
             gate.open()
             entered.wait(HANGS)

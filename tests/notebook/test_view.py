@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nbstreamq import track
-from nbstreamq.client.ledger import RunInfo
+from nbstreamq.client.error_notes import RunInfo
 from nbstreamq.notebook.html import describe, describe_items, describe_worker, duration, job_html
 from nbstreamq.notebook.live import job_text
 from nbstreamq.notebook.view import (

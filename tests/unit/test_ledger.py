@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbstreamq import WorkerLost
-from nbstreamq.client.ledger import Ledger, Payload
+from nbstreamq.client.error_notes import Payload
+from nbstreamq.client.ledger import Ledger
 from nbstreamq.errors import DeathCertificate, QueueClosed
 from nbstreamq.objects.pickling import dump
 from nbstreamq.objects.remote_errors import dump_error
