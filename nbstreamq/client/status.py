@@ -27,9 +27,10 @@ from .session import LOOK_PATIENCE, Session
 
 @dataclass(frozen=True, kw_only=True)
 class LaneStatus:
-    """Numbers of stream entries of a lane: a chunk of a map is one, each of its slices another.
+    """Number of messages of a lane at one moment.
 
-    `over` counts those that are neither waiting nor running any more, since the lane was made.
+    A chunk of a map is one message, and so is each of its slices. `over` counts the messages that
+    have been settled since the lane was made.
     """
 
     lane: str
@@ -41,19 +42,20 @@ class LaneStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """A worker process.
+    """A worker at one moment.
 
     Attributes
     ----------
-    id, host, pid, python
-        Its name; where it runs.
+    id
+        Id of the worker process.
+    host, pid, python
+        Machine, process id, and minor version of Python.
     state
-        ``idle`` or ``busy``, as of the last second.
+        ``idle`` or ``busy``, at most a second ago.
     lanes
-        What it serves, most urgent first.
+        Lanes that it serves, most urgent first.
     memory_bytes, cpu
-        What it uses, as of the last second: memory, and the share of one processor. 0 if that is
-        not known.
+        Memory, and share of one processor core, at most a second ago; 0 if unknown.
     """
 
     id: str
@@ -83,19 +85,19 @@ class JobStatus:
     Attributes
     ----------
     name, queue, function
-        Its name; that of its queue; that of its function.
+        Names of the job, of its queue and of its function.
     done, failed, cancelled
-        Numbers of calls that have ended in each way.
+        Number of calls that have ended in each way.
     submitted
-        Number of calls in all, so far.
+        Number of calls submitted so far.
     complete
-        Whether no more calls come.
+        Whether all calls are submitted.
     made
-        When it was made, in seconds since the epoch.
+        When the job was made, in seconds since the epoch.
     expires
-        In how many seconds it is forgotten; None: it is kept.
+        Seconds until the server deletes the job; None: it is kept.
     size_bytes
-        What the server needs for it; None if it does not tell.
+        Memory that the job needs on the server; None if the server does not tell.
     """
 
     name: str
@@ -170,21 +172,21 @@ class QueueStatus:
     Attributes
     ----------
     queue, server
-        Its name; the server's address, without its password.
+        Name of the queue, and address of the server without its password.
     lanes
-        Those that are served, or hold something.
+        Lanes that workers serve or that hold something.
     workers
-        All workers, of all machines.
+        All workers, on all machines.
     open_jobs
-        Jobs of this client that are not over.
+        Number of open jobs of this client.
     trouble
         What is wrong with the connection; empty if nothing is.
     refused
-        Kind of message -> how many came without this queue's signature, or a second time, in
-        the last week. They were not unpickled, and are kept: see `TaskQueue.dead`.
+        Kind of message -> number of messages without a valid signature, and of copies, in the last
+        week. They were not unpickled; `TaskQueue.dead` lists them.
     warnings
-        What endangers or holds up tasks, and what to do about it: on the server, because workers
-        die young, or because a named job has no workers left.
+        What endangers or delays calls, and what to do about it: problems of the server, workers
+        that die young, or a named job without workers.
     """
 
     queue: str
@@ -324,29 +326,29 @@ def _problems(status: QueueStatus, skew: float) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """Something that was refused, or calls that failed for good.
+    """A message that was refused, or calls that failed for good.
 
     Attributes
     ----------
     id
-        Its own, on the server.
+        Id of the entry on the server.
     when
         When it was set aside, by the server's clock.
     kind
-        ``refused`` (it lacked this queue's signature, or was a copy) or ``failed`` (its last
-        attempt raised, was over a limit, or lost its worker).
+        ``refused``: the message had no valid signature, or was a copy. ``failed``: the last attempt
+        raised an exception, exceeded a limit, or lost its worker.
     why
-        What happened, in words: the error, shortened. Where several items failed together, the most
-        frequent errors; all of them are in `Job.errors`.
+        What happened: the error, shortened. If several items failed together, the most frequent
+        errors; `Job.errors` has all of them.
     lane, task
-        The lane it was in, and the id of the task, as in `TaskFuture.id`; empty if not known. Of
-        what was refused, this is only what it claims.
+        Lane of the message, and id of the task, as in `TaskFuture.id`; empty if unknown. For a
+        refused message, this is only what it claims.
     name, job, items
-        Name of the function, id of the job, and which items of it; empty if it is not signed.
+        Name of the function, id of the job, and the items; empty if the message is not signed.
     attempts
-        How often they were tried, lost workers included; 0 if not known.
+        Number of attempts, including lost workers; 0 if unknown.
     can_retry
-        Whether `retry` works: it is whole, and signed with this queue's secret.
+        Whether `retry` works: the message is complete and signed with this queue's secret.
     """
 
     id: str
@@ -363,22 +365,22 @@ class DeadLetter:
     _session: Session = field(repr=False, compare=False)
 
     def retry(self) -> TaskFuture[Any] | list[TaskFuture[Any]]:
-        """Run it again, with all its attempts before it, and take it off here.
+        """Run the calls again, with all their attempts, and remove this entry.
 
-        What is of a named job becomes part of that again, for all that follow it. Any other call
-        becomes a new job of this client: its old future has told how it ended, and stays so.
+        Calls of a named job become part of that job again, for all its clients. Any other call
+        becomes a new job of this client; its old future stays failed.
 
         Returns
         -------
         TaskFuture or list
-            The future of the new run; one for each item, where the entry holds several.
+            The future of the new run; a list of futures if the entry has several items.
 
         Raises
         ------
         NbstreamqError
-            It can't be tried again: see `can_retry`; or somebody else has just done it.
+            The entry can't be tried again, see `can_retry`, or another client has just done it.
         JobNotFound
-            The named job that it was part of was deleted, or replaced, or has expired.
+            The named job was deleted or replaced, or has expired.
         """
         session, entry_id = self._session, self.id.encode()
         found: DeadEntry | None = session.ask(lambda store: store.dead_entry(entry_id))
