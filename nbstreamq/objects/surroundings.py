@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+#: A pickle without this name calls none of our modules. So nothing in it needs surroundings, or
+#: refers to a value elsewhere.
+OUR_NAME = __name__.partition(".")[0].encode()
 #: Modules whose functions are a notebook's, or a script's.
 _MAIN = frozenset({"__main__", "__mp_main__"})
 

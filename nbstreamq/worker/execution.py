@@ -17,7 +17,7 @@ from ..objects.pickling import load
 from ..objects.references import Dependent, resolving
 from ..objects.remote_errors import dump_error, summary
 from ..objects.results import dump_outcomes, dump_small
-from ..objects.surroundings import Surroundings, arriving
+from ..objects.surroundings import OUR_NAME, Surroundings, arriving
 from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of, size
 from ..wire.keys import NESTED, base_lane
@@ -267,6 +267,8 @@ class Execution:
         if len(self.running) == 1:
             self._values.edits.forget_edited()
         function = self._values.function(task)
+        if OUR_NAME not in task.args:
+            return function, pickle.loads(task.args), None
         with arriving() as arrived:
             loaded = pickle.loads(task.args)
             if isinstance(loaded, Dependent):
