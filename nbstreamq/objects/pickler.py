@@ -45,139 +45,21 @@ from .standard import (
 )
 from .surroundings import arriving_here
 
-
-class _Region(NamedTuple):
-    """Where the elements of an array are in a file.
-
-    Attributes
-    ----------
-    filename, inode
-        The file. Machines that share a file system see the same inode.
-    mode
-        ``r`` or ``r+``, as NumPy has it.
-    first, n_bytes
-        The bytes from the lowest element to the highest one.
-    origin
-        The offset of the first element in these bytes, because strides may be negative.
-    """
-
-    filename: str
-    inode: int
-    mode: str
-    first: int
-    n_bytes: int
-    origin: int
-
-
-def reduce_mapped(array: Any) -> Any:
-    """Return how to map the file of `array` again; NotImplemented if it must be copied.
-
-    Raises
-    ------
-    PicklingError
-        Its file is writable and has no name, or is gone: a copy would lose what a task writes.
-    """
-    # Most arrays with a base are views of one that has its own memory.
-    if type(array.base).__name__ == "ndarray" and array.base.base is None:
-        return NotImplemented
-    owner = _owner_of(array)
-    if owner is None or owner.mode == "c" or not array.size:
-        return NotImplemented
-    try:
-        found = Path(owner.filename).stat()
-    except (OSError, TypeError):
-        if owner.mode == "r":
-            return NotImplemented
-        raise pickle.PicklingError(
-            f"it maps {owner.filename or 'a file without a name'}, which a worker can't open, and"
-            " what a task writes into a copy is lost. Pass numpy.array(...) of it, a copy"
-        ) from None
-    numpy = sys.modules["numpy"]
-    mapping = numpy.frombuffer(owner._mmap, numpy.uint8)  # noqa: SLF001 - NumPy has no other name
-    mapped_from = owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY
-    position = mapped_from + _address(array) - _address(mapping)
-    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
-    before = -sum(step for step in steps if step < 0)
-    after = sum(step for step in steps if step > 0)
-    region = _Region(
-        str(owner.filename),
-        found.st_ino,
-        "r" if owner.mode == "r" else "r+",
-        position - before,
-        before + after + array.itemsize,
-        before,
-    )
-    is_memmap = isinstance(array, numpy.memmap)
-    layout = array.dtype, array.shape, array.strides
-    return make_mapped, (tuple(region), layout, array.flags.writeable, is_memmap)
-
-
-def _owner_of(array: Any) -> Any:
-    """Return the `numpy.memmap` that has mapped the memory of `array`; None if none has."""
-    numpy = sys.modules["numpy"]
-    owner = None
-    while isinstance(array, numpy.ndarray):
-        if isinstance(array, numpy.memmap) and array._mmap is not None:  # noqa: SLF001
-            owner = array
-        array = array.base
-    return owner
-
-
-def _address(array: Any) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def make_mapped(
-    region: tuple[Any, ...], layout: tuple[Any, ...], writeable: bool, is_memmap: bool
-) -> Any:
-    """Return an array in a file, as `reduce_mapped` has described it.
-
-    Raises
-    ------
-    OSError
-        The file is missing on this machine, or it is another one, or too short.
-    """
-    np: Any = importlib.import_module("numpy")
-    filename, inode, mode, first, n_bytes, origin = _Region(*region)
-    where = f"on {socket.gethostname()}, where this worker runs"
-    advice = "Put it where all workers see it, or pass numpy.array(...) of the array, a copy."
-    try:
-        found = Path(filename).stat()
-    except OSError as error:
-        text = f"an array of the call maps {filename}, which can't be opened {where}. {advice}"
-        raise type(error)(error.errno, text) from None
-    if found.st_ino != inode or found.st_size < first + n_bytes:
-        raise OSError(
-            f"An array of the call maps {filename}, and that is another file {where}, or it has"
-            f" been replaced or cut since. {advice}"
-        )
-    whole: Any = np.memmap(filename, np.uint8, mode, offset=first, shape=(n_bytes,))
-    dtype, shape, strides = layout
-    array: Any = np.ndarray(shape, dtype, whole, origin, strides)
-    if is_memmap:
-        array = array.view(np.memmap)
-        array._mmap, array.mode = whole._mmap, mode  # noqa: SLF001 - as above
-        array.filename, array.offset = whole.filename, first + origin
-    if not writeable:
-        array.flags.writeable = False
-    return array
-
-
-#: The type of what `functools.lru_cache` makes.
+#: The type of a function of `functools.lru_cache`.
 lru_cache_wrapper = type(functools.lru_cache(int))
 
-#: Tells this process from others: a module that comes back home is found, not made again.
+#: Id of this process: a module that comes back to it is found, and not made again.
 _HOME = uuid.uuid4().hex
-#: Where the modules come from that this process has received.
+#: The ids of the processes that received modules come from.
 _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
-#: Functions that look global names up by text, or by text that is code.
+#: Functions that look up global names as strings, or run code in strings.
 _BY_TEXT = frozenset({"eval", "exec", "globals"})
 #: How objects of a type are pickled, except those that `Pickler.reducer_override` handles.
 _REDUCERS = cp.Pickler._dispatch_table | REDUCERS  # noqa: SLF001
 #: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
 _MADE_BY_CODE = 1 << 9
-#: What a module says of its import here; elsewhere it would be wrong.
+#: Attributes of a module about its import, which would be wrong in another process.
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
 
@@ -453,6 +335,130 @@ def tensor_of(array: Any) -> Any:
     return importlib.import_module("torch").from_numpy(array)
 
 
+# -- arrays that map a file ---------------------------------------------------------------------
+
+
+class _Region(NamedTuple):
+    """Where the elements of an array are in a file.
+
+    Attributes
+    ----------
+    filename, inode
+        The file. Machines that share a file system see the same inode.
+    mode
+        ``r`` or ``r+``, as NumPy has it.
+    first, n_bytes
+        The bytes from the lowest element to the highest one.
+    origin
+        The offset of the first element in these bytes, because strides may be negative.
+    """
+
+    filename: str
+    inode: int
+    mode: str
+    first: int
+    n_bytes: int
+    origin: int
+
+
+def reduce_mapped(array: Any) -> Any:
+    """Return how to map the file of `array` again; NotImplemented if it must be copied.
+
+    Raises
+    ------
+    PicklingError
+        Its file is writable and has no name, or is gone: a copy would lose what a task writes.
+    """
+    # Most arrays with a base are views of an array with its own memory.
+    if type(array.base).__name__ == "ndarray" and array.base.base is None:
+        return NotImplemented
+    owner = _owner_of(array)
+    if owner is None or owner.mode == "c" or not array.size:
+        return NotImplemented
+    try:
+        found = Path(owner.filename).stat()
+    except (OSError, TypeError):
+        if owner.mode == "r":
+            return NotImplemented
+        raise pickle.PicklingError(
+            f"it maps {owner.filename or 'a file without a name'}, which a worker can't open, and"
+            " what a task writes to a copy would be lost. To send a copy all the same, pass"
+            " numpy.array(...) of it"
+        ) from None
+    numpy = sys.modules["numpy"]
+    mapping = numpy.frombuffer(owner._mmap, numpy.uint8)  # noqa: SLF001 - NumPy has no other name
+    mapped_from = owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY
+    position = mapped_from + _address(array) - _address(mapping)
+    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    before = -sum(step for step in steps if step < 0)
+    after = sum(step for step in steps if step > 0)
+    region = _Region(
+        str(owner.filename),
+        found.st_ino,
+        "r" if owner.mode == "r" else "r+",
+        position - before,
+        before + after + array.itemsize,
+        before,
+    )
+    is_memmap = isinstance(array, numpy.memmap)
+    layout = array.dtype, array.shape, array.strides
+    return make_mapped, (tuple(region), layout, array.flags.writeable, is_memmap)
+
+
+def _owner_of(array: Any) -> Any:
+    """Return the `numpy.memmap` that has mapped the memory of `array`; None if none has."""
+    numpy = sys.modules["numpy"]
+    owner = None
+    while isinstance(array, numpy.ndarray):
+        if isinstance(array, numpy.memmap) and array._mmap is not None:  # noqa: SLF001
+            owner = array
+        array = array.base
+    return owner
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def make_mapped(
+    region: tuple[Any, ...], layout: tuple[Any, ...], writeable: bool, is_memmap: bool
+) -> Any:
+    """Return an array in a file, as `reduce_mapped` has described it.
+
+    Raises
+    ------
+    OSError
+        The file is missing on this machine, or it is another one, or too short.
+    """
+    np: Any = importlib.import_module("numpy")
+    filename, inode, mode, first, n_bytes, origin = _Region(*region)
+    where = f"on {socket.gethostname()}, where this worker runs"
+    advice = "Move it to a folder that all workers share, or pass a copy: numpy.array(...)."
+    try:
+        found = Path(filename).stat()
+    except OSError as error:
+        text = f"An array of the call maps {filename}, which can't be opened {where}. {advice}"
+        raise type(error)(error.errno, text) from None
+    if found.st_ino != inode or found.st_size < first + n_bytes:
+        raise OSError(
+            f"An array of the call maps {filename}. This is another file {where}, or it was"
+            f" replaced or truncated since. {advice}"
+        )
+    whole: Any = np.memmap(filename, np.uint8, mode, offset=first, shape=(n_bytes,))
+    dtype, shape, strides = layout
+    array: Any = np.ndarray(shape, dtype, whole, origin, strides)
+    if is_memmap:
+        array = array.view(np.memmap)
+        array._mmap, array.mode = whole._mmap, mode  # noqa: SLF001 - as above
+        array.filename, array.offset = whole.filename, first + origin
+    if not writeable:
+        array.flags.writeable = False
+    return array
+
+
+# -- trying out a pickle ------------------------------------------------------------------------
+
+
 class Sink:
     """A file that drops what is written to it, to find out whether something can be pickled."""
 
@@ -480,6 +486,9 @@ def _leave(thing: Any, _state: Any) -> Any:
 
 def _make_unregistered(name: str, _home: str) -> types.ModuleType:
     return types.ModuleType(name)
+
+
+# -- on arrival ---------------------------------------------------------------------------------
 
 
 def share_globals(
