@@ -37,7 +37,7 @@ def main(n_rounds: int) -> None:
         def n_waiting() -> int:
             return sum(lane.waiting for lane in queue.status().lanes)
 
-        lane = f"nbq1:{{{queue.name}}}:lane:default"
+        lane = f"nbq2:{{{queue.name}}}:lane:default"
         held = queue.submit(time.sleep, 3600)
         warm = queue.submit(identity, 0)
         before = used()

@@ -34,6 +34,7 @@ from .errors import (
     TaskError,
     TimeLimitExceeded,
     ValueMissing,
+    VersionMismatch,
     WorkerLost,
 )
 from .objects.references import Ref
@@ -71,6 +72,7 @@ __all__ = [
     "TaskQueue",
     "TimeLimitExceeded",
     "ValueMissing",
+    "VersionMismatch",
     "WorkerLost",
     "load_ipython_extension",
     "rng",

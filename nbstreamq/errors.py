@@ -17,6 +17,7 @@
     ├── ValueMissing                a large value is no longer available; LookupError
     ├── JobNotFound                 no named job has that name; LookupError
     ├── JobChanged                  a named job has another function or inputs; ValueError
+    ├── VersionMismatch             written by another version of nbstreamq; RuntimeError
     ├── SignatureError              a message was not signed by this queue's secret; ValueError
     ├── SecretMismatch              this process has another secret than the queue; PermissionError
     ├── SecretMissing               the server is on a network, with no secret; PermissionError
@@ -67,6 +68,7 @@ __all__ = [
     "TaskError",
     "TimeLimitExceeded",
     "ValueMissing",
+    "VersionMismatch",
     "WorkerLost",
 ]
 
@@ -129,6 +131,10 @@ class JobNotFound(NbstreamqError, LookupError):
 
 class JobChanged(NbstreamqError, ValueError):
     """A named job has another function or other inputs, or was run again by another client."""
+
+
+class VersionMismatch(NbstreamqError, RuntimeError):
+    """The queue's data, or a task, were written by another version of nbstreamq."""
 
 
 class SignatureError(NbstreamqError, ValueError):

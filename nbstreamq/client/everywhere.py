@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ..objects.functions import FunctionPickle
@@ -90,4 +89,4 @@ def _tasks(job: str, function: FunctionPickle, args: bytes, options: Options, n:
     what = Task(
         job=job, n=0, fn=function.digest, name=function.name, call="apply", args=args, opts=opts
     )
-    return [replace(what, n=i) for i in range(n + 1)]
+    return [what.with_changes(n=i) for i in range(n + 1)]

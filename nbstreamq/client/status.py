@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -491,5 +491,5 @@ def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     for item in chosen:
         futures.append(ItemFuture(session, ledger, item))
         ledger.attach(item, futures[-1])
-    session.submit(ledger, replace(task, job=ledger.job, n=0, attempt=1, losses=0), 0.0)
+    session.submit(ledger, task.with_changes(job=ledger.job, n=0, attempt=1, losses=0), 0.0)
     return futures

@@ -442,7 +442,8 @@ class Wire:
         self._n_sent, self._sent_at, self._sent = 0, 0.0, b""
         #: How often in a row the server cut the connection after that; large messages share a key.
         self._cuts: dict[bytes, int] = {}
-        self._server_life: int | None = None
+        #: What `server_life` found; 0 if it has not asked since the connection was opened.
+        self.life = 0
 
     def call(
         self,
@@ -498,13 +499,13 @@ class Wire:
 
         If the server does not report one, it changes with each connection.
         """
-        if self._server_life is None:
+        if not self.life:
             try:
                 found = re.search(rb"run_id:([0-9a-f]{16})", self.call(("INFO", "server"))[0])
             except ServerRefused:
                 found = None
-            self._server_life = int(found[1], 16) if found else secrets.randbits(64)
-        return self._server_life
+            self.life = int(found[1], 16) if found else secrets.randbits(64)
+        return self.life
 
     def send(self, command: Command) -> None:
         """Send one command whose reply `receive` returns later."""
@@ -565,7 +566,7 @@ class Wire:
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         connection, self._connection = self._connection, None
-        self._server_life = None
+        self.life = 0
         if connection is not None:
             self._was_closed = True
             self._socket = self._reader = self._pending = None

@@ -39,11 +39,16 @@ key                       type               lifetime  holds
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from ..arguments import check_queue_name
 from ..home import TAG_LENGTH
 
 #: Start of every key; the digit is the version of the schema.
-PREFIX = "nbq1"
+PREFIX = "nbq2"
+#: What keys of earlier versions begin with; nothing of them can be read.
+OLD_PREFIX = "nbq1"
 #: The one consumer group of every lane.
 GROUP = "workers"
 #: How deep tasks may nest, each depth in a lane of its own; what is deeper shares the last.
@@ -68,12 +73,12 @@ class Keys:
     Examples
     --------
     >>> Keys("sims").lane("default")
-    'nbq1:{sims}:lane:default'
+    'nbq2:{sims}:lane:default'
     """
 
     def __init__(self, queue: str) -> None:
         self.queue = queue = check_queue_name("queue name", queue)
-        self._start = start = f"{PREFIX}:{{{queue}}}:"
+        start = f"{PREFIX}:{{{queue}}}:"
         self.lanes = start + "lanes"
         self.meta = start + "meta"
         self.setup = start + "setup"
@@ -85,39 +90,23 @@ class Keys:
         self.dead = start + "dead"
         self.refused = start + "refused"
         self.jobs = start + "jobs"
+        # A call makes several of these: bound methods of text cost no Python function.
+        self.lane: Callable[[str], str] = (start + "lane:").__add__
+        self.delayed: Callable[[str], str] = (start + "delayed:").__add__
+        self.function: Callable[[str], str] = (start + "fn:").__add__
+        self.blob: Callable[[str], str] = (start + "blob:").__add__
+        self.results: Callable[[str], str] = (start + "results:").__add__
+        self.events: Callable[[str], str] = (start + "events:").__add__
+        self.session: Callable[[str], str] = (start + "session:").__add__
+        self.job: Callable[[str], str] = (start + "job:").__add__
+        self.inputs: Callable[[str], str] = (start + "inputs:").__add__
+        self.settled: Callable[[str], str] = (start + "settled:").__add__
+        self.letters: Callable[[str], str] = (start + "letters:").__add__
 
-    def lane(self, lane: str) -> str:
-        return f"{self._start}lane:{lane}"
 
-    def delayed(self, lane: str) -> str:
-        return f"{self._start}delayed:{lane}"
-
-    def function(self, digest: str) -> str:
-        return f"{self._start}fn:{digest}"
-
-    def blob(self, digest: str) -> str:
-        return f"{self._start}blob:{digest}"
-
-    def results(self, session: str) -> str:
-        return f"{self._start}results:{session}"
-
-    def events(self, session: str) -> str:
-        return f"{self._start}events:{session}"
-
-    def session(self, session: str) -> str:
-        return f"{self._start}session:{session}"
-
-    def job(self, job: str) -> str:
-        return f"{self._start}job:{job}"
-
-    def inputs(self, job: str) -> str:
-        return f"{self._start}inputs:{job}"
-
-    def settled(self, job: str) -> str:
-        return f"{self._start}settled:{job}"
-
-    def letters(self, session: str) -> str:
-        return f"{self._start}letters:{session}"
+def old_meta(queue: str) -> str:
+    """Return the key that a queue had under `OLD_PREFIX`."""
+    return f"{OLD_PREFIX}:{{{queue}}}:meta"
 
 
 def tail_of(key: str) -> str:
@@ -133,6 +122,7 @@ def session_of(job: str) -> str:
     return job.partition(".")[0]
 
 
+@functools.lru_cache(maxsize=1024)  # asked of the same few sessions and named jobs again and again
 def is_named(job: str) -> bool:
     """Tell whether `job` is the id of a named job."""
     return ":" in job

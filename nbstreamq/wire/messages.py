@@ -1,7 +1,8 @@
-"""What travels through the streams, as dataclasses and as signed stream fields.
+"""What travels through the streams: tasks, events and control messages.
 
-call (client) -> `Task` (lane) -> `Event` (event stream, back to the client); `ControlMessage` goes
-to the supervisors. Every message carries a signature over all its fields, checked when it is read.
+call (client) -> `Task` (lane) -> `Event` (event stream, back to the client); a `ControlMessage`
+goes to the supervisors. Each is encoded by msgspec into one value and signed: the signature is
+checked before anything is decoded, and what does not have the declared types is refused.
 """
 
 from __future__ import annotations
@@ -9,28 +10,31 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import pickle
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, Self
+
+import msgspec
 
 from ..errors import SignatureError
 from .item_ranges import ONE, ItemRanges, format_ranges, parse_ranges
 from .keys import DAY
-from .signing import Signer
+from .signing import SIGNATURE_BYTES, Signer
+
+#: The version of nbstreamq that wrote a task; workers of another one refuse to run it.
+VERSION = "0.1.0"
 
 
 class State(StrEnum):
     """What has become of a task.
 
-    A task is ``waiting`` in a lane, ``delayed`` until it is due, ``running`` in a worker, or
-    over: ``done``, ``failed`` or ``cancelled``.
+    A task is ``waiting`` in a lane, or until it is due; ``running`` in a worker; or it has ended:
+    ``done``, ``failed`` or ``cancelled``.
     """
 
     WAITING = "waiting"
-    DELAYED = "delayed"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -39,21 +43,13 @@ class State(StrEnum):
 
 #: A stream entry's fields, as the server keeps them: name, value, name, value, ...
 Fields = list[bytes]
-#: What is raised when a pickle is none, or holds something else than an event.
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    EOFError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    pickle.UnpicklingError,
-)
 #: Longest pause between two attempts, in seconds.
 MAX_PAUSE = float(DAY)
-#: Numbers the events and orders of this process, so that no two are the same: what comes twice is a
-#: copy. Two tasks never are the same, by what they say.
+#: Numbers the events and control messages of this process, so that no two are the same: a second
+#: one is a copy. Tasks differ in what they say.
 _numbers = itertools.count(time.time_ns())
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+_encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,66 +107,43 @@ class Options:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in values.items() if v != getattr(type(self), k)}
 
-    @classmethod
-    def decode(cls, data: bytes) -> Self:
-        return cls(**json.loads(data)) if data else cls._defaults()
-
-    @classmethod
-    @functools.cache
-    def _defaults(cls) -> Self:
-        return cls()
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def decode(data: bytes) -> Options:
+        """Return the options that `encode` wrote; a job's tasks all have the same ones."""
+        return Options(**json.loads(data)) if data else Options()
 
 
-class Message:
-    """Base of the messages whose fields are those of a stream entry, encoded and signed."""
+class _Header(msgspec.Struct, array_like=True, kw_only=True, gc=False):
+    """What describes a task, except what people read in the stream; see `Task`."""
 
-    KIND: ClassVar[bytes]
-
-    def values(self) -> list[bytes]:
-        """Return the value of each field, in the order of declaration."""
-        raise NotImplementedError
-
-    @classmethod
-    def of(cls, values: list[bytes]) -> Self:
-        """Return the message that `values` writes; ValueError if they don't."""
-        raise NotImplementedError
-
-    @classmethod
-    @functools.cache
-    def names(cls) -> list[bytes]:
-        """Return the names of the fields on the wire."""
-        return [f.metadata.get("wire", f.name).encode() for f in fields(cls)]  # type: ignore[arg-type]
-
-    def encode(self, signer: Signer, kind: bytes = b"") -> Fields:
-        """Return the signed stream fields of this message; `kind` is in the place of `KIND`."""
-        values = self.values()
-        flat: Fields = [b"sig"] * (2 * len(values) + 2)
-        flat[:-2:2] = self.names()
-        flat[1::2] = *values, signer.sign(kind or self.KIND, *values)
-        return flat
-
-    @classmethod
-    def decode(cls, flat: Fields, signer: Signer, kind: bytes = b"") -> Self:
-        """Return the message that `flat` holds, which was encoded as one of `kind`.
-
-        Raises
-        ------
-        SignatureError
-            A field is missing, unknown, or was changed after it was signed.
-        """
-        if flat[0:-1:2] != [*cls.names(), b"sig"]:
-            raise SignatureError(f"An entry that is no {cls.KIND.decode()} message was refused.")
-        values = flat[1:-2:2]
-        signer.check(flat[-1], kind or cls.KIND, *values)
-        try:
-            return cls.of(values)
-        except (ValueError, TypeError) as error:
-            raise SignatureError(f"A malformed {cls.KIND.decode()} was refused: {error}") from error
+    version: str
+    n: _Natural
+    span: str
+    fn: str
+    call: str
+    opts: bytes
+    attempt: _Natural
+    losses: _Natural
 
 
-# Not frozen, which would take twice as long to make; never changed all the same.
-@dataclass(slots=True, kw_only=True, unsafe_hash=True)
-class Task(Message):
+_decode_header = msgspec.msgpack.Decoder(_Header).decode
+
+
+def claimed_number(sealed: bytes) -> int | None:
+    """Return `n` of a task's header without a check of its signature; None if it is malformed."""
+    try:
+        return _decode_header(sealed[SIGNATURE_BYTES:]).n
+    except ValueError:
+        return None
+
+
+_TASK_FIELDS = [b"name", b"job", b"header", b"args"]
+#: Where a task's fields have its header, and all that a task put back in its lane changes.
+HEADER = slice(4, 6)
+
+
+class Task(msgspec.Struct, kw_only=True, frozen=True):
     """One call, or a chunk of calls of the same function.
 
     Attributes
@@ -196,9 +169,9 @@ class Task(Message):
         Which attempt this is, from 1.
     losses
         How many workers died of it.
+    version
+        The version of nbstreamq that wrote it.
     """
-
-    KIND = b"task"
 
     job: str
     n: int
@@ -208,50 +181,101 @@ class Task(Message):
     call: str
     args: bytes
     opts: bytes = b""
-    attempt: int = field(default=1, metadata={"wire": "try"})
-    losses: int = field(default=0, metadata={"wire": "lost"})
+    attempt: int = 1
+    losses: int = 0
+    version: str = VERSION
 
-    def values(self) -> list[bytes]:
-        return [
-            self.job.encode(),
-            b"%d" % self.n,
-            format_ranges(self.span).encode(),
-            self.fn.encode(),
-            self.name.encode(errors="backslashreplace"),  # it may hold half a surrogate pair
-            self.call.encode(),
-            self.args,
-            self.opts,
-            b"%d" % self.attempt,
-            b"%d" % self.losses,
-        ]
+    def encode(self, signer: Signer, kind: bytes = b"task") -> Fields:
+        """Return the signed stream fields of this task.
+
+        Parameters
+        ----------
+        kind
+            ``task``, or ``setup`` for what new workers run first: neither passes for the other.
+        """
+        # A name may hold half a surrogate pair.
+        name, job = self.name.encode(errors="backslashreplace"), self.job.encode()
+        header = _encode(
+            _Header(
+                version=self.version,
+                n=self.n,
+                span="0:1" if self.span is ONE else format_ranges(self.span),
+                fn=self.fn,
+                call=self.call,
+                opts=self.opts,
+                attempt=self.attempt,
+                losses=self.losses,
+            )
+        )
+        sealed = signer.sign(kind, name, job, header, self.args) + header
+        return [b"name", name, b"job", job, b"header", sealed, b"args", self.args]
 
     @classmethod
-    def of(cls, values: list[bytes]) -> Self:
-        job, n, span, fn, name, call, args, opts, attempt, losses = values
-        return cls(
-            job=job.decode(),
-            n=int(n),
-            span=parse_ranges(span.decode()),
-            fn=fn.decode(),
-            name=name.decode(),
-            call=call.decode(),
-            args=args,
-            opts=opts,
-            attempt=int(attempt),
-            losses=int(losses),
-        )
+    def decode(cls, flat: Fields, signer: Signer, kind: bytes = b"task") -> Self:
+        """Return the task that `flat` holds, which was encoded as one of `kind`.
+
+        Raises
+        ------
+        SignatureError
+            A field is missing, unknown, or was changed after it was signed.
+        """
+        if flat[::2] != _TASK_FIELDS or len(flat) != 8:
+            raise SignatureError("An entry that is not a task was refused.")
+        _, name, _, job, _, sealed, _, args = flat
+        encoded = sealed[SIGNATURE_BYTES:]
+        signer.check(sealed[:SIGNATURE_BYTES], kind, name, job, encoded, args)
+        try:
+            header = _decode_header(encoded)
+            return cls(
+                job=job.decode(),
+                n=header.n,
+                span=ONE if header.span == "0:1" else parse_ranges(header.span),
+                fn=header.fn,
+                name=name.decode(),
+                call=header.call,
+                args=args,
+                opts=header.opts,
+                attempt=header.attempt,
+                losses=header.losses,
+                version=header.version,
+            )
+        except ValueError as error:
+            raise SignatureError(f"A malformed task was refused: {error}") from error
 
     def id_of(self, item: int) -> str:
         """Return the id of the task that is item `item` of the payload."""
         return f"{self.job}-{self.n + item}"
 
-    def again(self, span: ItemRanges, *, attempt: int = 0, losses: int = 0) -> Self:
+    def again(self, span: ItemRanges, *, attempt: int = 0, losses: int = 0) -> Task:
         """Return this task for `span` only, with so many attempts and losses more."""
-        return replace(self, span=span, attempt=self.attempt + attempt, losses=self.losses + losses)
+        return msgspec.structs.replace(
+            self, span=span, attempt=self.attempt + attempt, losses=self.losses + losses
+        )
+
+    def with_changes(self, **changes: Any) -> Task:
+        """Return this task with other values of some attributes."""
+        return msgspec.structs.replace(self, **changes)
 
 
-@dataclass(slots=True, kw_only=True, unsafe_hash=True)
-class Event:
+class _EventBody(msgspec.Struct, array_like=True, kw_only=True, gc=False):
+    """An `Event` as it travels."""
+
+    number: int
+    kind: str
+    job: str
+    n: _Natural
+    span: str
+    worker: str
+    attempt: _Natural
+    started: float
+    seconds: float
+    body: bytes
+
+
+_decode_event = msgspec.msgpack.Decoder(_EventBody).decode
+
+
+class Event(msgspec.Struct, kw_only=True):
     """What happened to items of a job.
 
     Sealed into one value, so that a stream entry may carry many: a batch of short calls costs one.
@@ -274,8 +298,6 @@ class Event:
     body
         The event itself, as its kind says.
     """
-
-    KIND: ClassVar[bytes] = b"event"
 
     kind: str
     job: str
@@ -308,30 +330,42 @@ class Event:
 
     def seal(self, signer: Signer) -> bytes:
         """Return this event as the value of one field."""
-        span = format_ranges(self.span)
-        values = (next(_numbers), self.kind, self.job, self.n, span, self.worker, self.attempt)
-        data = pickle.dumps((*values, self.started, self.seconds, self.body), 5)
-        return signer.seal(self.KIND, b"", data)
+        data = _encode(
+            _EventBody(
+                number=next(_numbers),
+                kind=self.kind,
+                job=self.job,
+                n=self.n,
+                span="0:1" if self.span is ONE else format_ranges(self.span),
+                worker=self.worker,
+                attempt=self.attempt,
+                started=self.started,
+                seconds=self.seconds,
+                body=bytes(self.body),  # msgspec does not take a subclass of bytes
+            )
+        )
+        return signer.sign(b"event", b"", data) + data
 
     @classmethod
     def unseal(cls, sealed: bytes, signer: Signer) -> Self:
-        """Return the event that `seal` wrote; `SignatureError` if that is not what it is."""
-        data = signer.unseal(cls.KIND, b"", sealed)
+        """Return the event that `seal` wrote; `SignatureError` if `sealed` is something else."""
+        data = sealed[SIGNATURE_BYTES:]
+        signer.check(sealed[:SIGNATURE_BYTES], b"event", b"", data)
         try:
-            _, kind, job, n, span, worker, attempt, started, seconds, body = pickle.loads(data)
+            found = _decode_event(data)
             return cls(
-                kind=kind,
-                job=job,
-                n=n,
-                span=parse_ranges(span),
-                worker=worker,
-                attempt=attempt,
-                started=started,
-                seconds=seconds,
-                body=body,
+                kind=found.kind,
+                job=found.job,
+                n=found.n,
+                span=ONE if found.span == "0:1" else parse_ranges(found.span),
+                worker=found.worker,
+                attempt=found.attempt,
+                started=found.started,
+                seconds=found.seconds,
+                body=found.body,
             )
-        except _MALFORMED as error:
-            raise SignatureError(f"A malformed event was refused: {error!r}") from error
+        except ValueError as error:
+            raise SignatureError(f"A malformed event was refused: {error}") from error
 
     def encode(self, signer: Signer) -> Fields:
         """Return the stream fields of an entry that carries only this event."""
@@ -340,35 +374,47 @@ class Event:
     @classmethod
     def decode(cls, flat: Fields, signer: Signer) -> Self:
         """Return the event of an entry that carries one."""
-        if flat[::2] != [b"event"]:
-            raise SignatureError("An entry that is no event message was refused.")
+        if flat[::2] != [b"event"] or len(flat) != 2:
+            raise SignatureError("An entry that is not an event was refused.")
         return cls.unseal(flat[1], signer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ControlMessage(Message):
-    """An order to all supervisors: ``cancel`` these items of this job where they run.
+class _ControlBody(msgspec.Struct, array_like=True, kw_only=True, gc=False):
+    """A `ControlMessage` as it travels."""
 
-    ``resume`` takes back what was ordered of the job: its items may run again.
+    number: int
+    job: str
+    span: str
+
+
+_decode_control = msgspec.msgpack.Decoder(_ControlBody).decode
+
+
+class ControlMessage(msgspec.Struct, kw_only=True, frozen=True):
+    """Tells all supervisors to ``cancel`` these items of this job where they run.
+
+    ``resume`` takes that back: the items of the job may run again.
     """
-
-    KIND = b"control"
 
     kind: str
     job: str
     span: ItemRanges
-    number: int = field(default_factory=lambda: next(_numbers), compare=False)
 
-    def values(self) -> list[bytes]:
-        span = format_ranges(self.span)
-        return [self.kind.encode(), self.job.encode(), span.encode(), b"%d" % self.number]
+    def encode(self, signer: Signer) -> Fields:
+        """Return the stream fields of this message."""
+        span, kind = format_ranges(self.span), self.kind.encode()
+        data = _encode(_ControlBody(number=next(_numbers), job=self.job, span=span))
+        return [b"kind", kind, b"message", signer.seal(b"control", kind, data)]
 
     @classmethod
-    def of(cls, values: list[bytes]) -> Self:
-        kind, job, span, number = values
-        return cls(
-            kind=kind.decode(),
-            job=job.decode(),
-            span=parse_ranges(span.decode()),
-            number=int(number),
-        )
+    def decode(cls, flat: Fields, signer: Signer) -> Self:
+        """Return the message of an entry; `SignatureError` if it carries none of ours."""
+        if flat[::2] != [b"kind", b"message"] or len(flat) != 4:
+            raise SignatureError("An entry that is not a control message was refused.")
+        _, kind, _, sealed = flat
+        data = signer.unseal(b"control", kind, sealed)
+        try:
+            found = _decode_control(data)
+            return cls(kind=kind.decode(), job=found.job, span=parse_ranges(found.span))
+        except ValueError as error:
+            raise SignatureError(f"A malformed control message was refused: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import SignatureError
 from .item_ranges import items
-from .messages import Fields, Task
+from .messages import Fields, Task, claimed_number
 from .replies import MAX_COUNT, count, printable, seconds
 from .settlement import LETTER, letter_name
 from .signing import Signer
@@ -200,9 +200,8 @@ def read_dead_entry(found: tuple[bytes, Fields], signer: Signer) -> DeadEntry:
 def _claim(flat: Fields) -> str:
     """Return the id of the task that an unsigned entry says it is."""
     said = dict(zip(flat[::2], flat[1::2], strict=False))
-    if b"job" not in said or b"n" not in said:
-        return ""
-    return f"{_clipped(said[b'job'])}-{_clipped(said[b'n'])}"
+    n = claimed_number(said.get(b"header", b""))
+    return f"{_clipped(said[b'job'])}-{n}" if b"job" in said and n is not None else ""
 
 
 def _clipped(text: bytes) -> str:

@@ -45,15 +45,20 @@ class Signer:
     def __repr__(self) -> str:
         return "<Signer>"
 
-    def sign(self, kind: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
-        """Return the signature of `parts` as a message of `kind`."""
-        return self._sign(self._keyed, kind, parts)
-
-    @staticmethod
-    def _sign(
-        keyed: blake3, kind: bytes, parts: tuple[bytes | bytearray | memoryview, ...]
+    def sign(
+        self,
+        kind: bytes,
+        *parts: bytes | bytearray | memoryview,
+        keyed: blake3 | None = None,
     ) -> bytes:
-        mac = keyed.copy()
+        """Return the signature of `parts` as a message of `kind`.
+
+        Parameters
+        ----------
+        keyed
+            Made from the secret to sign with; None: the first.
+        """
+        mac = (keyed or self._keyed).copy()
         # The lengths make the framing unambiguous: no two lists of parts join to the same bytes.
         sizes = [len(kind), *map(len, parts)]
         framed = (struct.pack(f"<{len(sizes)}Q", *sizes), kind, *parts)
@@ -66,14 +71,15 @@ class Signer:
 
     def check(self, signature: bytes, kind: bytes, *parts: bytes | bytearray | memoryview) -> None:
         """Raise `SignatureError` unless `signature` is that of `parts` as a message of `kind`."""
-        if not compare_digest(signature, self._sign(self._keyed, kind, parts)):
-            for older in self._older:
-                if compare_digest(signature, self._sign(older, kind, parts)):
-                    return
-            raise SignatureError(
-                f"A {kind.decode()} message without this queue's signature was refused."
-                " Likely cause: it was written by a process with another secret."
-            )
+        if compare_digest(signature, self.sign(kind, *parts)):
+            return
+        for older in self._older:
+            if compare_digest(signature, self.sign(kind, *parts, keyed=older)):
+                return
+        raise SignatureError(
+            f"A {kind.decode()} message without this queue's signature was refused."
+            " Likely cause: it was written by a process with another secret."
+        )
 
     def seal(self, kind: bytes, name: bytes, data: bytes) -> bytes:
         """Return `data` with its signature in front, bound to `kind` and `name`."""
@@ -87,7 +93,7 @@ class Signer:
 
     def fingerprints(self) -> list[bytes]:
         """Return what tells secrets apart without giving any away, in their order."""
-        return [self._sign(keyed, b"fingerprint", ()) for keyed in (self._keyed, *self._older)]
+        return [self.sign(b"fingerprint", keyed=k) for k in (self._keyed, *self._older)]
 
 
 def _keyed(secret: Secret, queue: str) -> blake3:

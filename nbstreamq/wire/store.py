@@ -7,12 +7,11 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from socket import socket
 from typing import Any
 
 from ..arguments import check_queue_name
-from ..errors import DataLost, SecretMismatch, ServerRefused, SignatureError
+from ..errors import DataLost, SecretMismatch, ServerRefused, SignatureError, VersionMismatch
 from . import scripts
 from .connection import REPLY_TIMEOUT, SPIN, Client, Command, MessageTooLarge, Wire, pack
 from .item_ranges import EVERYTHING, ItemRanges, format_ranges, read_ranges, size
@@ -28,11 +27,12 @@ from .keys import (
     home_of,
     is_home_lane,
     is_named,
+    old_meta,
     owner_key,
     session_of,
     tail_of,
 )
-from .messages import ControlMessage, Event, Fields, Task
+from .messages import HEADER, VERSION, ControlMessage, Event, Fields, Task
 from .records import (
     Chunk,
     DeadEntry,
@@ -45,8 +45,8 @@ from .records import (
     server_facts,
 )
 from .replies import block_ms, count, mapping, printable, stream_entries
-from .settlement import KEPT_BYTES, Delivery, Settlement, encode_return, encode_settlements
-from .signing import ReplayCache, Signer
+from .settlement import KEPT_BYTES, Delivery, Settlement, return_command, settle_command
+from .signing import DIGEST_BYTES, ReplayCache, Signer
 
 #: Seconds for which a session or job that was there is assumed to be there still. Until then
 #: `cancelled` says which of its items must not run. Longer keeps that longer; shorter asks more
@@ -119,8 +119,8 @@ class Store:
         self._told = set[str]()
         #: When this connection sent its last heartbeat, by `_CLOCK`.
         self._last_beat: float | None = None
-        self._lane_names: dict[tuple[str, ...], dict[bytes, str]] = {}
-        self._read_commands: dict[tuple[Any, ...], bytes] = {}
+        #: Commands that take tasks, by what they ask for; with key -> lane.
+        self._read_commands: dict[tuple[Any, ...], tuple[bytes, dict[bytes, str]]] = {}
         #: When each session or named job was last found on the server.
         self._owners_seen: dict[str, float] = {}
         #: Those whose cancellations are dropped if they are still missing the next time.
@@ -378,14 +378,11 @@ class Store:
             What is over; sent before anything is waited for.
         lanes
             Where tasks are taken from; those of the first lane come first.
-        worker
-            Who takes them.
-        count
-            Most entries from each lane.
-        block
-            Seconds to wait for a task, if there is none; None: do not wait.
-        soon
-            The first of them, in which sleep would cost too much.
+        worker, count
+            Who takes them, and at most how many from each lane.
+        block, soon
+            Seconds to wait for a task if there is none, and the first of them in which not to
+            sleep; None: do not wait.
         on_settled
             Called when what is over was settled, before anything is waited for.
 
@@ -397,20 +394,26 @@ class Store:
             The queue has got another secret, and some task is signed with that: it was put back.
             Others that came with it are in `held`.
         """
-        names = self._names_of(lanes)
-        read = self._read_command(tuple(names), worker, count, block)
-        settle = (self._settle(settlements),) if settlements else ()
-        # What is cancelled is asked after the wait, in the same breath.
-        how: dict[str, Any] = {"timeout": (block or 0) + REPLY_TIMEOUT, "spin": soon}
-        how |= {"on_first": on_settled if settlements else None, "may_be_large": True}
+        asked = (tuple(lanes), worker, count, block)
+        read, names = self._read_commands.get(asked) or self._read_command(*asked)
+        # `cancelled` is read after the wait, in the same request.
+        settle = (settle_command(settlements, self.keys, self._signer),) if settlements else ()
         try:
-            *settled, reply, version = self._wire.call(*settle, read, self._ask_version, **how)
+            *settled, reply, version = self._wire.call(
+                *(*settle, read, self._ask_version),
+                timeout=(block or 0) + REPLY_TIMEOUT,
+                spin=soon,
+                on_first=on_settled if settlements else None,
+                may_be_large=True,
+            )
         except ServerRefused as error:
             raise self._lanes_lost(error) from error
         if settled and 2 in settled[0]:  # not before: the read was under way
             self._note_copies(settlements, settled[0])
-        entries = [(names[key], i, fields) for key, i, fields in stream_entries(reply)]
-        deliveries, is_trusted = self._deliver(entries, version)
+        if not reply:
+            return []
+        streams = reply.items() if isinstance(reply, dict) else reply
+        deliveries, is_trusted = self._deliver([(names[key], new) for key, new in streams], version)
         if not is_trusted:
             raise self._mismatch()
         return deliveries
@@ -421,46 +424,37 @@ class Store:
             return error
         return DataLost(f"The server has lost the lanes of {self.keys.queue!r}.")
 
-    def _names_of(self, lanes: Sequence[str]) -> dict[bytes, str]:
-        """Return key -> lane; kept, since a worker asks for the same ones again and again."""
-        found = self._lane_names.get(lanes := tuple(lanes))
-        if found is None:
-            found = {self.keys.lane(lane).encode(): lane for lane in lanes}
-            self._lane_names[lanes] = found
-        return found
-
     def _read_command(
-        self, lanes: tuple[bytes, ...], worker: str, count: int, block: float | None
-    ) -> bytes:
-        """Return the command that takes tasks; kept, since a worker often sends the same one."""
-        known = self._read_commands.get(key := (lanes, worker, count, block))
-        if known is None:
-            wait = () if block is None else ("BLOCK", block_ms(block))
-            streams = ("STREAMS", *lanes, *([">"] * len(lanes)))
-            known = pack(("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count, *wait, *streams))
-            if len(self._read_commands) >= MOST_READ_COMMANDS:
-                self._read_commands.clear()
-            self._read_commands[key] = known
-        return known
+        self, lanes: tuple[str, ...], worker: str, count: int, block: float | None
+    ) -> tuple[bytes, dict[bytes, str]]:
+        """Return the command that takes tasks, and key -> lane.
+
+        It is kept, since a worker often sends the same one.
+        """
+        names = {self.keys.lane(lane).encode(): lane for lane in lanes}
+        wait = () if block is None else ("BLOCK", block_ms(block))
+        streams = ("STREAMS", *names, *([">"] * len(names)))
+        command = pack(("XREADGROUP", "GROUP", GROUP, worker, "COUNT", count, *wait, *streams))
+        if len(self._read_commands) >= MOST_READ_COMMANDS:
+            self._read_commands.clear()
+        self._read_commands[lanes, worker, count, block] = command, names
+        return command, names
 
     def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Settle deliveries; False for each that was no longer ours."""
-        replies = self._wire.call(self._settle(settlements))[0]
+        command = settle_command(settlements, self.keys, self._signer)
+        replies = self._wire.call(command)[0]
         self._note_copies(settlements, replies)
         return [reply == 1 for reply in replies]
 
-    def _settle(self, settlements: Sequence[Settlement]) -> Command:
-        keys, args = encode_settlements(settlements, self.keys, self._signer)
-        return scripts.settle(self.keys.control, keys, args)
-
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
         """Return what `worker` was given and has not settled."""
-        entries = []
+        found = []
         for lane in lanes:
             key = self.keys.lane(lane)
             pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
-            entries += [(lane, *entry) for entry in self._entries(key, pending)]
-        return self._deliver(entries, self._wire.call(self._ask_version)[0])[0]
+            found.append((lane, self._entries(key, pending)))
+        return self._deliver(found, self._wire.call(self._ask_version)[0])[0]
 
     def _entries(self, stream: str, ids: Sequence[bytes]) -> list[tuple[bytes, Fields]]:
         """Return those of the entries that are there."""
@@ -474,24 +468,43 @@ class Store:
         return [(entry[0][0], entry[0][1]) for entry in found if entry]
 
     def _deliver(
-        self, entries: list[tuple[str, bytes, Fields]], version: bytes | None
+        self, taken: list[tuple[str, list[tuple[bytes, Fields]]]], version: bytes | None
     ) -> tuple[list[Delivery], bool]:
         """Check signatures, set the refused aside, and look up what was cancelled.
 
-        Also tells whether the queue's secret is still one of ours; else what others may know is put
-        back.
+        Parameters
+        ----------
+        taken
+            Lanes, each with its entries.
+        version
+            Number of the last change of `cancelled`; None: nothing was ever cancelled.
+
+        Returns
+        -------
+        tuple
+            The deliveries; and whether the queue's secret is still one of ours. If it is not,
+            entries that others may be able to check are put back.
         """
         deliveries: list[Delivery] = []
-        is_trusted, life = True, self._wire.server_life() if entries else 0
-        for lane, entry_id, fields in entries:
-            try:
-                deliveries.append(Delivery.read(lane, entry_id, fields, self._signer, life))
-            except SignatureError as error:
-                if not self._refuse("task", self.keys.lane(lane), entry_id, error):
-                    is_trusted = False
-                    settle = encode_return(self.keys.lane(lane), entry_id)
-                    self._wire.call(scripts.settle(self.keys.control, *settle))
-        if gone := self._gone_owners(d.task.job for d in deliveries if d.lane[0] != "@"):
+        is_trusted, doubtful = True, set[str]()
+        life = self._wire.life or self._wire.server_life()
+        trusted_since = time.monotonic() - TRUST
+        for lane, entries in taken:
+            for entry_id, fields in entries:
+                try:
+                    task = Task.decode(fields, self._signer)
+                except SignatureError as error:
+                    is_trusted = self._refuse_task(lane, entry_id, error) and is_trusted
+                    continue
+                digest = fields[HEADER][1][:DIGEST_BYTES]
+                mark = int.from_bytes(digest) ^ life
+                deliveries.append(
+                    Delivery(lane=lane, entry_id=entry_id, task=task, digest=digest, mark=mark)
+                )
+                owner = session_of(task.job)
+                if lane[0] != "@" and self._owners_seen.get(owner, 0.0) <= trusted_since:
+                    doubtful.add(owner)
+        if doubtful and (gone := self._missing_owners([*doubtful])):
             for d in deliveries:
                 d.is_wanted = d.lane[0] == "@" or session_of(d.task.job) not in gone
         if version and deliveries:
@@ -500,6 +513,13 @@ class Store:
                 # A session that is gone has all its jobs cancelled, under its own name.
                 d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
         return deliveries, is_trusted
+
+    def _refuse_task(self, lane: str, entry_id: bytes, error: SignatureError) -> bool:
+        """Set an entry aside; put it back, and return False, if we lack the queue's secret."""
+        is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
+        if not is_trusted:
+            self._wire.call(return_command(self.keys.control, self.keys.lane(lane), entry_id))
+        return is_trusted
 
     def _cancelled(self, version: bytes) -> dict[str, ItemRanges]:
         """Return what is cancelled; asks the server only if that was changed since."""
@@ -543,8 +563,7 @@ class Store:
             entries, version = self._wire.call(
                 ("XRANGE", key, "-", "+", "COUNT", 1), self._ask_version
             )
-            found = [(lane, entry_id, fields) for entry_id, fields in entries]
-            for d in self._deliver(found, version)[0]:
+            for d in self._deliver([(lane, entries)], version)[0]:
                 is_over = d.cancelled == EVERYTHING and not is_named(d.task.job)
                 if d.is_wanted and not is_over:
                     return
@@ -553,13 +572,6 @@ class Store:
                 return
 
     # -- sessions and jobs that may be gone ----------------------------------------------------
-
-    def _gone_owners(self, jobs: Iterable[str]) -> set[str]:
-        """Return the sessions and named jobs of `jobs` that no longer exist."""
-        owners = {session_of(job) for job in jobs}
-        since = time.monotonic() - TRUST
-        doubtful = [owner for owner in owners if self._owners_seen.get(owner, since) <= since]
-        return self._missing_owners(doubtful) if doubtful else set()
 
     def _missing_owners(self, owners: list[str]) -> set[str]:
         """Return those of `owners` that no longer exist; asks the server."""
@@ -1018,7 +1030,7 @@ class Store:
         for entry_id, fields in entries:
             try:
                 task = Task.decode(fields, self._signer, b"setup")
-                self._check_new(fields[-1], keys.setup, entry_id)
+                self._check_new(fields[HEADER][1], keys.setup, entry_id)
                 tasks.append(task)
             except SignatureError as error:
                 self._refuse("setup", keys.setup, entry_id, error)
@@ -1110,12 +1122,11 @@ class Store:
         entries = stream_entries(self._wire.receive())
         orders = []
         for _, entry_id, fields in entries:
-            # Unsigned entries are mere wake-ups.
-            if b"sig" not in fields[::2]:
+            if fields[::2] == [b"kind"]:  # a mere wake-up
                 continue
             try:
                 order = ControlMessage.decode(fields, self._signer)
-                self._check_new(fields[-1], self.keys.control, entry_id)
+                self._check_new(fields[3], self.keys.control, entry_id)
                 orders.append(order)
             except SignatureError as error:
                 self._refuse("control", self.keys.control, entry_id, error)
@@ -1136,10 +1147,27 @@ class Store:
         write
             Whether a new queue gets this secret, and one with an older of ours gets the first.
         """
+        self._check_version()
         mine, *others = self._signer.fingerprints()
         command = scripts.check_secret(self.keys.meta, int(write), mine, others)
         if not self._wire.call(command)[0]:
             raise self._mismatch()
+
+    def _check_version(self) -> None:
+        """Raise `VersionMismatch` if only an earlier version has data of this queue."""
+        keys = self.keys
+        try:
+            has_data, has_old = self._wire.call(
+                ("HEXISTS", keys.meta, "secret"), ("HEXISTS", old_meta(keys.queue), "secret")
+            )
+        except ServerRefused:  # the rules for this user do not allow it
+            return
+        if has_old and not has_data:
+            raise VersionMismatch(
+                f"Queue {keys.queue!r} holds data of an earlier version of nbstreamq, which"
+                f" {VERSION} can't read: let that version finish its calls, then delete the queue"
+                f" with `nbstreamq queues delete {keys.queue}`, or use another name."
+            )
 
     def _mismatch(self) -> SecretMismatch:
         return SecretMismatch(
@@ -1196,7 +1224,7 @@ class Store:
         """Note in the dead stream what a named job had settled already, as a reply of 2 says."""
         for settlement, reply in zip(settlements, replies, strict=True):
             if reply == 2:
-                task = replace(settlement.delivery.task, args=b"")  # the job has them
+                task = settlement.delivery.task.with_changes(args=b"")  # the job has them
                 lane = self.keys.lane(settlement.delivery.lane)
                 self._set_aside("replayed task", lane, task.encode(self._signer), REPLAYED)
 
@@ -1309,10 +1337,11 @@ class Store:
         return sorted(filter(_is_queue_name, names))  # others may have written any key
 
     def delete_queue(self) -> int:
-        """Delete all keys of the queue; return how many there were."""
-        start = self.keys.meta.removesuffix("meta")
-        literal = re.sub(r"([][*?^\\-])", r"\\\1", start)
-        found = self._scan(f"{literal}*")
+        """Delete all keys of the queue, of earlier versions too; return how many there were."""
+        found: list[bytes] = []
+        for meta in (self.keys.meta, old_meta(self.keys.queue)):
+            literal = re.sub(r"([][*?^\\-])", r"\\\1", meta.removesuffix("meta"))
+            found += self._scan(f"{literal}*")
         return sum(self._wire.call(("UNLINK", *found))) if found else 0
 
     def _scan(self, pattern: str) -> list[bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ..errors import SecretMismatch, ValueMissing
+from ..errors import SecretMismatch, ValueMissing, VersionMismatch
 from ..objects.functions import LoadedFunction
 from ..objects.pickling import load
 from ..objects.references import Dependent, resolving
@@ -21,7 +21,7 @@ from ..objects.surroundings import OUR_NAME, Surroundings, arriving
 from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of, size
 from ..wire.keys import NESTED, base_lane
-from ..wire.messages import Event, Task
+from ..wire.messages import VERSION, Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from .cache import Values
 from .output import Output, Piece
@@ -264,6 +264,12 @@ class Execution:
 
     def _load(self, task: Task) -> tuple[LoadedFunction, Any, Surroundings | None]:
         """Return the function of a task, its arguments, and what functions among these need."""
+        if task.version != VERSION:
+            raise VersionMismatch(
+                f"Task {task.id_of(task.span[0].start)} was submitted by nbstreamq {task.version},"
+                f" and this worker has {VERSION}: install the same version for the client and the"
+                " workers, and restart them."
+            )
         if len(self.running) == 1:
             self._values.edits.forget_edited()
         function = self._values.function(task)

@@ -120,8 +120,8 @@ def test_tags_in_what_others_wrote_reach_no_notebook(quiet, client, keys):
 
 
 def test_a_queue_s_name_that_none_can_have_is_not_listed(quiet, client, server_url, capsys):
-    others = [f"nbq1:{{{name}}}:meta".encode() for name in (EVIL, "a b", "", "x" * 999)]
-    others.append(b"nbq1:{\xff\x00}:meta")
+    others = [f"nbq2:{{{name}}}:meta".encode() for name in (EVIL, "a b", "", "x" * 999)]
+    others.append(b"nbq2:{\xff\x00}:meta")
     for key in others:
         client.set(key, "", ex=60)
     cli.main(["queues", "list", server_url])

@@ -218,7 +218,7 @@ def test_nothing_else_is_allowed(guarded, user, command):
 
 
 def test_a_client_takes_no_tasks(guarded):
-    read = ("XREADGROUP", "GROUP", "workers", "w", "STREAMS", "nbq1:{q}:lane:default", ">")
+    read = ("XREADGROUP", "GROUP", "workers", "w", "STREAMS", "nbq2:{q}:lane:default", ">")
     with (
         redis.Redis.from_url(guarded.url("nbq-client")) as client,
         pytest.raises(redis.exceptions.NoPermissionError),
@@ -229,11 +229,11 @@ def test_a_client_takes_no_tasks(guarded):
 @pytest.mark.parametrize("user", ["nbq-client", "nbq-worker"])
 def test_a_rule_for_one_queue_allows_no_other(guarded, user):
     (rule,) = [line for line in rules() if f" {user} " in line]
-    narrow = rule.replace("~nbq1:{*}:*", "~nbq1:{sims}:*").split()[2:]
+    narrow = rule.replace("~nbq?:{*}:*", "~nbq?:{sims}:*").split()[2:]
     guarded.admin.execute_command("ACL", "SETUSER", user, "resetkeys", *narrow)
     with redis.Redis.from_url(guarded.url(user)) as client:
-        assert client.hset("nbq1:{sims}:lanes", "low", 1) == 1
-        for other in ("nbq1:{other}:lanes", "nbq1:{sims2}:lanes", "nbq1:{*}:lanes", "sims"):
+        assert client.hset("nbq2:{sims}:lanes", "low", 1) == 1
+        for other in ("nbq2:{other}:lanes", "nbq2:{sims2}:lanes", "nbq2:{*}:lanes", "sims"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.hset(other, "low", 1)
 

@@ -110,9 +110,11 @@ def test_what_was_refused_can_be_tried_by_who_knows_its_secret(
     assert [future.result(20) for future in letter.retry()] == [2, 3]
 
 
-def test_what_was_refused_can_not_be_tried(queue, client, store, wait_until):
+def test_what_was_refused_can_not_be_tried(queue, client, store, queue_name, wait_until):
     queue.run(1)
-    client.xadd(store.keys.lane("low"), {"job": "<b>", "n": "7"})
+    task = Task(job="<b>", n=7, fn="f", name="f", call="map", args=b"")
+    flat = task.encode(Signer("guess", queue_name))
+    client.execute_command("XADD", store.keys.lane("low"), "*", *flat)
     (letter,) = wait_until(queue.dead, describe="the refusal")
     assert (letter.kind, letter.task, letter.lane) == ("refused", "<b>-7", "low")
     assert not letter.can_retry

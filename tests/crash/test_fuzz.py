@@ -64,16 +64,21 @@ class Forger:
 
     def control(self):
         order = ControlMessage(kind="cancel", job=self.session, span=ONE)
-        return self.fields(order, b"control", b"task")
+        if self.rng.random() < 0.5:
+            return order.encode(self.rng.choice(self.wrong))
+        return self.changed(order.encode(self.right))
 
-    def fields(self, message, kind, other):
+    def fields(self, task, kind, other):
         """The fields of an entry, signed wrongly, or signed and then changed."""
         if self.rng.random() < 0.5:
-            return message.encode(self.rng.choice(self.wrong), kind)
+            return task.encode(self.rng.choice(self.wrong), kind)
         if self.rng.random() < 0.2:
-            return message.encode(self.right, other)
-        honest = message.encode(self.right, kind)
-        while (flat := self.damage(list(honest))) == honest or b"sig" not in flat[::2]:
+            return task.encode(self.right, other)
+        return self.changed(task.encode(self.right, kind))
+
+    def changed(self, honest):
+        """What `damage` makes of fields, if it is neither the same nor a wake-up."""
+        while (flat := self.damage(list(honest))) == honest or flat[::2] == [b"kind"]:
             pass
         return flat
 

@@ -454,7 +454,7 @@ def test_without_its_keys_a_queue_takes_another_secret(queue_name, server_url, c
         assert queue.map(abs, [-1], name="j").result(30) == [1]
     with pytest.raises(SecretMismatch):
         TaskQueue(queue_name, server_url, workers=0, secret="new")
-    pattern = f"nbq1:{{{queue_name}}}:*".replace("{", "\\{")
+    pattern = f"nbq2:{{{queue_name}}}:*".replace("{", "\\{")
     client.delete(*client.scan_iter(pattern, count=1000))
     with TaskQueue(queue_name, server_url, workers=1, secret="new") as queue:
         assert queue.map(abs, [-1], name="j").result(30) == [1]

@@ -238,7 +238,7 @@ def test_queues_are_listed_and_deleted(server_url, store, queue_name, client):
         0,
         f"Deleted queue {queue_name!r}.\n",
     )
-    assert [*client.scan_iter(f"nbq1:{{{queue_name}}}*")] == []
+    assert [*client.scan_iter(f"nbq2:{{{queue_name}}}*")] == []
     status, _, error = run("queues", "delete", queue_name, server_url)
     assert status == 1
     assert f"there is no queue {queue_name!r}" in error
@@ -251,15 +251,15 @@ def test_a_queue_with_workers_is_deleted_by_force_only(server_url, store, queue_
     status, _, error = run("queues", "delete", queue_name, server_url)
     assert status == 1
     assert "1 workers on node4" in error
-    assert [*client.scan_iter(f"nbq1:{{{queue_name}}}*")] != []
+    assert [*client.scan_iter(f"nbq2:{{{queue_name}}}*")] != []
 
     assert run("queues", "delete", "--force", queue_name, server_url)[0] == 0
-    assert [*client.scan_iter(f"nbq1:{{{queue_name}}}*")] == []
+    assert [*client.scan_iter(f"nbq2:{{{queue_name}}}*")] == []
 
 
 def test_deletion_leaves_queues_of_similar_names_alone(server_url, store, queue_name, client):
     store.check_secret()
-    client.set(f"nbq1:{{{queue_name[:-1]}?}}:meta", 1, ex=60)
+    client.set(f"nbq2:{{{queue_name[:-1]}?}}:meta", 1, ex=60)
 
     assert run("queues", "delete", f"{queue_name[:-1]}?", server_url)[0] == 0
     assert client.exists(store.keys.meta)

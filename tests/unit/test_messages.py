@@ -1,14 +1,16 @@
 """Messages travel unchanged, or not at all."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
+from importlib.metadata import version
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import SignatureError
 from nbstreamq.wire.item_ranges import ONE, ranges_of
-from nbstreamq.wire.messages import ControlMessage, Event, Options, Task
+from nbstreamq.wire.messages import VERSION, ControlMessage, Event, Options, Task
 from nbstreamq.wire.signing import Signer
 
 SIGNER = Signer("secret", "sims")
@@ -43,7 +45,7 @@ events = st.builds(
     seconds=seconds,
     body=bodies,
 )
-controls = st.builds(ControlMessage, kind=st.text(), job=st.text(), span=spans, number=naturals)
+controls = st.builds(ControlMessage, kind=st.text(), job=st.text(), span=spans)
 messages = tasks | events | controls
 
 
@@ -72,8 +74,9 @@ def test_any_flipped_bit_of_any_value_is_refused(message, data):
 def test_any_lengthened_or_shortened_value_is_refused(message, data):
     flat = message.encode(SIGNER)
     i = data.draw(st.sampled_from(range(1, len(flat), 2)))
-    flat[i] = data.draw(st.sampled_from([flat[i] + b"0", b"0" + flat[i], flat[i][:-1]]))
-    assume(flat != message.encode(SIGNER))
+    before = flat[i]
+    flat[i] = data.draw(st.sampled_from([before + b"0", b"0" + before, before[:-1]]))
+    assume(flat[i] != before)
     assert refused(message, flat)
 
 
@@ -134,21 +137,61 @@ def test_what_is_no_message_at_all_is_refused(flat):
             kind.decode(flat, SIGNER)
 
 
-def test_signed_nonsense_is_refused_as_well():
-    values = [b"cancel", b"s.1", b"5:1", b"1"]
-    signature = SIGNER.sign(b"control", *values)
-    names = [b"kind", b"job", b"span", b"number"]
-    flat = [part for pair in zip(names, values, strict=True) for part in pair]
-    flat += [b"sig", signature]
-    with pytest.raises(SignatureError, match="malformed"):
-        ControlMessage.decode(flat, SIGNER)
+SOUND = {
+    Task: [VERSION, 0, "0:1", "f", "map", b"", 1, 0],
+    Event: [1, "finished", "s.1", 0, "0:1", "w", 1, 0.0, 0.0, b""],
+    ControlMessage: [1, "s.1", "0:1"],
+}
+
+
+def entry(kind, values):
+    """Return the signed entry of a message that says `values`."""
+    data = msgspec.msgpack.encode(values)
+    if kind is Task:
+        sealed = SIGNER.sign(b"task", b"f", b"s.1", data, b"args") + data
+        return [b"name", b"f", b"job", b"s.1", b"header", sealed, b"args", b"args"]
+    if kind is Event:
+        return [b"event", SIGNER.seal(b"event", b"", data)]
+    return [b"kind", b"cancel", b"message", SIGNER.seal(b"control", b"cancel", data)]
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_signed_nonsense_is_refused_as_well(kind):
+    sound = SOUND[kind]
+    assert isinstance(kind.decode(entry(kind, sound), SIGNER), kind)
+    for i, value in enumerate(sound):
+        wrong = [*sound]
+        wrong[i] = None if isinstance(value, str | bytes) else "5:1"
+        with pytest.raises(SignatureError, match="malformed"):
+            kind.decode(entry(kind, wrong), SIGNER)
+    span = ["5:1" if value == "0:1" else value for value in sound]
+    for nonsense in (span, sound[:-1], [], {}, 7, "x", b"x"):
+        with pytest.raises(SignatureError, match="malformed"):
+            kind.decode(entry(kind, nonsense), SIGNER)
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_what_a_later_version_adds_at_the_end_is_ignored(kind):
+    assert isinstance(kind.decode(entry(kind, [*SOUND[kind], "more"]), SIGNER), kind)
+
+
+def test_a_task_says_which_version_wrote_it():
+    assert version("nbstreamq") == VERSION
+    task = Task.decode(entry(Task, ["0.9.9", *SOUND[Task][1:]]), SIGNER)
+    assert task.version == "0.9.9"
+    assert Task.decode(task.encode(SIGNER), SIGNER) == task
+
+
+def test_a_name_with_half_a_surrogate_pair_is_escaped():
+    task = Task(job="s.1", n=0, fn="f", name="a\ud800", call="map", args=b"")
+    assert Task.decode(task.encode(SIGNER), SIGNER).name == "a\\ud800"
 
 
 @given(tasks, spans, naturals, naturals)
 def test_a_task_put_back_keeps_all_but_span_attempt_and_losses(task, span, attempt, losses):
     again = task.again(span, attempt=attempt, losses=losses)
     same = {"span": task.span, "attempt": task.attempt, "losses": task.losses}
-    assert replace(again, **same) == task
+    assert again.with_changes(**same) == task
     assert (again.span, again.attempt - task.attempt) == (span, attempt)
     assert again.losses - task.losses == losses
 

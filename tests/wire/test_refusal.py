@@ -2,9 +2,9 @@
 
 import pytest
 
-from nbstreamq.errors import SignatureError
+from nbstreamq.errors import SignatureError, VersionMismatch
 from nbstreamq.wire.item_ranges import ONE
-from nbstreamq.wire.keys import WEEK
+from nbstreamq.wire.keys import WEEK, old_meta
 from nbstreamq.wire.messages import ControlMessage, Event
 from nbstreamq.wire.signing import SIGNATURE_BYTES, Signer
 from nbstreamq.wire.store import Store
@@ -322,3 +322,20 @@ def test_what_is_no_number_of_a_batch_keeps_nobody_from_submitting(store, submit
     client.set(store.keys.session("s"), text, ex=60)
     submit(*range(3))
     assert store.lanes(["default"])[0]["waiting"] == 3
+
+
+class TestDataOfAnEarlierVersion:
+    def test_is_refused_and_says_what_to_do(self, store, client, queue_name):
+        client.delete(store.keys.meta)
+        client.hset(old_meta(queue_name), "secret", "x")
+        client.expire(old_meta(queue_name), 60)
+        with pytest.raises(VersionMismatch, match=f"nbstreamq queues delete {queue_name}"):
+            store.check_secret()
+        assert store.delete_queue() > 0
+        store.check_secret()
+
+    def test_beside_ours_is_left_alone(self, store, client, queue_name):
+        store.check_secret()
+        client.hset(old_meta(queue_name), "secret", "x")
+        client.expire(old_meta(queue_name), 60)
+        store.check_secret()

@@ -28,7 +28,7 @@ def test_waiting_passes_over_a_stranger_s_task(store, stranger):
 def test_a_refused_entry_is_kept_with_the_reason(stranger, store, take, client):
     take()
     ((_, fields),) = client.xrange(store.keys.dead)
-    assert fields[b"n"] == b"9"
+    assert fields[b"job"] == b"s.1"
     assert b"another secret" in fields[b"refused"]
     assert 0 < client.ttl(store.keys.dead) <= WEEK
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from nbstreamq.errors import FunctionMissing
+from nbstreamq.errors import FunctionMissing, VersionMismatch
 from nbstreamq.objects.functions import FunctionPickler
 from nbstreamq.objects.pickling import dump
 from nbstreamq.objects.results import load_outcomes
 from nbstreamq.wire.item_ranges import format_ranges
-from nbstreamq.wire.messages import Options, Task
+from nbstreamq.wire.messages import VERSION, Options, Task
 from nbstreamq.wire.settlement import Delivery
 from nbstreamq.wire.signing import Signer
 from nbstreamq.worker.cache import Values
@@ -101,6 +101,16 @@ def test_a_function_that_has_gone_fails_all_items(execute):
     values, errors = load_outcomes(settled.events[0].body)
     assert values == [None, None]
     assert all(isinstance(errors[k], FunctionMissing) for k in (0, 1))
+
+
+@pytest.mark.parametrize("call", ["map", "apply"])
+def test_a_task_of_another_version_fails_and_says_what_to_do(execute, call):
+    settled = execute(abs, [-1], call=call, version="0.9.9")
+
+    error = load_outcomes(settled.events[0].body)[1][0]
+    assert isinstance(error, VersionMismatch)
+    assert "nbstreamq 0.9.9" in str(error)
+    assert f"this worker has {VERSION}: install the same version" in str(error)
 
 
 def test_arguments_that_can_not_be_unpickled_fail_all_items(execute):
