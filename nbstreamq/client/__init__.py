@@ -1,1 +1,1 @@
-"""Who asks: the queue, its futures and jobs."""
+"""The client: the queue, its futures and jobs."""

@@ -17,7 +17,7 @@ logger = logging.getLogger("concurrent.futures")
 def invoke_callbacks(future: Any) -> None:
     """Call the callbacks of a future that is over, each once.
 
-    `concurrent.futures` does it alike, but fails itself if an error can't be shown in a log.
+    `concurrent.futures` does the same, but fails itself if an error can't be shown in a log.
     """
     callbacks = future._done_callbacks  # noqa: SLF001
     while callbacks:
@@ -52,7 +52,7 @@ def hold_callbacks(futures: Iterable[Any]) -> list[tuple[Any, list[Any]]]:
     held = []
     for future in futures:
         if getattr(future, "_has_listeners", True):
-            with future._condition:  # noqa: SLF001 - who adds one holds it, too
+            with future._condition:  # noqa: SLF001 - adding one takes it, too
                 held.append((future, future._done_callbacks))  # noqa: SLF001
                 future._done_callbacks = []  # noqa: SLF001
     return held
@@ -62,7 +62,7 @@ def let_go(held: Sequence[tuple[Any, list[Any]]]) -> None:
     """Call the callbacks that were held; those of a future that has no result yet wait for it."""
     for future, callbacks in held:
         future._done_callbacks = callbacks  # noqa: SLF001
-    with ExitStack() as stack:  # one that exits, or Ctrl-C, does not keep the others from theirs
+    with ExitStack() as stack:  # if one exits, or Ctrl-C comes, the others are called
         for future, _ in reversed(held):
             if future.done():
                 stack.callback(future._invoke_callbacks)  # noqa: SLF001

@@ -31,14 +31,14 @@ REMEMBERED = DAY / 2
 
 
 class DataLossCheck:
-    """The last batch that the server took from a session, which it must still know.
+    """Notices that the server has lost data: it must know the number of the last batch it took.
 
-    Of a server without any data, or with an old snapshot, this number is gone, or too small.
+    A server without data, or with an old snapshot, knows no number, or a smaller one.
 
     Parameters
     ----------
     session, queue
-        Who submitted, and where.
+        Id of the session, and name of its queue.
     """
 
     def __init__(self, session: str, queue: str) -> None:
@@ -56,13 +56,13 @@ class DataLossCheck:
             The number of the last batch that the server knew before.
         """
         last, at = self._last
-        # By the wall clock: the other one stands still while a machine sleeps.
+        # By the wall clock: the monotonic one stops while a machine sleeps.
         now = time.time()
         self._last = (batch, now)
         return previous >= last or now > at + REMEMBERED
 
     def lost(self) -> DataLost:
-        """Return what is said to those whose calls the server has forgotten."""
+        """Return the error of calls that the server has forgotten."""
         return DataLost(
             f"The server has lost the data of queue {self._queue!r}, this call's too; probably it"
             " was restarted without them. Calls can be submitted again, after what they need of"
@@ -90,11 +90,11 @@ class DataLossCheck:
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that may wait to be sent; who submits more waits. More hides a longer outage.
+#: Bytes that may wait to be sent; then `submit` waits. More hides a longer outage.
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
 MAX_BATCH, MAX_BATCH_BYTES = 400, 2**20
-#: Seconds after which who waits for room notices Ctrl-C.
+#: Seconds after which a thread that waits for room notices Ctrl-C.
 FULL_WAIT = 0.1
 #: How often a parcel is tried that our own code fails with; then its calls fail. More outlive rarer
 #: faults; fewer tell sooner.
@@ -115,7 +115,7 @@ class Submission(NamedTuple):
     size_bytes
         About how much that is.
     owner, items
-        Whose calls fail if the server refuses it.
+        The calls that fail if the server refuses it.
     """
 
     lane: str
@@ -152,7 +152,7 @@ class Sender:
     store
         A connection of its own.
     session
-        Who submits.
+        Id of the session.
     on_trouble
         Called with the error when the server can't be reached, and with None before it is told
         anything again; raises `ServerUnreachable` if it is still away.
@@ -339,7 +339,7 @@ class Sender:
         try:
             self._on_trouble(error)
         except Exception:
-            logger.exception("the server is lost, and this went wrong besides")
+            logger.exception("reporting that the server is lost has failed, too")
 
     def _take_batch(self) -> None:
         """Make the next command, or the next submissions, the batch."""
@@ -448,19 +448,19 @@ class Sender:
 #: Seconds that one request waits for news. Longer costs nothing; it must stay below what firewalls
 #: allow a silent connection.
 BLOCK = 30.0
-#: Seconds that the thread leaves to others who may read again at once. Longer delays the callbacks
-#: of a call that is submitted in that time; shorter wakes the thread more often.
+#: Seconds that the thread leaves to callers that may read again at once. Longer delays callbacks of
+#: a call that is submitted in that time; shorter wakes the thread more often.
 PARK = 0.002
 #: Seconds in which the thread stops waiting when somebody else wants to read; longer: it is in a
-#: callback. Longer delays who waits beside one.
+#: callback. Longer delays threads that wait at the same time.
 HANDOVER = 0.01
 
 
 class Listener:
     """Reads the events of a session.
 
-    Its thread reads when nobody waits. Who waits for a result reads by himself, see `lead`: to be
-    told by another thread would take as long as the server does.
+    Its thread reads when no caller waits. A caller that waits for a result reads by itself, see
+    `lead`: to be told by another thread would take as long as the server does.
 
     Source: the leader/followers pattern, D. Schmidt et al., "Leader/Followers: a design pattern for
     efficient multi-threaded event demultiplexing and dispatching", 2000.
@@ -470,7 +470,7 @@ class Listener:
     store
         A connection of its own.
     session
-        Whose events.
+        Id of the session.
     deliver
         Called with each event, in order; returns whether to go on.
     on_fault
@@ -495,11 +495,11 @@ class Listener:
         self._closing = Event()
         #: Session, and each named job that is followed -> the last entry that was read.
         self._after = {session: b"0"}
-        #: Jobs to follow from an entry on, or no more (None), from the next request on.
+        #: Jobs to follow from an entry on, or no longer (None), from the next request on.
         self._changes: deque[tuple[str, bytes | None]] = deque()
         self._asked = self._ended = self._lost = self._has_warned = False
         self._is_wanted = self._is_followed = False
-        #: Held by the one thread that reads, and by the one that wants to instead of our own.
+        #: Held by the thread that reads, and by the caller that wants to read instead of ours.
         self._reading, self._leading = threading.Lock(), threading.Lock()
         self._reader = 0  # the thread that reads
         self._n_leads = 0  # how many of its calls wait for something: a callback may wait, too
@@ -540,7 +540,7 @@ class Listener:
             is lost: then wait to be told.
         """
         deadline, me = time.monotonic() + timeout, threading.get_ident()
-        if self._reader == me:  # a callback waits: nobody else can read
+        if self._reader == me:  # a callback waits: no other thread can read
             return self._read_until(is_reached, deadline)
         if self._lost or self._ended:
             return False
@@ -564,7 +564,7 @@ class Listener:
                     self._resume.set()
 
     def ask(self) -> None:
-        """Ask for what comes next, before it is waited for, if nobody does."""
+        """Ask for the next events before a caller waits for them, if no thread has."""
         if not self._asked and not self._lost and self._reading.acquire(blocking=False):
             try:
                 self._ask()
@@ -611,7 +611,7 @@ class Listener:
                 self._after[job] = after
 
     def look_again(self) -> None:
-        """Tell who leads that what he waits for may have come about without an event."""
+        """Wake the caller that reads: what it waits for may have come without an event."""
         if self._n_leads and self._reader != threading.get_ident():
             with contextlib.suppress(OSError):  # it has just ended
                 self._ring.send(b"!")
@@ -662,7 +662,7 @@ class Listener:
         self._forget()
 
     def _turn(self) -> bool:
-        """Read once, when nobody else does; return whether to go on."""
+        """Read once, when no other thread does; return whether to go on."""
         if self._ended:
             return False
         try:
@@ -708,7 +708,7 @@ class Listener:
         if not self._asked:
             self._ask()
         if now > self._overdue:
-            # Nobody tells us when a firewall, or a machine's sleep, has cut the connection.
+            # A firewall, or a machine that slept, may have cut the connection without a word.
             self._store.close()
             raise ServerUnreachable("The server did not answer in time; connecting again.")
         left = max(0.0, self._overdue - now) + 0.001

@@ -94,8 +94,7 @@ class Payload(NamedTuple):
 
 #: Most characters of a call in a note.
 MAX_CALL = 120
-#: Most bytes of arguments that are unpickled once more to tell of them. More keeps who waits for
-#: the error waiting.
+#: Most bytes of arguments that are unpickled again to describe them. More delays the error.
 MAX_ARGS_BYTES = 10 * 2**20
 #: Most results of other tasks in the arguments of a call that is shown.
 MAX_RESULTS = 100

@@ -1,4 +1,4 @@
-"""Calls that every worker makes, also those that join later."""
+"""Calls that every worker makes, including workers that join later."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _command(session: Session, ledger: Ledger, function: FunctionPickle, args: b
         while True:
             workers, home = store.workers(), session.homes[0]
             names = sorted(n for n, about in workers.items() if accepts(about, home))
-            # Local ones that are starting are waited for.
+            # Wait for local workers that are starting.
             if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
                 continue
@@ -84,7 +84,7 @@ def _command(session: Session, ledger: Ledger, function: FunctionPickle, args: b
 
 
 def _tasks(job: str, function: FunctionPickle, args: bytes, options: Options, n: int) -> list[Task]:
-    """Return a task for each of `n` workers, and one for who joins later: nobody waits for that."""
+    """Return a task for each of `n` workers, and one for workers that join later."""
     opts = options.encode()
     what = Task(
         job=job, n=0, fn=function.digest, name=function.name, call="apply", args=args, opts=opts

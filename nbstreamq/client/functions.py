@@ -39,7 +39,7 @@ _REMEDY = (
 
 
 class Repeats:
-    """Notices generators among what is sent.
+    """Notices random number generators that are sent.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ class Repeats:
         self._warn(f"{what} a random number generator ({type_name(generators[0])}). {_REMEDY}")
 
 
-#: Seconds after which a function is sent again, lest it expire: less than its week on the server.
+#: Seconds after which a function is sent again, before it expires: the server keeps it for a week.
 LIFETIME = 86_400.0
-#: Seconds in which one that is wanted is sent again once; less than workers wait for it.
+#: Seconds in which a function that workers ask for is sent once; less than they wait for it.
 AGAIN = 1.0
 
 
@@ -181,11 +181,11 @@ class LargeValues:
         return Ref(digest_of_values(data), size, type(value).__name__, data, self._last)
 
     def _last(self, data: bytes) -> bytes:
-        """Return a message that gives the same value for a week, whoever lives."""
+        """Return a message that gives the same value for a week, even if this process ends."""
         return dump(load(data), "the value of a Ref", self._durable)
 
     def discard(self, event: Event) -> None:
-        """Free the large results of calls that nobody waits for any more."""
+        """Free the large results of calls that are over already."""
         if event.kind == "finished" and refers(event.body):
             load_outcomes(event.body)
 

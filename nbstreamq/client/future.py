@@ -65,7 +65,7 @@ T = TypeVar("T")
 
 
 class _Listeners:
-    """A list that is made when somebody asks for it: most futures never need one.
+    """A list that is made when it is first used: most futures never need one.
 
     Two empty lists would be a third of what a waiting call needs here.
     """
@@ -101,8 +101,8 @@ class TaskFuture(Future[T], Generic[T]):
 
     def _prepare(self, session: Session) -> None:
         """Do what `Future.__init__` does."""
-        # One condition for all: to make one for each would take longer than the rest, and nobody
-        # waits for it; see `_wait`.
+        # One condition for all: to make one for each would take longer than the rest, and no
+        # thread waits for it; see `_wait`.
         self._condition = session.condition
         self._state = "PENDING"
         self._result: T | None = None
@@ -153,7 +153,7 @@ class TaskFuture(Future[T], Generic[T]):
         WorkerLost
             The call's worker died at its last allowed attempt.
         """
-        __tracebackhide__ = True  # IPython leaves such frames out: they tell nobody anything
+        __tracebackhide__ = True  # IPython leaves such frames out
         if self._state == "PENDING" or timeout is not None:
             self._wait(timeout)
         if self._state != "FINISHED":
@@ -211,7 +211,7 @@ class TaskFuture(Future[T], Generic[T]):
 
     def set_result(self, result: T) -> None:
         """Set the result, as `concurrent.futures.Future.set_result` does; not for users."""
-        with self._condition:  # who asks for the lists holds it, too
+        with self._condition:  # making the lists takes it, too
             if self._state == "PENDING" and not self._has_listeners:
                 self._result, self._state = result, "FINISHED"
                 return
@@ -322,7 +322,7 @@ class ItemFuture(TaskFuture[T]):
     Parameters
     ----------
     session, ledger, index
-        Whose ledger it is, and which item.
+        The job's ledger, and the item's index in it.
     """
 
     def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
@@ -366,7 +366,7 @@ class CallFuture(TaskFuture[T], Call):
     Parameters
     ----------
     session
-        Who submits it.
+        The session that submits it.
     fn
         What is called.
     args

@@ -64,7 +64,7 @@ def _pandas() -> Any:
 
 
 def _last_reports(ledger: Ledger) -> list[RunInfo | None]:
-    """Return the last news of each item, None where there is none."""
+    """Return the last news of each item; None if there is no news."""
     news = ledger.reports(0)
     last: list[RunInfo | None] = [None] * len(ledger)
     for report in news:
@@ -90,7 +90,7 @@ T = TypeVar("T")
 
 
 class Futures(Generic[T]):
-    """The futures of a job's items: one for each item, made when somebody asks for it."""
+    """The futures of a job's items: one for each item, made when it is first used."""
 
     def __init__(self, session: Session, ledger: Ledger) -> None:
         self._session = session
@@ -390,7 +390,7 @@ class Job(Generic[T]):
                     return self._take(index)
 
     async def _reach(self, index: int) -> None:
-        if index >= len(self):  # somebody else is still submitting this job
+        if index >= len(self):  # another client is still submitting this job
             await asyncio.to_thread(self._wait, lambda: self._is_known(index), index)
             return
         over = asyncio.wrap_future(self._futures[index])
@@ -546,7 +546,7 @@ class Job(Generic[T]):
 
 
 def _look_at(over: asyncio.Future[Any]) -> None:
-    """Look at an error that is raised elsewhere: asyncio would log that nobody did."""
+    """Look at an error that is raised elsewhere; otherwise asyncio logs that it was not."""
     if not over.cancelled():
         over.exception()
 

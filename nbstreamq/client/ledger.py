@@ -570,7 +570,7 @@ class Ledger(Outstanding):
 
 
 class NamedLedger(Ledger):
-    """The tasks of a named job, whoever submitted them.
+    """The items of a named job, whichever client submitted them.
 
     Parameters
     ----------
@@ -669,7 +669,7 @@ class NamedLedger(Ledger):
         self.growing = False
 
     def _finished(self, event: Event) -> None:
-        # Who cancelled it was too late: only what a worker says is settled.
+        # The cancellation was too late: the worker had finished.
         self._reopen(
             i for k in items(event.span) if self.state(i := event.n + k) is State.CANCELLED
         )

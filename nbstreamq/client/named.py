@@ -1,4 +1,4 @@
-"""Named jobs: made once, and found again by whoever knows the name, on whichever machine."""
+"""Named jobs: the server keeps them, and any client finds them by name."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def map_named(
     definition: JobSpec,
     *,
     pace: Pace,
-    anew: bool,
+    replace: bool,
 ) -> Job[T]:
     """Make the job of that name, or find it and submit what of it is missing, failed or cancelled.
 
@@ -125,7 +125,7 @@ def map_named(
         "python": session.home.python,
     }
     record = session.ask(lambda store: store.find_job(name))
-    if record is None or anew:
+    if record is None or replace:
         record = _open(session, name, about, record)
     source = iter(items)
     check_function(record, about)
@@ -153,7 +153,7 @@ def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) ->
     Raises
     ------
     JobNotFound
-        There is none.
+        There is no job of that name.
     """
     record = session.ask(lambda store: store.find_job(name))
     if record is None:

@@ -497,7 +497,7 @@ class TaskQueue(Executor, TaskOnly):
             from .named import JobSpec, map_named  # needs cloudpickle: slow to import
 
             what = JobSpec(name, self._lane(), options, deadline)
-            return map_named(session, fn, function, iterables, what, pace=pace, anew=replace)
+            return map_named(session, fn, function, iterables, what, pace=pace, replace=replace)
         with opening(session, fn, function.name, self._lane()) as ledger:
             ledger.options = options
             sends = send_chunks(session, ledger, function, iterables, pace)

@@ -1,4 +1,4 @@
-"""Running items of a job once more: the same job, the same order, perhaps a mended function."""
+"""Running items of a job again: the same job, the same order, perhaps a corrected function."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keep(session: Session, ledger: Ledger) -> None:
 def delete(session: Session, ledger: Ledger) -> None:
     """Forget a job here and on the server."""
     _check_kept(session, ledger)
-    # First of all: it makes room, where the server has none to note what is cancelled.
+    # First: it makes room on a full server, which could not even note what is cancelled.
     session.ask(lambda store: store.delete_job(ledger.title, ledger.job))
     session.cancel(ledger, range(len(ledger)))
     forget(session, ledger.job)
@@ -85,7 +85,7 @@ def rerun(
     *,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Submit those items again that are in one of `states`; their dead letters are no more.
+    """Submit those items again that are in one of `states`; their dead letters are dropped.
 
     Parameters
     ----------
@@ -160,7 +160,9 @@ def _rerun_named(
         return
     if answer == 0:
         name = ledger.title
-        raise JobChanged(f"Job {name!r} was run again by another client: q.attach({name!r}) anew.")
+        raise JobChanged(
+            f"Job {name!r} was run again by another client. Call q.attach({name!r}) again."
+        )
     if fn is not None:
         ledger.fn = fn
     _follow(session, ledger, before, record.n_reruns)
@@ -191,7 +193,7 @@ def _try(
 
     None if there are none.
     """
-    if session.ledger(ledger.job) is not ledger:  # nobody else tells it
+    if session.ledger(ledger.job) is not ledger:  # it gets no events
         ledger.position = catch_up(session, ledger, ledger.position)
     chosen = choice.of(ledger)
     if not chosen:
@@ -221,14 +223,14 @@ def _try(
 def _with_function(
     session: Session, record: JobRecord, fn: Callable[..., Any] | None
 ) -> tuple[JobRecord, FunctionPickle]:
-    """Return the record as it shall be, and the function that is to be called."""
+    """Return the record with the new function, and that function."""
     about = record.about
     if fn is None:
         return record, FunctionPickle(about["fn"], b"", about["function"])
     from ..objects.stable_hash import part_hashes  # needs cloudpickle, which is slow to import
 
     function = session.pickle_function(fn, durable=True)
-    # Now: the tasks do not wait for what the sender still has before them.
+    # Now, since the tasks do not wait for what the sender has before them.
     session.ask(lambda store: store.put_function(function.digest, function.data))
     now, known = part_hashes(fn), about["identities"]
     changes = {

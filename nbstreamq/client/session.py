@@ -4,8 +4,8 @@
 
     submit ──> Sender ──> server ──> Listener ──> Session.outstanding ──> futures, jobs
 
-Whatever was sent and has not ended is in one dict, `outstanding`, under the id that its events
-carry: the ledger of a map, or the futures of single calls in quick succession.
+Everything that was sent and has not ended is in one dict, `outstanding`, by the job id that its
+events carry: the ledger of a map, or the futures of single calls in quick succession.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def drop_calls_at_exit() -> None:
 
 
 def forked(queue: str) -> QueueClosed:
-    """Return what is said to who uses the parent's queue after a fork."""
+    """Return the error of a process that uses its parent's queue after a fork."""
     return QueueClosed(
         f"This TaskQueue ({queue!r}) belongs to the process that this one was forked from."
         " Make another one here."
@@ -69,7 +69,7 @@ def forked(queue: str) -> QueueClosed:
 
 
 def say(text: str) -> None:
-    """Tell people on standard error, if there still is one."""
+    """Print a message on standard error, if there is one."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         print(f"nbstreamq: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for people
 
@@ -86,7 +86,7 @@ def may_submit() -> bool:
 
 
 def _finish_all() -> None:
-    """Wait for all calls that are open; or drop them, where nobody wants to wait."""
+    """Wait for all open calls; drop them in a kernel, or after Ctrl-C."""
     global _is_exiting  # noqa: PLW0603 - as above
     if host() is not None:
         return  # the worker is told to go; what its tasks submitted is run by others
@@ -236,7 +236,7 @@ class Session:
     # -- submitting ----------------------------------------------------------------------------
 
     def new_id(self, worker: WorkerContext | None) -> str:
-        """Return the id of a new job; `worker` is the one that this process is, if it is one."""
+        """Return the id of a new job; `worker` is the worker that this process is."""
         job = f"{self.id}.{next(self._numbers)}"
         # Workers that may run a task may run what it submits, too.
         return job if worker is None else f"{job}@{worker.home()}"
@@ -276,7 +276,7 @@ class Session:
         Parameters
         ----------
         worker
-            The one that this process is, if it is one.
+            The worker that this process is; None in any other process.
         is_plain
             Whether it may share a job id with other calls.
         """
@@ -443,7 +443,7 @@ class Session:
                 raise
 
     def scale(self, n_workers: int) -> None:
-        """There shall be `n_workers` local workers."""
+        """Start or stop local workers until there are `n_workers`."""
         self.check_open()
         self._n_workers = None
         self.workers.scale(n_workers)
@@ -565,7 +565,7 @@ class Session:
 
     def survey(self, what: Outstanding) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers there are, and why none may run the calls; empty if one may."""
-        if self.trouble:  # another connection may do, where no more of them are let in
+        if self.trouble:  # a server that is full may answer on another connection
             return {}, str(self.trouble)
         try:
             self.check_memory()
@@ -751,12 +751,12 @@ class Session:
                 self.warn(f"the server was lost, and can't be started again: {failure}")
 
     def check_memory(self) -> None:
-        """Fail what is open if the server has forgotten it: nobody else would ever end it."""
+        """Fail what is open if the server has lost it: nothing else would ever end it."""
         if error := self._memory.check(functools.partial(self.ask, patience=0.0)):
             self._on_refusal(error)
 
     def _on_refusal(self, error: BaseException) -> None:
-        """Fail all that is open: what it was that the server refused, or lost, nobody knows."""
+        """Fail everything that is open: it is not known what the server has refused or lost."""
         self._functions.forget_sent()
         with self._lock:
             rows = list(self.outstanding.values())
@@ -797,7 +797,7 @@ class Session:
             raise forked(self._store.keys.queue)
 
     def close(self, *, wait: bool, cancel: bool) -> None:
-        """Take no more calls; end, and with `wait` return, when those that are open are done.
+        """Take no further calls; end, and with `wait` return, when the open ones are over.
 
         With `cancel`, those that are not running yet, as far as is known, are cancelled.
         """
@@ -807,7 +807,7 @@ class Session:
         for what in is_open if cancel else ():
             self.cancel(what, [i for i in range(what.n_items) if what.state(i) is State.WAITING])
         for what in is_open:
-            # Where inputs are taken as the results are, nobody may take any more.
+            # Where inputs are taken as the results are, the results may never be taken.
             if isinstance(what, Ledger):
                 self.stop_growing(what)
         with self._lock:
@@ -817,7 +817,7 @@ class Session:
             for what in remaining:
                 self.wait_until(what, what.check_over, None, beside=remaining)
         if wait or not remaining:
-            # All calls are over: what is left to say is not worth waiting for a lost server.
+            # All calls are over: what is left to send is not worth waiting for a lost server.
             self._end(FAREWELL if self.trouble else None)
         if wait:  # another thread may be at it, since the last call was over
             self._has_ended.wait()
@@ -825,7 +825,7 @@ class Session:
     def _end(self, farewell: float | None = None, *, wait: bool = True) -> None:
         """Close all connections; `farewell` bounds the seconds that the server may take.
 
-        With `wait`, local workers that nobody else uses have ended when it returns.
+        With `wait`, local workers that no other queue uses have ended when it returns.
         """
         last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
         say_so = Command(lambda store: store.publish([last], own=True), _ignore)
@@ -853,7 +853,7 @@ class Session:
             self._has_ended.set()
 
     def _end_at_last(self) -> None:
-        """End in a thread: nobody is there to try again."""
+        """End in a thread of its own, which has to try again by itself."""
         try:
             self._end()
         except Exception:
@@ -941,7 +941,7 @@ class Session:
         return ""
 
     def drop(self) -> int:
-        """Cancel the open calls, and take no more; return how many they were."""
+        """Cancel the open calls, and take no further ones; return how many were open."""
         dropped = self._unnamed()
         with self._lock:
             if self._state not in ("open", "exiting", "closing"):

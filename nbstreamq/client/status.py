@@ -255,7 +255,7 @@ def queue_status(
     )
 
 
-#: Seconds by which clocks may differ: what is due is due by the server's, times are shown by ours.
+#: Seconds by which clocks may differ: delays end by the server's clock, times are shown by ours.
 SKEW = 5.0
 
 
@@ -386,8 +386,8 @@ class DeadLetter:
         found: DeadEntry | None = session.ask(lambda store: store.dead_entry(entry_id))
         if found is None:
             raise NbstreamqError(
-                f"Entry {self.id} ({self.task or self.kind}) is in the dead stream no more: it was"
-                " tried again, or is older than a week."
+                f"Entry {self.id} ({self.task or self.kind}) is no longer in the dead stream: it"
+                " was tried again, or is older than a week."
             )
         if (obstacle := _obstacle(found)) or found.task is None:
             raise NbstreamqError(f"Entry {self.id} can't be tried again: {self.why} {obstacle}")
@@ -446,15 +446,15 @@ def _obstacle(entry: DeadEntry) -> str:
     """Return why an entry can't be tried again; empty if it can."""
     task = entry.task
     if task is None:
-        return "Only a task that carries this queue's signature can. Submit the call anew."
+        return "Only a task that carries this queue's signature can. Submit the call again."
     if entry.reason == REPLAYED:
-        return "It was run. Submit the call anew."
+        return "It was run. Submit the call again."
     if entry.lane.startswith("@"):
         return "It was meant for one worker, and its lane goes with that."
     if not task.args and not is_named(task.job):
         return (
             f"Its arguments are larger than the {KEPT_BYTES // 1024} KiB that are kept. Use"
-            " job.retry_failed(), where the job is, or submit the call anew."
+            " job.retry_failed(), where the job is, or submit the call again."
         )
     return ""
 
@@ -463,7 +463,7 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
     """Put items of a named job into their lane again, as part of it."""
     from .named import attach  # needs cloudpickle: slow to import
 
-    # A job of that name on another queue is none that this entry belongs to.
+    # The entry belongs to a job of this queue: do not look in others.
     job = attach(session, task.job.rpartition(":")[0], lambda _: [])
     chosen = entry.items
     if job.id != task.job:

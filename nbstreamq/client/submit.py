@@ -44,7 +44,7 @@ MAX_WAIT = 0.02
 
 
 class Pace:
-    """How large the next chunk shall be.
+    """Decides how large the next chunk is.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def pace_of(
 
 @contextmanager
 def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[Ledger]:
-    """Yield the ledger of a new job; if what follows fails, or is interrupted, nobody has it."""
+    """Yield the ledger of a new job; if what follows fails, or is interrupted, it is cancelled."""
     ledger = None
     try:
         with uninterrupted():
@@ -174,7 +174,7 @@ def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> I
 
 
 def give_up(session: Session, ledger: Ledger, items: Iterable[int]) -> None:
-    """Cancel what was submitted of a job that nobody will have."""
+    """Cancel what was submitted of a job whose submission failed."""
     session.cancel(ledger, items)
     session.stop_growing(ledger)
 

@@ -22,7 +22,7 @@ from .ledger import Outstanding
 
 #: Seconds after an interrupt in which another one cancels. Longer takes a new one for the second.
 SPAN = 2.0
-#: Most jobs that are named in what is said.
+#: Most jobs that a message about an interrupt names.
 N_NAMED = 3
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,7 +110,7 @@ class PendingInterrupt:
 
     @classmethod
     def take(cls) -> PendingInterrupt | None:
-        """Return the one that came less than two seconds ago, if any; there is none then."""
+        """Return the one that came less than two seconds ago, if any; and forget it."""
         recent, cls.last = cls.recent(), None
         return recent
 
@@ -131,7 +131,7 @@ class PendingInterrupt:
         return found
 
     def cancel_elsewhere(self) -> None:
-        """Cancel in a thread: a signal's handler may have interrupted who holds our locks."""
+        """Cancel in a thread: the signal may have interrupted code that holds a lock."""
         threading.Thread(
             target=self._context.run, args=(self.cancel,), name="nbstreamq-cancel", daemon=True
         ).start()
@@ -153,7 +153,7 @@ def interrupted(
 
     If that was the second interrupt, what the first one was about is cancelled.
     """
-    interrupt.__traceback__ = None  # where in the wait it came tells nobody anything
+    interrupt.__traceback__ = None  # it does not matter where in the wait it came
     known = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(known):
         return  # it was not Ctrl-C
@@ -226,7 +226,7 @@ class HelpedWaiters(list[Any]):
     """The waiters of a future inside a task.
 
     `concurrent.futures.wait` and `as_completed` add theirs to each future, and wait for its event:
-    it gets one that helps.
+    it gets an event that helps.
     """
 
     def __init__(self, help_until: Help, lane: str) -> None:
@@ -236,7 +236,7 @@ class HelpedWaiters(list[Any]):
 
     def append(self, waiter: Any) -> None:
         if not isinstance(waiter.event, _HelpingEvent):
-            # All futures are locked: nobody waits for the old one yet, nor has set it.
+            # All futures are locked: no thread waits for the old event, or has set it.
             waiter.event = _HelpingEvent(self._help_until)
         waiter.event.lanes.add(self._lane)
         super().append(waiter)
