@@ -174,11 +174,11 @@ def _letter_row(letter: DeadLetter) -> tuple[str, ...]:
     return (
         f"{letter.when:%Y-%m-%d %H:%M:%S}",
         letter.kind,
-        letter.task_text,
         letter.name,
-        letter.lane,
-        str(letter.attempts or ""),
         _cut(letter.why),
+        str(letter.attempts or ""),
+        letter.lane,
+        letter.task_text,
         letter.id,
     )
 
@@ -242,11 +242,11 @@ def describe(job: JobPicture) -> str:
 
 
 def describe_worker(worker: WorkerRow, elapsed: float) -> str:
-    """Return what a worker did, in words: ``98% busy · 12 items · 1 tried again or lost``."""
+    """Return what a worker did, in words: ``98% busy · 12 items · 1 retried or lost``."""
     words = [f"{min(1.0, worker.seconds / max(1e-3, elapsed)):.0%} busy"]
     words.append(plural(worker.n_items, "item"))
     if worker.n_trouble:
-        words.append(f"{worker.n_trouble:,} tried again or lost")
+        words.append(f"{worker.n_trouble:,} retried or lost")
     return " · ".join(words)
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, starmap
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..client.error_notes import RunInfo
 from ..client.job import Job
@@ -52,8 +52,7 @@ def outermost(*parts: Ends) -> Ends:
     return (min(a for a, _ in known), max(b for _, b in known)) if known else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Neighbouring columns of a timeline that look the same.
 
     Attributes
@@ -105,19 +104,19 @@ class WorkerRow:
     def stretches(self) -> Iterator[Stretch]:
         """Yield the stretches in which the worker was busy, in order."""
         start = 0
-        for busy, columns in groupby(zip(self.busy, self.ran, strict=True), lambda one: one[0]):
-            ran = [items for _, items in columns]
+        for busy, columns in groupby(self.busy):
+            end = start + len(list(columns))
             if busy:
-                yield Stretch(start, len(ran), busy, outermost(*ran))
-            start += len(ran)
+                ran = self.ran[start:end]
+                yield Stretch(start, end - start, busy, outermost(*ran) if ran[1:] else ran[0])
+            start = end
 
     def troubles(self) -> Iterator[tuple[int, int]]:
         """Yield each column with trouble, and how many items it was."""
         return ((k, int(times)) for k, times in enumerate(self.trouble) if times)
 
 
-@dataclass(frozen=True, slots=True)
-class FailedItem:
+class FailedItem(NamedTuple):
     """An item that failed: its index, and its error in one line and in full."""
 
     item: int
@@ -125,16 +124,14 @@ class FailedItem:
     traceback: str
 
 
-@dataclass(frozen=True, slots=True)
-class PrintedText:
+class PrintedText(NamedTuple):
     """The end of what an item printed."""
 
     item: int
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ItemProgress:
+class ItemProgress(NamedTuple):
     """How many steps a running item has done, and of how many; None: it did not say."""
 
     item: int

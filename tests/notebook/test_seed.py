@@ -18,7 +18,7 @@ def fib(n):
         a, b = b, a + b
     return b
 
-queue.run(nworkers=4)              # idempotent: there shall be 4 local workers
+queue.run(nworkers=4)              # run 4 local workers; again, it changes nothing
 fib100k = fib(100000)              # a message in the stream; a future comes back
 print(str(fib100k())[-6:])         # calling the future blocks for the result
 fib100k(block=False); fib100k(timeout=3)

@@ -129,13 +129,13 @@ def test_a_job_without_workers_says_what_to_do(new_queue):
     assert "Nothing can run" in job_html(picture)
 
 
-def test_a_large_job_is_looked_at_in_no_time(new_queue):
+def test_drawing_a_large_job_takes_no_time(new_queue):
     job = new_queue(workers=0).map(abs, range(100_000))
     view = JobView(job)
-    view.picture()
+    job_html(view.picture())
     began = time.process_time()
     for _ in range(10):
-        view.picture()
+        job_html(view.picture())
     assert time.process_time() - began < 0.5
 
 
@@ -276,7 +276,7 @@ def worker_row(**known):
 def test_a_worker_in_words():
     assert describe_worker(worker_row(), 2.0) == "75% busy · 1,200 items"
     worker = worker_row(seconds=9.0, n_items=1, trouble=[2.0, 0.0])
-    assert describe_worker(worker, 2.0) == "100% busy · 1 item · 2 tried again or lost"
+    assert describe_worker(worker, 2.0) == "100% busy · 1 item · 2 retried or lost"
 
 
 def test_equal_columns_are_one_stretch():

@@ -17,6 +17,7 @@ function button(words, act) {
 
 // Change `old` until it looks like `wanted`. Children of an element with data-own belong to this file.
 function patch(old, wanted) {
+  if (old.isEqualNode(wanted)) return; // most are, and the browser sees that faster than this file
   if (old.nodeType === Node.TEXT_NODE) return patchText(old, wanted.data);
   for (const { name, value } of wanted.attributes)
     // Once a part is there, the reader folds it.
@@ -77,7 +78,7 @@ const isAlike = (a, b) => a.nodeName === b.nodeName && keyOf(a) === undefined;
 
 // -- the end of a job ----------------------------------------------------------------------------------
 
-// The browser asks its user; later, who has left the page is told that the job is over.
+// The browser asks for permission. When the job is over, it tells a user who has left the page.
 async function askToNotify(asking) {
   asking.hidden = (await Notification.requestPermission()) !== "default";
 }
@@ -156,7 +157,7 @@ function makeButtons(model) {
   const retry = button("Retry failed", () => model.send("retry"));
   const add = button("Add worker", () => model.send("add"));
   const ask = button("Notify me", askToNotify);
-  ask.title = "Have the browser say when the job is over";
+  ask.title = "Get a message from the browser when the job is over";
   ask.hidden = !("Notification" in window) || Notification.permission !== "default";
   let isCancelling = false;
   const cancel = button("Cancel", () => {
@@ -164,7 +165,7 @@ function makeButtons(model) {
     cancel.textContent = "Cancelling";
     model.send("cancel");
   });
-  cancel.title = "Or interrupt, twice within two seconds, a cell that waits for it";
+  cancel.title = "A cell that waits for the job cancels it, too, if you interrupt it twice within two seconds";
   const trouble = element("div", { class: "nbstreamq-notice", role: "alert" });
   const ended = element("div", { class: "nbstreamq-notice", role: "status" }, ENDED);
   const row = element("div", { class: "nbstreamq-buttons" }, cancel, retry, add, ask);
