@@ -13,17 +13,16 @@ from typing import Any
 
 from ..errors import (
     DeathCertificate,
-    MemoryLimitExceeded,
     NbstreamqError,
-    TimeLimitExceeded,
     WorkerLost,
 )
 from ..objects.remote_errors import dump_error, summary
 from ..objects.results import dump_outcomes
 from ..wire.item_ranges import ItemRanges, items, ranges_of, size, split
-from ..wire.messages import Event, Options, Task
+from ..wire.messages import Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from ..wire.store import Store
+from .limits import memory_limit_error, time_limit_error
 from .retries import retry, retry_lost
 from .slot import NO_ITEM, RunningTask, Stop
 
@@ -181,28 +180,13 @@ def _settle_item(settlement: Settlement, running: RunningTask, crash: CrashRepor
 
 
 def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, crash: CrashReport) -> None:
-    task = settlement.delivery.task
-    options = Options.decode(task.opts)
+    task, item = settlement.delivery.task, guilty[0].start
     if again := retry(task, guilty):
         settlement.successors.append(again)
-        return
-    task_id = task.id_of(guilty[0].start)
-    error: NbstreamqError
-    if crash.stopped[2] is Stop.MEMORY_LIMIT:
-        error = MemoryLimitExceeded(
-            f"Task {task_id} ({task.name}) was killed with its worker, which used more memory than"
-            f" its memory_limit of {options.memory_limit or 0:,} bytes. Raise the limit, or split"
-            f" the work.\n{crash.certificate}",
-            task=task_id,
-        )
+    elif crash.stopped[2] is Stop.MEMORY_LIMIT:
+        _fail(settlement, guilty, crash, memory_limit_error(task, item, crash.certificate))
     else:
-        error = TimeLimitExceeded(
-            f"Task {task_id} ({task.name}) ran longer than its time_limit of"
-            f" {options.time_limit:g} s, did not react, and was killed with its worker.\n"
-            f"{crash.certificate}",
-            task=task_id,
-        )
-    _fail(settlement, guilty, crash, error)
+        _fail(settlement, guilty, crash, time_limit_error(task, item, crash.certificate))
 
 
 def _settle_unknown(settlement: Settlement, crash: CrashReport) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from types import FrameType, GeneratorType
 from typing import Any, NoReturn
 
-from ..errors import TimeLimitExceeded
 from ..objects import random_numbers
 from ..objects.pickling import load
 from ..objects.remote_errors import definition_of, dump_error
@@ -20,6 +19,7 @@ from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of
 from ..wire.messages import Options, Task
 from ..wire.settlement import Delivery
+from .limits import time_limit_error
 from .output import Output
 from .process_groups import has_started
 from .slot import DEPTH, NO_ITEM, SERIAL, Slot, Stop
@@ -431,7 +431,8 @@ class Runner:
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)
             else:
-                work.run.fail(_over_time(work, stop.item, stop))
+                error = time_limit_error(work.task, stop.item).with_traceback(stop.__traceback__)
+                work.run.fail(dump_error(error, task=work.task.id_of(stop.item)))
                 work.commit()
             return not self.is_torn
         work.commit()
@@ -559,13 +560,3 @@ def _end_fork(error: BaseException | None = None) -> NoReturn:
         sys.stdout.flush()
     finally:  # The methods of the error may raise.
         os._exit(status)
-
-
-def _over_time(work: _Work, item: int, stop: Stopped) -> bytes:
-    task_id = work.task.id_of(item)
-    error = TimeLimitExceeded(
-        f"Task {task_id} ({work.task.name}) ran longer than its time_limit of {work.time_limit:g} s"
-        " and was stopped. Raise the limit, or split the work.",
-        task=task_id,
-    )
-    return dump_error(error.with_traceback(stop.__traceback__), task=task_id)

@@ -37,10 +37,10 @@ from ..wire.messages import ControlMessage
 from ..wire.store import RENEW_EVERY, Store
 from .control_socket import ControlSocket, HasFile
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
+from .limits import over_memory
 from .process import DUMP, N_DESCRIPTORS, STOP, WorkerProcess, settled_file, shared_file, start
 from .process_groups import Guard, members
 from .slot import NO_ITEM, Leaving, RunningTask, Slots, State, Stop
-from .usage import over_memory
 
 
 @dataclass(frozen=True, kw_only=True)

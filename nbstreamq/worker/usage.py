@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from .slot import NO_ITEM, RunningTask
 
 if TYPE_CHECKING:
     import psutil
@@ -69,10 +66,3 @@ class Meter:
         except psutil.Error:  # it has just ended
             return 0.0
         return float(times.user + times.system)
-
-
-def over_memory(pid: int, running: Sequence[RunningTask]) -> RunningTask | None:
-    """Return the innermost item that runs and whose memory limit its worker exceeds."""
-    limited = [task for task in running if task.memory_limit and task.item != NO_ITEM]
-    used = memory_of(pid) if limited else 0
-    return next((task for task in reversed(limited) if used > task.memory_limit), None)

@@ -1,0 +1,44 @@
+"""Limits of time and memory: which item is over its limit, and the error that it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import DeathCertificate, MemoryLimitExceeded, TimeLimitExceeded
+from ..wire.messages import Options, Task
+from .slot import NO_ITEM, RunningTask
+from .usage import memory_of
+
+
+def over_memory(pid: int, running: Sequence[RunningTask]) -> RunningTask | None:
+    """Return the innermost running item whose memory limit its worker exceeds."""
+    limited = [task for task in running if task.memory_limit and task.item != NO_ITEM]
+    used = memory_of(pid) if limited else 0
+    return next((task for task in reversed(limited) if used > task.memory_limit), None)
+
+
+def time_limit_error(
+    task: Task, item: int, certificate: DeathCertificate | None = None
+) -> TimeLimitExceeded:
+    """Return the error of an item that was stopped, or killed with its worker, after its time."""
+    task_id, limit = task.id_of(item), Options.decode(task.opts).time_limit
+    what = f"Task {task_id} ({task.name}) ran longer than its time_limit of {limit:g} s"
+    advice = "Raise the limit, or split the work."
+    if certificate is None:
+        return TimeLimitExceeded(f"{what} and was stopped. {advice}", task=task_id)
+    return TimeLimitExceeded(
+        f"{what}, did not react when it was stopped, and was killed with its worker. {advice}\n"
+        f"{certificate}",
+        task=task_id,
+    )
+
+
+def memory_limit_error(task: Task, item: int, certificate: DeathCertificate) -> MemoryLimitExceeded:
+    """Return the error of an item that was killed with its worker, which used too much memory."""
+    task_id, limit = task.id_of(item), Options.decode(task.opts).memory_limit
+    return MemoryLimitExceeded(
+        f"Task {task_id} ({task.name}) was killed with its worker, which used more memory than its"
+        f" memory_limit of {limit or 0:,} bytes. Raise the limit, or split the work."
+        f"\n{certificate}",
+        task=task_id,
+    )
