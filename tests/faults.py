@@ -36,8 +36,8 @@ class Fault:
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:
         if event != "call" or not self.is_armed or self.place:
             return
-        # Of whatever the garbage collector finds just now; and a thread that does not even start.
-        if frame.f_code.co_name == "__del__" or _starts(frame) or _starts(frame.f_back):
+        # Not in what the garbage collector finds just now, nor as a thread is started or forgotten.
+        if frame.f_code.co_name == "__del__" or _is_around_a_thread(frame):
             return
         if not threading.current_thread().name.startswith(self.thread):
             return
@@ -48,8 +48,14 @@ class Fault:
             raise Injected(self.place)
 
 
-def _starts(frame: FrameType | None) -> bool:
-    return frame is not None and frame.f_code.co_qualname == "Thread.run"
+def _is_around_a_thread(frame: FrameType) -> bool:
+    """Return whether the interpreter is entering or leaving what a thread is there to run."""
+    if threading.current_thread() is threading.main_thread():
+        return False
+    caller = frame.f_back
+    while caller and caller.f_code.co_qualname != "Thread.run":
+        caller = caller.f_back
+    return caller is None or caller is frame.f_back
 
 
 def strike(k: int) -> int:
