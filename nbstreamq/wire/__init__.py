@@ -1,1 +1,1 @@
-"""The wire: keys, messages, scripts, and the one door to Redis (`store.Store`)."""
+"""The wire: keys, messages, scripts, and the only access to Redis (`store.Store`)."""

@@ -210,7 +210,7 @@ def check_client(parameter: str, value: Any) -> None:
 
 
 def same_server(url: Address | str, other: Address | str) -> bool:
-    """Return whether both lead to the same database, whoever logs in there."""
+    """Return whether both lead to the same database, with any login."""
     return _without_login(Address(url)) == _without_login(Address(other))
 
 
@@ -369,7 +369,7 @@ class ReplyError(Exception):
 def translate(error: Exception, address: str) -> Exception:
     import redis
 
-    text = printable(str(error).rstrip(".")[:300])  # whoever controls the server wrote that
+    text = printable(str(error).rstrip(".")[:300])  # the server's owner wrote that
     where = f" ({hide_password(address)})" if address else ""
     login = redis.AuthenticationError | redis.exceptions.AuthorizationError
     if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):
@@ -392,7 +392,7 @@ Command: TypeAlias = tuple[Any, ...] | bytes
 RECONNECT = 0.2
 #: Seconds that a server has to say why it refuses a connection.
 REFUSAL_TIMEOUT = 0.2
-#: Seconds to look for a reply again and again before sleeping: waking up takes a while. Longer
+#: Seconds to poll for a reply before sleeping, because waking up takes a while. Longer
 #: wastes processor time. With one core the server would have to wait for us.
 SPIN = 0.0003 if n_cores() > 1 else 0.0
 #: Bytes from which the server may refuse to carry a message: its limits are 1 MB or more.

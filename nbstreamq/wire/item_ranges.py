@@ -29,7 +29,7 @@ def parse_ranges(text: str) -> ItemRanges:
 
 
 def read_ranges(text: bytes) -> ItemRanges:
-    """Return the span that somebody wrote, without a signature; empty if it is none."""
+    """Return the span in an unsigned text; empty if it is malformed."""
     try:
         return parse_ranges(text.decode())
     except ValueError:

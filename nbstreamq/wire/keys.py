@@ -11,21 +11,21 @@ key                       type               lifetime  holds
                                                        ``<lane>@<home>``, once others met them
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
-``lanes``                 hash               30 days   rare lanes that were ever submitted to, and
-                                                       lanes of homes that hold anything
+``lanes``                 hash               30 days   rare lanes that were submitted to, and lanes
+                                                       of homes that hold anything
 ``meta``                  hash               30 days   fingerprints of the secret and earlier ones
 ``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
 ``results:<session>``    hash               7 days    large results that a client has not read yet
 ``events:<session>``      stream             7 days    what comes back to one client
-``events:<job>``          stream             7 days    the same for a named job, whoever asks
+``events:<job>``          stream             7 days    the same for a named job, for all clients
 ``jobs``                  hash               30 days   name -> id of the named job
 ``job:<job>``             hash               7 days    what a named job is, its chunks and counts
 ``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
 ``settled:<job>``         hash               7 days    digests of its messages that were settled
 ``session:<session>``     string             7 days    number of the last batch a client submitted
-``cancelled``             hash               7 days    job -> items that shall not run; # -> changes
+``cancelled``             hash               7 days    job -> items that must not run; # -> changes
 ``control``               stream             7 days    cancellations, and wake-ups: due tasks, lanes
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
@@ -51,7 +51,7 @@ PREFIX = "nbq2"
 OLD_PREFIX = "nbq1"
 #: The one consumer group of every lane.
 GROUP = "workers"
-#: How deep tasks may nest, each depth in a lane of its own; what is deeper shares the last.
+#: How deep tasks may nest, each depth in a lane of its own; deeper tasks share the last.
 #: More lanes cost every worker a look at each.
 MAX_DEPTH = 8
 #: Lanes of tasks that were submitted from inside a task, the deepest first.
@@ -61,7 +61,7 @@ LANES = ("high", *NESTED, "default", "low")
 #: Those that idle workers do not wait on until somebody has submitted to them: with each more that
 #: they wait on, each message costs the server more.
 RARE = tuple(lane for lane in LANES if lane != "default")
-#: Lifetimes in seconds; renewed on use. Longer keeps more of what nobody reads any more.
+#: Lifetimes in seconds; renewed on use. Longer keeps more that nobody reads.
 DAY = 86_400
 WEEK = 7 * DAY
 MONTH = 30 * DAY
@@ -122,7 +122,7 @@ def session_of(job: str) -> str:
     return job.partition(".")[0]
 
 
-@functools.lru_cache(maxsize=1024)  # asked of the same few sessions and named jobs again and again
+@functools.lru_cache(maxsize=1024)  # most calls are about the same few sessions
 def is_named(job: str) -> bool:
     """Tell whether `job` is the id of a named job."""
     return ":" in job

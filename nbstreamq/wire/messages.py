@@ -408,7 +408,7 @@ class ControlMessage(msgspec.Struct, kw_only=True, frozen=True):
 
     @classmethod
     def decode(cls, flat: Fields, signer: Signer) -> Self:
-        """Return the message of an entry; `SignatureError` if it carries none of ours."""
+        """Return the message of an entry; `SignatureError` if it has none that we signed."""
         if flat[::2] != [b"kind", b"message"] or len(flat) != 4:
             raise SignatureError("An entry that is not a control message was refused.")
         _, kind, _, sealed = flat

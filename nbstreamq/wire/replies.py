@@ -1,6 +1,6 @@
 """What the server answers, in the forms used here.
 
-Anybody who can write to the server may have written it: nothing here believes what it reads.
+Anybody who can write to the server may have written it, so nothing here trusts what it reads.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def printable(text: str | bytes) -> str:
 
 
 def count(text: str | bytes | None) -> int:
-    """Return a number from 0 to `MAX_COUNT`; 0 for what is none."""
+    """Return a number from 0 to `MAX_COUNT`; 0 for anything else."""
     if not text or not text.isdigit() or not text.isascii():
         return 0
     return int(text) if len(text) < 19 else MAX_COUNT
 
 
 def seconds(text: bytes) -> float:
-    """Return a time that `datetime` knows, in seconds since the epoch; 0 for what is none."""
+    """Return a time that `datetime` knows, in seconds since the epoch; 0 for anything else."""
     try:
         found = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The only door to Redis: one method per transition of a task, and per query."""
+"""The only access to Redis: one method per transition of a task, and per query."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class Store:
         replies = self._wire.call(*commands, **options)
         if new := set(lanes) - self._told:
             self._told |= new
-            with suppress(ServerRefused):  # that harms little: see `used_lanes`
+            with suppress(ServerRefused):  # that does little harm: see `used_lanes`
                 self._wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
                 self._tell(new & set(RARE))
         return replies
@@ -223,8 +223,7 @@ class Store:
         newly
             Those cancelled now, for the workers that run them.
         run
-            Of a named job: how often it had been run again when this was asked. None: whatever
-            runs of it.
+            For a named job: its number of reruns when this was asked. None: any.
 
         Returns
         -------
@@ -264,7 +263,7 @@ class Store:
         keys = self.keys
         everybody = (*names, *others)
         command = scripts.everywhere(keys.workers, keys.setup, lanes, everybody, messages)
-        # Else a session that does nothing else would look as if it were gone.
+        # Otherwise a session that does nothing else would seem to be gone.
         there = ("SET", keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
         return bool(self._wire.call(command, there)[0])
 
@@ -279,11 +278,11 @@ class Store:
             For the session, and each named job that is followed, the id of the last entry.
         """
         if self._n_read > TRIM_EVERY:
-            # MINID keeps entries >= its argument: what lies before the last one that was read.
+            # MINID keeps entries >= its argument, so this drops all before the last one read.
             self._n_read = 0
             self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
         if time.monotonic() > self._renewal:
-            # What waits for long is wanted still.
+            # A client that waits for long still wants its results.
             self._renewal = time.monotonic() + RENEW_EVERY
             self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
             self.renew()
@@ -341,8 +340,8 @@ class Store:
     def remembers(self, session: str, batch: int) -> bool:
         """Return whether the server still knows the queue, and that it took `batch`; 0: any.
 
-        Who asks is there: its calls are wanted for another week, and what comes of them, though its
-        number may have expired.
+        The session that asks is alive. So its key lives for another week, and is made again if it
+        has expired.
         """
         key = self.keys.session(session)
         known, last, _ = self._wire.call(
@@ -522,7 +521,7 @@ class Store:
         return is_trusted
 
     def _cancelled(self, version: bytes) -> dict[str, ItemRanges]:
-        """Return what is cancelled; asks the server only if that was changed since."""
+        """Return what is cancelled; asks the server only if that has changed."""
         known, spans = self._cancellations
         if known != version:
             written = mapping(self._wire.call(("HGETALL", self.keys.cancelled))[0])
@@ -531,12 +530,12 @@ class Store:
         return spans
 
     def publish(self, events: Sequence[Event], *, own: bool = False) -> None:
-        """Send events that settle nothing: started, output, progress; not to those who are gone.
+        """Send events that settle nothing (started, output, progress) to sessions that still exist.
 
         Parameters
         ----------
         own
-            Whether it is their session that sends them.
+            Whether their own session sends them.
         """
         option = () if own else ("NOMKSTREAM",)
         add, live_on = [], []
@@ -546,7 +545,7 @@ class Store:
             if not is_named(event.job):
                 live_on.append(("EXPIRE", stream, WEEK))
         replies = self._wire.call(*add, *live_on)
-        # What is not there may also be a stream that this is the first event of; a job's is there.
+        # A stream is also missing before its first event; that of a named job always exists.
         pairs = zip(events, replies, strict=False)
         unheard = [e for e, reply in pairs if reply is None and not is_named(e.job)]
         gone = self._missing_owners([*{session_of(e.job) for e in unheard}])
@@ -554,9 +553,9 @@ class Store:
             self.publish(first, own=True)
 
     def drop_unwanted(self, lane: str) -> None:
-        """Drop what lies at the front of a home's lane and nobody wants, for nobody may take it.
+        """Drop entries at the front of a home's lane that nobody wants and no worker may take.
 
-        Its kernel has ended, or its named job was deleted.
+        Their kernel has ended, or their named job was deleted.
         """
         key = self.keys.lane(lane)
         for _ in range(MOST_DROPPED):
@@ -690,7 +689,7 @@ class Store:
     def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
         """Make a named job; False if the name is that of another one than `instead_of`, an id.
 
-        That one is deleted; what of it is in a lane should be cancelled now.
+        That one is deleted; cancel its tasks that are in a lane now.
         """
         keys = self.keys
         owner = self.job_names().get(name, "")
@@ -730,7 +729,7 @@ class Store:
         return bool(self._submit([lane], command)[0])
 
     def close_job(self, job: str, n_items: int) -> bool:
-        """Say that the job has all its items; False if it has more or fewer."""
+        """Mark a job as complete; False if it does not have `n_items` items."""
         event = self._news("closed", job, n=n_items)
         keys = self.keys
         return bool(
@@ -752,19 +751,19 @@ class Store:
         Parameters
         ----------
         record
-            The job as it was found, with what shall be said about it from now on.
+            The job as it was found, with its new description in `about`.
         span
             The items: failed ones, and if `n_cancelled` is not 0 all that are cancelled.
         tasks
             What `encode_task` returned for them.
         token
-            By which it is known that this was done already.
+            Identifies this call, so that the server does it once.
 
         Returns
         -------
         int
-            1; 0 if it was run again by another meanwhile, or is gone; -1 while cancelled items
-            still lie in a lane, until a worker drops them.
+            1; 0 if another client has run it again, or it is gone; -1 while cancelled items are
+            still in a lane, until a worker drops them.
         """
         keys = self.keys
         command = scripts.rerun(
@@ -786,17 +785,17 @@ class Store:
         return int(self._submit([lane], command)[0])
 
     def keep_job(self, job: str) -> None:
-        """Never forget a job by itself, nor that its queue is this secret's."""
+        """Keep a job, and the queue's secret, for ever."""
         keys = *self._keys_of(job), self.keys.jobs, self.keys.meta
         self._wire.call(*(("PERSIST", key) for key in keys))
 
     def delete_job(self, name: str, job: str) -> None:
-        """Forget a job; what of it is in a lane should be cancelled first."""
+        """Forget a job; cancel its tasks that are in a lane first."""
         keys = self.keys
         self._wire.call(scripts.delete_job(keys.jobs, self._keys_of(job), name, job))
         others = self.job_names().values()
         if -1 not in (self._wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
-            # None that is left is kept for ever.
+            # No job that is left is kept for ever.
             self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
 
     def _keys_of(self, job: str) -> tuple[str, ...]:
@@ -940,7 +939,7 @@ class Store:
                     raise
 
     def renew(self, lanes: Iterable[str] = LANES) -> None:
-        """Keep the queue, `lanes` and those of homes for another month; some is kept for ever."""
+        """Keep the queue, `lanes` and those of homes for a month, unless they never expire."""
         keys = self.keys
         wanted = [keys.meta, keys.jobs, keys.setup, keys.lanes]
         for lane in (*lanes, *self.home_lanes()):
@@ -948,10 +947,10 @@ class Store:
         self._wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
 
     def used_lanes(self) -> frozenset[str]:
-        """Return those of `RARE` that somebody has submitted to, or that hold anything.
+        """Return the lanes of homes, and those of `RARE` that were submitted to or hold anything.
 
-        Nobody is told of the latter, if the server forgot, or refused to note, the former. All of
-        them, if it refuses to say. And the lanes of homes.
+        A lane may hold something that the server has not noted. If it refuses to say, all of `RARE`
+        are returned.
         """
         keys = self.keys
         lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
@@ -977,16 +976,16 @@ class Store:
         return [*LANES, *sorted(served - set(LANES)), *self.home_lanes()]
 
     def use_lanes(self, lanes: Collection[str]) -> None:
-        """Have supervisors know the lanes of homes, into which tasks were or will be put."""
+        """Tell supervisors which lanes of homes tasks were or will be put into."""
         keys = self.keys
         tell = [("HSET", keys.lanes, lane, 1) for lane in lanes]
-        # A retired one would be gone in a day, with what it holds.
+        # A retired lane would be gone in a day, with its tasks.
         lasting = [("EXPIRE", keys.lane(lane), MONTH) for lane in lanes]
         if any(self._wire.call(*tell, *lasting)[: len(tell)]):
             self._wake_supervisors()
 
     def retire_lanes(self, lanes: Iterable[str]) -> None:
-        """Forget those of `lanes`, which are homes', that hold nothing."""
+        """Forget those of `lanes`, all of homes, that hold nothing."""
         keys = self.keys
         retire = [scripts.retire_lane(keys.lanes, keys.lane(n), keys.delayed(n), n) for n in lanes]
         if retire:
@@ -1093,7 +1092,7 @@ class Store:
         self._wire.call(("ZREM", self.keys.nodes, node), ("HDEL", self.keys.troubles, node))
 
     def tell_trouble(self, node: str, text: str) -> None:
-        """Say what is wrong with the workers of `node`; empty: nothing is."""
+        """Publish what is wrong with the workers of `node`; empty: nothing."""
         key = self.keys.troubles
         if not text:
             self._wire.call(("HDEL", key, node))
@@ -1145,7 +1144,7 @@ class Store:
         Parameters
         ----------
         write
-            Whether a new queue gets this secret, and one with an older of ours gets the first.
+            Whether to write our first secret to a new queue, or to one that has an older of ours.
         """
         self._check_version()
         mine, *others = self._signer.fingerprints()
@@ -1185,12 +1184,12 @@ class Store:
         }
 
     def _refuse(self, kind: str, stream: str, entry_id: bytes, error: Exception) -> bool:
-        """Move an entry of `stream` to the dead stream, unless somebody else just did.
+        """Move an entry of `stream` to the dead stream, unless another process just did.
 
         Returns
         -------
         bool
-            False, and nothing done, if the queue has got a secret that we don't know: others may.
+            False, and nothing is done, if the queue has a new secret that others may know.
         """
         keys = self.keys
         if str(error) == REPLAYED:
@@ -1206,7 +1205,7 @@ class Store:
             tail_of(stream),
             self._signer.fingerprints(),
         )
-        # The server may be full, or forbid us that: what is sound goes on all the same.
+        # The server may be full, or forbid it: sound messages must not wait for that.
         with suppress(ServerRefused):
             return bool(self._wire.call(command)[0] >= 0)
         return True
@@ -1221,7 +1220,7 @@ class Store:
             raise SignatureError(REPLAYED)
 
     def _note_copies(self, settlements: Sequence[Settlement], replies: list[int]) -> None:
-        """Note in the dead stream what a named job had settled already, as a reply of 2 says."""
+        """Note in the dead stream which messages a named job had settled before: a reply of 2."""
         for settlement, reply in zip(settlements, replies, strict=True):
             if reply == 2:
                 task = settlement.delivery.task.with_changes(args=b"")  # the job has them

@@ -214,7 +214,7 @@ SHOWN = {
     "It needs no other keys": ACL,
     "You may add `+scan`": "crash/test_acl.py::test_to_list_all_queues_a_client_must_be_allowed_to",
     "It shows them": EXPLAINS,
-    "You may add `+config|get`": [ACL, "wire/test_health.py::test_whether_a_server_saves"],
+    "You may add `+config|get`": [ACL, "wire/test_server_facts.py::test_whether_a_server_saves"],
     "Everything else works without it": ACL,
     "The rules keep a user": "crash/test_acl.py::test_nothing_else_is_allowed",
     "Inside a queue both can": EXPLAINS,

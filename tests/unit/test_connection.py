@@ -1,6 +1,8 @@
-"""URLs become clients, and errors tell no passwords."""
+"""URLs become clients, errors tell no passwords, and commands are packed."""
 
 import ssl
+import subprocess
+import sys
 from urllib.parse import quote
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import ServerUnreachable
-from nbstreamq.wire.connection import hide_password, open_client, same_server, url_of
+from nbstreamq.wire.connection import hide_password, open_client, pack, same_server, url_of
 
 
 def settings_of(url):
@@ -150,3 +152,45 @@ def test_a_client_made_by_sentinel_has_no_url():
         pytest.raises(ValueError, match="give TaskQueue a url"),
     ):
         url_of(client)
+
+
+INTERRUPTED = """
+import signal
+from nbstreamq.wire.connection import pack
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+n = 0
+signal.signal(signal.SIGALRM, interrupt)
+command = ("XADD", "key", *range(50))
+while n < 500:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4)
+        while True:
+            pack(command)
+    except KeyboardInterrupt:
+        n += 1
+print("fine")
+"""
+
+
+def test_all_kinds_of_words():
+    words = ("XADD", b"\xff", 12, -1, 0.5, "é")
+    assert pack(words) == (
+        b"*6\r\n$4\r\nXADD\r\n$1\r\n\xff\r\n$2\r\n12\r\n$2\r\n-1\r\n$3\r\n0.5\r\n$2\r\n\xc3\xa9\r\n"
+    )
+
+
+def test_several_commands_are_joined_and_packed_ones_are_kept():
+    ping = pack(("PING",))
+    assert pack(ping, ("GET", "key"), ping) == ping + pack(("GET", "key")) + ping
+
+
+def test_half_a_surrogate_pair_is_escaped():
+    assert pack(("GET", "a\ud800", b"\xff")) == pack(("GET", "a\\ud800", b"\xff"))
+
+
+def test_an_interrupt_meanwhile_does_not_crash_the_process():
+    command = [sys.executable, "-c", INTERRUPTED]
+    assert subprocess.check_output(command, text=True, timeout=30) == "fine\n"

@@ -11,7 +11,7 @@
 -- ARGV[5] delay (ms)
 -- ARGV[6] lifetime of job and inputs (s)
 -- ARGV[7..] the task
--- Returns 1, or 0 if the job's end is elsewhere: it has this chunk already, or is gone
+-- Returns 1, or 0 if the job ends elsewhere: it has this chunk already, or is gone
 if redis.call('HGET', KEYS[1], 'n') ~= ARGV[1] then
   return 0
 end

@@ -1,4 +1,4 @@
--- Tells whether a process has the secret of the queue; who brings a newer one makes it the queue's.
+-- Tells whether a process has the secret of the queue. A process with a newer one replaces it.
 -- KEYS[1] meta (hash)
 -- ARGV[1] whether to write: 1, or 0 to look only
 -- ARGV[2] fingerprint of the secret that it signs with
@@ -15,7 +15,7 @@ if not known then
 end
 for k = 2, #ARGV do
   if known == ARGV[k] then
-    -- Never back to one that was given up: who still signs with it came late.
+    -- Never go back to an old secret: a process that still signs with it is late.
     if write and k > 2 and redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then
       redis.call('HSET', KEYS[1], 'secret', ARGV[2], known, 'given up')
     end

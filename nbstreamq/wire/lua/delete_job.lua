@@ -4,7 +4,7 @@
 -- ARGV[1] name
 -- ARGV[2] job
 -- Returns 1, or 0 if it was gone
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then  -- else another has taken its place
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then  -- otherwise another job has its name
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
 return redis.call('DEL', unpack(KEYS, 2)) > 0 and 1 or 0

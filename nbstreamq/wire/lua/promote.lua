@@ -9,7 +9,7 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- What somebody else wrote may be anything; it must not hold up what comes after it.
+-- Somebody else may have written anything; it must not hold up the next entries.
 local function fields_of(entry)
   local known, fields = pcall(cmsgpack.unpack, entry)
   if not known or type(fields) ~= 'table' or #fields % 2 == 1 or #fields == 0 or #fields > 100 then

@@ -1,4 +1,4 @@
--- Puts ended items of a named job into their lane again, unless somebody else did so meanwhile.
+-- Puts ended items of a named job into their lane again, unless another client just did.
 -- KEYS[1] job (hash)
 -- KEYS[2] events (stream)
 -- KEYS[3] cancelled (hash)
@@ -14,7 +14,7 @@
 -- ARGV[8] number of fields and values of the order to supervisors
 -- ARGV[9] token of this rerun, the same however often it is sent
 -- ARGV[10..] the order; the tasks
--- Returns 1, also if it was done before; 0 if somebody else was first, or fewer have failed; -1 while cancelled items still lie in a lane
+-- Returns 1, also if it was done before; 0 if somebody else was first, or fewer have failed; -1 while cancelled items are still in a lane
 if redis.call('HGET', KEYS[1], 'by') == ARGV[9] then
   return 1
 end

@@ -3,7 +3,7 @@
 -- KEYS[2] lane (stream)
 -- KEYS[3] delayed (sorted set)
 -- ARGV[1] lane
--- ARGV[2] lifetime of the empty stream (s): who waits on it would be told that it is gone
+-- ARGV[2] lifetime of the empty stream (s): workers that wait on it must not find it gone
 -- Returns 1, or 0 if it holds anything
 if redis.call('XLEN', KEYS[2]) + redis.call('ZCARD', KEYS[3]) > 0 then
   return 0

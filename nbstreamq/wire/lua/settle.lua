@@ -1,7 +1,7 @@
 -- Settles delivered entries: acknowledges each and writes what follows from it, or neither.
--- The acknowledgement is the commit: who was too late (its entry was reaped) writes nothing.
+-- The acknowledgement is the commit: a worker that is too late (its entry was requeued) writes nothing.
 -- KEYS[1] control (stream)
--- KEYS[2..] whatever ARGV refers to by index (from 0): lanes, event streams, jobs, ...
+-- KEYS[2..] what ARGV refers to by index (from 0): lanes, event streams, jobs, ...
 -- ARGV[1] lifetime of an event stream (ms); that of a named job's is a week
 -- ARGV[2..] for each entry: lane, id, numbers of events, of successors, of dead letters;
 --   '', or of a named job: job, inputs, settled, the task's digest ('' if it goes back as it is),
@@ -41,7 +41,7 @@ end
 
 -- Keeps what failed for good: of one sender the newest 100. Its function lives as long.
 local function keep(dead, letters, fn, fields)
-  -- pcall: whoever can write here may have spoilt these keys.
+  -- pcall: others who can write here may have spoilt these keys.
   local id = redis.pcall('XADD', dead, 'MAXLEN', '~', '1000', '*', unpack(fields))
   local n = id.err and 0 or redis.pcall('RPUSH', letters, id)
   if type(n) == 'number' and n > 100 then
@@ -59,7 +59,7 @@ while i <= #ARGV do
   if at ~= '' then
     job = KEYS[2 + at]
     local inputs, ends, digest = next_key(), next_key(), next_arg()
-    wanted = wanted and redis.call('EXISTS', job) == 1  -- else deleted, or expired
+    wanted = wanted and redis.call('EXISTS', job) == 1  -- otherwise it was deleted, or has expired
     if wanted and digest ~= '' and redis.call('HSET', ends, digest, '') == 0 then
       wanted, mine = false, 2
     end
@@ -102,7 +102,7 @@ while i <= #ARGV do
     if wanted and entry then keep(dead, letters, fn, fields) end
   end
 end
-for stream, list in pairs(events) do  -- where the owner is gone, nobody would read them
+for stream, list in pairs(events) do  -- if the owner is gone, nobody reads them
   for first = 1, #list, 2000 do
     local last = math.min(first + 1999, #list)
     if not redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(list, first, last))

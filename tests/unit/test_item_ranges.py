@@ -1,4 +1,4 @@
-"""Spans are sets of item numbers, written as ranges."""
+"""Item ranges: sets of item numbers, written as ``0:10,12:13``."""
 
 from itertools import pairwise
 
