@@ -128,10 +128,6 @@ class Calls:
         self.output = Output()
         self._cancelled: list[int] = []
 
-    @property
-    def is_over(self) -> bool:
-        return not self.open
-
     def has_ended(self, index: int) -> bool:
         """Return whether a call is over."""
         return index not in self.open
@@ -159,7 +155,8 @@ class Calls:
             return
         values, errors = load_outcomes(event.body)
         n, first = len(values), event.n + event.span[0].start
-        self.pace.took(event.seconds, n)
+        if event.seconds:  # not of a cached result
+            self.pace.took(event.seconds, n)
         if n > 1:
             self._finish_some(event, values, errors)
         elif call := self.open.get(first):

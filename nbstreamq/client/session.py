@@ -724,7 +724,8 @@ class Session:
         """Forget calls that are over; end a session that waited for the last."""
         with self._lock:
             # Asked here: calls are added to those that are not over.
-            if not row.is_over or self.outstanding.get(row.job) is not row:
+            is_open = row.open if isinstance(row, Calls) else not row.is_over
+            if is_open or self.outstanding.get(row.job) is not row:
                 return
             if isinstance(row, Ledger) and row.title:
                 # What comes behind its end may reopen it: it must know how far it has heard.

@@ -105,6 +105,12 @@ def test_one_that_is_done_can_be_replayed(quick):
     assert futures[49].replay() == 1 / 50
 
 
+def test_one_that_needs_the_result_of_another_can_be_replayed(quick):
+    future = quick.submit(invert, quick.submit(abs, -4))
+    assert future.result(20) == 0.25
+    assert future.replay() == 0.25
+
+
 def test_options_and_functions_are_not_mixed(quick):
     calls = [
         (quick, invert, 4, 0.25),
