@@ -17,7 +17,7 @@ key                       type               lifetime  holds
 ``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
 ``blob:<digest>``         string             7 days    a large value
-``results:<session>``    hash               7 days    large results that a client has not read yet
+``results:<session>``     hash               7 days    large results that a client has not read yet
 ``events:<session>``      stream             7 days    what comes back to one client
 ``events:<job>``          stream             7 days    the same for a named job, for all clients
 ``jobs``                  hash               30 days   name -> id of the named job
