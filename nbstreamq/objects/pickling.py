@@ -88,15 +88,16 @@ def dump(
         if writer is None:
             return data
         return writer.pack(data, (), what, min_external_bytes=min_external_bytes)
-    pickler = _pickled(value, what, writer, first=first, maps=maps)
+    pickler = pickle_or_explain(value, what, writer, first=first, maps=maps)
     if generators is not None:
         generators += pickler.generators
     return pickler.message(writer, what, min_external_bytes)
 
 
-def _pickled(
-    value: Any, what: str, writer: ValueWriter | None, *, first: int, maps: bool
+def pickle_or_explain(
+    value: Any, what: str, writer: ValueWriter | None, *, first: int = 0, maps: bool = True
 ) -> Pickler:
+    """Return a pickler that has pickled `value`; the parameters and errors are those of `dump`."""
     from .pickler import pickled  # slow to import
     from .shell_lines import ShellLine
 
