@@ -17,7 +17,7 @@ from typing import Any, cast
 from IPython.core.error import UsageError
 from IPython.display import DisplayHandle
 
-from ..client.future import TaskFuture
+from ..client.future import CallFuture, TaskFuture
 from ..objects.bytecode import names_of
 from ..wire.messages import Event
 from . import remote
@@ -311,7 +311,7 @@ class _Reads:
 _Bundle = dict[str, Any]
 
 
-class CellFuture(TaskFuture[Any]):
+class CellFuture(CallFuture[Any]):
     """The future of a cell's last value; with it, the cell's variables come back.
 
     The worker returns the value, the variables and what the cell shows: see `remote.run_cell`.
