@@ -51,13 +51,12 @@ class TaskMonitor:
         self._unsent: list[messages.Event] = []
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="nbstreamq-pulse", daemon=True).start()
+        threading.Thread(target=self._run, name="nbstreamq-monitor", daemon=True).start()
 
     def wake(self) -> None:
         """Start to look, because a task runs."""
         self._n_wakes += 1
         if self._sleeps:
-            self._sleeps = False
             self._busy.set()
 
     def _run(self) -> None:
@@ -66,13 +65,13 @@ class TaskMonitor:
             time.sleep(PULSE)
             try:
                 self._busy.wait()
+                self._sleeps = False
                 last, n_wakes = n_wakes, self._n_wakes
                 idle = 0 if self._execution.running or n_wakes != last else idle + 1
                 if idle > PATIENCE:
                     self._busy.clear()
                     self._sleeps = True
                     if self._n_wakes != n_wakes:  # A task began before the line above.
-                        self._sleeps = False
                         self._busy.set()
                 self._beat()
             except (ServerUnreachable, ServerRefused):

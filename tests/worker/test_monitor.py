@@ -1,4 +1,4 @@
-"""What the pulse says of a long delivery, without a worker around it: beats are waited for."""
+"""What the task monitor says of a long delivery, without a worker around it."""
 
 import contextlib
 import threading
@@ -60,9 +60,9 @@ def beats():
                 over.set()
                 raise SystemExit  # of its thread, which else lives as long as its process
 
-        pulse = TaskMonitor(delivery, delivery, free, delivery)
-        pulse.start()
-        pulse.wake()
+        monitor = TaskMonitor(delivery, delivery, free, delivery)
+        monitor.start()
+        monitor.wake()
         assert over.wait(10)
         return [event.n for event in delivery.published]
 

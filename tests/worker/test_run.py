@@ -251,7 +251,7 @@ def test_a_stop_that_comes_when_the_item_is_over_harms_nobody(run, slot, runner)
     assert (result.values, result.cancelled, result.rest) == (list(range(1000)), [], ())
 
 
-def test_short_items_that_become_long_are_given_back_once_the_pulse_sees_it(run, runner):
+def test_short_items_that_become_long_are_given_back_once_the_monitor_sees_it(run, runner):
     def work(x):
         if x == 3000:
             burn(2 * SLICE)

@@ -216,7 +216,7 @@ def test_blas_obeys_the_limit(queue):
     from nbstreamq.settings import n_cores
 
     before = queue.submit(lambda: psutil.Process().num_threads())
-    # The main thread, the pulse, and what a BLAS of so many threads adds.
+    # The main thread, the monitor, and what a BLAS of so many threads adds.
     assert queue.submit(threads_of_blas).result(20) <= before.result(20) + n_cores() // 2
 
 
