@@ -57,15 +57,14 @@ class Stretch(NamedTuple):
 
     Attributes
     ----------
-    start, width
-        The first column, and how many there are.
+    width
+        How many columns there are.
     busy
-        Share of the time that the worker was busy, above 0 and at most 1.
+        Share of the time that the worker was busy, from 0 to 1.
     items
-        The first and the last item that ran.
+        The first and the last item that ran; empty if none did.
     """
 
-    start: int
     width: int
     busy: float
     items: Ends
@@ -101,14 +100,13 @@ class WorkerRow:
         """How many items it lost, or had to leave for another try."""
         return int(sum(self.trouble))
 
-    def stretches(self) -> Iterator[Stretch]:
-        """Yield the stretches in which the worker was busy, in order."""
+    def stretches(self, n_columns: int) -> Iterator[Stretch]:
+        """Yield the first columns as stretches, in order."""
         start = 0
-        for busy, columns in groupby(self.busy):
+        for busy, columns in groupby(self.busy[:n_columns]):
             end = start + len(list(columns))
-            if busy:
-                ran = self.ran[start:end]
-                yield Stretch(start, end - start, busy, outermost(*ran) if ran[1:] else ran[0])
+            ran = self.ran[start:end]
+            yield Stretch(end - start, busy, outermost(*ran) if ran[1:] else ran[0])
             start = end
 
     def troubles(self) -> Iterator[tuple[int, int]]:
