@@ -21,6 +21,18 @@ from ..secret import Address, Secret, hide_password, without_frames
 from ..settings import n_cores
 from .replies import printable
 
+if TYPE_CHECKING:
+    import redis
+
+    Client: TypeAlias = redis.Redis | redis.RedisCluster
+else:
+    Client = object  #: A redis-py client; the name is for annotations only.
+
+#: A command's words; or what `pack` made of them, where they are the same each time.
+Command: TypeAlias = tuple[Any, ...] | bytes
+
+# -- URLs ------------------------------------------------------------------------------------------
+
 #: Bytes of a socket's path that both Linux (107) and macOS (103) take.
 _SOCKET_BYTES = 103
 _EXAMPLE = "redis://host:6379/0"
@@ -102,9 +114,6 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-# -- options -----------------------------------------------------------------------------------
-
-
 def _of_options(scheme: str, query: str) -> str:
     known = dict(_TEXTS | _NUMBERS)
     if scheme in ("rediss", "valkeys", "rediss+cluster", "valkeys+cluster"):
@@ -180,13 +189,7 @@ _OF_TLS: dict[str, _Check] = {
 }
 
 
-if TYPE_CHECKING:
-    import redis
-
-    Client: TypeAlias = redis.Redis | redis.RedisCluster
-else:
-    Client = object  #: A redis-py client; the name is for annotations only.
-
+# -- clients of redis-py ---------------------------------------------------------------------------
 
 #: Seconds to wait for a reply, beyond the time a command may block. Longer tolerates a slower
 #: server; shorter notices a cut network sooner.
@@ -195,8 +198,6 @@ REPLY_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 5.0
 #: redis-py's names of the files, and their password, that a connection with TLS may need.
 _TLS_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password")
-#: Answers of a server that will work again by itself: wait, as for a lost connection.
-_TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
 
 
 def check_client(parameter: str, value: Any) -> None:
@@ -358,6 +359,12 @@ def _login(known: dict[str, Any]) -> str:
     return f"{quote(known.get('username') or '', safe='')}:{quote(known['password'], safe='')}@"
 
 
+# -- errors ----------------------------------------------------------------------------------------
+
+#: Answers of a server that will work again by itself: wait, as for a lost connection.
+_TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
+
+
 class ReplyError(Exception):
     """A reply that is an error."""
 
@@ -385,8 +392,11 @@ def translate(error: Exception, address: str) -> Exception:
     )
 
 
-#: A command's words; or what `pack` made of them, where they are the same each time.
-Command: TypeAlias = tuple[Any, ...] | bytes
+class MessageTooLarge(ServerRefused):
+    """The server closes the connection each time it is sent this message, or asked for it."""
+
+
+# -- the connection --------------------------------------------------------------------------------
 
 #: Seconds between attempts to reach a lost server. Shorter asks it more often.
 RECONNECT = 0.2
@@ -406,10 +416,6 @@ CUT_SOON = 1.0
 _READ_BYTES = 2**16
 #: What the reader returns while a reply is not complete.
 _INCOMPLETE = object()
-
-
-class MessageTooLarge(ServerRefused):
-    """The server closes the connection each time it is sent this message, or asked for it."""
 
 
 class Wire:

@@ -334,7 +334,8 @@ class Store:
         event = Event.decode(field, self._signer)
         if session_of(event.job) != home:
             raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
-        self._check_new(field[1], home, *place)
+        if self._replays.is_copy(field[1], home, *place):
+            raise SignatureError(REPLAYED)
         return event
 
     def remembers(self, session: str, batch: int) -> bool:
