@@ -15,7 +15,9 @@ def admin(server_url, queue_name):
     with open_client(server_url) as client:
 
         def delete(pattern):
-            found = list(client.scan_iter(f"{Keys(queue_name)._start}{pattern}", count=1000))
+            found = list(
+                client.scan_iter(Keys(queue_name).meta.removesuffix("meta") + pattern, count=1000)
+            )
             assert found
             client.delete(*found)
 
