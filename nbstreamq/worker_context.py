@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .secret import Address, Secret
 
@@ -17,6 +18,8 @@ class WorkerContext:
 
     Attributes
     ----------
+    current
+        The worker that this process is; None in any other process.
     url
         Address of the server of its queue.
     queue
@@ -42,6 +45,8 @@ class WorkerContext:
         thread, the exception of a stop could leave a lock held.
     """
 
+    current: ClassVar[WorkerContext | None] = None
+
     url: Address
     queue: str
     secret: Secret
@@ -54,23 +59,4 @@ class WorkerContext:
     put_off: Callable[[bool], None]
 
     def __repr__(self) -> str:
-        return f"<Host of {self.queue!r}>"
-
-
-_host: WorkerContext | None = None
-
-
-def host() -> WorkerContext | None:
-    """Return the worker that this process is; None in any other process."""
-    return _host
-
-
-def outer_task() -> object:
-    """Return the task that runs in this process; None outside of a worker."""
-    return _host.task() if _host else None
-
-
-def set_host(new: WorkerContext | None) -> None:
-    """Set the worker that this process is; None: not a worker."""
-    global _host  # noqa: PLW0603 - a process is one worker, or none
-    _host = new
+        return f"<WorkerContext of {self.queue!r}>"

@@ -22,7 +22,7 @@ from ..objects.references import dependency, dependency_number, resolving
 from ..tracebacks import shortened
 from ..wire.item_ranges import ONE, ItemRanges
 from ..wire.messages import Event, Options, State
-from ..worker_context import host
+from ..worker_context import WorkerContext
 from .callbacks import invoke_callbacks
 from .calls import Call
 from .error_notes import Payload, RunInfo, annotate
@@ -204,7 +204,7 @@ class TaskFuture(Future[T], Generic[T]):
         """Make the list of that name, once and for all: from now on it is found first."""
         with self._condition:
             self._has_listeners = True
-            helped = name == "_waiters" and host() is not None
+            helped = name == "_waiters" and WorkerContext.current is not None
             made = HelpedWaiters(self._session.help_until, self._owner.lane) if helped else []
             found: list[Any] = self.__dict__.setdefault(name, made)
             return found

@@ -48,7 +48,7 @@ from ..wire.messages import Options
 from ..wire.signing import Signer
 from ..wire.store import Store
 from ..wire.trust import choose_secret
-from ..worker_context import host
+from ..worker_context import WorkerContext
 from .everywhere import everywhere
 from .future import CallFuture, TaskFuture
 from .job import Job
@@ -166,7 +166,7 @@ def open_session(
         settings = replace(settings, store=store)
     if settings.store is not None:
         check_fsspec("NBSTREAMQ_STORE" if store is None else "store", settings.store)
-    address, worker, home = _address(url, client, settings), host(), here()
+    address, worker, home = _address(url, client, settings), WorkerContext.current, here()
     if url is None and client is None and worker is not None:  # a task stays on its own server
         address, secret = worker.url, secret or worker.secret
         name = worker.queue if name is None else name
@@ -374,7 +374,7 @@ class TaskQueue(Executor, TaskOnly):
         3
         """
         __tracebackhide__ = True  # IPython leaves such frames out
-        session, options, worker = self._session, self._options, host()
+        session, options, worker = self._session, self._options, WorkerContext.current
         try:
             if not callable(fn):
                 check_callable("fn", fn)
@@ -832,7 +832,7 @@ class TaskQueue(Executor, TaskOnly):
         return queue_in_task, (self.name, address, self._options)
 
     def _lane(self) -> str:
-        worker = host()
+        worker = WorkerContext.current
         return self._options.lane or (nested_lane(worker.depth()) if worker else "default")
 
 
@@ -844,7 +844,7 @@ def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue
     key = (name, address)
     queue = _in_task.get(key)
     if queue is None:
-        worker = host()
+        worker = WorkerContext.current
         mine = worker is not None and (address is None or same_server(address, worker.url))
         if worker is not None and mine:
             queue = TaskQueue(name, worker.url, secret=worker.secret, workers=0)

@@ -38,7 +38,7 @@ from ..wire.item_ranges import EVERYTHING, ItemRanges, size
 from ..wire.keys import home_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
-from ..worker_context import WorkerContext, host, outer_task
+from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
@@ -88,7 +88,7 @@ def may_submit() -> bool:
 def _finish_all() -> None:
     """Wait for all open calls; drop them in a kernel, or after Ctrl-C."""
     global _is_exiting  # noqa: PLW0603 - as above
-    if host() is not None:
+    if WorkerContext.current is not None:
         return  # the worker is told to go; what its tasks submitted is run by others
     _is_exiting = True
     if _drops or _ended_by_interrupt():
@@ -117,7 +117,7 @@ def _ended_by_interrupt() -> bool:
 
 
 def _abandon_all() -> None:
-    if host() is not None:
+    if WorkerContext.current is not None:
         return
     _finish_all()  # threads may have submitted more while the interpreter waited for them
     for session in list(_sessions):
@@ -243,14 +243,14 @@ class Session:
 
     def new_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
         """Return the ledger of a new job, to `register` when it is growing or has an item."""
-        ledger = Ledger(self.new_id(host()), name, fn, lane, self.calls_lock)
-        ledger.outer = outer_task()
+        ledger = Ledger(self.new_id(WorkerContext.current), name, fn, lane, self.calls_lock)
+        ledger.outer = WorkerContext.current.task() if WorkerContext.current else None
         return ledger
 
     @property
     def homes(self) -> tuple[str, str]:
         """Tags of the calls, and of the named jobs, that are made now; see `Home`."""
-        worker = host()
+        worker = WorkerContext.current
         if worker is None:
             return self.home.tags
         return worker.home(), (worker.homes[-1] if worker.homes else worker.home())
@@ -475,7 +475,7 @@ class Session:
             self._check_owner()
         __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
-        if host() is not None:
+        if WorkerContext.current is not None:
             self.help_until(functools.partial(what.wait, is_reached), timeout, [what.lane])
         try:
             while True:
@@ -537,7 +537,7 @@ class Session:
         self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
     ) -> None:
         """Run other tasks while this one waits; cancel what it submitted if it is stopped."""
-        worker = host()
+        worker = WorkerContext.current
         if worker is None:
             return
         try:

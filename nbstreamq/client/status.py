@@ -18,7 +18,7 @@ from ..wire.records import DeadEntry, ServerFacts
 from ..wire.replies import MAX_TIME, printable
 from ..wire.settlement import KEPT_BYTES
 from ..wire.store import REPLAYED, Store
-from ..worker_context import host
+from ..worker_context import WorkerContext
 from .error_notes import Payload
 from .future import ItemFuture, TaskFuture, stored_function
 from .rerun import rerun
@@ -261,7 +261,7 @@ SKEW = 5.0
 
 def warn_of_risks(session: Session) -> None:
     """Warn of what endangers tasks on the server; inside a task, nobody would read it."""
-    if host() is None:
+    if WorkerContext.current is None:
         with suppress(NbstreamqError):
             facts: ServerFacts = session.ask(Store.server_facts, patience=0.0)
             for problem in facts.problems():

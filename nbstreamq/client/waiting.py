@@ -14,7 +14,7 @@ from types import CodeType, FrameType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from ..wire.messages import State
-from ..worker_context import WorkerContext, host
+from ..worker_context import WorkerContext
 from .ledger import Outstanding
 
 # `signal` makes an enum member of each signal and handler, which takes ten times as long.
@@ -53,7 +53,7 @@ class uninterrupted:  # noqa: N801 - used like a function; a generator would tak
         self._worker: WorkerContext | None = None
         self._is_low = False
         if threading.get_ident() == _main_thread:
-            worker = host()
+            worker = WorkerContext.current
             if worker is not None:
                 worker.put_off(True)
                 self._worker = worker

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
-from ..worker_context import host
+from ..worker_context import WorkerContext
 from .bytecode import OF_TEXT, steps_of
 from .modules import is_local
 
@@ -223,7 +223,7 @@ def find_class(label: Label) -> type | None:
     """
     with _lock:
         known = cast("type | None", _things.get(label.id))
-    if not label.definition or host() is not None:
+    if not label.definition or WorkerContext.current is not None:
         return known
     if known is None:
         _import(label.module)
@@ -413,7 +413,7 @@ def _definition_of(cls: type) -> str:
     if cls in _received:
         return _received[cls]
     # Classes in functions, and those that a task has made, can't be found by name.
-    if "<locals>" in cls.__qualname__ or host() is not None:
+    if "<locals>" in cls.__qualname__ or WorkerContext.current is not None:
         return ""
     own = tuple(vars(cls).items())
     mark = hash(tuple((name, id(v), id(getattr(v, "__code__", None))) for name, v in own))

@@ -30,7 +30,7 @@ from ..wire.keys import base_lane, deeper_lanes, home_lane, home_of
 from ..wire.settlement import Delivery, Requeue, Settlement
 from ..wire.signing import Signer
 from ..wire.store import Store
-from ..worker_context import WorkerContext, host, set_host
+from ..worker_context import WorkerContext
 from .cache import Values
 from .execution import Execution, part_cancelled
 from .monitor import TaskMonitor
@@ -149,19 +149,17 @@ class TaskWorker:
         self._set_ups = set[str]()  #: the jobs of the set-ups that were run
         self._monitor = TaskMonitor(self.execution, output, self._free, store.clone())
         fetch_by(values.value)
-        set_host(
-            WorkerContext(
-                url=Address(url),
-                queue=store.keys.queue,
-                secret=Secret(secret),
-                homes=homes,
-                home=self._home,
-                depth=lambda: self.execution.depth,
-                task=lambda: self.execution.task,
-                help_until=self.help_until,
-                progress=self.execution.report_progress,
-                put_off=self.runner.put_off,
-            )
+        WorkerContext.current = WorkerContext(
+            url=Address(url),
+            queue=store.keys.queue,
+            secret=Secret(secret),
+            homes=homes,
+            home=self._home,
+            depth=lambda: self.execution.depth,
+            task=lambda: self.execution.task,
+            help_until=self.help_until,
+            progress=self.execution.report_progress,
+            put_off=self.runner.put_off,
         )
 
     # -- the loop --------------------------------------------------------------------------------
@@ -556,17 +554,15 @@ class TaskWorker:
         self._output.forked()
         self.runner.forked()
         self._values.forked()
-        worker, depth = host(), self.execution.depth
+        worker, depth = WorkerContext.current, self.execution.depth
         if worker is not None:
-            set_host(
-                replace(
-                    worker,
-                    depth=lambda: depth,
-                    task=lambda: None,
-                    help_until=lambda *_: None,
-                    progress=lambda *_: None,
-                    put_off=lambda _: None,
-                )
+            WorkerContext.current = replace(
+                worker,
+                depth=lambda: depth,
+                task=lambda: None,
+                help_until=lambda *_: None,
+                progress=lambda *_: None,
+                put_off=lambda _: None,
             )
 
     # -- for the running task ------------------------------------------------------------------

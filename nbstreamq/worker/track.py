@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..arguments import check_count, check_iterable
 from ..objects import random_numbers
-from ..worker_context import WorkerContext, host
+from ..worker_context import WorkerContext
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:
         total = check_count("total", total, instead="None")
     elif isinstance(items, Sized):
         total = len(items)
-    worker = host()
+    worker = WorkerContext.current
     return iter(items) if worker is None else _reporting(worker, items, total)
 
 

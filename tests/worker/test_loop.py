@@ -14,6 +14,7 @@ from nbstreamq.worker.loop import FLUSH, LULL, TaskWorker
 from nbstreamq.worker.output import Output
 from nbstreamq.worker.settled import SETTLED_BYTES, SettledCache
 from nbstreamq.worker.slot import SLOT_BYTES, Slot
+from nbstreamq.worker_context import WorkerContext
 
 
 class Clock:
@@ -108,7 +109,7 @@ def call(n, seconds=0.0):
 def worker(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "set_host", lambda _: None)
+    monkeypatch.setattr(WorkerContext, "current", None)  # set back after the test
     monkeypatch.setattr(module, "fetch_by", lambda _: None)
     with tempfile.TemporaryFile() as slot, tempfile.TemporaryFile() as ended:
         os.ftruncate(slot.fileno(), SLOT_BYTES)
