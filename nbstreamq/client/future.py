@@ -51,8 +51,13 @@ def stored_function(session: Session, digest: str, what: str) -> Callable[..., A
 
 def replay(fn: Callable[..., Any], payload: Payload, item: int, options: Options) -> Any:
     """Run an item here, and return what it returns."""
-    results = payload.results()
-    with resolving(lambda _digest, data, _handles: load(data), results):
+
+    def value_of(_digest: str, data: bytes, _addresses: object) -> Any:
+        return load(data)
+
+    with resolving(value_of, []):
+        results = payload.results()
+    with resolving(value_of, results):
         args, kwargs = payload.arguments(item)
     if options.seed is None:
         return fn(*args, **kwargs)

@@ -53,7 +53,7 @@ def test_a_call_that_kills_its_workers_is_listed_and_can_be_tried_again(queue, g
     assert again.result(20) == 20
     assert again.id != future.id
     assert queue.dead() == []
-    with pytest.raises(NbstreamqError, match="no more"):
+    with pytest.raises(NbstreamqError, match="no longer in the dead stream"):
         letter.retry()
 
 
@@ -195,9 +195,13 @@ def test_the_items_of_a_chunk_share_a_letter_that_says_what_was_frequent(queue):
     def fail(x):
         raise (KeyError(x) if x < 3 else ValueError("no"))
 
-    job = queue.map(fail, range(10), chunksize=10)
-    job.wait(20)
-    (letter,) = queue.dead()
+    # Within one slice of time, which a busy machine may cut short: then it is two letters.
+    for _ in range(20):
+        job = queue.map(fail, range(10), chunksize=10)
+        job.wait(20)
+        letter, *others = [letter for letter in queue.dead() if letter.job == job.id]
+        if not others:
+            break
     assert letter.items == tuple(range(10))
     assert letter.why == "ValueError: no (7 items); KeyError: 0; KeyError: 1; and 1 others"
     assert f"{job.id}-0 and 9 more" in str(letter)
@@ -256,7 +260,7 @@ class TestOfNamedJobs:
         assert (status.done, status.failed, status.cancelled) == (20, 0, 0)
         again = new_queue(workers=0).attach("j")
         assert again.result(5) == [x * 10 for x in range(20)]
-        with pytest.raises(NbstreamqError, match="no more"):
+        with pytest.raises(NbstreamqError, match="no longer in the dead stream"):
             letters[0].retry()
 
     def test_only_its_own_items_run_again(self, queue, gate, mendable):
@@ -297,5 +301,5 @@ class TestOfNamedJobs:
         (letter,) = queue.dead()
         job.delete()
         assert queue.dead() == []
-        with pytest.raises(NbstreamqError, match="no more"):
+        with pytest.raises(NbstreamqError, match="no longer in the dead stream"):
             letter.retry()
