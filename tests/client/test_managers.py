@@ -68,5 +68,5 @@ def test_workers_that_another_process_started_are_refused(
         worker.wait(20)
     # Then the error says who can use it
     assert isinstance(error, ConnectionError)
-    assert "Only workers that the notebook itself has started" in str(error)
+    assert "because they have its authkey" in str(error)
     assert multiprocessing.current_process().authkey.hex() not in str(error)
