@@ -123,7 +123,7 @@ bench-scale: $(BENCH)/.ready  ## Measure how nbstreamq itself scales, and what o
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --extra notebooks --group dev \
 	--no-header --no-emit-index-url --no-emit-find-links --no-annotate --upgrade
-lock:  ## Write the lock files anew, from pyproject.toml; needs uv
+lock:  ## Write the lock files from pyproject.toml; needs uv
 	$(LOCK) -o requirements-dev.lock pyproject.toml
 	$(LOCK) --group bench -o requirements-bench.lock pyproject.toml
 

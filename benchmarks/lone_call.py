@@ -31,7 +31,7 @@ N_COUNTED = 20
 #: Calls, rounds, and seconds between two calls.
 SERIES = {"back to back": (400, 5, 0.0), "every 5 ms": (60, 5, 0.005), "every 50 ms": (12, 5, 0.05)}
 N_BURST, N_MAP, N_SHORT = 5_000, 200_000, 1_000
-N_ROUNDS = 3
+N_ROUNDS = 7
 #: Bytes of the array that goes there and back.
 ARRAY_BYTES = 100_000_000
 
@@ -39,8 +39,8 @@ ARRAY_BYTES = 100_000_000
 def count_functions(queue: TaskQueue) -> tuple[float, float]:
     """Return how many Python functions a lone call enters in the client, and in its only worker.
 
-    Medians of many calls, since now and then something is done that is not for each call. Threads
-    that run beside are not counted: they have nothing to do for such a call.
+    Medians of many calls, since now and then something is done that is not for each call. Other
+    threads are not counted: they have nothing to do for such a call.
     """
     queue.submit(Counter.start).result()
     Counter.start()
