@@ -33,7 +33,7 @@ def n_done(job):
     return sum(f.done() for f in job[:])
 
 
-def test_another_supervisor_takes_over_in_five_seconds(
+def test_another_supervisor_takes_over(
     start, new_queue, queue_name, server_url, store, wait_until, wait_for_end
 ):
     nodes = [start(*node_command(server_url, queue_name, n_workers=2)) for _ in range(2)]
@@ -44,14 +44,12 @@ def test_another_supervisor_takes_over_in_five_seconds(
     family = nodes[0].family()
 
     nodes[0].kill()
-    killed = time.monotonic()
 
     wait_for_end(family[1:])
     job.wait(30)
     check_once(job, list(range(400)))
     check_nothing_left(store)
-    wait_until(lambda: len(store.workers()) == 2, describe="the burial of the others")
-    assert time.monotonic() < killed + 5.5
+    wait_until(lambda: len(store.workers()) == 2, describe="the end of the others")
 
 
 def test_all_workers_gone_and_new_ones_come(new_queue, start_node, store, wait_until):
