@@ -14,6 +14,7 @@ import threading
 import pytest
 
 from nbstreamq import RemoteError, TaskQueue
+from nbstreamq.locks import Event
 from tests.faults import Fault, Injected, strike
 
 #: How many of the calls are tried in each test.
@@ -125,7 +126,7 @@ class Client:
 
 def by_callback(futures):
     """Wait as callbacks do: then no thread of ours but the listener reads."""
-    left, over = set(range(len(futures))), threading.Event()
+    left, over = set(range(len(futures))), Event()  # that no error leaves locked
 
     def one_is_done(i):
         left.discard(i)
