@@ -345,12 +345,12 @@ def log_of(settings: Settings, name: str) -> str:
     return (settings.data_dir / find_binary(settings).name / name).read_text()
 
 
-def test_stop_server_tells_whether_one_ran(settings, connect):
+def test_stop_server_tells_whether_one_ran(settings, connect, wait_until):
     assert stop_server(settings) is False
     wire = connect(ensure_server(settings))
     server, watchdog = server_of(wire), watchdog_of(wire)
     assert stop_server(settings) is True
-    assert gone(server, watchdog)()
+    wait_until(gone(server, watchdog), describe="the end of the server and its watchdog")
     assert stop_server(settings) is False
 
 
