@@ -34,11 +34,12 @@ def fresh_copies(array: np.ndarray) -> None:
     array.copy().copy()
 
 
-def median(call: Callable[[], object], rounds: int) -> float:
-    """Return the median seconds of a call, after one warm-up call."""
+def median(call: Callable[[], object], rounds: int, pause: float = 0.0) -> float:
+    """Return the median seconds of a call that is made every `pause` seconds, after a first one."""
     call()
     seconds = []
     for _ in range(rounds):
+        time.sleep(pause)
         begun = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - begun)

@@ -19,12 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import redis
+import numpy
 
 from nbstreamq import TaskQueue
 
+from .arrays import median
 from .calls import Counter, identity, increment, n_entered, sleep
-from .local import own_server, workers_ready
+from .local import ServerUse, own_server, workers_ready
 
 STEPS = Path(__file__).parent / "steps.csv"
 N_COUNTED = 20
@@ -59,26 +60,14 @@ def median_step(numbers: list[int]) -> float:
 
 def count_requests(queue: TaskQueue) -> float:
     """Return how many times a worker asks for tasks for each isolated call."""
-    path = queue.status().server.partition("unix://")[2].partition("?")[0]
-    client: Any = redis.Redis(unix_socket_path=path)
+    use = ServerUse(queue)
     time.sleep(0.1)  # what was asked before is answered
-    client.config_resetstat()
+    use.start()
     for _ in range(N_COUNTED):
         queue.submit(abs, -1).result()
         time.sleep(0.05)
-    stats = client.info("commandstats")
+    stats = use.client.info("commandstats")
     return float(stats["cmdstat_xreadgroup"]["calls"]) / N_COUNTED
-
-
-def latency(executor: Executor, n_calls: int, pause: float) -> float:
-    """Return the median seconds from submit to result."""
-    times = []
-    for _ in range(n_calls):
-        time.sleep(pause)
-        began = time.perf_counter()
-        executor.submit(abs, -1).result()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def seconds_of(do: Callable[[], object]) -> float:
@@ -101,7 +90,7 @@ class Contest:
         self._executors: tuple[Executor, Executor] = (queue, pool)
 
     def latency(self, what: str, n_calls: int, pause: float) -> None:
-        self._note(what, lambda executor: latency(executor, n_calls, pause))
+        self._note(what, lambda x: median(lambda: x.submit(abs, -1).result(), n_calls, pause))
 
     def submits(self) -> None:
         def gather(executor: Executor) -> None:
@@ -121,8 +110,6 @@ class Contest:
         self._note(what, lambda executor: seconds_of(lambda: run(executor)))
 
     def array(self) -> None:
-        import numpy
-
         array = numpy.ones(ARRAY_BYTES // 8)
         self._note("100 MB there and back", lambda x: seconds_of(x.submit(increment, array).result))
 
@@ -147,8 +134,10 @@ def measure() -> dict[str, tuple[float, float]]:
             contest.map(f"map of {N_MAP:,}", identity, range(N_MAP), 40)
             contest.map(f"{N_SHORT:,} x 1 ms", sleep, [0.001] * N_SHORT, 100)
             contest.array()
-    medians = statistics.median
-    return {what: (medians(ours), medians(pools)) for what, (ours, pools) in contest.found.items()}
+    found = contest.found.items()
+    return {
+        what: (statistics.median(ours), statistics.median(pools)) for what, (ours, pools) in found
+    }
 
 
 def record(figures: dict[str, float]) -> None:

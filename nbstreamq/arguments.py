@@ -279,7 +279,7 @@ def check_callable(parameter: str, value: Any, *, instead: str = "") -> None:
 
 def check_iterable(parameter: str, value: Any) -> None:
     """Raise TypeError if `value` can't be iterated; it is not iterated here."""
-    if getattr(type(value), "__iter__", None) is None:  # not called: it may start processes
+    if getattr(type(value), "__iter__", None) is None:  # Calling it may start processes.
         try:
             iter(value)
         except TypeError:

@@ -11,7 +11,7 @@ from ..errors import RemoteError, TaskError, WorkerLost
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import size_of
 from ..objects.pickling import load
-from ..objects.references import Dependent, resolving
+from ..objects.references import Dependent, Fetch, resolving
 from ..wire.item_ranges import ONE, ItemRanges
 from ..wire.messages import Event, Options, Task
 
@@ -66,21 +66,21 @@ class Payload(NamedTuple):
             opts=options.encode(),
         )
 
-    def arguments(self, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and keyword arguments of an item of the job."""
+    def arguments(
+        self, item: int, fetch: Fetch | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of an item of the job.
+
+        With `fetch`, the results of other tasks are in them; without it, what `resolving` set.
+        """
         loaded = load(self.args)
         if isinstance(loaded, Dependent):
-            loaded = load(loaded.args)
+            loaded = loaded.load(fetch) if fetch else load(loaded.args)
         if self.call == "apply":
             args, kwargs = loaded
             return args, kwargs
         value = loaded[item - self.n]
         return (tuple(value) if self.call == "starmap" else (value,)), {}
-
-    def results(self) -> list[Any]:
-        """Return the results of other tasks that the arguments need."""
-        loaded = load(self.args) if self.call == "apply" else None
-        return [load(result) for result in loaded.results] if isinstance(loaded, Dependent) else []
 
     def describe(self, item: int, name: str) -> str:
         """Return the call of an item as people write it, abbreviated."""

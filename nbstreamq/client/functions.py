@@ -149,7 +149,7 @@ class LargeValues:
 
     Attributes
     ----------
-    keeper
+    value_store
         Writes them, each once, and frees them with the last message that refers to them.
     pickler
         Of functions that capture some.

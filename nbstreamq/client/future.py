@@ -55,10 +55,8 @@ def replay(fn: Callable[..., Any], payload: Payload, item: int, options: Options
     def value_of(_digest: str, data: bytes, _addresses: object) -> Any:
         return load(data)
 
-    with resolving(value_of, []):
-        results = payload.results()
-    with resolving(value_of, results):
-        args, kwargs = payload.arguments(item)
+    with resolving(value_of):
+        args, kwargs = payload.arguments(item, value_of)
     if options.seed is None:
         return fn(*args, **kwargs)
     with random_numbers.own_state():

@@ -201,8 +201,8 @@ def send_chunks(
             session.check_open()
             what = f"an item of {function.name}()"
             generators: list[Any] = []
-            first, keeper = len(ledger), session.large.value_store
-            data = dump(piece, what, keeper, first=first, generators=generators)
+            first, value_store = len(ledger), session.large.value_store
+            data = dump(piece, what, value_store, first=first, generators=generators)
             if generators:
                 session.repeats.items(function.name, generators, len(piece))
             payload = Payload(len(ledger), len(piece), call, data)
@@ -266,9 +266,9 @@ def submit_when_done(
         try:
             error = future.exception()
             if error is None and is_last:
-                keeper = session.large.value_store
-                results = [dump(f.result(), f"the result of {f.id}", keeper) for f in needed]
-                call.args = dump(Dependent(call.args, results), "arguments", keeper)
+                value_store = session.large.value_store
+                results = [dump(f.result(), f"the result of {f.id}", value_store) for f in needed]
+                call.args = dump(Dependent(call.args, results), "arguments", value_store)
                 session.send_call(call)
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
             error = failure

@@ -6,6 +6,7 @@ call finds.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -181,3 +182,8 @@ class Dependent:
     def __init__(self, args: bytes, results: Sequence[bytes]) -> None:
         self.args = args
         self.results = results
+
+    def load(self, fetch: Fetch) -> Any:
+        """Return the arguments with the results in them, and references looked up with `fetch`."""
+        with resolving(fetch, [pickle.loads(result) for result in self.results]):
+            return pickle.loads(self.args)

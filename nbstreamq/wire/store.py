@@ -367,7 +367,7 @@ class Store:
         count: int,
         *,
         block: float | None = None,
-        soon: float = 0.0,
+        spin: float = 0.0,
         on_settled: Callable[[], None] | None = None,
     ) -> list[Delivery]:
         """Settle what is over and return waiting tasks, in one round trip.
@@ -380,7 +380,7 @@ class Store:
             Where tasks are taken from; those of the first lane come first.
         worker, count
             Who takes them, and at most how many from each lane.
-        block, soon
+        block, spin
             Seconds to wait for a task if there is none, and the first of them in which not to
             sleep; None: do not wait.
         on_settled
@@ -402,7 +402,7 @@ class Store:
             *settled, reply, version = self._wire.call(
                 *(*settle, read, self._ask_version),
                 timeout=(block or 0) + REPLY_TIMEOUT,
-                spin=soon,
+                spin=spin,
                 on_first=on_settled if settlements else None,
                 may_be_large=True,
             )

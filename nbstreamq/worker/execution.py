@@ -13,8 +13,7 @@ from typing import Any
 
 from ..errors import SecretMismatch, ValueMissing, VersionMismatch
 from ..objects.functions import LoadedFunction
-from ..objects.pickling import load
-from ..objects.references import Dependent, resolving
+from ..objects.references import Dependent
 from ..objects.remote_errors import dump_error, summary
 from ..objects.results import dump_outcomes, dump_small
 from ..objects.surroundings import OUR_NAME, Surroundings, arriving
@@ -278,9 +277,7 @@ class Execution:
         with arriving() as arrived:
             loaded = pickle.loads(task.args)
             if isinstance(loaded, Dependent):
-                results = [load(data) for data in loaded.results]
-                with resolving(self._values.value, results):
-                    loaded = load(loaded.args)
+                loaded = loaded.load(self._values.value)
         return function, loaded, arrived.surroundings
 
     def _run_of_load_error(self, task: Task, todo: ItemRanges, error: BaseException) -> Run:

@@ -334,6 +334,7 @@ class TaskWorker:
                         # The flag is set first: a signal that follows these looks breaks the wait.
                         if self._leaving:
                             raise _Leave
+                        # This is `Slot.n_lane_changes`, without the call.
                         if self._slot.words[LANE_BITS] >> 32 != self._n_lane_changes:
                             self._find_lanes()
                         # Urgent tasks may wait in a lane that the supervisor does not know yet.
@@ -344,7 +345,7 @@ class TaskWorker:
                         self.id,
                         count,
                         block=block,
-                        soon=0.0 if block is None else self._linger,
+                        spin=0.0 if block is None else self._linger,
                         on_settled=functools.partial(self._settled_cache.add_settled, settled),
                     )
                 finally:
@@ -371,7 +372,7 @@ class TaskWorker:
 
     def _find_lanes(self) -> None:
         """Serve the lanes of our homes that hold tasks; those of all homes, if we serve all."""
-        n_changes = self._slot.words[LANE_BITS] >> 32
+        n_changes = self._slot.n_lane_changes()
         if n_changes == self._n_lane_changes:
             return
         parts: dict[str, list[str]] = {}

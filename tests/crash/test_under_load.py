@@ -157,14 +157,16 @@ def test_interrupted_at_many_moments(new_queue, store, ctrl_c_by_alarm, what):
         "submits": lambda: [queue.submit(abs, -1) for _ in range(8)],
     }[what]
     span, n_noticed = 0.001, 0
-    for i in range(400):
+    for i in range(4000):
+        if i >= 400 and n_noticed > 50:  # a busy machine needs more tries to be hit so often
+            break
         begun = time.perf_counter()
         if interrupted(act, max(1e-6, span * (i % 40) / 40)):
             n_noticed += 1
         else:
             span = 1.5 * (time.perf_counter() - begun)
 
-    assert n_noticed > 20  # a busy machine reaches fewer moments
+    assert n_noticed > 50
     assert queue.submit(abs, -2).result(20) == 2
     assert queue.map(abs, range(100)).result(20) == list(range(100))
     closing = threading.Thread(target=queue.shutdown, daemon=True)

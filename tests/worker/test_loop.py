@@ -57,7 +57,7 @@ class Lane:
             Delivery(lane="default", entry_id=b"%d-0" % self.n, task=task, mark=self.n)
         )
 
-    def take(self, settled, lanes, worker, count, *, on_settled, block=None, soon=0.0):
+    def take(self, settled, lanes, worker, count, *, on_settled, block=None, spin=0.0):
         self.settle(settled)
         on_settled()
         if block and not self.waiting:
