@@ -288,13 +288,19 @@ def examine(store: Store, url: Address) -> Iterator[tuple[str, str]]:
     yield "server", f"{facts.product} {facts.version or '(it does not tell)'}, {url}"
     yield "ping", f"{store.ping() * 1000:.2f} ms"
     skew = store.clock_skew()
-    yield "clock", f"{skew:+.3f} s beside ours"
+    yield "clock", _skew_text(skew)
     status = queue_status(store, str(url), 0, "")
     yield "queue", _summary(status)
     for worker in status.workers:
         yield "worker", f"{worker.id}: {worker.state}, Python {worker.python}, on {worker.host}"
     for problem in _problems(status, skew):
         yield "problem", problem
+
+
+def _skew_text(skew: float) -> str:
+    if abs(skew) < 0.001:
+        return "agrees with this machine's"
+    return f"{abs(skew):.3f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
 
 
 def _summary(status: QueueStatus) -> str:

@@ -148,19 +148,19 @@ def test_a_client_whose_connection_was_lost_is_not_dead(queue, gate):
 
 def _connections_to(queue):
     """Return our ends of the connections to the supervisor of a queue."""
-    door = os.fspath(queue.session.workers.log.with_suffix(".sock"))
+    path = os.fspath(queue.session.workers.log.with_suffix(".sock"))
     for entry in Path("/proc/self/fd").iterdir():
         if not entry.exists() or not entry.is_socket():
             continue
         connection = socket.socket(fileno=os.dup(int(entry.name)))
         with connection:
-            if connection.family == socket.AF_UNIX and _leads_to(connection, door):
+            if connection.family == socket.AF_UNIX and _leads_to(connection, path):
                 yield connection
 
 
-def _leads_to(connection, door):
+def _leads_to(connection, path):
     try:
-        return connection.getpeername() == door
+        return connection.getpeername() == path
     except OSError:
         return False
 
@@ -184,11 +184,11 @@ def test_a_client_that_was_stopped_is_not_dead(start, queue_name, server_url, wa
 
 
 @pytest.mark.parametrize("wrong", [2.0, "3", True, -1, None])
-def test_a_bad_request_at_the_door_cancels_nothing(queue, gate, wrong):
+def test_a_bad_request_to_the_supervisor_cancels_nothing(queue, gate, wrong):
     future = queue.submit(lambda: gate().wait())
-    door = os.fspath(queue.session.workers.log.with_suffix(".sock"))
+    path = os.fspath(queue.session.workers.log.with_suffix(".sock"))
     with socket.socket(socket.AF_UNIX) as visitor:
-        visitor.connect(door)
+        visitor.connect(path)
         line = f'{{"session": "{queue.session.id}", "scale": {wrong!r}}}\n'
         visitor.sendall(line.replace("'", '"').replace("True", "true").encode())
         visitor.shutdown(socket.SHUT_WR)

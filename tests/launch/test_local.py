@@ -165,8 +165,8 @@ def test_a_supervisor_that_cannot_start_says_why(new_local, tmp_path):
 
 def test_a_socket_that_a_dead_supervisor_left_is_no_obstacle(new_local, wait_for_workers):
     local = new_local()
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(os.fspath(local.log.with_suffix(".sock")))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(local.log.with_suffix(".sock")))
     # The file stays after its process has closed the socket.
     local.scale(1)
 
@@ -182,7 +182,7 @@ def test_only_the_user_may_come_in(new_local, settings):
 
 
 def answer_to(line, local):
-    """Return what the door of `local` answers to a visitor that says `line`."""
+    """Return what the control socket of `local` answers to `line`."""
     with socket.socket(socket.AF_UNIX) as visitor:
         visitor.settimeout(10)
         visitor.connect(os.fspath(local.log.with_suffix(".sock")))
