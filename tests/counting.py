@@ -24,7 +24,7 @@ def n_ends(job):
     """Return item -> how often the server said that it is over."""
     return Counter(
         report.n + item
-        for report in job._ledger.reports(0)
+        for report in job._table.reports(0)
         if report.kind == "finished"
         for part in report.span
         for item in part

@@ -17,7 +17,7 @@ from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Event, Options, Task
 from .callbacks import hold_callbacks, let_go
 from .error_notes import Payload
-from .ledger import Output, Outstanding
+from .table import Output, Outstanding
 
 #: Most calls that share a job id: what they printed is kept as long as the future of any.
 MAX_CALLS = 1000

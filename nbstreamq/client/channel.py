@@ -23,7 +23,7 @@ from ..wire.keys import DAY
 from ..wire.messages import Fields
 from ..wire.store import Store
 from .calls import MESSAGE_BYTES, Call, Calls, gather
-from .ledger import Ledger
+from .table import JobTable
 from .waiting import uninterrupted
 
 #: Seconds for which the server must know a batch; far less than it keeps the number.
@@ -122,7 +122,7 @@ class Submission(NamedTuple):
     delay: float
     fields: Fields
     size_bytes: int
-    owner: Calls | Ledger
+    owner: Calls | JobTable
     items: range
 
     def has_ended(self) -> bool:
@@ -179,7 +179,7 @@ class Sender:
         on_trouble: Callable[[ServerUnreachable | None], None],
         memory: DataLossCheck,
         on_forgotten: Callable[[int], None],
-        on_refused: Callable[[Calls | Ledger, BaseException, range], None],
+        on_refused: Callable[[Calls | JobTable, BaseException, range], None],
     ) -> None:
         self._store = store
         self._on_forgotten, self._on_refused = on_forgotten, on_refused

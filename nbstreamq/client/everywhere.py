@@ -13,8 +13,8 @@ from ..wire.store import Store
 from .channel import Command
 from .error_notes import Payload
 from .job import Job
-from .ledger import Ledger
 from .session import Session, accepts
+from .table import JobTable
 
 #: Seconds to wait for local workers that are starting.
 START_PATIENCE = 5.0
@@ -34,23 +34,23 @@ def everywhere(
     Parameters
     ----------
     show
-        Gets what they print, see `Ledger.show`: as long as the session lives, also of those that
+        Gets what they print, see `JobTable.show`: as long as the session lives, also of those that
         join later.
     """
     function = session.pickle_function(fn, durable=True)
     data = dump((args, kwargs or {}), f"an argument of {function.name}()")
-    ledger = session.new_ledger(fn, function.name, lane)
-    ledger.growing, ledger.function = True, function
-    session.register(ledger)
+    table = session.new_table(fn, function.name, lane)
+    table.growing, table.function = True, function
+    session.register(table)
     if show is not None:
-        ledger.show = show
-    session.set_up(ledger, _command(session, ledger, function, data))
-    session.wait_until(ledger, lambda: not ledger.growing, None)
-    return Job(session, ledger)
+        table.show = show
+    session.set_up(table, _command(session, table, function, data))
+    session.wait_until(table, lambda: not table.growing, None)
+    return Job(session, table)
 
 
-def _command(session: Session, ledger: Ledger, function: FunctionPickle, args: bytes) -> Command:
-    """Return the command that sends the call; the ledger gets an item for each worker there is."""
+def _command(session: Session, table: JobTable, function: FunctionPickle, args: bytes) -> Command:
+    """Return the command that sends the call; the table gets an item for each worker there is."""
 
     sent: list[list[str]] = []  # to whom: again, if a reply is lost
 
@@ -65,20 +65,20 @@ def _command(session: Session, ledger: Ledger, function: FunctionPickle, args: b
                 continue
             if names not in sent[-1:]:
                 # Before they are sent: a worker may be done before we hear that they were.
-                ledger.begin(Payload(0, len(names), "apply", args))
+                table.begin(Payload(0, len(names), "apply", args))
                 sent.append(names)
             # Others get other messages: the same ones could be taken for copies.
             options = Options(rerun=len(sent) - 1)
             others = sorted(set(workers) - set(names))
-            tasks = _tasks(ledger.job, function, args, options, len(names))
+            tasks = _tasks(table.job, function, args, options, len(names))
             if store.everywhere(names, tasks, others):
                 break
-        session.stop_growing(ledger)
+        session.stop_growing(table)
 
     def fail(error: BaseException) -> None:
-        ledger.begin(Payload(0, 1, "apply", args))
-        ledger.fail(error)
-        session.stop_growing(ledger)
+        table.begin(Payload(0, 1, "apply", args))
+        table.fail(error)
+        session.stop_growing(table)
 
     return Command(carry_out, fail, len(args))
 

@@ -1,7 +1,7 @@
 """`TaskFuture`: the result of one call, once it is there.
 
 A single call is a `CallFuture`, which holds everything that is known of it. An item of a map is an
-`ItemFuture`, which looks things up in the ledger of its job.
+`ItemFuture`, which looks things up in the table of its job.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..worker_context import WorkerContext
 from .callbacks import invoke_callbacks
 from .calls import Call
 from .error_notes import Payload, RunInfo, annotate
-from .ledger import Ledger, Outstanding
 from .session import Session
+from .table import JobTable, Outstanding
 from .waiting import HelpedWaiters
 
 
@@ -324,39 +324,39 @@ class ItemFuture(TaskFuture[T]):
 
     Parameters
     ----------
-    session, ledger, index
-        The job's ledger, and the item's index in it.
+    session, table, index
+        The job's table, and the item's index in it.
     """
 
-    def __init__(self, session: Session, ledger: Ledger, index: int) -> None:
+    def __init__(self, session: Session, table: JobTable, index: int) -> None:
         self._prepare(session)
-        self._ledger = ledger
+        self._table = table
         self._index = index
 
     @property
-    def _owner(self) -> Ledger:
-        return self._ledger
+    def _owner(self) -> JobTable:
+        return self._table
 
     def _report(self) -> RunInfo | None:
-        return self._ledger.report(self._index)
+        return self._table.report(self._index)
 
     @property
     def logs(self) -> str:
-        return self._ledger.output.text(self._index)
+        return self._table.output.text(self._index)
 
     @property
     def progress(self) -> tuple[int, int | None] | None:
-        return self._ledger.output.progress(self._index)
+        return self._table.output.progress(self._index)
 
     def replay(self) -> T:
-        ledger, item = self._ledger, self._index
-        payload = ledger.payload(item)
+        table, item = self._table, self._index
+        payload = table.payload(item)
         if payload is None:
             raise NbstreamqError(
                 f"Task {self.id} can't be replayed: its arguments were dropped when the items"
                 " around it were done. Call the function with them instead."
             )
-        return replay(ledger.fn, payload, item, ledger.options)  # type: ignore[no-any-return]
+        return replay(table.fn, payload, item, table.options)  # type: ignore[no-any-return]
 
 
 #: States of a `concurrent.futures.Future`.

@@ -17,19 +17,19 @@ from ..tracebacks import concise, shortened
 from ..wire.messages import State
 from .error_notes import RunInfo, error_text
 from .future import ItemFuture, TaskFuture
-from .ledger import Ledger
 from .rerun import delete, keep, rerun
 from .session import LOOK_PATIENCE, Session
+from .table import JobTable
 
 
-def frame_of(ledger: Ledger) -> Any:
+def frame_of(table: JobTable) -> Any:
     """Return the DataFrame of a job, a row for each item; see `Job.to_frame`."""
     pandas = _pandas()
-    reports = _last_reports(ledger)
-    states = [ledger.state(i) for i in range(len(reports))]
-    values = [ledger.value(i) if s is State.DONE else None for i, s in enumerate(states)]
-    errors = ledger.errors()
-    printed = [ledger.output.text(i) for i in range(len(states))]
+    reports = _last_reports(table)
+    states = [table.state(i) for i in range(len(reports))]
+    values = [table.value(i) if s is State.DONE else None for i, s in enumerate(states)]
+    errors = table.errors()
+    printed = [table.output.text(i) for i in range(len(states))]
 
     def objects(column: Sequence[Any]) -> Any:
         # Else None would become nan, and arrays of equal length further columns.
@@ -63,10 +63,10 @@ def _pandas() -> Any:
         ) from error
 
 
-def _last_reports(ledger: Ledger) -> list[RunInfo | None]:
+def _last_reports(table: JobTable) -> list[RunInfo | None]:
     """Return the last news of each item; None if there is no news."""
-    news = ledger.reports(0)
-    last: list[RunInfo | None] = [None] * len(ledger)
+    news = table.reports(0)
+    last: list[RunInfo | None] = [None] * len(table)
     for report in news:
         for run in report.span:
             first, end = report.n + run.start, report.n + run.stop
@@ -92,24 +92,24 @@ T = TypeVar("T")
 class Futures(Generic[T]):
     """The futures of a job's items: one for each item, made when it is first used."""
 
-    def __init__(self, session: Session, ledger: Ledger) -> None:
+    def __init__(self, session: Session, table: JobTable) -> None:
         self._session = session
-        self._ledger = ledger
-        self._n_reruns = ledger.n_reruns
+        self._table = table
+        self._n_reruns = table.n_reruns
         self._lock = threading.Lock()
         self._made: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
 
     def __getitem__(self, index: int) -> TaskFuture[T]:
         with self._lock:
-            if self._n_reruns != self._ledger.n_reruns:
+            if self._n_reruns != self._table.n_reruns:
                 # Those that failed stay so; their items have new futures.
-                self._n_reruns = self._ledger.n_reruns
+                self._n_reruns = self._table.n_reruns
                 kept = {i: f for i, f in self._made.items() if not _has_failed(f)}
                 self._made = WeakValueDictionary(kept)
             future = self._made.get(index)
             if future is None:
-                future = self._made[index] = ItemFuture(self._session, self._ledger, index)
-                self._ledger.attach(index, future)
+                future = self._made[index] = ItemFuture(self._session, self._table, index)
+                self._table.attach(index, future)
             return future
 
 
@@ -136,19 +136,19 @@ class Job(Generic[T]):
     def __init__(
         self,
         session: Session,
-        ledger: Ledger,
+        table: JobTable,
         *,
         deadline: float | None = None,
         feed: Callable[[int], None] | None = None,
         futures: Futures[T] | None = None,
     ) -> None:
         self._session = session
-        self._ledger = ledger
+        self._table = table
         self._deadline = deadline
         #: Submits more inputs, where they are taken as the results are; given the number taken,
         #: with the one that is about to be.
         self._feed = feed
-        self._futures = futures or Futures(session, ledger)
+        self._futures = futures or Futures(session, table)
         #: Results that were fetched together and not yielded yet; and the first item behind them.
         self._ready: Iterator[T] = iter(())
         self._next = 0
@@ -159,7 +159,7 @@ class Job(Generic[T]):
 
     def __len__(self) -> int:
         """Return the number of calls submitted so far."""
-        return len(self._ledger)
+        return len(self._table)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -184,29 +184,29 @@ class Job(Generic[T]):
 
     def _is_reached(self, index: int) -> bool:
         """Return whether the item is over, or there is none and none will come."""
-        ledger = self._ledger
+        table = self._table
         if self._closed:
             return True
-        return ledger.has_ended(index) if index < len(ledger) else not ledger.growing
+        return table.has_ended(index) if index < len(table) else not table.growing
 
     def _is_known(self, index: int) -> bool:
-        return index < len(self._ledger) or not self._ledger.growing
+        return index < len(self._table) or not self._table.growing
 
     def _is_behind_the_end(self, index: int) -> bool:
-        return self._closed or index >= len(self._ledger)
+        return self._closed or index >= len(self._table)
 
     def _take(self, index: int) -> T:
         """Return the result of an item that is over, and fetch those behind it that are there."""
         __tracebackhide__ = True
-        ledger = self._ledger
-        if self._feed is None and (results := ledger.values_from(index)):
+        table = self._table
+        if self._feed is None and (results := table.values_from(index)):
             self._next += len(results)
             self._ready = iter(results)
             return next(self._ready)
         self._next += 1
-        if ledger.state(index) is not State.DONE:
+        if table.state(index) is not State.DONE:
             return self._futures[index].result(0)
-        return cast("T", ledger.release(index) if self._feed else ledger.value(index))
+        return cast("T", table.release(index) if self._feed else table.value(index))
 
     def close(self) -> None:
         """End the iteration and cancel all open calls, as the iterator of `Executor.map` does.
@@ -222,12 +222,12 @@ class Job(Generic[T]):
         """
         with self._lock:
             self._closed, self._ready = True, iter(())
-        if not self._ledger.title:
+        if not self._table.title:
             self.cancel()
 
     def _wait(self, is_reached: Callable[[], bool], index: int) -> None:
         __tracebackhide__ = True
-        if not self._session.wait_until(self._ledger, is_reached, self._left):
+        if not self._session.wait_until(self._table, is_reached, self._left):
             raise self._too_late(index)
 
     @property
@@ -237,8 +237,8 @@ class Job(Generic[T]):
 
     def _too_late(self, index: int) -> TimeoutError:
         text = (
-            f"Item {index} of job {self.id} ({self._ledger.name}) has no result in time;"
-            f" {self._ledger.n_over} of {len(self)} are over. The job goes on."
+            f"Item {index} of job {self.id} ({self._table.name}) has no result in time;"
+            f" {self._table.n_over} of {len(self)} are over. The job goes on."
         )
         return shortened(TimeoutError(text))
 
@@ -270,10 +270,10 @@ class Job(Generic[T]):
         self.wait(timeout)
         if self._feed and self._next:
             raise self._incomplete()
-        ledger, results = self._ledger, list[T]()
-        while (index := len(results)) < len(ledger):
+        table, results = self._table, list[T]()
+        while (index := len(results)) < len(table):
             # Where there is no result the call failed, and its future raises that.
-            results += ledger.values_from(index) or [self._futures[index].result(timeout)]
+            results += table.values_from(index) or [self._futures[index].result(timeout)]
         return results
 
     @concise
@@ -292,17 +292,17 @@ class Job(Generic[T]):
         """
         __tracebackhide__ = True
         timeout = check_timeout("timeout", timeout)
-        if self._feed and self._ledger.growing:
+        if self._feed and self._table.growing:
             raise self._incomplete()
-        if not self._session.wait_until(self._ledger, self._ledger.check_over, timeout):
+        if not self._session.wait_until(self._table, self._table.check_over, timeout):
             raise TimeoutError(
-                f"Job {self.id} ({self._ledger.name}) goes on: {self._ledger.n_over} of"
+                f"Job {self.id} ({self._table.name}) goes on: {self._table.n_over} of"
                 f" {len(self)} are over after {timeout:g} s."
             )
 
     def _incomplete(self) -> NbstreamqError:
         return NbstreamqError(
-            f"Job {self.id} ({self._ledger.name}) has a buffersize: it takes its inputs as its"
+            f"Job {self.id} ({self._table.name}) has a buffersize: it takes its inputs as its"
             " results are taken, and does not keep those. Iterate it: `for result in job`."
         )
 
@@ -347,19 +347,19 @@ class Job(Generic[T]):
     def _in_turn(self, deadline: float | None) -> Iterator[TaskFuture[T]]:
         """Yield the futures in the order in which they end."""
         __tracebackhide__ = True
-        ledger, n_seen = self._ledger, 0
-        ended = ledger.ended()
+        table, n_seen = self._table, 0
+        ended = table.ended()
         seen: set[int] = set()  # an item that is run again ends again
-        while n_seen < len(ended) or not ledger.is_over:
+        while n_seen < len(ended) or not table.is_over:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._session.wait_until(
-                ledger, functools.partial(ledger.has_more_ended, n_seen), left
+                table, functools.partial(table.has_more_ended, n_seen), left
             ):
-                raise TimeoutError(f"Job {self.id}: {len(self) - ledger.n_over} calls are not over")
+                raise TimeoutError(f"Job {self.id}: {len(self) - table.n_over} calls are not over")
             for span in ended[n_seen:]:
                 n_seen += 1
                 for index in span:
-                    if index not in seen and ledger.has_ended(index):
+                    if index not in seen and table.has_ended(index):
                         seen.add(index)
                         yield self._futures[index]
 
@@ -408,36 +408,36 @@ class Job(Generic[T]):
     @property
     def id(self) -> str:
         """Id of the job, as in errors and logs."""
-        return self._ledger.job
+        return self._table.job
 
     @property
     def name(self) -> str:
         """Name of the job; for a job without one, the name of its function."""
-        return self._ledger.title or self._ledger.name
+        return self._table.title or self._table.name
 
     @property
-    def ledger(self) -> Ledger:
+    def table(self) -> JobTable:
         """All that is known of the calls: for views."""
-        return self._ledger
+        return self._table
 
     def survey(self) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers, and why none of them may run the calls; empty if one may."""
-        return self._session.survey(self._ledger)
+        return self._session.survey(self._table)
 
     @property
     def errors(self) -> dict[int, BaseException]:
         """Item index -> exception of each call that has failed so far."""
-        return self._ledger.errors()
+        return self._table.errors()
 
     @property
     def logs(self) -> dict[int, str]:
         """Item index -> printed text of each call that has printed something so far."""
-        texts = {i: self._ledger.output.text(i) for i in range(len(self))}
+        texts = {i: self._table.output.text(i) for i in range(len(self))}
         return {i: text for i, text in texts.items() if text}
 
     def counts(self) -> dict[State, int]:
         """Return how many calls are waiting, running, done, failed and cancelled."""
-        return self._ledger.counts()
+        return self._table.counts()
 
     @concise
     def to_frame(self) -> Any:
@@ -458,11 +458,11 @@ class Job(Generic[T]):
         NbstreamqError
             pandas is not installed.
         """
-        return frame_of(self._ledger)
+        return frame_of(self._table)
 
     def done(self) -> bool:
         """Return whether all calls are over."""
-        return self._ledger.is_over
+        return self._table.is_over
 
     @concise
     def retry_failed(self, fn: Callable[..., Any] | None = None) -> Job[T]:
@@ -496,7 +496,7 @@ class Job(Generic[T]):
         """
         if fn is not None:
             check_callable("fn", fn, instead="None")
-        rerun(self._session, self._ledger, {State.FAILED}, fn)
+        rerun(self._session, self._table, {State.FAILED}, fn)
         return self
 
     def add_worker(self) -> None:
@@ -508,12 +508,12 @@ class Job(Generic[T]):
     @concise
     def keep(self) -> None:
         """Keep this named job until it is deleted, instead of a week after its last call."""
-        keep(self._session, self._ledger)
+        keep(self._session, self._table)
 
     @concise
     def delete(self) -> None:
         """Delete this named job and its results for all clients; open calls are cancelled."""
-        delete(self._session, self._ledger)
+        delete(self._session, self._table)
 
     def cancel(self) -> bool:
         """Cancel all calls that are not over; return whether there were any.
@@ -524,15 +524,15 @@ class Job(Generic[T]):
         if self.done():
             return False
         if self._feed:
-            self._session.stop_growing(self._ledger)
-        self._session.cancel(self._ledger, range(len(self)))
+            self._session.stop_growing(self._table)
+        self._session.cancel(self._table, range(len(self)))
         return True
 
     @concise
     def add_done_callback(self, fn: Callable[[Job[T]], object]) -> None:
         """Call ``fn(job)`` when all calls are over; at once if they are over now."""
         check_callable("fn", fn)
-        self._ledger.when_over(lambda: fn(self))
+        self._table.when_over(lambda: fn(self))
 
     def __reduce__(self) -> NoReturn:
         raise NotPicklable(
@@ -542,7 +542,7 @@ class Job(Generic[T]):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)
-        return f"<Job {self.id} {self._ledger.name}: {counts or 'empty'}>"
+        return f"<Job {self.id} {self._table.name}: {counts or 'empty'}>"
 
 
 def _look_at(over: asyncio.Future[Any]) -> None:

@@ -20,10 +20,10 @@ from .channel import Command
 from .error_notes import Payload
 from .future import stored_function
 from .job import Futures, Job
-from .ledger import NamedLedger
 from .rerun import catch_up, forget, rerun
 from .session import Session
 from .submit import Pace, call_of, chunks, task_of
+from .table import NamedTable
 
 
 def check_function(record: JobRecord, about: dict[str, Any]) -> None:
@@ -130,16 +130,16 @@ def map_named(
     source = iter(items)
     check_function(record, about)
     check_inputs(session, record, source)
-    ledger = _ledger_of(session, record, fn)
-    ledger.lane = lane
+    table = _table_of(session, record, fn)
+    table.lane = lane
     # First: what fails from now on has had its turn.
     if record.n_items:
-        rerun(session, ledger, {State.FAILED, State.CANCELLED}, fn=fn, options=options)
+        rerun(session, table, {State.FAILED, State.CANCELLED}, fn=fn, options=options)
     for pickled in _missing(record, source, pace, function):
-        _append(session, ledger, function, pickled, options)
+        _append(session, table, function, pickled, options)
     if record.total is None:
-        _close(session, ledger)
-    return Job(session, ledger, deadline=deadline, futures=ledger.futures)
+        _close(session, table)
+    return Job(session, table, deadline=deadline, futures=table.futures)
 
 
 def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) -> Job[Any]:
@@ -159,10 +159,10 @@ def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) ->
     if record is None:
         raise _not_found(session, name, where_is(name))
     fn = stored_function(session, record.about["fn"], f"of job {name!r}")
-    ledger = _ledger_of(session, record, fn)
-    if not ledger.is_over:
+    table = _table_of(session, record, fn)
+    if not table.is_over:
         session.start_workers()
-    return Job(session, ledger, futures=ledger.futures)
+    return Job(session, table, futures=table.futures)
 
 
 def _not_found(session: Session, name: str, elsewhere: list[str]) -> JobNotFound:
@@ -190,10 +190,10 @@ def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | N
     return found
 
 
-def _ledger_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> NamedLedger:
-    """Return the ledger that this client has already, or one that knows all that was."""
-    known = session.ledger(record.id)
-    if isinstance(known, NamedLedger) and not known.is_over:
+def _table_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> NamedTable:
+    """Return the table that this client has already, or one that knows all that was."""
+    known = session.table(record.id)
+    if isinstance(known, NamedTable) and not known.is_over:
         return known  # one that is over may only have failed here
 
     def exists() -> bool:
@@ -203,12 +203,12 @@ def _ledger_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> N
             return True
         return found is not None
 
-    ledger = NamedLedger(record, fn, lambda first: _fetch(session, record.id, first), exists)
-    ledger.position = catch_up(session, ledger)
-    ledger.futures = Futures(session, ledger)
-    if not ledger.is_over:
-        session.register(ledger, ledger.position)
-    return ledger
+    table = NamedTable(record, fn, lambda first: _fetch(session, record.id, first), exists)
+    table.position = catch_up(session, table)
+    table.futures = Futures(session, table)
+    if not table.is_over:
+        session.register(table, table.position)
+    return table
 
 
 def _fetch(session: Session, job: str, first: int) -> bytes | None:
@@ -236,41 +236,41 @@ def _missing(
 
 def _append(
     session: Session,
-    ledger: NamedLedger,
+    table: NamedTable,
     function: FunctionPickle,
     pickled: tuple[Chunk, bytes],
     options: Options,
 ) -> None:
     chunk, data = pickled
-    ledger.add_chunks([chunk])
-    payload = Payload(chunk.first, chunk.n_items, ledger.call, data)
-    fields = session.encode_task(task_of(ledger, function, payload, options))
+    table.add_chunks([chunk])
+    payload = Payload(chunk.first, chunk.n_items, table.call, data)
+    fields = session.encode_task(task_of(table, function, payload, options))
 
     def carry_out(store: Store) -> None:
         kept = store.append_chunk(
-            ledger.job, chunk, data, lane=ledger.lane, delay=options.delay, task=fields
+            table.job, chunk, data, lane=table.lane, delay=options.delay, task=fields
         )
         if kept:
             return
         # Another client was first, or this is the second time; or it can't be there at all.
-        there = store.job_record(ledger.job)
+        there = store.job_record(table.job)
         if there is None:
-            raise JobNotFound(f"Job {ledger.title!r} was deleted while it was being submitted.")
+            raise JobNotFound(f"Job {table.title!r} was deleted while it was being submitted.")
         if there.n_items < chunk.first:
             raise NbstreamqError(f"What comes before item {chunk.first} was refused.")
 
     def fail(error: BaseException) -> None:
         # All of it here, so that the next call looks what the server has, and goes on from there.
-        ledger.fail(error)
-        session.stop_growing(ledger)
+        table.fail(error)
+        session.stop_growing(table)
 
     session.send(Command(carry_out, fail, 2 * len(data) + 500))
 
 
-def _close(session: Session, ledger: NamedLedger) -> None:
-    n_items = len(ledger)
+def _close(session: Session, table: NamedTable) -> None:
+    n_items = len(table)
 
     def carry_out(store: Store) -> None:
-        store.close_job(ledger.job, n_items)
+        store.close_job(table.job, n_items)
 
     session.send(Command(carry_out, lambda _: None))

@@ -498,12 +498,12 @@ class TaskQueue(Executor, TaskOnly):
 
             what = JobSpec(name, self._lane(), options, deadline)
             return map_named(session, fn, function, iterables, what, pace=pace, replace=replace)
-        with opening(session, fn, function.name, self._lane()) as ledger:
-            ledger.options = options
-            sends = send_chunks(session, ledger, function, iterables, pace)
-            feed = InputFeeder(session, ledger, sends, buffersize or sys.maxsize)
+        with opening(session, fn, function.name, self._lane()) as table:
+            table.options = options
+            sends = send_chunks(session, table, function, iterables, pace)
+            feed = InputFeeder(session, table, sends, buffersize or sys.maxsize)
             feed()
-        return Job(session, ledger, deadline=deadline, feed=feed if buffersize else None)
+        return Job(session, table, deadline=deadline, feed=feed if buffersize else None)
 
     @overload
     def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...

@@ -17,44 +17,44 @@ from ..wire.messages import Event, Options, State, Task
 from ..wire.records import DeadEntry, JobRecord
 from ..wire.store import Store
 from .error_notes import Payload
-from .ledger import Ledger, NamedLedger
 from .session import Session
 from .submit import task_of
+from .table import JobTable, NamedTable
 
 
-def keep(session: Session, ledger: Ledger) -> None:
+def keep(session: Session, table: JobTable) -> None:
     """Have a job stay until it is deleted."""
-    _check_kept(session, ledger)
-    session.ask(lambda store: store.keep_job(ledger.job))
+    _check_kept(session, table)
+    session.ask(lambda store: store.keep_job(table.job))
 
 
-def delete(session: Session, ledger: Ledger) -> None:
+def delete(session: Session, table: JobTable) -> None:
     """Forget a job here and on the server."""
-    _check_kept(session, ledger)
+    _check_kept(session, table)
     # First: it makes room on a full server, which could not even note what is cancelled.
-    session.ask(lambda store: store.delete_job(ledger.title, ledger.job))
-    session.cancel(ledger, range(len(ledger)))
-    forget(session, ledger.job)
+    session.ask(lambda store: store.delete_job(table.title, table.job))
+    session.cancel(table, range(len(table)))
+    forget(session, table.job)
 
 
 def forget(session: Session, job: str) -> None:
     """Let nothing run any more of a job that is deleted, and drop its dead letters."""
     session.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
     session.ask(lambda store: store.forget_dead(*store.letters_of(job)))
-    if ledger := session.ledger(job):
-        session.cancel(ledger, range(len(ledger)))
-        session.stop_growing(ledger)
+    if table := session.table(job):
+        session.cancel(table, range(len(table)))
+        session.stop_growing(table)
 
 
-def _check_kept(session: Session, ledger: Ledger) -> None:
-    if not ledger.title:
+def _check_kept(session: Session, table: JobTable) -> None:
+    if not table.title:
         raise NbstreamqError(
-            f"Job {ledger.job} has no name, so it is not kept. q.map(..., name='...') makes one"
+            f"Job {table.job} has no name, so it is not kept. q.map(..., name='...') makes one"
             " that is."
         )
-    if session.ask(lambda store: store.job_record(ledger.job)) is None:
+    if session.ask(lambda store: store.job_record(table.job)) is None:
         raise JobNotFound(
-            f"Job {ledger.title!r} is not there any more: it was deleted or replaced, or has"
+            f"Job {table.title!r} is not there any more: it was deleted or replaced, or has"
             " expired. q.jobs() lists those there are."
         )
 
@@ -71,14 +71,14 @@ class ItemFilter(NamedTuple):
     states: set[State]
     only: Sequence[int] | None
 
-    def of(self, ledger: Ledger) -> list[int]:
-        among = range(len(ledger)) if self.only is None else self.only
-        return [i for i in among if ledger.state(i) in self.states]
+    def of(self, table: JobTable) -> list[int]:
+        among = range(len(table)) if self.only is None else self.only
+        return [i for i in among if table.state(i) in self.states]
 
 
 def rerun(
     session: Session,
-    ledger: Ledger,
+    table: JobTable,
     states: set[State],
     fn: Callable[..., Any] | None = None,
     options: Options | None = None,
@@ -94,7 +94,7 @@ def rerun(
     fn
         In place of the job's function; None: the same.
     options
-        Of a named job from now on; None: the same. Its lane is the ledger's.
+        Of a named job from now on; None: the same. Its lane is the table's.
     only
         Of these items; None: of all.
 
@@ -106,85 +106,85 @@ def rerun(
         Another client did the same; `attach` again.
     """
     choice = ItemFilter(states, only)
-    if isinstance(ledger, NamedLedger):
-        _rerun_named(session, ledger, choice, fn, options)
-    elif chosen := choice.of(ledger):
-        letters = _letters(session, ledger, chosen)
-        _rerun_here(session, ledger, chosen, fn or ledger.fn)
+    if isinstance(table, NamedTable):
+        _rerun_named(session, table, choice, fn, options)
+    elif chosen := choice.of(table):
+        letters = _letters(session, table, chosen)
+        _rerun_here(session, table, chosen, fn or table.fn)
         session.ask(lambda store: store.forget_dead(*letters))
 
 
-def _letters(session: Session, ledger: Ledger, chosen: Sequence[int]) -> list[DeadEntry]:
+def _letters(session: Session, table: JobTable, chosen: Sequence[int]) -> list[DeadEntry]:
     """Return the dead letters of a job that are about nothing else once `chosen` run again."""
-    found: list[DeadEntry] = session.ask(lambda store: store.letters_of(ledger.job))
-    left = set(ItemFilter({State.FAILED}, None).of(ledger)) - set(chosen)
+    found: list[DeadEntry] = session.ask(lambda store: store.letters_of(table.job))
+    left = set(ItemFilter({State.FAILED}, None).of(table)) - set(chosen)
     return [e for e in found if left.isdisjoint(e.items)]
 
 
 def _rerun_here(
-    session: Session, ledger: Ledger, chosen: Sequence[int], fn: Callable[..., Any]
+    session: Session, table: JobTable, chosen: Sequence[int], fn: Callable[..., Any]
 ) -> None:
-    function, options = session.pickle_function(fn), ledger.options
-    tasks = list(_tasks(ledger, function, options, chosen))
-    ledger.fn = fn
-    ledger.rerun(chosen)
-    session.register(ledger)
+    function, options = session.pickle_function(fn), table.options
+    tasks = list(_tasks(table, function, options, chosen))
+    table.fn = fn
+    table.rerun(chosen)
+    session.register(table)
     for task in tasks:
-        session.submit(ledger, task, 0.0)
+        session.submit(table, task, 0.0)
 
 
 def _rerun_named(
     session: Session,
-    ledger: NamedLedger,
+    table: NamedTable,
     choice: ItemFilter,
     fn: Callable[..., Any] | None,
     options: Options | None,
 ) -> None:
-    record = session.ask(lambda store: store.job_record(ledger.job))
+    record = session.ask(lambda store: store.job_record(table.job))
     if record is None:
-        raise JobNotFound(f"Job {ledger.title!r} was deleted, or has expired.")
-    about = record.about | {"lane": ledger.lane}
+        raise JobNotFound(f"Job {table.title!r} was deleted, or has expired.")
+    about = record.about | {"lane": table.lane}
     if options is not None:
         about["opts"] = options.encode().decode()
     record, function = _with_function(session, replace(record, about=about), fn)
     deadline = time.monotonic() + PATIENCE
-    before = session.ask(lambda store: store.last_event(ledger.job))
-    while (answer := _try(session, ledger, record, function, choice)) == -1:
+    before = session.ask(lambda store: store.last_event(table.job))
+    while (answer := _try(session, table, record, function, choice)) == -1:
         if time.monotonic() > deadline:
             raise NbstreamqError(
-                f"What was cancelled of job {ledger.title!r} still waits: no worker has come to"
+                f"What was cancelled of job {table.title!r} still waits: no worker has come to"
                 " drop it. Start some (q.run(2)), and try again."
             )
         time.sleep(PAUSE)
     if answer is None:
         return
     if answer == 0:
-        name = ledger.title
+        name = table.title
         raise JobChanged(
             f"Job {name!r} was run again by another client. Call q.attach({name!r}) again."
         )
     if fn is not None:
-        ledger.fn = fn
-    _follow(session, ledger, before, record.n_reruns)
+        table.fn = fn
+    _follow(session, table, before, record.n_reruns)
 
 
-def _follow(session: Session, ledger: NamedLedger, before: bytes, n_reruns: int) -> None:
-    """Have the ledger hear of its rerun, which comes behind the entry `before`."""
+def _follow(session: Session, table: NamedTable, before: bytes, n_reruns: int) -> None:
+    """Have the table hear of its rerun, which comes behind the entry `before`."""
 
     def is_settled() -> bool:
-        return ledger.n_reruns > n_reruns or session.ledger(ledger.job) is not ledger
+        return table.n_reruns > n_reruns or session.table(table.job) is not table
 
-    session.wait_until(ledger, is_settled, PATIENCE)
-    if ledger.n_reruns == n_reruns:
+    session.wait_until(table, is_settled, PATIENCE)
+    if table.n_reruns == n_reruns:
         # It was over; or it ended just before, and what came behind that was not delivered.
-        ledger.position = catch_up(session, ledger, before)
-        if not ledger.is_over:
-            session.register(ledger, ledger.position)
+        table.position = catch_up(session, table, before)
+        if not table.is_over:
+            session.register(table, table.position)
 
 
 def _try(
     session: Session,
-    ledger: NamedLedger,
+    table: NamedTable,
     record: JobRecord,
     function: FunctionPickle,
     choice: ItemFilter,
@@ -193,18 +193,18 @@ def _try(
 
     None if there are none.
     """
-    if session.ledger(ledger.job) is not ledger:  # it gets no events
-        ledger.position = catch_up(session, ledger, ledger.position)
-    chosen = choice.of(ledger)
+    if session.table(table.job) is not table:  # it gets no events
+        table.position = catch_up(session, table, table.position)
+    chosen = choice.of(table)
     if not chosen:
         return None
-    if record.n_reruns != ledger.n_reruns:
+    if record.n_reruns != table.n_reruns:
         return 0
-    letters = _letters(session, ledger, chosen)
+    letters = _letters(session, table, chosen)
     options = Options.decode(record.about["opts"].encode())
-    tasks = [session.encode_task(t) for t in _tasks(ledger, function, options, chosen)]
-    n_cancelled = sum(ledger.state(i) is State.CANCELLED for i in chosen)
-    span, lane = ranges_of(chosen), ledger.lane
+    tasks = [session.encode_task(t) for t in _tasks(table, function, options, chosen)]
+    n_cancelled = sum(table.state(i) is State.CANCELLED for i in chosen)
+    span, lane = ranges_of(chosen), table.lane
     again = functools.partial(
         Store.rerun,
         record=record,
@@ -242,35 +242,35 @@ def _with_function(
 
 
 def _tasks(
-    ledger: Ledger, function: FunctionPickle, options: Options, chosen: Sequence[int]
+    table: JobTable, function: FunctionPickle, options: Options, chosen: Sequence[int]
 ) -> Iterator[Task]:
     """Yield the messages for the chosen items: one for each chunk that has some.
 
     No two reruns send the same message: that is how a copy is known.
     """
-    options = replace(options, rerun=ledger.n_reruns + 1)
+    options = replace(options, rerun=table.n_reruns + 1)
 
     def chunk_of(item: int) -> Payload:
-        payload = ledger.payload(item)
+        payload = table.payload(item)
         if payload is None:
             raise NbstreamqError(
-                f"The arguments of item {item} of job {ledger.job} are not kept any more."
+                f"The arguments of item {item} of job {table.job} are not kept any more."
                 " Call the function with them instead."
             )
         return payload
 
     for payload, found in groupby(chosen, chunk_of):
         span = ranges_of(i - payload.n for i in found)
-        yield task_of(ledger, function, payload, options, span)
+        yield task_of(table, function, payload, options, span)
 
 
-def catch_up(session: Session, ledger: NamedLedger, after: bytes = b"0") -> bytes:
-    """Tell the ledger what happened after the entry `after`; return the id of the last entry."""
+def catch_up(session: Session, table: NamedTable, after: bytes = b"0") -> bytes:
+    """Tell the table what happened after the entry `after`; return the id of the last entry."""
     while True:
-        last, events = session.ask(functools.partial(_history, ledger.job, after))
+        last, events = session.ask(functools.partial(_history, table.job, after))
         for event in events:
-            if ledger.expects(event):
-                ledger.apply(event)
+            if table.expects(event):
+                table.apply(event)
         if last == after:
             return after
         after = last

@@ -5,7 +5,7 @@
     submit ──> Sender ──> server ──> Listener ──> Session.outstanding ──> futures, jobs
 
 Everything that was sent and has not ended is in one dict, `outstanding`, by the job id that its
-events carry: the ledger of a map, or the futures of single calls in quick succession.
+events carry: the table of a map, or the futures of single calls in quick succession.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
-from .ledger import Ledger, NamedLedger, Outstanding, print_output
+from .table import JobTable, NamedTable, Outstanding, print_output
 from .waiting import (
     interrupted,
     interruptible,
@@ -201,10 +201,10 @@ class Session:
         self.condition = Condition(self.calls_lock)
         self._numbers = itertools.count(1)
         #: What is not over, by the job id that its events carry.
-        self.outstanding: dict[str, Calls | Ledger] = {}
+        self.outstanding: dict[str, Calls | JobTable] = {}
         #: What the next call may join.
         self._calls: Calls | None = None
-        self._set_ups: dict[str, Ledger] = {}
+        self._set_ups: dict[str, JobTable] = {}
         self._said = set[str]()
         self._state, self._has_ended = "open", locks.Event()
         self._memory = DataLossCheck(session, store.keys.queue)
@@ -241,11 +241,11 @@ class Session:
         # Workers that may run a task may run what it submits, too.
         return job if worker is None else f"{job}@{worker.home()}"
 
-    def new_ledger(self, fn: Callable[..., Any], name: str, lane: str) -> Ledger:
-        """Return the ledger of a new job, to `register` when it is growing or has an item."""
-        ledger = Ledger(self.new_id(WorkerContext.current), name, fn, lane, self.calls_lock)
-        ledger.outer = WorkerContext.current.task() if WorkerContext.current else None
-        return ledger
+    def new_table(self, fn: Callable[..., Any], name: str, lane: str) -> JobTable:
+        """Return the table of a new job, to `register` when it is growing or has an item."""
+        table = JobTable(self.new_id(WorkerContext.current), name, fn, lane, self.calls_lock)
+        table.outer = WorkerContext.current.task() if WorkerContext.current else None
+        return table
 
     @property
     def homes(self) -> tuple[str, str]:
@@ -318,22 +318,22 @@ class Session:
         immediate = is_lone and len(call.args) < MAX_IMMEDIATE_BYTES
         self._sender.send(call, shield, immediate=immediate)
 
-    def register(self, ledger: Ledger, after: bytes | None = None) -> None:
+    def register(self, table: JobTable, after: bytes | None = None) -> None:
         """Have a job told of its events; a named one, of what is behind the entry `after`."""
-        ledger.wake = self.look_again
+        table.wake = self.look_again
         with self._lock:
             self.check_open()
-            self.outstanding[ledger.job] = ledger
+            self.outstanding[table.job] = table
         if after is not None:
-            self._listener.follow(ledger.job, after)
+            self._listener.follow(table.job, after)
             # The request that is under way does not include it: an event ends that request.
             look = Event(kind=_KIND_LOOK, job=self.id, n=0, worker="")
             self.send(Command(lambda store: store.publish([look], own=True), _ignore))
 
-    def ledger(self, job: str) -> Ledger | None:
-        """Return the ledger of a job that is not over."""
+    def table(self, job: str) -> JobTable | None:
+        """Return the table of a job that is not over."""
         found = self.outstanding.get(job)
-        return found if isinstance(found, Ledger) else None
+        return found if isinstance(found, JobTable) else None
 
     def pickle_function(self, fn: Callable[..., Any], *, durable: bool = False) -> FunctionPickle:
         """Return `fn` pickled, once it is on its way to the server; `durable`: to outlive us."""
@@ -343,7 +343,7 @@ class Session:
             self.start_workers()
         return self._functions.pickle(fn, durable=durable)
 
-    def submit(self, ledger: Ledger, task: Task, delay: float, *, immediate: bool = False) -> None:
+    def submit(self, table: JobTable, task: Task, delay: float, *, immediate: bool = False) -> None:
         """Send items of a job; they fail if the server refuses them.
 
         Parameters
@@ -359,7 +359,7 @@ class Session:
         n_bytes = len(task.args) + MESSAGE_BYTES
         chosen = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
         self._sender.send(
-            Submission(ledger.lane, delay, fields, n_bytes, ledger, chosen),
+            Submission(table.lane, delay, fields, n_bytes, table, chosen),
             immediate=immediate and len(self.outstanding) == 1 and n_bytes < MAX_IMMEDIATE_BYTES,
         )
 
@@ -372,23 +372,23 @@ class Session:
         """Wake the caller that reads events: what it waits for may have come without one."""
         self._listener.look_again()
 
-    def stop_growing(self, ledger: Ledger) -> None:
+    def stop_growing(self, table: JobTable) -> None:
         """Say that no more calls of the job come."""
-        ledger.stop_growing()
-        self._retire(ledger)
+        table.stop_growing()
+        self._retire(table)
 
     def tell(self, do: Callable[[Store], object], size: int) -> None:
         """Have something done at the server, in its turn, that sends `size` bytes."""
         immediate = not self.outstanding and size < MAX_IMMEDIATE_BYTES
         self._sender.send(Command(do, self._on_refusal, size), immediate=immediate)
 
-    def set_up(self, ledger: Ledger, command: Command) -> None:
+    def set_up(self, table: JobTable, command: Command) -> None:
         """Send a set-up, and go on to show what workers that join later print of it."""
-        self._set_ups[ledger.job] = ledger
+        self._set_ups[table.job] = table
         self._sender.send(command)
 
     def fail(
-        self, row: Calls | Ledger, error: BaseException, chosen: Sequence[int] | None = None
+        self, row: Calls | JobTable, error: BaseException, chosen: Sequence[int] | None = None
     ) -> None:
         """Fail those of the `chosen` items that are not over; None: all of them."""
         if isinstance(row, Calls):
@@ -404,18 +404,18 @@ class Session:
             return
         if isinstance(what, Call):
             self._cancel(what.group, what, [what.index for _ in chosen])
-        elif isinstance(what, Ledger):
+        elif isinstance(what, JobTable):
             self._cancel(what, what, chosen)
 
-    def _cancel(self, row: Calls | Ledger, what: Outstanding, chosen: Iterable[int]) -> None:
+    def _cancel(self, row: Calls | JobTable, what: Outstanding, chosen: Iterable[int]) -> None:
         # The server may hear of it late, or twice: then it must not stop what was run again since.
-        run = what.n_reruns if isinstance(what, Ledger) and what.title else None
+        run = what.n_reruns if isinstance(what, JobTable) and what.title else None
         if newly := row.mark_cancelled(chosen):
             self._tell_of_cancel(row, what, newly, run)
         self._retire(row)
 
     def _tell_of_cancel(
-        self, row: Calls | Ledger, what: Outstanding, newly: ItemRanges, run: int | None
+        self, row: Calls | JobTable, what: Outstanding, newly: ItemRanges, run: int | None
     ) -> None:
         said = locks.Event()
 
@@ -610,7 +610,7 @@ class Session:
         """
         home, lane = home_of(what.job), what.lane
         ours = [about for about in workers.values() if accepts(about, home)]
-        if not ours and isinstance(what, NamedLedger):
+        if not ours and isinstance(what, NamedTable):
             return self._no_worker_left(what.title, what.job, what.about)
         if not ours:
             found = "no workers but those of other kernels" if workers else "no workers"
@@ -681,7 +681,7 @@ class Session:
             set_up.show(set_up.name, event)
         return True
 
-    def _supply(self, row: Calls | Ledger | None, digest: str) -> None:
+    def _supply(self, row: Calls | JobTable | None, digest: str) -> None:
         """Send a function again that the server has lost; and values when they are used next."""
         function = row.function if row else None
         if function is not None and function.digest == digest:
@@ -720,14 +720,14 @@ class Session:
             self._retire(row)
         return True
 
-    def _retire(self, row: Calls | Ledger) -> None:
+    def _retire(self, row: Calls | JobTable) -> None:
         """Forget calls that are over; end a session that waited for the last."""
         with self._lock:
             # Asked here: calls are added to those that are not over.
             is_open = row.open if isinstance(row, Calls) else not row.is_over
             if is_open or self.outstanding.get(row.job) is not row:
                 return
-            if isinstance(row, Ledger) and row.title:
+            if isinstance(row, JobTable) and row.title:
                 # What comes behind its end may reopen it: it must know how far it has heard.
                 try_again = functools.partial(self._retire, row)
                 if (position := self._listener.unfollow(row.job, try_again)) is None:
@@ -809,7 +809,7 @@ class Session:
             self.cancel(what, [i for i in range(what.n_items) if what.state(i) is State.WAITING])
         for what in is_open:
             # Where inputs are taken as the results are, the results may never be taken.
-            if isinstance(what, Ledger):
+            if isinstance(what, JobTable):
                 self.stop_growing(what)
         with self._lock:
             self._state = "closing"

@@ -475,9 +475,9 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
     if job.id != task.job:
         raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")
     if entry.has_failed:
-        rerun(session, job.ledger, {State.FAILED}, only=chosen)
+        rerun(session, job.table, {State.FAILED}, only=chosen)
     else:  # it never was in a worker's hands
-        session.submit(job.ledger, task, 0.0)
+        session.submit(job.table, task, 0.0)
     return [job[item] for item in chosen]
 
 
@@ -487,15 +487,15 @@ def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     session.start_workers()
 
     fn = stored_function(session, task.fn, task.name)
-    ledger = session.new_ledger(fn, task.name, lane)
+    table = session.new_table(fn, task.name, lane)
     # The arguments stay as they are, so items keep their place; those before it are not part of it.
-    ledger.add(Payload(0, task.span[-1].stop, task.call, task.args))
-    session.register(ledger)
+    table.add(Payload(0, task.span[-1].stop, task.call, task.args))
+    session.register(table)
     chosen = list(items(task.span))
-    ledger.mark_cancelled(sorted(set(range(len(ledger))) - set(chosen)))
+    table.mark_cancelled(sorted(set(range(len(table))) - set(chosen)))
     futures: list[TaskFuture[Any]] = []
     for item in chosen:
-        futures.append(ItemFuture(session, ledger, item))
-        ledger.attach(item, futures[-1])
-    session.submit(ledger, task.with_changes(job=ledger.job, n=0, attempt=1, losses=0), 0.0)
+        futures.append(ItemFuture(session, table, item))
+        table.attach(item, futures[-1])
+    session.submit(table, task.with_changes(job=table.job, n=0, attempt=1, losses=0), 0.0)
     return futures

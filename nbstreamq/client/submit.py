@@ -22,8 +22,8 @@ from ..wire.messages import Event, Options, Task
 from .channel import Command
 from .error_notes import Payload
 from .future import CallFuture, TaskFuture
-from .ledger import Ledger
 from .session import Session
+from .table import JobTable
 from .waiting import uninterrupted
 
 #: Chunks for each worker, if all were as large as the first. More balance the first moments better.
@@ -128,15 +128,15 @@ ASSUMED_WORKERS = 8
 
 
 def task_of(
-    ledger: Ledger,
+    table: JobTable,
     function: FunctionPickle,
     payload: Payload,
     options: Options,
     span: ItemRanges = (),
 ) -> Task:
     """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
-    ledger.function = function
-    return payload.task(ledger.job, function, options, span)
+    table.function = function
+    return payload.task(table.job, function, options, span)
 
 
 def pace_of(
@@ -158,25 +158,25 @@ def pace_of(
 
 
 @contextmanager
-def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[Ledger]:
-    """Yield the ledger of a new job; if what follows fails, or is interrupted, it is cancelled."""
-    ledger = None
+def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[JobTable]:
+    """Yield the table of a new job; if what follows fails, or is interrupted, it is cancelled."""
+    table = None
     try:
         with uninterrupted():
-            ledger = session.new_ledger(fn, name, lane)
-            ledger.growing = True
-            session.register(ledger)
-        yield ledger
+            table = session.new_table(fn, name, lane)
+            table.growing = True
+            session.register(table)
+        yield table
     except BaseException:
-        if ledger is not None:
-            give_up(session, ledger, range(len(ledger)))
+        if table is not None:
+            give_up(session, table, range(len(table)))
         raise
 
 
-def give_up(session: Session, ledger: Ledger, items: Iterable[int]) -> None:
+def give_up(session: Session, table: JobTable, items: Iterable[int]) -> None:
     """Cancel what was submitted of a job whose submission failed."""
-    session.cancel(ledger, items)
-    session.stop_growing(ledger)
+    session.cancel(table, items)
+    session.stop_growing(table)
 
 
 def call_of(iterables: tuple[Iterable[Any], ...]) -> tuple[str, Iterable[Any]]:
@@ -188,48 +188,48 @@ def call_of(iterables: tuple[Iterable[Any], ...]) -> tuple[str, Iterable[Any]]:
 
 def send_chunks(
     session: Session,
-    ledger: Ledger,
+    table: JobTable,
     function: FunctionPickle,
     iterables: tuple[Iterable[Any], ...],
     pace: Pace,
 ) -> Iterator[int]:
     """Submit chunk after chunk, as this is iterated; yield how many items each has."""
     call, source = call_of(iterables)
-    options = ledger.options
+    options = table.options
     try:
         for piece in chunks(source, pace):
             session.check_open()
             what = f"an item of {function.name}()"
             generators: list[Any] = []
-            first, value_store = len(ledger), session.large.value_store
+            first, value_store = len(table), session.large.value_store
             data = dump(piece, what, value_store, first=first, generators=generators)
             if generators:
                 session.repeats.items(function.name, generators, len(piece))
-            payload = Payload(len(ledger), len(piece), call, data)
+            payload = Payload(len(table), len(piece), call, data)
             with uninterrupted():
-                ledger.add(payload)
-            task = task_of(ledger, function, payload, options)
-            session.submit(ledger, task, options.delay, immediate=pace.immediate)
-            for news in ledger.reports(-1):
+                table.add(payload)
+            task = task_of(table, function, payload, options)
+            session.submit(table, task, options.delay, immediate=pace.immediate)
+            for news in table.reports(-1):
                 if news.kind == "finished":
                     pace.took(news.seconds, size(news.span))
             pace.sent(len(piece), size_of(data))
             yield len(piece)
     except BaseException:
-        session.cancel(ledger, range(len(ledger)))
+        session.cancel(table, range(len(table)))
         raise
     finally:
-        session.stop_growing(ledger)
+        session.stop_growing(table)
 
 
 class InputFeeder:
     """Submits more items as results are taken, never more than `buffersize` ahead."""
 
     def __init__(
-        self, session: Session, ledger: Ledger, sends: Iterator[int], buffersize: int
+        self, session: Session, table: JobTable, sends: Iterator[int], buffersize: int
     ) -> None:
         self._session = session
-        self._ledger = ledger
+        self._table = table
         self._sends = sends
         self._buffersize = buffersize
         self._exhausted = False
@@ -245,9 +245,9 @@ class InputFeeder:
             No result is left, and more inputs can't be submitted.
         """
         with self._lock:
-            if not self._exhausted and n_taken > len(self._ledger):
+            if not self._exhausted and n_taken > len(self._table):
                 self._session.check_open()
-            while self._ledger.growing and len(self._ledger) - n_taken < self._buffersize:
+            while self._table.growing and len(self._table) - n_taken < self._buffersize:
                 self._exhausted = next(self._sends, None) is None
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from ..wire.messages import State
 from ..worker_context import WorkerContext
-from .ledger import Outstanding
+from .table import Outstanding
 
 # `signal` makes an enum member of each signal and handler, which takes ten times as long.
 

@@ -432,7 +432,7 @@ class WorkerOutputDisplay:
         self._lock = threading.Lock()
 
     def add(self, _name: str, event: Event) -> None:
-        """Take in what a worker printed; see `Ledger.show`."""
+        """Take in what a worker printed; see `JobTable.show`."""
         with self._lock:
             for _, _, text in json.loads(event.body):
                 known = self._texts.get(event.worker, "")

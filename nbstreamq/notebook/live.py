@@ -171,7 +171,7 @@ class LiveJob:
 
     def _follow(self, job: Job[Any], view: JobView) -> None:
         # The view shows what the items print.
-        job.ledger.show = lambda *_: None
+        job.table.show = lambda *_: None
         while self._follows:
             self._watch(job, view)
             with self._lock:
@@ -214,7 +214,7 @@ class LiveJob:
     def _let_go(self) -> None:
         """Close the widget, unless a page still has to get the HTML, or a button needs it."""
         job = self._job()
-        if self._is_kept and (job is None or not job.ledger.errors(1)):
+        if self._is_kept and (job is None or not job.table.errors(1)):
             self.widget.close()
 
     def _retry(self, job: Job[Any]) -> None:

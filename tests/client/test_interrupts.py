@@ -192,9 +192,9 @@ def test_what_was_waited_for_is_not_kept_alive(queue, gate, wait_until):
     interrupt(job.wait)
     gate.open()
     assert job.result(20) == [0, 1]
-    ledger = weakref.ref(job.ledger)
+    table = weakref.ref(job.table)
     del job
-    wait_until(lambda: gc.collect() is not None and ledger() is None, describe="its end")
+    wait_until(lambda: gc.collect() is not None and table() is None, describe="its end")
 
 
 REPL = """\

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nbstreamq.client.ledger import NamedLedger
+from nbstreamq.client.table import NamedTable
 from nbstreamq.errors import DeathCertificate
 from nbstreamq.objects.remote_errors import dump_error
 from nbstreamq.objects.results import dump_outcomes
@@ -130,7 +130,7 @@ class Life(RuleBasedStateMachine):
             self._work_off(luck)
         record = self.store.job_record(job)
         assert record is not None
-        states = self._ledger(job)
+        states = self._table(job)
         cancelled = [i for i, state in states.items() if state is State.CANCELLED]
         chosen = sorted([i for i, s in states.items() if s is State.FAILED] + cancelled)
         if not chosen:
@@ -170,16 +170,16 @@ class Life(RuleBasedStateMachine):
             job=job, n=first, span=(span,), fn="f", name="f", call="map", args=b"", opts=opts
         )
 
-    def _ledger(self, job: str) -> dict[int, State]:
+    def _table(self, job: str) -> dict[int, State]:
         """Return item -> state, as a client knows them."""
         record = self.store.job_record(job)
         assert record is not None
         about = {"function": "f", "call": "map", "lane": self.named[job], "opts": ""}
-        ledger = NamedLedger(replace(record, about=about), abs, lambda _: None, lambda: True)
+        table = NamedTable(replace(record, about=about), abs, lambda _: None, lambda: True)
         for event in self._history(job):
-            if ledger.expects(event):
-                ledger.apply(event)
-        return {i: ledger.state(i) for i in range(len(ledger))}
+            if table.expects(event):
+                table.apply(event)
+        return {i: table.state(i) for i in range(len(table))}
 
     def _history(self, job: str) -> list[Event]:
         found: list[Event] = []
@@ -375,7 +375,7 @@ class Life(RuleBasedStateMachine):
         for job in self.named:
             record = self.store.job_record(job)
             assert record is not None
-            counts = Counter(self._ledger(job).values())
+            counts = Counter(self._table(job).values())
             known = (counts[State.DONE], counts[State.FAILED], counts[State.CANCELLED])
             assert (record.n_done, record.n_failed, record.n_cancelled) == known
             assert sum(known) == record.n_items == self.spans[job]

@@ -1,7 +1,7 @@
 """What is known here of the items of a job: written by events, read by futures, jobs and views.
 
-`Ledger` holds the items of one map. `NamedLedger` holds those of a named job, which other clients
-may extend. A single call has no ledger: its future knows all of it, see `future.py`.
+`JobTable` holds the items of one map. `NamedTable` holds those of a named job, which other clients
+may extend. A single call has no table: its future knows all of it, see `future.py`.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Outstanding:
         raise NotImplementedError
 
 
-class Ledger(Outstanding):
+class JobTable(Outstanding):
     """The items of one map.
 
     Safe to use from several threads; futures are resolved in the thread that applies the event.
@@ -569,7 +569,7 @@ class Ledger(Outstanding):
     }
 
 
-class NamedLedger(Ledger):
+class NamedTable(JobTable):
     """The items of a named job, whichever client submitted them.
 
     Parameters
@@ -592,7 +592,7 @@ class NamedLedger(Ledger):
     call
         How its items are called, as in `Task`.
     futures
-        Those of its items, for all `Job` objects that show this ledger.
+        Those of its items, for all `Job` objects that show this table.
     """
 
     def __init__(
@@ -683,7 +683,7 @@ class NamedLedger(Ledger):
         self.rerun(items(event.span))
 
     _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
-        **Ledger._ACTIONS,  # noqa: SLF001 - the same table, longer
+        **JobTable._ACTIONS,  # noqa: SLF001 - the same table, longer
         "opened": _opened,
         "closed": _closed,
         "finished": _finished,
