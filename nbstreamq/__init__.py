@@ -81,8 +81,8 @@ __all__ = [
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """Give an IPython shell the magics: ``%load_ext nbstreamq``."""
-    from .notebook import load
+    """Give an IPython shell the queue `q` and the magics: ``%load_ext nbstreamq``."""
+    from .notebook.shell import load
 
     load(ipython)
 
@@ -91,7 +91,7 @@ def _adapt_notebook() -> None:
     """Show jobs live where this is imported in a notebook, and learn which notebook it is."""
     shell = sys.modules["IPython"].get_ipython()
     if shell is not None:
-        from .notebook import adapt
+        from .notebook.shell import adapt
 
         adapt(shell)
 

@@ -18,7 +18,7 @@ from ..wire.messages import State
 from .error_notes import RunInfo, error_text
 from .future import ItemFuture, TaskFuture
 from .rerun import delete, keep, rerun
-from .session import LOOK_PATIENCE, Session
+from .session import Session
 from .table import JobTable
 
 
@@ -502,8 +502,7 @@ class Job(Generic[T]):
     def add_worker(self) -> None:
         """Start one more local worker for this kernel."""
         session = self._session
-        found = session.ask(lambda store: store.workers(), patience=LOOK_PATIENCE).values()
-        session.scale(1 + sum(session.home.calls in d.get("homes", ()) for d in found))
+        session.scale(1 + session.n_local_workers())
 
     @concise
     def keep(self) -> None:

@@ -591,10 +591,10 @@ class TaskQueue(Executor, TaskOnly):
             "delay": delay,
             "cache": cache,
         }
-        changes = check_options(given)
+        options = dataclasses.replace(self._options, **check_options(given))
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
-        view._options = dataclasses.replace(self._options, **changes)
+        view._options = options
         return view
 
     @concise

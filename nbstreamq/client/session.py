@@ -448,6 +448,11 @@ class Session:
         self._n_workers = None
         self.workers.scale(n_workers)
 
+    def n_local_workers(self) -> int:
+        """Return how many workers of this kernel there are."""
+        found = self.ask(Store.workers, patience=LOOK_PATIENCE).values()
+        return sum(self.home.calls in about.get("homes", ()) for about in found)
+
     # -- waiting -------------------------------------------------------------------------------
 
     @interruptible

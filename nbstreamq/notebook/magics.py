@@ -9,6 +9,7 @@ import itertools
 import keyword
 import re
 import sys
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -27,6 +28,14 @@ from ..client.queue import TaskQueue
 from ..client.status import JobList, WorkerList
 from ..errors import JobNotFound, NbstreamqError
 from .cells import Cell, CellFuture, CellOutput, Loop, WorkerOutputDisplay
+from .own_queue import NotebookQueue
+
+#: Seconds that `%workers 4` waits for the workers to join or leave, and between two looks.
+JOIN_SECONDS, JOIN_PAUSE = 5.0, 0.05
+_NOT_A_QUEUE = (
+    "it is of type {}, and the magics need a TaskQueue of that name. Rename your variable, or"
+    " replace it with `%queue NAME`."
+)
 
 #: Where the options of ``%%pmap`` begin. The loop before them is Python, not an argument.
 _OPTION = re.compile(r"(?:^|\s)(?=(?:-o|--output|--lane|--time-limit|--retries)(?:[\s=]|$))")
@@ -73,14 +82,26 @@ class NbstreamqMagics(Magics):
 
     # -- queues and workers --------------------------------------------------------------------
 
+    def bind_queue(self) -> None:
+        """Bind a queue to `q` unless there is something of that name, and say what `q` is."""
+        found = self._variables.get("q")
+        if found is None:
+            with _usage_errors():
+                self._bind("q", NotebookQueue())
+            _write(self._variables["q"].introduce())
+        elif isinstance(found, TaskQueue):
+            _write(f"`q` stays as it is: {found!r}. The magics use it.")
+        else:
+            _write(f"`q` stays as it is: {_NOT_A_QUEUE.format(type(found).__name__)}")
+
     @magic_arguments()
     @argument("n", nargs="?", type=_integer, help="number of local workers to run")
     @argument("--lane", nargs="+", metavar="L", default=(), help="list the workers of these lanes")
     @line_magic
-    def workers(self, line: str) -> WorkerList | None:
-        """Run `n` local workers for the queue `q`. Without a number, list its workers.
+    def workers(self, line: str) -> WorkerList:
+        """Run `n` local workers for the queue `q`, and list them. Without a number, list all.
 
-        If there is no `q`, this makes one: `q = TaskQueue()`.
+        If there is no `q`, this makes one, as `%load_ext nbstreamq` does.
 
         Examples::
 
@@ -99,8 +120,12 @@ class NbstreamqMagics(Magics):
                 f" `python -m nbstreamq worker URL --lane {args.lane[0]}` in a terminal."
             )
         with _usage_errors():
-            self._queue().run(args.n)
-        return None
+            queue = self._queue()
+            queue.run(args.n)
+        until = time.monotonic() + JOIN_SECONDS
+        while queue.session.n_local_workers() != args.n and time.monotonic() < until:
+            time.sleep(JOIN_PAUSE)
+        return queue.workers()
 
     @magic_arguments()
     @argument("name", help="name of the queue")
@@ -119,6 +144,8 @@ class NbstreamqMagics(Magics):
             queue = TaskQueue(args.name, args.url)
         previous = self._variables.get("q")
         self._bind("q", queue)
+        if isinstance(previous, NotebookQueue) and not previous.is_open:
+            return queue
         if isinstance(previous, TaskQueue):
             previous.shutdown(wait=False)
         return queue
@@ -297,16 +324,13 @@ class NbstreamqMagics(Magics):
         self.shell.push({name: value})
 
     def _queue(self) -> TaskQueue:
-        """Return the queue `q`; make it if there is none."""
+        """Return the queue `q`; bind one if there is none."""
         queue = self._variables.get("q")
         if queue is None:
-            queue = TaskQueue()
+            queue = NotebookQueue()
             self._bind("q", queue)
         if not isinstance(queue, TaskQueue):
-            raise UsageError(
-                f"`q` is of type {type(queue).__name__}, but the magics use it for their TaskQueue."
-                " Rename your variable, or replace it with `%queue NAME`."
-            )
+            raise UsageError(f"`q` can't be used: {_NOT_A_QUEUE.format(type(queue).__name__)}")
         return queue
 
     def _follow(self, it: Job[Any] | Future[Any]) -> None:

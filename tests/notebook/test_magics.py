@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nbstreamq import Job, NotPicklable, TaskFuture
+from nbstreamq import Job, NotPicklable, TaskFuture, load_ipython_extension
 from tests.real_workers import gate, new_queue, queue, shared_queue
 
 IPython = pytest.importorskip("IPython")
@@ -424,10 +424,10 @@ def test_a_wrong_queue_is_refused_in_a_line(shell, line, says):
     assert shell.user_ns["q"] is before
 
 
-def test_workers_are_started(empty_shell, queue, wait_until):
+def test_workers_are_started_and_shown(empty_shell, queue):
     empty_shell.user_ns["q"] = queue
-    empty_shell.run_line_magic("workers", "1")
-    wait_until(lambda: len(queue.workers()) == 1, describe="one worker")
+    assert len(empty_shell.run_line_magic("workers", "1")) == 1
+    assert len(empty_shell.run_line_magic("workers", "2")) == 2
 
 
 def test_another_queue(empty_shell, server_url, queue_name, new_queue):
@@ -440,9 +440,32 @@ def test_another_queue(empty_shell, server_url, queue_name, new_queue):
             previous.submit(abs, 1)
 
 
+def test_the_extension_leaves_a_variable_q_alone(empty_shell, capsys):
+    shell = empty_shell
+    load_ipython_extension(shell)
+    bound = shell.user_ns["q"]
+    assert "`q` is the queue" in capsys.readouterr().out
+    load_ipython_extension(shell)
+    assert shell.user_ns["q"] is bound
+    assert "`q` stays as it is: <TaskQueue" in capsys.readouterr().out
+    shell.user_ns["q"] = 5
+    load_ipython_extension(shell)
+    assert shell.user_ns["q"] == 5
+    assert "it is of type int" in capsys.readouterr().out
+
+
+def test_the_queue_of_the_extension_is_opened_once(empty_shell, server_url, monkeypatch):
+    monkeypatch.setenv("NBSTREAMQ_URL", server_url)
+    load_ipython_extension(empty_shell)
+    queue = empty_shell.user_ns["q"]
+    assert not queue.is_open
+    with queue.options(retries=1) as careful:
+        assert careful.session is queue.session
+
+
 def test_something_else_is_called_q(empty_shell):
     empty_shell.user_ns["q"] = 5
-    with pytest.raises(UsageError, match="`q` is of type int"):
+    with pytest.raises(UsageError, match="`q` can't be used: it is of type int"):
         empty_shell.run_line_magic("workers", "")
 
 
@@ -535,8 +558,9 @@ def test_the_example_in_the_help_runs(shell, magic, defines):
 # -- in a kernel --------------------------------------------------------------------------------
 
 LOAD = """\
-from nbstreamq.notebook.magics import NbstreamqMagics
-get_ipython().register_magics(NbstreamqMagics)
+import psutil
+%load_ext nbstreamq
+print(len(psutil.Process().children()), "processes")
 """
 CATCH = """\
 import traceback
@@ -569,6 +593,12 @@ def test_in_a_kernel(jupyter_home, tmp_path):
     )
     client.execute()
     outputs = [cell.outputs for cell in notebook.cells]
+    assert re.fullmatch(
+        r"`q` is the queue '\S+': q\.map\(f, inputs\) calls f on its workers\. The first call"
+        r" starts a server and \d+ local workers?\.\n0 processes\n",
+        outputs[0][0].text,
+    )
+    assert outputs[1][0].data["text/plain"].count("worker ") == 1
     assert "task 1" in outputs[2][0].data["text/plain"] or "42" in outputs[2][0].data["text/plain"]
     assert outputs[3][-1].data["text/plain"] == "(42, 42)"
     assert outputs[5][-1].data["text/plain"] == "[42, 43, 44]"

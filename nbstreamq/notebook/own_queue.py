@@ -1,0 +1,44 @@
+"""The queue that a notebook has without a line of Python: `%load_ext` binds it to `q`."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ..client.queue import TaskQueue
+from ..home import own_queue
+from ..secret import Address
+from ..settings import Settings, n_cores
+from .html import plural
+
+
+class NotebookQueue(TaskQueue):
+    """The queue of this notebook. Its first use opens it, and starts a server if it needs one."""
+
+    def __init__(self) -> None:
+        self._opening = threading.Lock()
+        url = Settings.from_environment().url
+        self.name = own_queue() if url is None else "default"
+        self._url = Address("a server that starts with its first call") if url is None else url
+
+    def __getattr__(self, name: str) -> Any:
+        # What the constructor of `TaskQueue` sets, and nothing has set yet.
+        if name not in ("_session", "_embedded", "_open_other", "_options"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with self._opening:
+            if name not in vars(self):
+                super().__init__()
+        return vars(self)[name]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been used."""
+        return "_session" in vars(self)
+
+    def introduce(self) -> str:
+        """Return in one line what it is."""
+        does = f"`q` is the queue {self.name!r}: q.map(f, inputs) calls f on its workers."
+        if Settings.from_environment().url is not None:
+            return f"{does} Its server is {self._url}."
+        workers = plural(n_cores(), "local worker")
+        return f"{does} The first call starts a server and {workers}."

@@ -1,0 +1,82 @@
+"""What an IPython shell gets: the magics, the queue `q`, displays, and short tracebacks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from IPython import get_ipython
+
+from ..client.waiting import handler_after
+from ..home import in_kernel
+from ..tracebacks import on_shortened, without_last_frames
+from .live import show_by_default
+
+#: Where VS Code, in the notebook's variables, and Jupyter, in the environment, write its path.
+_VSCODE, _JUPYTER = "__vsc_ipynb_file__", "JPY_SESSION_NAME"
+
+
+def adapt(shell: Any) -> None:
+    """Have an IPython shell show jobs, queues and errors in our way; twice does no harm."""
+    show_by_default(shell)
+    _hide_our_frames(shell)
+    if hasattr(shell, "kernel"):
+        in_kernel(lambda: shell.user_ns.get(_VSCODE) or _path_from_jupyter())
+        shell.events.register("post_run_cell", _listen_when_idle)
+
+
+def load(shell: Any) -> None:
+    """Give an IPython shell the magics and the queue `q`, too, and say so."""
+    from .magics import NbstreamqMagics, complete_magics
+
+    adapt(shell)
+    magics = NbstreamqMagics(shell)
+    shell.register_magics(magics)
+    complete_magics(shell)
+    magics.bind_queue()
+
+
+def _hide_our_frames(shell: Any) -> None:
+    """Have `shell` end the tracebacks of shortened errors at the user's own code.
+
+    IPython leaves out frames that ask for it, except the last one, which is ours.
+    """
+
+    def render() -> list[str]:
+        # The error is no variable of this function: that would keep it and its frames alive.
+        kind, error, traceback = sys.exc_info()
+        shown = without_last_frames(traceback) or traceback
+        lines: list[str] = shell.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=1)
+        return lines
+
+    def render_by_that(error: BaseException) -> None:
+        # IPython's name of the method by which an error shows itself.
+        error._render_traceback_ = render  # type: ignore[attr-defined]
+
+    on_shortened(render_by_that)
+
+
+def _listen_when_idle(*_: object) -> None:
+    """Notice interrupts for a while after a cell whose wait was interrupted.
+
+    ipykernel puts back a handler of SIGINT after each cell, to ignore it; this replaces that.
+    """
+    kernel = get_ipython().kernel
+    if hasattr(kernel, "saved_sigint_handler"):
+        kernel.saved_sigint_handler = handler_after(kernel.saved_sigint_handler)
+
+
+def _path_from_jupyter() -> str:
+    """Return the notebook's path that Jupyter told this kernel; empty if it told another one.
+
+    A kernel that a notebook starts, with papermill for instance, inherits its environment.
+    """
+    path = os.environ.get(_JUPYTER, "")
+    launcher = os.environ.get("JPY_PARENT_PID", "")
+    try:
+        inherited = Path("/proc", launcher, "environ").read_bytes().split(b"\0")
+    except OSError:  # this is not Linux, or the launcher has ended
+        inherited = []
+    return "" if os.fsencode(f"{_JUPYTER}={path}") in inherited else path
