@@ -199,7 +199,7 @@ class NamedJobs(Load):
             except TimeoutError:
                 missing = [i for i in range(len(job)) if not job[i].done()]
                 kept = _insist(lambda: queue._session.ask(lambda s: s.job_record(job.id)))
-                known = queue._session.table(job.id) is job.table
+                known = queue._session.ledger(job.id) is job._table
                 text = f"no end of {missing[:20]}: {job}; {queue.status()}; {kept}; {known}"
                 raise TimeoutError(text) from None
             except NbstreamqError as error:
@@ -234,13 +234,13 @@ class NamedJobs(Load):
         if len(job) != plan.n or not job.done():
             self.wrong.append(f"{job}: it should have {plan.n} items")
         for i in range(len(job)):
-            state = job.table.state(i)
+            state = job._table.state(i)
             if always_fails(i):
-                right = state is State.FAILED and isinstance(job.table.error(i), ValueError)
+                right = state is State.FAILED and isinstance(job._table.error(i), ValueError)
             else:
-                right = state is State.DONE and job.table.value(i) == 3 * i
+                right = state is State.DONE and job._table.value(i) == 3 * i
             if not right:
-                self.wrong.append(f"{job.name}[{i}]: {state}, {job.table.error(i)!r}")
+                self.wrong.append(f"{job.name}[{i}]: {state}, {job._table.error(i)!r}")
         once = Counter(i for i in range(plan.n) if not always_fails(i))
         if (found := n_results(self.queue, job.id)) != once:
             self.wrong.append(f"{job.name}: {found - once} twice, {once - found} missing")

@@ -416,15 +416,6 @@ class Job(Generic[T]):
         return self._table.title or self._table.name
 
     @property
-    def table(self) -> JobTable:
-        """All that is known of the calls: for views."""
-        return self._table
-
-    def survey(self) -> tuple[dict[str, dict[str, Any]], str]:
-        """Return the workers, and why none of them may run the calls; empty if one may."""
-        return self._session.survey(self._table)
-
-    @property
     def errors(self) -> dict[int, BaseException]:
         """Item index -> exception of each call that has failed so far."""
         return self._table.errors()
@@ -498,11 +489,6 @@ class Job(Generic[T]):
             check_callable("fn", fn, instead="None")
         rerun(self._session, self._table, {State.FAILED}, fn)
         return self
-
-    def add_worker(self) -> None:
-        """Start one more local worker for this kernel."""
-        session = self._session
-        session.scale(1 + session.n_local_workers())
 
     @concise
     def keep(self) -> None:

@@ -785,11 +785,6 @@ class TaskQueue(Executor, TaskOnly):
         return jobs_of(map(self._open_other, names))
 
     @property
-    def session(self) -> Session:
-        """The session that all views of this queue share; for magics."""
-        return self._session
-
-    @property
     def closed(self) -> bool:
         """Whether the queue was shut down, or was made before this process was forked."""
         try:
@@ -826,7 +821,7 @@ class TaskQueue(Executor, TaskOnly):
     def __repr__(self) -> str:
         return f"<TaskQueue {self.name!r} on {self._url}>"
 
-    def reduce_for_task(self) -> Any:
+    def _reduce_for_task(self) -> Any:
         # Never the url itself: it may hold a password.
         address = None if self._embedded else str(self._url)
         return queue_in_task, (self.name, address, self._options)

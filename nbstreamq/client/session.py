@@ -453,6 +453,10 @@ class Session:
         found = self.ask(Store.workers, patience=LOOK_PATIENCE).values()
         return sum(self.home.calls in about.get("homes", ()) for about in found)
 
+    def add_worker(self) -> None:
+        """Start one more local worker for this kernel."""
+        self.scale(1 + self.n_local_workers())
+
     # -- waiting -------------------------------------------------------------------------------
 
     @interruptible

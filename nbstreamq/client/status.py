@@ -475,9 +475,9 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
     if job.id != task.job:
         raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")
     if entry.has_failed:
-        rerun(session, job.table, {State.FAILED}, only=chosen)
+        rerun(session, job._table, {State.FAILED}, only=chosen)
     else:  # it never was in a worker's hands
-        session.submit(job.table, task, 0.0)
+        session.submit(job._table, task, 0.0)
     return [job[item] for item in chosen]
 
 

@@ -156,7 +156,7 @@ class LiveJob:
             if message == "cancel":
                 job.cancel()
             elif message == "add":
-                job.add_worker()
+                job._session.add_worker()
             elif message == "retry":
                 self._retry(job)
         except NbstreamqError as error:
@@ -171,7 +171,7 @@ class LiveJob:
 
     def _follow(self, job: Job[Any], view: JobView) -> None:
         # The view shows what the items print.
-        job.table.show = lambda *_: None
+        job._table.show = lambda *_: None
         while self._follows:
             self._watch(job, view)
             with self._lock:
@@ -214,7 +214,7 @@ class LiveJob:
     def _let_go(self) -> None:
         """Close the widget, unless a page still has to get the HTML, or a button needs it."""
         job = self._job()
-        if self._is_kept and (job is None or not job.table.errors(1)):
+        if self._is_kept and (job is None or not job._table.errors(1)):
             self.widget.close()
 
     def _retry(self, job: Job[Any]) -> None:

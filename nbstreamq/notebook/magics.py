@@ -123,7 +123,7 @@ class NbstreamqMagics(Magics):
             queue = self._queue()
             queue.run(args.n)
         until = time.monotonic() + JOIN_SECONDS
-        while queue.session.n_local_workers() != args.n and time.monotonic() < until:
+        while queue._session.n_local_workers() != args.n and time.monotonic() < until:
             time.sleep(JOIN_PAUSE)
         return queue.workers()
 
@@ -203,7 +203,7 @@ class NbstreamqMagics(Magics):
             raise UsageError("%%everywhere takes no arguments")
         fn = Cell.read(self.shell, "everywhere", line, cell).everywhere()
         printed = WorkerOutputDisplay()
-        job = everywhere(self._queue().session, fn, show=printed.add)
+        job = everywhere(self._queue()._session, fn, show=printed.add)
         self._follow(job)
         job.wait()
         printed.show(future.worker or "" for future in job[:])

@@ -311,7 +311,7 @@ class JobView:
         self._survey(is_over, now)
         until = self._ended or now
         self._take_reports(until)
-        self._timeline.forget(job.table.has_ended)
+        self._timeline.forget(job._table.has_ended)
         counts = {str(state): n for state, n in job.counts().items()}
         n_run = counts["done"] + counts["failed"]
         rate = self._rate(until, n_run)
@@ -331,7 +331,7 @@ class JobView:
             workers=self._timeline.rows(until),
             n_columns=self._timeline.n_used(until),
             column_seconds=self._timeline.seconds,
-            errors=[_failed_item(*found) for found in job.table.errors(N_ERRORS).items()],
+            errors=[_failed_item(*found) for found in job._table.errors(N_ERRORS).items()],
             output=_output(job),
             progress=_progress(job),
         )
@@ -344,15 +344,15 @@ class JobView:
                 self._workers = {}
         elif now - self._surveyed >= SURVEY:
             self._surveyed = now
-            self._workers, self._obstacle = self._job.survey()
+            self._workers, self._obstacle = self._job._session.survey(self._job._table)
 
     def _last_end(self, now: float) -> float:
         """Return when a job ended that was over before this looked at it."""
-        ends = (r.started + r.seconds for r in self._job.table.reports(0) if r.kind == "finished")
+        ends = (r.started + r.seconds for r in self._job._table.reports(0) if r.kind == "finished")
         return min(now, max(ends, default=now))
 
     def _take_reports(self, now: float) -> None:
-        for run in self._job.table.reports(self._n_reports):
+        for run in self._job._table.reports(self._n_reports):
             self._n_reports += 1
             if run.started and run.started < self._begun:
                 # The job began before it was shown.
@@ -390,11 +390,11 @@ def _failed_item(item: int, error: BaseException) -> FailedItem:
 
 
 def _output(job: Job[Any]) -> list[PrintedText]:
-    printed = job.table.output.last_texts(N_PRINTING)
+    printed = job._table.output.last_texts(N_PRINTING)
     return [PrintedText(item, text[-MAX_OUTPUT:]) for item, text in printed.items()]
 
 
 def _progress(job: Job[Any]) -> list[ItemProgress]:
-    known = job.table.output.all_progress().items()
-    running = [(i, done) for i, done in known if job.table.state(i) is State.RUNNING]
+    known = job._table.output.all_progress().items()
+    running = [(i, done) for i, done in known if job._table.state(i) is State.RUNNING]
     return [ItemProgress(item, done, total) for item, (done, total) in running[-N_PROGRESS:]]

@@ -199,12 +199,12 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     def _reduce_holder(self, obj: Any) -> Any:
         if not isinstance(obj, MessageWithRefs | Ref):
-            return obj.reduce_for_task()
+            return obj._reduce_for_task()
         self.held.append(obj)
         if isinstance(obj, MessageWithRefs):
             return NotImplemented
         # In a pickle that may outlive this process, it must refer to values that do so, too.
-        return obj.reduce_for_task() if self._min_external_bytes else obj.reduce_durable()
+        return obj._reduce_for_task() if self._min_external_bytes else obj._reduce_durable()
 
     def _reduce_function(self, func: types.FunctionType) -> Any:
         return reduce_generic(func) if is_generic(func) else self._dynamic_function_reduce(func)

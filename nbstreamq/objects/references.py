@@ -37,7 +37,7 @@ class TaskOnly:
     def __reduce__(self) -> NoReturn:
         raise NotPicklable(f"A {type(self).__name__} can't be pickled. {self._instead}")
 
-    def reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return how to make the object again in a task, as `__reduce__` does."""
         raise NotImplementedError
 
@@ -88,10 +88,10 @@ class Ref(TaskOnly):
     def __repr__(self) -> str:
         return f"<Ref to {self.type_name}, {self.size_bytes:,} bytes>"
 
-    def reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return self._reduce(self._data)
 
-    def reduce_durable(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _reduce_durable(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return how to have the value again for a week, also without this Ref."""
         if self._durable is None:
             self._durable = self._last(self._data)

@@ -192,7 +192,7 @@ def test_what_was_waited_for_is_not_kept_alive(queue, gate, wait_until):
     interrupt(job.wait)
     gate.open()
     assert job.result(20) == [0, 1]
-    table = weakref.ref(job.table)
+    table = weakref.ref(job._table)
     del job
     wait_until(lambda: gc.collect() is not None and table() is None, describe="its end")
 

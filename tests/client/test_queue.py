@@ -421,6 +421,6 @@ def test_a_worker_that_took_more_than_it_can_do_soon_gives_it_back(make_queue):
     queue.map(abs, range(3000), chunksize=1).result(30)  # very short: it takes many at a time
     job = queue.map(time.sleep, [0.03] * 12, chunksize=1)
     job.wait(30)
-    shares = Counter(r.worker for r in job.table.reports(0) if r.kind == "finished")
+    shares = Counter(r.worker for r in job._table.reports(0) if r.kind == "finished")
     assert len(shares) == 2
     assert min(shares.values()) >= 3, shares

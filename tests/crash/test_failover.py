@@ -71,7 +71,7 @@ def test_a_sentinel_s_new_master(sentinel, new_queue, wait_until):
     url, master = sentinel
     queue = new_queue(url)
     job = queue.map(slow, range(400), chunksize=4)
-    wait_until(lambda: job.table.n_over > 40, describe="some results")
+    wait_until(lambda: job._table.n_over > 40, describe="some results")
     master.stop()
     # What the old master had not sent on is gone, and no one can know of it but by its absence.
     try:
@@ -135,7 +135,7 @@ def has_slot(node, name, slot):
 def test_a_slot_that_moves_to_another_node(cluster, new_queue, wait_until):
     queue = new_queue(f"redis+cluster://127.0.0.1:{next(iter(cluster))}")
     job = queue.map(slow, range(400), chunksize=4)
-    wait_until(lambda: job.table.n_over > 40, describe="some results")
+    wait_until(lambda: job._table.n_over > 40, describe="some results")
     move(cluster, redis.cluster.key_slot(Keys(queue.name).meta.encode()))
     assert job.result(50) == list(range(400))
     assert queue.submit(slow, 5).result(20) == 5

@@ -43,5 +43,11 @@ def test_an_example_prints_what_it_says(name, names):
     assert result.failed == 0, "".join(printed)
 
 
+def test_tab_shows_what_users_use(q):
+    hidden = {"session", "table", "survey", "add_worker", "reduce_for_task", "reduce_durable"}
+    job = q.map(abs, [1])
+    assert not hidden & {*dir(q), *dir(job), *dir(job[0]), *dir(q.put(1))}
+
+
 def test_everything_public_has_a_docstring():
     assert [name for name, text in DOCUMENTED.items() if not text] == []

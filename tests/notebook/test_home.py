@@ -269,8 +269,8 @@ def test_a_set_up_is_for_workers_of_its_kernel(sharing, folders):
 def test_the_add_button_counts_the_kernel_s_own_workers(sharing, wait_until):
     count = "len([w for w in q.workers() if w.state != 'leaving'])"
     before = sharing[0].value(count)
-    sharing[0].run("q.map(look, range(2)).add_worker()")
-    assert sharing[0].value("q.session.workers.n_workers") == 3
+    sharing[0].run("q.map(look, range(2)); q._session.add_worker()")
+    assert sharing[0].value("q._session.workers.n_workers") == 3
     wait_until(lambda: sharing[0].value(count) == before + 1, 30, "one more worker")
 
 
@@ -280,7 +280,7 @@ def test_the_lanes_of_homes_go_when_they_are_empty(sharing, wait_until):
     for kernel in sharing:
         kernel.value("job.result(60)")
 
-    lanes = "[lane for lane in q.session.ask(lambda store: store.home_lanes())]"
+    lanes = "[lane for lane in q._session.ask(lambda store: store.home_lanes())]"
     wait_until(lambda: sharing[0].value(lanes) == [], 30, "no lanes of homes")
 
 
@@ -363,7 +363,7 @@ def test_a_named_job_without_workers_says_which_command_runs_it(
     command = f"cd {folders[0]} && {sys.executable} -m nbstreamq worker --queue shared"
     assert command in second.error("job.result(20)")
     assert command in second.value("str(q.status())")
-    assert command in second.value("job.survey()[1]")
+    assert command in second.value("job._session.survey(job._table)[1]")
     start_command(command)
     assert second.value("job.result(60)") == [["one", "one"]] * 6
 

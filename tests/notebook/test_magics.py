@@ -460,7 +460,7 @@ def test_the_queue_of_the_extension_is_opened_once(empty_shell, server_url, monk
     queue = empty_shell.user_ns["q"]
     assert not queue.is_open
     with queue.options(retries=1) as careful:
-        assert careful.session is queue.session
+        assert careful._session is queue._session
 
 
 def test_something_else_is_called_q(empty_shell):
