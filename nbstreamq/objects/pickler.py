@@ -13,23 +13,21 @@ import importlib
 import importlib.machinery
 import importlib.util
 import io
-import mmap
 import pickle
 import random
-import socket
 import sys
 import types
 import uuid
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cloudpickle.cloudpickle as cp
 
 from .bytecode import names_of, needed_modules
 from .classes import reduce_class, reduce_member
 from .large_values import MessageWithRefs, ValueWriter
+from .mapped_arrays import reduce_mapped
 from .modules import is_local
 from .random_numbers import reducers
 from .references import Ref, TaskOnly
@@ -170,7 +168,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         if type(obj) not in _numpys_types:  # a fast check: there may be many of these
             self.is_harmless &= _is_numpys(obj)
             if type(obj) not in _numpys_types:
-                return _reduce_code(obj) if isinstance(obj, types.CodeType) else self._reduce(obj)
+                return self._reduce(obj)
         # Only an array has a base: the object that owns its memory.
         has_owner = self._maps and getattr(obj, "base", None) is not None
         return reduce_mapped(obj) if has_owner else NotImplemented
@@ -265,34 +263,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
 
 
-#: The parts of a code object, in the order of its constructor.
-_CODE_PARTS = (
-    "co_argcount",
-    "co_posonlyargcount",
-    "co_kwonlyargcount",
-    "co_nlocals",
-    "co_stacksize",
-    "co_flags",
-    "co_code",
-    "co_consts",
-    "co_names",
-    "co_varnames",
-    "co_filename",
-    "co_name",
-    "co_qualname",
-    "co_firstlineno",
-    "co_linetable",
-    "co_exceptiontable",
-    "co_freevars",
-    "co_cellvars",
-)
-
-
-def _reduce_code(code: types.CodeType) -> Any:
-    """Keep the file name, by which tracebacks find the source; cloudpickle drops it since 3.1.3."""
-    return types.CodeType, tuple(getattr(code, part) for part in _CODE_PARTS)
-
-
 #: The types of NumPy's arrays, numbers, ... that were pickled so far.
 _numpys_types: set[type] = set()
 
@@ -333,127 +303,6 @@ def _reduce_tensor(obj: Any, least: int | None) -> Any:
 def tensor_of(array: Any) -> Any:
     """Return a tensor in the memory of `array`."""
     return importlib.import_module("torch").from_numpy(array)
-
-
-# -- arrays that map a file ---------------------------------------------------------------------
-
-
-class _Region(NamedTuple):
-    """Where the elements of an array are in a file.
-
-    Attributes
-    ----------
-    filename, inode
-        The file. Machines that share a file system see the same inode.
-    mode
-        ``r`` or ``r+``, as NumPy has it.
-    first, n_bytes
-        The bytes from the lowest element to the highest one.
-    origin
-        The offset of the first element in these bytes, because strides may be negative.
-    """
-
-    filename: str
-    inode: int
-    mode: str
-    first: int
-    n_bytes: int
-    origin: int
-
-
-def reduce_mapped(array: Any) -> Any:
-    """Return how to map the file of `array` again; NotImplemented if it must be copied.
-
-    Raises
-    ------
-    PicklingError
-        Its file is writable and has no name, or is gone: a copy would lose what a task writes.
-    """
-    # Most arrays with a base are views of an array with its own memory.
-    if type(array.base).__name__ == "ndarray" and array.base.base is None:
-        return NotImplemented
-    owner = _owner_of(array)
-    if owner is None or owner.mode == "c" or not array.size:
-        return NotImplemented
-    try:
-        found = Path(owner.filename).stat()
-    except (OSError, TypeError):
-        if owner.mode == "r":
-            return NotImplemented
-        raise pickle.PicklingError(
-            f"it maps {owner.filename or 'a file without a name'}, which a worker can't open, and"
-            " what a task writes to a copy would be lost. To send a copy all the same, pass"
-            " numpy.array(...) of it"
-        ) from None
-    numpy = sys.modules["numpy"]
-    mapping = numpy.frombuffer(owner._mmap, numpy.uint8)  # noqa: SLF001 - NumPy has no other name
-    mapped_from = owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY
-    position = mapped_from + _address(array) - _address(mapping)
-    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
-    before = -sum(step for step in steps if step < 0)
-    after = sum(step for step in steps if step > 0)
-    region = _Region(
-        str(owner.filename),
-        found.st_ino,
-        "r" if owner.mode == "r" else "r+",
-        position - before,
-        before + after + array.itemsize,
-        before,
-    )
-    is_memmap = isinstance(array, numpy.memmap)
-    layout = array.dtype, array.shape, array.strides
-    return make_mapped, (tuple(region), layout, array.flags.writeable, is_memmap)
-
-
-def _owner_of(array: Any) -> Any:
-    """Return the `numpy.memmap` that has mapped the memory of `array`; None if none has."""
-    numpy = sys.modules["numpy"]
-    owner = None
-    while isinstance(array, numpy.ndarray):
-        if isinstance(array, numpy.memmap) and array._mmap is not None:  # noqa: SLF001
-            owner = array
-        array = array.base
-    return owner
-
-
-def _address(array: Any) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def make_mapped(
-    region: tuple[Any, ...], layout: tuple[Any, ...], writeable: bool, is_memmap: bool
-) -> Any:
-    """Return an array in a file, as `reduce_mapped` has described it.
-
-    Raises
-    ------
-    OSError
-        The file is missing on this machine, or it is another one, or too short.
-    """
-    np: Any = importlib.import_module("numpy")
-    filename, inode, mode, first, n_bytes, origin = _Region(*region)
-    where = f"on {socket.gethostname()}, where this worker runs"
-    advice = "Move it to a folder that all workers share, or pass a copy: numpy.array(...)."
-    try:
-        found = Path(filename).stat()
-    except OSError as error:
-        text = f"An array of the call maps {filename}, which can't be opened {where}. {advice}"
-        raise type(error)(error.errno, text) from None
-    if found.st_ino != inode or found.st_size < first + n_bytes:
-        raise OSError(
-            f"An array of the call maps {filename}. This is another file {where}, or it was"
-            f" replaced or truncated since. {advice}"
-        )
-    whole: Any = np.memmap(filename, np.uint8, mode, offset=first, shape=(n_bytes,))
-    dtype, shape, strides = layout
-    array: Any = np.ndarray(shape, dtype, whole, origin, strides)
-    if is_memmap:
-        array = array.view(np.memmap)
-        array._mmap, array.mode = whole._mmap, mode  # noqa: SLF001 - as above
-        array.filename, array.offset = whole.filename, first + origin
-    if not writeable:
-        array.flags.writeable = False
-    return array
 
 
 # -- trying out a pickle ------------------------------------------------------------------------

@@ -12,12 +12,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import cloudpickle.cloudpickle as cp
+
 from .classes import id_of, known_or
 from .modules import is_local
 
 #: The code that all functions of `functools.singledispatch` share.
 _GENERIC = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
 _MAIN = frozenset({"__main__", "__mp_main__"})
+#: Position of the file name among the arguments of `types.CodeType`.
+_FILENAME = 10
 
 
 def _is_importable(thing: Any, name: str) -> bool:
@@ -26,6 +30,12 @@ def _is_importable(thing: Any, name: str) -> bool:
     if module is None or module.__name__ in _MAIN or is_local(module):
         return False
     return getattr(module, name, None) is thing
+
+
+def _reduce_code(code: types.CodeType) -> Any:
+    """Keep the file name, by which tracebacks find the source; cloudpickle drops it since 3.1.3."""
+    make, args = cp._code_reduce(code)  # noqa: SLF001
+    return make, (*args[:_FILENAME], code.co_filename, *args[_FILENAME + 1 :])
 
 
 # functools
@@ -239,6 +249,7 @@ def make_proxy(rebuild: Any, args: tuple[Any, ...], machine: str) -> Any:
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(dataclasses.MISSING): lambda _: "MISSING",
     type(dataclasses.KW_ONLY): lambda _: "KW_ONLY",
+    types.CodeType: _reduce_code,
     functools.singledispatchmethod: _reduce_generic_method,
     weakref.WeakKeyDictionary: _reduce_weak_dictionary,
     weakref.WeakValueDictionary: _reduce_weak_dictionary,
