@@ -17,7 +17,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
-_OWN_FOLDER = f"{Path(__file__).parent}/"
+#: Files below this folder are nbstreamq's own.
+OWN_FOLDER = f"{Path(__file__).parent}/"
 _on_shortened: Callable[[BaseException], None] | None = None
 
 
@@ -83,7 +84,7 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
     A thread of nbstreamq has no such line: there it is the line that calls this.
     """
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as `warnings.warn` does
-    while frame.f_back and frame.f_code.co_filename.startswith(_OWN_FOLDER):
+    while frame.f_back and frame.f_code.co_filename.startswith(OWN_FOLDER):
         level, frame = level + 1, frame.f_back
     in_thread = frame.f_globals.get("__name__") == "threading"
     warnings.warn(text, category, stacklevel=2 if in_thread else level)
@@ -109,7 +110,7 @@ def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _is_own(frame: TracebackType) -> bool:
-    return frame.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER)
+    return frame.tb_frame.f_code.co_filename.startswith(OWN_FOLDER)
 
 
 def _is_told(frame: TracebackType) -> bool:

@@ -92,6 +92,11 @@ class _Catcher:
         raise _Interruption
 
 
+def is_made_by_code(cls: type) -> bool:
+    """Tell whether a class was made by a class statement, or as one does it, and not in C."""
+    return bool(cls.__flags__ & 1 << 9)  # Py_TPFLAGS_HEAPTYPE
+
+
 def id_of(thing: Any) -> str:
     """Return the id that a class, or a type variable, is sent with."""
     with _lock:

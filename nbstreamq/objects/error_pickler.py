@@ -6,18 +6,18 @@ Imported late, because cloudpickle is slow to import.
 from __future__ import annotations
 
 import io
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any
 
+from ..tracebacks import OWN_FOLDER
+from .classes import is_made_by_code
 from .pickler import Pickler, Rehearsal
-
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a `class` statement
-
-#: Most parts of an exception that are replaced; with more of them it is sent in another way.
-_MOST_REPLACED = 50
 
 #: One frame: file, function, line, first line of the function, `__name__` of its globals.
 _FrameRecord = tuple[str, str, int, int, str]
+#: Id of an object that was pickled by itself -> the object, and why that failed; empty if it did
+#: not fail. The object is held, because its id would be reused if it were gone.
+Tried = dict[int, tuple[object, str]]
 
 
 class ErrorPickler(Pickler):
@@ -25,164 +25,131 @@ class ErrorPickler(Pickler):
 
     Parameters
     ----------
-    own_folder
-        Frames of files below it are dropped from the top of tracebacks.
-    replaced
-        Id of a part that can't be pickled -> its stand-in; None: all must be pickled.
-    plain
-        Pickle exceptions without their own ``__reduce__``, and without parts that can't be sent.
     tried
-        Id of a part of a plain exception -> the part, and what is sent for it. Parts are added.
-
-    Attributes
-    ----------
-    begun
-        The last object whose pickling began: if that failed, the culprit.
+        None: all must be picklable. Else `NotSent` replaces what is not, and exceptions whose own
+        ``__reduce__`` fails are taken apart. Objects that are tried by themselves are added.
     """
 
-    def __init__(
-        self,
-        file: Any,
-        *,
-        own_folder: str,
-        lenient: bool = False,
-        replaced: dict[int, NotSent] | None = None,
-        plain: bool = False,
-        tried: dict[int, tuple[object, object]] | None = None,
-    ) -> None:
-        super().__init__(file, lenient=lenient)
-        self._own_folder = own_folder
-        self._replaced = replaced
-        self._plain = plain
-        self._tried = {} if tried is None else tried
-        self.begun: object = None
+    def __init__(self, file: Any, tried: Tried | None) -> None:
+        super().__init__(file, lenient=True)
+        self._tried = tried
 
     def reducer_override(self, obj: Any) -> Any:
-        self.begun = obj
-        if self._replaced is not None and (stand_in := self._stand_in(obj)):
-            return stand_in.__reduce__()
-        if isinstance(obj, BaseException):
-            return self._reduce_apart(obj) if self._plain else _reduce_error(obj)
         if isinstance(obj, TracebackType):
-            return make_traceback, (_frames_of(obj, self._own_folder),)
-        return super().reducer_override(obj)
-
-    def _stand_in(self, obj: Any) -> NotSent | None:
-        assert self._replaced is not None  # noqa: S101 - the caller checks it
-        found = self._replaced.get(id(obj))
+            return make_traceback, (_frames_of(obj),)
+        if isinstance(obj, BaseException):
+            is_hopeless = self._tried is not None and _problem_with(obj, self._tried)
+            return _take_apart(obj, self._tried or {}) if is_hopeless else _reduce_error(obj)
+        if self._tried is None or isinstance(obj, type | FunctionType):
+            return super().reducer_override(obj)
         # A copy without some of its parts must not clean up.
-        if found is None and hasattr(type(obj), "__del__") and not isinstance(obj, type):
-            return NotSent(obj, "it has a __del__ that cleans up")
-        return found
+        if hasattr(type(obj), "__del__"):
+            return NotSent.instead_of(obj, "it has a __del__ that cleans up").__reduce__()
+        try:
+            return self._reduce_now(obj)
+        except Exception as problem:  # noqa: BLE001 - the code of a library runs here
+            return NotSent.instead_of(obj, str(problem)).__reduce__()
 
-    def _reduce_apart(self, error: BaseException) -> Any:
-        """Return how to make an exception from the arguments and attributes that can be sent."""
-        base: Any = _built_in_base(type(error))
-        args, final = (
-            tuple(self._arriving(part) for part in args)
-            for args in (base.__reduce__(error)[1], error.args)
-        )
-        state = {name: self._arriving(part) for name, part in _state_of(error).items()}
-        made_of = (type(error), args, final)
-        return make_error, made_of, (state, _chain_of(error)), None, None, set_error_parts
+    def _reduce_now(self, obj: Any) -> Any:
+        """Return what pickle would use for `obj`, so that an error is raised here."""
+        reduced = super().reducer_override(obj)
+        if reduced is not NotImplemented:
+            return reduced
+        reduce = self.dispatch_table.get(type(obj))
+        return reduce(obj) if reduce else obj.__reduce_ex__(5)
 
-    def _arriving(self, part: Any) -> Any:
-        """Return a part of an exception if it can be sent, else a stand-in for it.
 
-        Each part is tried once. Otherwise each level of nested exceptions would double the time.
-        """
-        if id(part) not in self._tried:
-            self._tried[id(part)] = part, part  # it may hold itself
-            try:
-                pickle_error(part, own_folder=self._own_folder, plain=True, tried=self._tried)
-            except MemoryError:
-                raise
-            except Exception as problem:  # noqa: BLE001 - the code of a library runs here
-                self._tried[id(part)] = part, NotSent(part, str(problem))
-        return self._tried[id(part)][1]
+def _problem_with(obj: Any, tried: Tried) -> str:
+    """Return why an object can't be sent; empty if it can.
+
+    Each is tried once. Otherwise each level of nested exceptions would double the time.
+    """
+    if id(obj) not in tried:
+        tried[id(obj)] = obj, ""  # it may hold itself
+        try:
+            pickle_error(obj, tried)
+        except MemoryError:
+            raise
+        except Exception as problem:  # noqa: BLE001 - as above
+            tried[id(obj)] = obj, str(problem) or type(problem).__name__
+    return tried[id(obj)][1]
+
+
+def _take_apart(error: BaseException, tried: Tried) -> Any:
+    """Return how to make an exception from the arguments and attributes that can be sent."""
+
+    def sent(part: object) -> object:
+        problem = _problem_with(part, tried)
+        replaced = problem and not isinstance(part, BaseException)
+        return NotSent.instead_of(part, problem) if replaced else part
+
+    make, (cls, *arguments), (state, chain), *rest = _reduce_as_built_in(error)
+    args, final = (tuple(map(sent, parts)) for parts in arguments)
+    state = {name: sent(part) for name, part in state.items()}
+    return make, (cls, args, final), (state, chain), *rest
 
 
 class NotSent:
     """Stands for a part of an exception that could not be sent from the worker."""
 
-    def __init__(self, what: object, why: str) -> None:
-        self._type = f"{type(what).__module__}.{type(what).__qualname__}"
+    def __init__(self, type_name: str, why: str) -> None:
+        self._type_name = type_name
         self._why = why
 
+    @classmethod
+    def instead_of(cls, part: object, why: str) -> NotSent:
+        return cls(f"{type(part).__module__}.{type(part).__qualname__}", why)
+
     def __repr__(self) -> str:
-        return f"<{self._type}, which could not be sent from the worker: {self._why}>"
+        return f"<{self._type_name}, which could not be sent from the worker: {self._why}>"
 
     def __reduce__(self) -> Any:
-        return _not_sent, (self._type, self._why)
+        return NotSent, (self._type_name, self._why)
 
 
-def _not_sent(type_: str, why: str) -> NotSent:
-    made = NotSent.__new__(NotSent)
-    made._type, made._why = type_, why  # noqa: SLF001 - as its __init__ does
-    return made
+def pickle_error(error: Any, tried: Tried | None = None) -> bytes:
+    """Return an exception, or a part of one, pickled.
 
-
-def pickle_error(
-    error: Any,
-    *,
-    own_folder: str,
-    plain: bool,
-    tried: dict[int, tuple[object, object]] | None = None,
-) -> bytes:
-    """Return an exception, or a part of one, pickled; `NotSent` replaces parts that can't be.
+    Parameters
+    ----------
+    tried
+        None: all of it must be picklable. Else `NotSent` replaces parts that are not.
 
     Raises
     ------
     Exception
         It can't be pickled, or can't be unpickled again.
     """
-    replaced: dict[int, NotSent] | None = None
-    tried = {} if tried is None else tried
-    #: Held, because their ids would be reused if they were gone.
-    culprits: list[object] = []
-    while True:
-        file = io.BytesIO()
-        pickler = ErrorPickler(
-            file,
-            own_folder=own_folder,
-            lenient=True,
-            replaced=replaced,
-            plain=plain,
-            tried=tried,
-        )
-        try:
-            pickler.dump(error)
-            break
-        except Exception as problem:
-            culprit = pickler.begun
-            if (
-                len(culprits) == _MOST_REPLACED
-                or culprit is error
-                or id(culprit) in (replaced or ())
-            ):
-                raise
-            culprits.append(culprit)
-            replaced = (replaced or {}) | {id(culprit): NotSent(culprit, str(problem))}
+    file = io.BytesIO()
+    ErrorPickler(file, tried).dump(error)
     # Some can be pickled but not unpickled: https://github.com/python/cpython/issues/79492
     copy = Rehearsal(io.BytesIO(file.getvalue())).load()
-    if type(copy) is not type(error):
+    if isinstance(error, BaseException) and type(copy) is not type(error):
         raise TypeError(f"it came back as {type(copy).__qualname__}")
     return file.getvalue()
 
 
 def _reduce_error(error: BaseException) -> Any:
+    """Return how to make an exception, by its own ``__reduce__`` if it has one."""
+    if _reduces_as_builtin(type(error)):
+        make, made_of, state, *rest = _reduce_as_built_in(error)
+        return make, made_of, state, None, None, set_error_state
+    reduced = error.__reduce_ex__(5)
+    if isinstance(reduced, str):
+        raise TypeError(f"its __reduce__ names a global, {reduced!r}, not an exception")
+    make, made_of, *rest = reduced
+    state = rest[0] if rest else None, _chain_of(error)
+    return make, made_of, state, None, None, set_error_state
+
+
+def _reduce_as_built_in(error: BaseException) -> Any:
+    """Return how to make an exception from its arguments and attributes, without its own code."""
     cls = type(error)
-    if _reduces_as_builtin(cls):
-        _, args, *rest = _reduced(error.__reduce__())
-        state = rest[0] if rest else None
-        if state is None or type(state) is dict:
-            state = (state or {}) | _state_of(error)
-        make: Any = make_error
-        made_of: Any = (cls, args, error.args)
-    else:
-        make, made_of, *rest = _reduced(error.__reduce_ex__(5))
-        state = rest[0] if rest else None
-    return make, made_of, (state, _chain_of(error)), None, None, set_error_state
+    base: Any = _built_in_base(cls)
+    _, args, *rest = base.__reduce__(error)
+    state = {**(rest[0] if rest else {}), **_state_of(error)}
+    made_of = cls, args, error.args
+    return make_error, made_of, (state, _chain_of(error)), None, None, set_error_parts
 
 
 def _chain_of(error: BaseException) -> tuple[Any, ...]:
@@ -206,17 +173,11 @@ def _state_of(error: BaseException) -> dict[str, Any]:
     return found
 
 
-def _reduced(reduced: str | tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(reduced, str):
-        raise TypeError(f"its __reduce__ names a global, {reduced!r}, not an exception")
-    return reduced
-
-
 def _reduces_as_builtin(cls: type) -> bool:
     """Tell whether `cls` inherits its pickling from a built-in exception."""
     for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"):
         owner = next((c for c in cls.__mro__ if name in vars(c)), None)
-        if owner is not None and owner.__flags__ & _HEAP_TYPE:
+        if owner is not None and is_made_by_code(owner):
             return False
     return True
 
@@ -239,7 +200,7 @@ def make_error(cls: type[BaseException], args: tuple[Any, ...], final: tuple[Any
 
 def _built_in_base(cls: type[BaseException]) -> type[BaseException]:
     """Return the built-in exception that the instances of `cls` are built on."""
-    built_in = [c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE]
+    built_in = [c for c in cls.__mro__ if not is_made_by_code(c)]
     return max(built_in, key=lambda c: c.__basicsize__)
 
 
@@ -274,7 +235,8 @@ def _set(error: BaseException, name: str, value: Any) -> None:
         vars(error)[name] = value
 
 
-def _frames_of(trace: TracebackType, own_folder: str) -> list[_FrameRecord]:
+def _frames_of(trace: TracebackType) -> list[_FrameRecord]:
+    """Return the frames of a traceback, without those of nbstreamq at its top."""
     frames = []
     todo: TracebackType | None = trace
     while todo is not None:
@@ -284,7 +246,7 @@ def _frames_of(trace: TracebackType, own_folder: str) -> list[_FrameRecord]:
         name = str(frame.f_globals.get("__name__", ""))
         frames.append((code.co_filename, code.co_name, line, code.co_firstlineno, name))
         todo = todo.tb_next
-    first = next((i for i, f in enumerate(frames) if not f[0].startswith(own_folder)), 0)
+    first = next((i for i, f in enumerate(frames) if not f[0].startswith(OWN_FOLDER)), 0)
     return frames[first:]
 
 

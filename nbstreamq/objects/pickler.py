@@ -25,7 +25,7 @@ from typing import Any
 import cloudpickle.cloudpickle as cp
 
 from .bytecode import names_of, needed_modules
-from .classes import reduce_class, reduce_member
+from .classes import is_made_by_code, reduce_class, reduce_member
 from .large_values import MessageWithRefs, ValueWriter
 from .mapped_arrays import reduce_mapped
 from .modules import is_local
@@ -55,8 +55,6 @@ _homes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _BY_TEXT = frozenset({"eval", "exec", "globals"})
 #: How objects of a type are pickled, except those that `Pickler.reducer_override` handles.
 _REDUCERS = cp.Pickler._dispatch_table | REDUCERS  # noqa: SLF001
-#: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
-_MADE_BY_CODE = 1 << 9
 #: Attributes of a module about its import, which would be wrong in another process.
 _NOT_SENT = frozenset({"__builtins__", "__cached__", "__loader__", "__spec__"})
 
@@ -226,7 +224,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
         return make, args, shared, None, None, share_globals
 
     def _reduce_class(self, cls: type) -> Any:
-        if not cls.__flags__ & _MADE_BY_CODE or by_reference(cls):
+        if not is_made_by_code(cls) or by_reference(cls):
             return super().reducer_override(cls)  # which knows the types that have no name
         return reduce_class(cls)
 

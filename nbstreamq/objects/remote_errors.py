@@ -6,7 +6,6 @@ The bytes are a plain pickle of (task, type name, text, traceback text, pickled 
 from __future__ import annotations
 
 import functools
-import os
 import pickle
 import socket
 import sys
@@ -16,12 +15,10 @@ from types import CodeType, TracebackType
 from typing import Any
 
 from ..errors import RemoteError
+from ..tracebacks import OWN_FOLDER, trace_of
 
 #: Longest summary, in characters.
 _SUMMARY = 300
-
-#: Frames in files below this folder are not shown: they are nbstreamq's own.
-_OWN_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")  # noqa: PTH100, PTH118, PTH120
 
 
 def dump_error(error: BaseException, *, task: str) -> bytes:
@@ -112,12 +109,13 @@ def summary(data: bytes) -> str:
 
 def _pickle_or_reason(error: BaseException) -> tuple[bytes | None, str]:
     """Return the pickle of `error`, and the reason if there is none; one of them is empty."""
-    from .error_pickler import pickle_error
+    from .error_pickler import Tried, pickle_error
 
     reason = ""
-    for plain in (False, True):
+    replaced: tuple[Tried | None, ...] = None, {}
+    for tried in replaced:
         try:
-            return pickle_error(error, own_folder=_OWN_FOLDER, plain=plain), ""
+            return pickle_error(error, tried), ""
         except BaseException as problem:  # noqa: BLE001  # even a __reduce__ that exits is no end
             reason = reason or f"{type(problem).__name__}: {_text_of(problem)}"
     return None, reason
@@ -144,15 +142,7 @@ def _format(error: BaseException) -> str:
         _drop_own_frames(summary)
         return "".join(summary.format())
     except BaseException:  # noqa: BLE001  # see dump_error: never raises
-        return f"{_format_frames(error)}{_type_name(error)}: {_text_of(error)}\n"
-
-
-def _format_frames(error: BaseException) -> str:
-    try:
-        lines = traceback.format_tb(error.__traceback__)
-        return "Traceback (most recent call last):\n" + "".join(lines)
-    except BaseException:  # noqa: BLE001  # see dump_error: never raises
-        return ""
+        return trace_of(error)
 
 
 def _drop_own_frames(summary: traceback.TracebackException) -> None:
@@ -162,7 +152,7 @@ def _drop_own_frames(summary: traceback.TracebackException) -> None:
         if id(one) in seen:
             continue
         seen.add(id(one))
-        while len(one.stack) > 1 and one.stack[0].filename.startswith(_OWN_FOLDER):
+        while len(one.stack) > 1 and one.stack[0].filename.startswith(OWN_FOLDER):
             del one.stack[0]
         others = [one.__cause__, one.__context__, *(one.exceptions or ())]
         todo += [other for other in others if other is not None]

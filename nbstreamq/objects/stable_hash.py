@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .bytecode import OF_TEXT, steps_of
-from .classes import attributes_of, own_states
+from .classes import attributes_of, is_made_by_code, own_states
 from .modules import is_local
 from .pickler import Pickler, by_reference
 from .pickling import PLAIN
@@ -23,8 +23,6 @@ from .shell_lines import captured_globals
 from .standard import is_generic
 
 _DIGEST_BYTES = 16
-#: Flag of the classes that class statements make: Py_TPFLAGS_HEAPTYPE.
-_MADE_BY_CODE = 1 << 9
 #: Types that are pickled as an id of this process, or as an address.
 _NAMED = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType, Ref)
 #: Attributes of a class that differ from process to process, or do not matter.
@@ -120,7 +118,7 @@ class _HashPickler(Pickler):
             return _Stands, (), steps_of(obj)
         if isinstance(obj, types.FunctionType) and not by_reference(obj):
             return _Stands, (), _implementations(obj) if is_generic(obj) else _parts(obj)
-        if isinstance(obj, type) and obj.__flags__ & _MADE_BY_CODE and not by_reference(obj):
+        if isinstance(obj, type) and is_made_by_code(obj) and not by_reference(obj):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
             return _Stands, (), _module_state(obj)
