@@ -5,6 +5,7 @@ from typing import Any
 
 from .client.future import TaskFuture
 from .client.job import Job
+from .client.progress import show_waits as _show_waits
 from .client.queue import TaskQueue
 from .errors import (
     DataDamaged,
@@ -87,6 +88,13 @@ def load_ipython_extension(ipython: Any) -> None:
     load(ipython)
 
 
+def _show_in_terminal(session: Any, what: Any) -> Any:
+    """Show the progress of a wait, if there is a terminal."""
+    from .notebook.terminal import show_in_terminal  # rich takes long to import
+
+    return show_in_terminal(session, what)
+
+
 def _adapt_notebook() -> None:
     """Show jobs live where this is imported in a notebook, and learn which notebook it is."""
     shell = sys.modules["IPython"].get_ipython()
@@ -96,5 +104,6 @@ def _adapt_notebook() -> None:
         adapt(shell)
 
 
+_show_waits(_show_in_terminal)
 if "IPython" in sys.modules:
     _adapt_notebook()

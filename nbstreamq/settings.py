@@ -82,6 +82,8 @@ class Settings:
     silence
         ``NBSTREAMQ_SILENCE``: seconds without a heartbeat after which the workers of a machine
         count as lost, and other workers run their tasks. Heartbeats are sent four times as often.
+    progress
+        ``NBSTREAMQ_PROGRESS``: whether a wait of more than a second shows progress; 0 means no.
     """
 
     url: Address | None
@@ -94,6 +96,7 @@ class Settings:
     server_idle: float
     start_method: str | None
     silence: float
+    progress: bool
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -119,6 +122,7 @@ class Settings:
             server_idle=300.0 if idle is None else idle,
             start_method=_given("NBSTREAMQ_START_METHOD", _start_method),
             silence=_given("NBSTREAMQ_SILENCE", _silence) or 4.0,
+            progress=_given("NBSTREAMQ_PROGRESS", _switch) != "0",
         )
 
 
@@ -155,6 +159,10 @@ def _seconds(variable: str, text: str, *, least: float = 0.0) -> float:
             f" {MAX_SECONDS:,}"
         )
     return seconds
+
+
+def _switch(variable: str, text: str) -> str:
+    return check_choice(variable, text, ("0", "1"))
 
 
 def _silence(variable: str, text: str) -> float:

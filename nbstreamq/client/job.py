@@ -508,7 +508,7 @@ class Job(Generic[T]):
         """
         if self.done():
             return False
-        if self._feed:
+        if self._table.growing and not self._table.title:
             self._session.stop_growing(self._table)
         self._session.cancel(self._table, range(len(self)))
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import secrets
 import sys
 import time
@@ -72,6 +73,7 @@ from .submit import (
     send_chunks,
     submit_when_done,
 )
+from .table import PROGRESS_AFTER
 from .waiting import uninterrupted
 
 #: Bytes that a worker may use at least: a bit more than one that has run nothing.
@@ -342,6 +344,7 @@ class TaskQueue(Executor, TaskOnly):
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self.name, self._url, self._embedded, self._open_other = opened
         self._options = Options()
+        self._progress_after = PROGRESS_AFTER if Settings.from_environment().progress else math.inf
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -391,6 +394,8 @@ class TaskQueue(Executor, TaskOnly):
             with uninterrupted() as shield:
                 lane = options.lane or ("default" if worker is None else self._lane())
                 call = CallFuture(session, fn, data)
+                if self._progress_after != PROGRESS_AFTER:
+                    call.progress_after = self._progress_after
                 session.add_call(call, function, lane, options, worker, is_plain)
                 if not needed and not options.cache:
                     session.send_call(call, shield)
@@ -497,13 +502,20 @@ class TaskQueue(Executor, TaskOnly):
             from .named import JobSpec, map_named  # needs cloudpickle: slow to import
 
             what = JobSpec(name, self._lane(), options, deadline)
-            return map_named(session, fn, function, iterables, what, pace=pace, replace=replace)
+            job = map_named(session, fn, function, iterables, what, pace=pace, replace=replace)
+            return self._with_progress(job)
         with opening(session, fn, function.name, self._lane()) as table:
             table.options = options
             sends = send_chunks(session, table, function, iterables, pace)
             feed = InputFeeder(session, table, sends, buffersize or sys.maxsize)
             feed()
-        return Job(session, table, deadline=deadline, feed=feed if buffersize else None)
+        job = Job[T](session, table, deadline=deadline, feed=feed if buffersize else None)
+        return self._with_progress(job)
+
+    def _with_progress(self, job: Job[T]) -> Job[T]:
+        """Return `job`, which shows its progress while it is waited for, or does not."""
+        job._table.progress_after = self._progress_after
+        return job
 
     @overload
     def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...
@@ -543,6 +555,7 @@ class TaskQueue(Executor, TaskOnly):
         lane: str | None = None,
         delay: float | None = None,
         cache: bool | None = None,
+        progress: bool | None = None,
     ) -> TaskQueue:
         """Return this queue with other defaults; an option that is not given stays as it is.
 
@@ -569,6 +582,10 @@ class TaskQueue(Executor, TaskOnly):
             Seconds before a call may start, at most six days. The default is 0.
         cache
             Cache results of `submit` for a week. The same call from any client reuses them.
+        progress
+            Whether a wait for results that lasts longer than a second shows how far they are: in a
+            notebook, or in a terminal. The default is to show it, unless ``NBSTREAMQ_PROGRESS`` is
+            0. Inside tasks, nothing is shown.
 
         Raises
         ------
@@ -595,6 +612,9 @@ class TaskQueue(Executor, TaskOnly):
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._options = options
+        if progress is not None:
+            is_shown = check_flag("progress", progress)
+            view._progress_after = PROGRESS_AFTER if is_shown else math.inf
         return view
 
     @concise
@@ -653,7 +673,7 @@ class TaskQueue(Executor, TaskOnly):
         (2,)
         """
         check_callable("fn", fn)
-        return everywhere(self._session, fn, args, kwargs, lane=self._lane())
+        return self._with_progress(everywhere(self._session, fn, args, kwargs, lane=self._lane()))
 
     @concise
     def attach(self, name: str) -> Job[Any]:
@@ -679,7 +699,8 @@ class TaskQueue(Executor, TaskOnly):
         """
         from .named import attach
 
-        return attach(self._session, check_job_name("name", name), self._where_is)
+        job = attach(self._session, check_job_name("name", name), self._where_is)
+        return self._with_progress(job)
 
     def _where_is(self, name: str) -> list[str]:
         """Return how to attach the jobs of that name that other queues have."""

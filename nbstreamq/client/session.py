@@ -15,6 +15,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import os
 import shlex
 import sys
@@ -42,6 +43,7 @@ from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
+from .progress import LongWait
 from .table import JobTable, NamedTable, Outstanding, print_output
 from .waiting import (
     interrupted,
@@ -486,10 +488,13 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         if WorkerContext.current is not None:
             self.help_until(functools.partial(what.wait, is_reached), timeout, [what.lane])
+        long_wait: LongWait | None = None
+        began = time.monotonic()
+        pause = min(max(0.0, what.progress_after), PATIENCE)
         try:
             while True:
                 now = time.monotonic()
-                until = now + PATIENCE if deadline is None else min(deadline, now + PATIENCE)
+                until = now + pause if deadline is None else min(deadline, now + pause)
                 spin = len(self.outstanding) == 1 and what.n_items == 1
                 if self._listener.lead(is_reached, until - now, spin=spin):
                     return True
@@ -497,10 +502,17 @@ class Session:
                     return True
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                self._explain(what)
+                if long_wait is None:
+                    explain = functools.partial(self._explain, what)
+                    long_wait = LongWait(self, what, began, explain, PATIENCE)
+                pause = long_wait.go_on()
         except KeyboardInterrupt as interrupt:
             interrupted(interrupt, self.cancel, beside or [what])
             raise shortened(interrupt)  # noqa: B904 - it is the same one
+        finally:
+            what.progress_after -= time.monotonic() - began
+            if long_wait is not None:
+                long_wait.end()
 
     def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any:
         """Return the answer of the server to `question`, which can be asked again.
@@ -935,8 +947,16 @@ class Session:
             while (is_busy := self.is_busy()) and time.monotonic() < until:
                 time.sleep(PAUSE)
             return not is_busy
-        first = found[0]
-        return first.wait(lambda: not first.n_open, PATIENCE)
+        first, began = found[0], time.monotonic()
+        long_wait = LongWait(self, first, began, lambda: None, math.inf)
+        try:
+            while (left := began + PATIENCE - time.monotonic()) > 0:
+                if first.wait(lambda: not first.n_open, min(long_wait.go_on(), left)):
+                    return True
+            return False
+        finally:
+            first.progress_after -= PATIENCE
+            long_wait.end()
 
     def _reason(self) -> str:
         """Return why nothing may run; empty if something may."""

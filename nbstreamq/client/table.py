@@ -93,6 +93,8 @@ _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
     for s in (State.WAITING, State.RUNNING, State.DONE, State.FAILED, State.CANCELLED)
 )
 _ALL_DONE = bytes([_DONE])
+#: Seconds of waiting after which progress is shown.
+PROGRESS_AFTER = 1.0
 #: Most results that are looked for at once.
 _STRETCH = 10_000
 #: Most errors that are annotated when all are asked for; each takes as long as to load its chunk.
@@ -120,6 +122,8 @@ class Outstanding:
         Whether more items may come.
     n_when_empty
         How many were open when nothing was found on the server; -1: something was found.
+    progress_after
+        Seconds of further waiting after which progress is shown; infinite: never.
     """
 
     job: str
@@ -130,6 +134,7 @@ class Outstanding:
     title = ""
     growing = False
     n_when_empty = -1
+    progress_after = PROGRESS_AFTER
     _changed: threading.Condition | None = None
 
     @property

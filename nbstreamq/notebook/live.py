@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import contextvars
 import itertools
 import threading
 import time
@@ -16,11 +16,13 @@ import anywidget
 import traitlets
 from IPython.display import DisplayHandle, display
 
-from ..client.future import TaskFuture
+from ..client.future import CallFuture, TaskFuture
 from ..client.job import Job
+from ..client.progress import Display, show_waits
 from ..client.queue import TaskQueue
-from ..client.session import drop_calls_at_exit
+from ..client.session import Session, drop_calls_at_exit
 from ..client.status import DeadLetters, JobList, QueueStatus, WorkerList
+from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
 from ..objects.references import Ref
 from .html import (
@@ -33,7 +35,8 @@ from .html import (
     status_html,
     workers_html,
 )
-from .view import JobPicture, JobView
+from .terminal import job_text
+from .view import CallsView, JobPicture, JobView
 
 #: Seconds between two pictures of a job. Shorter costs browser and kernel more than eyes can see.
 FRAME = 0.1
@@ -45,8 +48,6 @@ MAX_ENDED = 100
 REFRESH = 1.0
 #: Seconds after which the view of a queue ends. Longer keeps a forgotten view asking the server.
 QUEUE_VIEW_SECONDS = 600.0
-#: Characters of the bar in a terminal, and of a line.
-BAR_WIDTH, LINE_WIDTH = 30, 120
 
 
 def show_by_default(shell: Any) -> None:
@@ -61,10 +62,15 @@ def show_by_default(shell: Any) -> None:
     html.for_type(WorkerList, workers_html)
     if hasattr(shell, "kernel"):
         drop_calls_at_exit()
+        show_waits(show_wait)
         formatter.ipython_display_formatter.for_type(TaskQueue, show_queue)
         formatter.ipython_display_formatter.for_type(Job, show_job)
     else:
         formatter.formatters["text/plain"].for_type(Job, _print_job)
+
+
+def _print_job(job: Job[Any], printer: Any, _cycle: bool) -> None:
+    printer.text(job_text(JobView(job).picture()))
 
 
 # -- a job in a notebook ------------------------------------------------------------------------
@@ -108,6 +114,8 @@ def show_job(job: Job[Any]) -> None:
 
 
 _numbers = itertools.count(1)
+#: What a view follows.
+_displayed: weakref.WeakSet[JobTable] = weakref.WeakSet()
 _ended: deque[LiveJob] = deque()
 
 
@@ -115,7 +123,7 @@ class LiveJob:
     """A job's output in the notebook; it keeps neither the job nor its results alive."""
 
     def __init__(self, job: Job[Any], handle: DisplayHandle, picture: JobPicture) -> None:
-        self._job = weakref.ref(job)
+        self._session, self._table = job._session, weakref.ref(job._table)
         self._handle = handle
         self._lock = threading.RLock()
         self._follows = False
@@ -124,7 +132,7 @@ class LiveJob:
         self.widget = JobWidget(place=self.place)
         self.widget.on_msg(lambda _, message, __: self.obey(message))
         self._draw(picture)
-        weakref.finalize(job, self._let_go).atexit = False
+        weakref.finalize(job._table, self._let_go).atexit = False
 
     def bundle(self, picture: JobPicture) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return data and metadata of the live view.
@@ -138,6 +146,7 @@ class LiveJob:
 
     def follow(self, job: Job[Any], view: JobView) -> None:
         """Have the view follow the job from now on, unless it does."""
+        _displayed.add(job._table)
         with self._lock:
             starts, self._follows = not self._follows, True
         if starts:
@@ -156,7 +165,7 @@ class LiveJob:
             if message == "cancel":
                 job.cancel()
             elif message == "add":
-                job._session.add_worker()
+                self._session.add_worker()
             elif message == "retry":
                 self._retry(job)
         except NbstreamqError as error:
@@ -168,6 +177,10 @@ class LiveJob:
         if self.widget.final:  # else it was the HTML of before a retry
             self._is_kept = True
             self._let_go()
+
+    def _job(self) -> Job[Any] | None:
+        table = self._table()
+        return None if table is None else Job(self._session, table)
 
     def _follow(self, job: Job[Any], view: JobView) -> None:
         # The view shows what the items print.
@@ -291,27 +304,34 @@ class LiveQueue:
         return None if before is None else max(0, now[1] - before[1]) / (now[0] - before[0])
 
 
-# -- in a terminal ------------------------------------------------------------------------------
+# -- a wait in a notebook -----------------------------------------------------------------------
 
 
-def _print_job(job: Job[Any], printer: Any, _cycle: bool) -> None:
-    printer.text(job_text(JobView(job).picture()))
+def show_wait(session: Session, what: Outstanding) -> Display | None:
+    """Show what a cell waits for, below the cell, unless it is displayed already."""
+    # A thread that a user started has no cell; one that asyncio started has that of its caller.
+    if threading.current_thread() is threading.main_thread() or len(contextvars.copy_context()):
+        if isinstance(what, CallFuture):
+            return ShownCalls(CallsView(session, what))
+        if isinstance(what, JobTable) and what not in _displayed:
+            show_job(Job(session, what))
+    return None
 
 
-def job_text(picture: JobPicture) -> str:
-    """Return a bar, the numbers and the first errors of a job, coloured for terminals."""
-    from rich.console import Console, Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
+class ShownCalls(Display):
+    """The progress of single calls in a notebook."""
 
-    line = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=max(1, picture.n), completed=picture.n_over, width=BAR_WIDTH)
-    line.add_row(Text(picture.name, style="bold"), bar, Text(describe(picture)))
-    lines: list[Any] = [line]
-    if picture.obstacle:
-        lines.append(Text(f"Nothing can run: {picture.obstacle}", style="yellow"))
-    lines += [Text(f"✗ item {e.item}: {e.summary}", style="red") for e in picture.errors]
-    file = io.StringIO()
-    Console(file=file, force_terminal=True, width=LINE_WIDTH).print(Group(*lines))
-    return file.getvalue().rstrip("\n")
+    def __init__(self, view: CallsView) -> None:
+        self._view = view
+        self._html = job_html(view.picture())
+        self._handle = DisplayHandle()
+        self._handle.display(_data(view.picture()), raw=True)
+
+    def draw(self) -> None:
+        data = _data(self._view.picture())
+        if data["text/html"] != self._html:
+            self._html = data["text/html"]
+            self._handle.update(data, raw=True)
+
+    def end(self) -> None:
+        self.draw()

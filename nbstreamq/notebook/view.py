@@ -11,7 +11,10 @@ from itertools import groupby, starmap
 from typing import Any, NamedTuple, TypeVar
 
 from ..client.error_notes import RunInfo
+from ..client.future import CallFuture
 from ..client.job import Job
+from ..client.session import Session
+from ..client.table import JobTable, Outstanding
 from ..wire.item_ranges import size
 from ..wire.messages import State
 
@@ -372,6 +375,61 @@ class JobView:
             self._samples.popleft()
         then, before = self._samples[0]
         return (n_run - before) / (now - then) if now > then else 0.0
+
+
+class CallsView:
+    """Looks at single calls of one function: at one that is waited for, and at those beside it."""
+
+    def __init__(self, session: Session, call: CallFuture[Any]) -> None:
+        self._session = session
+        self._call = call
+        self._calls = [found for _, found in sorted(call.group.open.items())] or [call]
+        self._begun = time.time()
+        self._surveyed = 0.0
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._obstacle = ""
+
+    def picture(self) -> JobPicture:
+        """Return what there is to show now; asks the server once a second."""
+        now, call = time.time(), self._call
+        states = [one.state(0) for one in self._calls]
+        counts = {str(state): states.count(state) for state in State}
+        is_over = all(one.is_over for one in self._calls)
+        if not is_over and now - self._surveyed >= SURVEY:
+            self._surveyed = now
+            self._workers, self._obstacle = self._session.survey(call)
+        begun = [one.news.started for one in self._calls if one.news and one.news.started]
+        self._begun = min([self._begun, *begun])
+        known = call.group.output.all_progress()
+        running = [one.index for one in self._calls if one.state(0) is State.RUNNING]
+        return JobPicture(
+            id=call.job,
+            name=call.name,
+            state=_state(is_over, counts),
+            n=len(states),
+            counts=counts,
+            elapsed=round(now - self._begun, 2),
+            rate=0.0,
+            remaining=None,
+            n_busy=sum(d.get("state") == "busy" for d in self._workers.values()),
+            n_workers=0 if is_over else len(self._workers),
+            obstacle="" if is_over or running else self._obstacle,
+            workers=[],
+            n_columns=1,
+            column_seconds=FIRST_COLUMN,
+            errors=[],
+            output=[],
+            progress=[ItemProgress(i, *known[i]) for i in running if i in known][-N_PROGRESS:],
+        )
+
+
+def view_of_wait(session: Session, what: Outstanding) -> JobView | CallsView:
+    """Return a view of what a session waits for."""
+    if isinstance(what, CallFuture):
+        return CallsView(session, what)
+    if isinstance(what, JobTable):
+        return JobView(Job(session, what))
+    raise TypeError(f"{what!r} is neither a job nor a call")
 
 
 def _state(is_over: bool, counts: dict[str, int]) -> str:

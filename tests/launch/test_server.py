@@ -40,6 +40,7 @@ def make_settings(folder: Path, binary: str | None = None) -> Settings:
         server_idle=300,
         start_method=None,
         silence=4.0,
+        progress=True,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from nbstreamq import track
 from nbstreamq.client.error_notes import RunInfo
 from nbstreamq.notebook.html import describe, describe_items, describe_worker, duration, job_html
-from nbstreamq.notebook.live import job_text
+from nbstreamq.notebook.terminal import job_text
 from nbstreamq.notebook.view import (
     FIRST_COLUMN,
     N_COLUMNS,

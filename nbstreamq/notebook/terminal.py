@@ -1,0 +1,156 @@
+"""Jobs in a terminal: as text, and as a line that moves while something is waited for."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ..client.progress import Display
+from .html import describe
+from .view import CallsView, JobPicture, JobView, view_of_wait
+
+if TYPE_CHECKING:
+    from ..client.session import Session
+    from ..client.table import Outstanding
+
+#: Characters of the bar in a terminal, and of a line; and of a long name where there is no room.
+BAR_WIDTH, LINE_WIDTH, NAME_WIDTH = 30, 120, 20
+_ERASE = "\r\x1b[2K"
+_one_at_a_time = threading.Lock()
+#: What was shown last, if it is not over, and its view: an iteration waits again and again.
+_last: tuple[Outstanding, JobView | CallsView] | None = None
+
+
+def job_text(picture: JobPicture) -> str:
+    """Return a bar, the numbers and the first errors of a job, coloured for terminals."""
+    from rich.text import Text
+
+    lines: list[Any] = [_line(picture)]
+    if picture.obstacle:
+        lines.append(Text(f"Nothing can run: {picture.obstacle}", style="yellow"))
+    lines += [Text(f"✗ item {e.item}: {e.summary}", style="red") for e in picture.errors]
+    return _rendered(lines, LINE_WIDTH)
+
+
+def line_text(picture: JobPicture, width: int) -> str:
+    """Return a bar and the numbers of a job in one line of `width` characters at most."""
+    return _rendered([_line(picture)], width)
+
+
+def _line(picture: JobPicture) -> Any:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Table.grid(padding=(0, 1))
+    for least in (min(len(picture.name), NAME_WIDTH), BAR_WIDTH, 1):
+        line.add_column(no_wrap=True, overflow="ellipsis", min_width=least)
+    bar = ProgressBar(total=max(1, picture.n), completed=picture.n_over, width=BAR_WIDTH)
+    line.add_row(Text(picture.name, style="bold"), bar, Text(describe(picture)))
+    return line
+
+
+def _rendered(lines: list[Any], width: int) -> str:
+    from rich.console import Console, Group
+
+    file = io.StringIO()
+    Console(file=file, force_terminal=True, width=width).print(Group(*lines))
+    return file.getvalue().rstrip("\n")
+
+
+# -- while something is waited for ---------------------------------------------------------------
+
+
+def show_in_terminal(session: Session, what: Outstanding) -> Display | None:
+    """Begin a line that shows how far something is, if standard error is a terminal."""
+    is_terminal = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+    if is_terminal and _one_at_a_time.acquire(blocking=False):
+        return ProgressLine(what, _view_of(session, what))
+    return None
+
+
+def _view_of(session: Session, what: Outstanding) -> JobView | CallsView:
+    global _last  # noqa: PLW0603 - there is one terminal
+    if _last is None or _last[0] is not what:
+        _last = what, view_of_wait(session, what)
+    return _last[1]
+
+
+def _forget(what: Outstanding) -> None:
+    global _last  # noqa: PLW0603 - there is one terminal
+    if what.is_over:
+        _last = None
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+class ProgressLine(Display):
+    """The last line of the terminal, below all that is printed meanwhile."""
+
+    def __init__(self, what: Outstanding, view: JobView | CallsView) -> None:
+        self._what, self._view = what, view
+        self._terminal = sys.stderr
+        self._lock = threading.RLock()
+        self._is_drawn = False
+        #: Whether the last thing that was printed is a part of a line.
+        self._is_held = False
+        self._streams: dict[str, Any] = {}
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if _is_terminal(stream):
+                self._streams[name] = above = _Above(stream, self)
+                setattr(sys, name, above)
+
+    def draw(self) -> None:
+        text = line_text(self._view.picture(), shutil.get_terminal_size().columns - 1)
+        with self._lock:
+            if not self._is_held:
+                self._terminal.write(_ERASE + text)
+                self._terminal.flush()
+                self._is_drawn = True
+
+    def end(self) -> None:
+        for name, above in self._streams.items():
+            if getattr(sys, name) is above:
+                setattr(sys, name, above.stream)
+        with self._lock:
+            self._erase()
+        _forget(self._what)
+        _one_at_a_time.release()
+
+    def print_above(self, stream: TextIO, text: str) -> int:
+        """Write `text` to a stream of the same terminal, in place of the line."""
+        with self._lock:
+            self._erase()
+            self._is_held = not text.endswith("\n")
+            return stream.write(text)
+
+    def _erase(self) -> None:
+        if self._is_drawn:
+            self._is_drawn = False
+            self._terminal.write(_ERASE)
+            self._terminal.flush()
+
+
+class _Above:
+    """A stream that writes above the line."""
+
+    def __init__(self, stream: TextIO, line: ProgressLine) -> None:
+        self.stream = stream
+        self._line = line
+
+    def write(self, text: str) -> int:
+        return self._line.print_above(self.stream, text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

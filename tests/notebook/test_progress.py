@@ -1,0 +1,145 @@
+"""Waits of more than a second show progress by themselves: in a terminal, and below a cell."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pexpect
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+BEGIN = """\
+import sys, time
+from nbstreamq import TaskQueue
+q = TaskQueue("progress", sys.argv[1], workers=2)
+
+def slow(x):
+    time.sleep(0.4)
+    print("printed", x)
+    return x
+
+"""
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture
+def write_script(tmp_path, server_url, monkeypatch):
+    """``write_script(source)`` returns the command that runs it with a queue ``q``."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TERM", "xterm")
+
+    def write(source):
+        path = tmp_path / "script.py"
+        path.write_text(BEGIN + source)
+        return [sys.executable, str(path), server_url]
+
+    return write
+
+
+def on_terminal(command):
+    """Return what a command writes on a terminal, until it has ended well."""
+    program = pexpect.spawn(
+        command[0], command[1:], timeout=50, encoding="utf-8", dimensions=(24, 110)
+    )
+    program.expect(pexpect.EOF)
+    program.close()
+    assert program.exitstatus == 0, program.before
+    return program.before
+
+
+def as_seen(text):
+    """Return the lines that stay on a terminal where lines are erased, and drawn again."""
+    lines = [line.rpartition("\x1b[2K")[2] for line in text.replace("\r\n", "\n").split("\n")]
+    return [plain for line in lines if (plain := ANSI.sub("", line).strip("\r"))]
+
+
+WAITS = {
+    "iteration": "for r in q.map(slow, range(8), chunksize=1): pass",
+    "a result": "q.submit(time.sleep, 2).result()",
+    "shutdown": "q.submit(time.sleep, 2); q.shutdown()",
+    "the exit": "q.submit(time.sleep, 2)",
+}
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_a_line_on_a_terminal_moves_while_a_script_waits(write_script, how):
+    text = on_terminal(write_script(WAITS[how]))
+    assert re.search(r"\d of [18] done", ANSI.sub("", text))
+    stays = [line for line in as_seen(text) if "before Python exits" not in line]
+    # What tasks print stays, each in its own line; the progress does not
+    printed = [f"[slow {i}] printed {i}" for i in range(8)] if how == "iteration" else []
+    assert sorted(stays) == printed
+
+
+SILENT = """\
+def inner():
+    return q.submit(time.sleep, 2).result()
+
+q.options(progress=False).submit(time.sleep, 2).result()
+q.options(progress=False).map(time.sleep, [2]).result()
+"""
+TQDM = """\
+import tqdm
+bar = tqdm.tqdm(total=1, file=open(__file__ + ".bar", "w"))
+q.submit(time.sleep, 2).result()
+bar.close()
+"""
+
+
+def test_where_it_is_switched_off(write_script, monkeypatch):
+    assert on_terminal(write_script(SILENT)) == ""
+    pytest.importorskip("tqdm")
+    assert on_terminal(write_script(TQDM)) == ""
+    monkeypatch.setenv("NBSTREAMQ_PROGRESS", "0")
+    assert on_terminal(write_script("q.submit(time.sleep, 2).result()")) == ""
+
+
+def test_nothing_is_written_where_there_is_no_terminal(write_script):
+    done = subprocess.run(
+        write_script("q.submit(time.sleep, 2).result()"),
+        capture_output=True, text=True, timeout=50, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+CELLS = [
+    "import time\nfrom nbstreamq import TaskQueue\nq = TaskQueue('progress', workers=2)",
+    "q.submit(time.sleep, 1.5).result()\n'waited'",
+    "job = q.map(time.sleep, [0.4] * 8, chunksize=1)\nfor r in job: pass",
+    "job = q.map(time.sleep, [0.4] * 8, chunksize=1)\njob",
+    "job.result()\n'not twice'",
+    "q.options(progress=False).map(time.sleep, [1.5]).wait()",
+    "q.submit(time.sleep, 1.5)\nq.shutdown()",
+]
+
+
+@pytest.mark.filterwarnings("default")  # of what Jupyter uses
+def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, CELLS)))
+    folder = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=40, resources=folder).execute()
+    shown = [
+        [re.sub("<[^>]*>", "", o.data.get("text/html", o.data["text/plain"])) for o in c.outputs]
+        for c in notebook.cells
+    ]
+    called, (iterated,), (displayed,), not_twice, switched_off, (ended,) = shown[1:]
+    assert "1 of 1 done" in called[0]
+    assert called[1:] == ["'waited'"]
+    assert "8 of 8 done" in iterated
+    assert "8 of 8 done" in displayed
+    assert not_twice == ["'not twice'"]
+    assert switched_off == []
+    assert "1 of 1 done" in ended
+
+
+def test_it_is_a_choice_between_two(monkeypatch, server_url):
+    monkeypatch.setenv("NBSTREAMQ_PROGRESS", "perhaps")
+    command = [sys.executable, "-c", "import nbstreamq; nbstreamq.TaskQueue('p', workers=0)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert "NBSTREAMQ_PROGRESS is 'perhaps': it must be" in done.stderr
