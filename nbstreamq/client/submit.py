@@ -294,7 +294,7 @@ def recall(session: Session, call: CallFuture[Any], arguments: Any) -> bool:
     names = f"{stable_hash(call.fn)}{stable_hash(arguments)}".encode()
     digest = hashlib.blake2b(names, digest_size=16, person=b"nbq call").hexdigest()
     try:
-        body = session.ask(lambda store: store.get_blob(digest))
+        body = session.ask(lambda store: store.get_value(digest))
     except SignatureError:  # counted and set aside; a good one takes its place
         body = None
     if body is None:
@@ -308,4 +308,4 @@ def _remember(session: Session, digest: str, future: Any) -> None:
     if future.cancelled() or future.exception() is not None:
         return
     body = dump_outcomes([future.result()], {}, lambda _: future.id)
-    session.send(Command(lambda store: store.put_blob(digest, body), lambda _: None, len(body)))
+    session.send(Command(lambda store: store.put_value(digest, body), lambda _: None, len(body)))

@@ -385,7 +385,7 @@ class ServerBackend:
         return f"server:{name}"
 
     def _put(self, name: str, data: bytes) -> None:
-        self._tell(lambda store: store.put_blob(name, data), len(data))
+        self._tell(lambda store: store.put_value(name, data), len(data))
 
     def read(self, address: ValueAddress) -> bytearray | None:
         """Return the value in a buffer of the caller's own; None if it is gone."""
@@ -398,7 +398,7 @@ class ServerBackend:
         return found
 
     def _get(self, name: str) -> bytes | None:
-        data: bytes | None = self._ask(lambda store: store.get_blob(name))
+        data: bytes | None = self._ask(lambda store: store.get_value(name))
         return data
 
     def free(self, address: ValueAddress) -> None:
@@ -465,7 +465,7 @@ class UrlBackend:
         name = uuid.uuid4().hex
         self._fs.makedirs(self._folder, exist_ok=True)
         with self._fs.open(f"{self._folder}/{name}", "wb") as file:
-            file.write(self._signer.sign(b"blob", name.encode(), data))
+            file.write(self._signer.sign(b"value", name.encode(), data))
             file.write(data)
         return f"{self._url}/{name}"  # without the password, which a reader has in its own URL
 
@@ -483,7 +483,7 @@ class UrlBackend:
                     n_read += n
         except FileNotFoundError:
             return None
-        self._signer.check(signature, b"blob", name.encode(), found)
+        self._signer.check(signature, b"value", name.encode(), found)
         return found
 
     def free(self, address: ValueAddress) -> None:

@@ -16,7 +16,7 @@ key                       type               lifetime  holds
 ``meta``                  hash               30 days   fingerprints of the secret and earlier ones
 ``setup``                 stream             30 days   1000 calls of `everywhere` for late joiners
 ``fn:<digest>``           string             7 days    a pickled function
-``blob:<digest>``         string             7 days    a large value
+``value:<digest>``        string             7 days    a large value
 ``results:<session>``     hash               7 days    large results that a client has not read yet
 ``events:<session>``      stream             7 days    what comes back to one client
 ``events:<job>``          stream             7 days    the same for a named job, for all clients
@@ -94,7 +94,7 @@ class Keys:
         self.lane: Callable[[str], str] = (start + "lane:").__add__
         self.delayed: Callable[[str], str] = (start + "delayed:").__add__
         self.function: Callable[[str], str] = (start + "fn:").__add__
-        self.blob: Callable[[str], str] = (start + "blob:").__add__
+        self.value: Callable[[str], str] = (start + "value:").__add__
         self.results: Callable[[str], str] = (start + "results:").__add__
         self.events: Callable[[str], str] = (start + "events:").__add__
         self.session: Callable[[str], str] = (start + "session:").__add__

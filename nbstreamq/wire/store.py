@@ -829,20 +829,20 @@ class Store:
         """
         return self._get(self.keys.function(digest), b"function", digest)
 
-    def put_blob(self, digest: str, data: bytes) -> None:
+    def put_value(self, digest: str, data: bytes) -> None:
         """Keep a pickled value for a week from now."""
-        self._put(self.keys.blob(digest), b"blob", digest, data)
+        self._put(self.keys.value(digest), b"value", digest, data)
 
-    def get_blob(self, digest: str) -> bytes | None:
+    def get_value(self, digest: str) -> bytes | None:
         """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
-        return self._get(self.keys.blob(digest), b"blob", digest)
+        return self._get(self.keys.value(digest), b"value", digest)
 
     def put_result(self, session: str, digest: str, data: bytes) -> None:
-        """Keep a result as `put_blob` does; the session deletes it, read or not, when it ends."""
+        """Keep a result as `put_value` does; the session deletes it, read or not, when it ends."""
         # The name first: a worker may die between the two.
         key = self.keys.results(session)
         self._wire.call(("HSET", key, digest, ""), ("EXPIRE", key, WEEK))
-        self.put_blob(digest, data)
+        self.put_value(digest, data)
 
     def drop_values(self, session: str, digests: Iterable[str] | None = None) -> None:
         """Forget values of a session; None: all results that it has not read."""
@@ -851,7 +851,7 @@ class Store:
             unread = mapping(self._wire.call(("HGETALL", key))[0])
             digests = [name.decode(errors="replace") for name in unread]
         if names := list(digests):
-            self._wire.call(("DEL", *map(self.keys.blob, names)), ("HDEL", key, *names))
+            self._wire.call(("DEL", *map(self.keys.value, names)), ("HDEL", key, *names))
 
     def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
         sealed = self._signer.seal(kind, digest.encode(), data)

@@ -256,7 +256,7 @@ class TestFiles:
 class TestServer:
     def test_has_none_when_all_is_over(self, make_queue, array, client, wait_until):
         queue = make_queue(workers=1)
-        pattern = Keys(queue.name).blob("*").replace("{", "\\{")
+        pattern = Keys(queue.name).value("*").replace("{", "\\{")
 
         def keys():
             gc.collect()
@@ -277,7 +277,7 @@ class TestServer:
         place = ServerBackend(lambda question: question(store), tell, tell)
         data = memoryview(array).cast("B")
         address = place.write(data), data.nbytes
-        pattern = store.keys.blob("*").replace("{", "\\{")
+        pattern = store.keys.value("*").replace("{", "\\{")
         assert len(list(client.scan_iter(pattern))) == 3
         assert place.read(address) == data
         place.free(address)
@@ -332,5 +332,5 @@ def test_a_shutdown_leaves_no_results_on_the_server(make_queue, client, queue_na
     assert futures[0].result(20).sum() == N
     queue.shutdown()  # two were not read
 
-    assert [*client.scan_iter(f"*{{{queue_name}}}:blob:*")] == []
+    assert [*client.scan_iter(f"*{{{queue_name}}}:value:*")] == []
     assert [*client.scan_iter(f"*{{{queue_name}}}:results:*")] == []

@@ -416,7 +416,7 @@ class TestCache:
 
         queue = make_queue().options(cache=True)
         assert queue.submit(count, 1, y=2).result(10) == {"sum": 3}
-        kept_result = Keys(queue.name).blob("*")
+        kept_result = Keys(queue.name).value("*")
         wait_until(lambda: client.keys(kept_result), describe="a kept result")
         kept = queue.submit(count, 1, y=2)
         assert kept.done()

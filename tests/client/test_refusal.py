@@ -78,12 +78,12 @@ def test_a_forged_value_fails_its_tasks_and_says_why(make_queue, forge):
     queue = make_queue(workers=0)
     ref = queue.put([1, 2, 3])
     future = queue.submit(len, ref)
-    forge(queue._session._store.keys.blob("*"))
+    forge(queue._session._store.keys.value("*"))
     queue.run(1)
     error = future.exception(20)
     assert isinstance(error, SignatureError)
     assert "value of a Ref" in str(error)
-    assert queue.status().refused == {"blob": 1}
+    assert queue.status().refused == {"value": 1}
 
 
 def test_the_trace_would_be_seen(tmp_path):

@@ -280,7 +280,7 @@ def test_functions_and_values_that_are_put_back_are_the_same(queue, runs, client
     run = runs()
     ref = queue.put([1, 2])
     assert queue.submit(lambda x: run(len(x)), ref).result(20) == 20
-    starts = [make("").replace("{", "\\{") for make in (store.keys.function, store.keys.blob)]
+    starts = [make("").replace("{", "\\{") for make in (store.keys.function, store.keys.value)]
     keys = [key for start in starts for key in client.scan_iter(start + "*")]
     assert len(keys) == 2
     kept = {key: client.get(key) for key in keys}

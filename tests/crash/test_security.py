@@ -317,7 +317,7 @@ class TestSomebodyWhoCanWrite:
         ((_, fields),) = client.xrange(lane)
         assert b"nobody's business" in fields[b"args"]
         ref = idle.put("a diary")
-        pattern = store.keys.blob("*").replace("{", "\\{")
+        pattern = store.keys.value("*").replace("{", "\\{")
         (key,) = wait_until(lambda: [*client.scan_iter(pattern, count=1000)], describe="it")
         assert b"a diary" in client.get(key), ref
 

@@ -89,7 +89,7 @@ def test_a_large_value_is_sent_again_when_it_is_used_again(queue, admin):
     assert queue.submit(len, data).result(10) == LARGE
     held = queue.submit(len, data)
     assert held.result(10) == LARGE
-    admin("blob:*")
+    admin("value:*")
     queue.run(0)
     queue.run(1)
     first = queue.submit(len, data).exception(20)

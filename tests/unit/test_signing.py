@@ -26,28 +26,28 @@ def settings(tmp_path):
 
 @given(st.binary(), st.binary())
 def test_what_was_sealed_is_unsealed(name, data):
-    sealed = SIGNER.seal(b"blob", name, data)
-    assert SIGNER.unseal(b"blob", name, sealed) == data
+    sealed = SIGNER.seal(b"value", name, data)
+    assert SIGNER.unseal(b"value", name, sealed) == data
     assert len(sealed) == SIGNATURE_BYTES + len(data)
 
 
 @given(st.binary(), st.data())
 def test_sealed_data_with_a_flipped_bit_is_refused(data, draw):
-    sealed = bytearray(SIGNER.seal(b"blob", b"x", data))
+    sealed = bytearray(SIGNER.seal(b"value", b"x", data))
     sealed[draw.draw(st.integers(0, len(sealed) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
     with pytest.raises(SignatureError):
-        SIGNER.unseal(b"blob", b"x", bytes(sealed))
+        SIGNER.unseal(b"value", b"x", bytes(sealed))
 
 
 @given(st.binary(max_size=SIGNATURE_BYTES + 2))
 def test_sealed_data_cut_short_is_refused(sealed):
     with pytest.raises(SignatureError):
-        SIGNER.unseal(b"blob", b"x", sealed)
+        SIGNER.unseal(b"value", b"x", sealed)
 
 
 def test_sealed_data_is_bound_to_its_kind_and_name():
-    sealed = SIGNER.seal(b"blob", b"x", b"data")
-    for kind, name in ((b"function", b"x"), (b"blob", b"y")):
+    sealed = SIGNER.seal(b"value", b"x", b"data")
+    for kind, name in ((b"function", b"x"), (b"value", b"y")):
         with pytest.raises(SignatureError):
             SIGNER.unseal(kind, name, sealed)
 
@@ -74,13 +74,13 @@ def test_a_fingerprint_tells_secrets_apart_and_is_stable():
 def test_the_first_of_several_secrets_signs_and_all_are_accepted():
     old, new = Signer("old", "sims"), Signer("new", "sims")
     both = Signer(" new , old,", "sims")
-    assert both.seal(b"blob", b"x", b"data") == new.seal(b"blob", b"x", b"data")
+    assert both.seal(b"value", b"x", b"data") == new.seal(b"value", b"x", b"data")
     for signer in (old, new, both):
-        assert both.unseal(b"blob", b"x", signer.seal(b"blob", b"x", b"data")) == b"data"
+        assert both.unseal(b"value", b"x", signer.seal(b"value", b"x", b"data")) == b"data"
     with pytest.raises(SignatureError):
-        both.unseal(b"blob", b"x", Signer("older", "sims").seal(b"blob", b"x", b"data"))
+        both.unseal(b"value", b"x", Signer("older", "sims").seal(b"value", b"x", b"data"))
     with pytest.raises(SignatureError):
-        old.unseal(b"blob", b"x", both.seal(b"blob", b"x", b"data"))
+        old.unseal(b"value", b"x", both.seal(b"value", b"x", b"data"))
 
 
 def test_the_secret_is_in_no_repr():

@@ -147,7 +147,7 @@ class TestEvents:
         assert isinstance(error, SignatureError)
         assert "other.1" in str(error)
 
-    @pytest.mark.parametrize("kind", [b"task", b"blob", b"control"])
+    @pytest.mark.parametrize("kind", [b"task", b"value", b"control"])
     def test_signed_as_another_kind_are_refused(self, store, write, queue_name, kind):
         signer = Signer("secret", queue_name)
         data = event().seal(signer)[SIGNATURE_BYTES:]
@@ -244,7 +244,7 @@ class TestCopies:
 
 
 class TestValues:
-    @pytest.mark.parametrize("kind", ["function", "blob"])
+    @pytest.mark.parametrize("kind", ["function", "value"])
     def test_are_counted_and_kept(self, store, client, dead, kind):
         client.set(getattr(store.keys, kind)("d1"), b"evil pickle", ex=60)
         with pytest.raises(SignatureError):
@@ -253,14 +253,14 @@ class TestValues:
         assert dead()[0][b"value"] == b"evil pickle"
 
     def test_large_ones_are_kept_in_part(self, store, client, dead):
-        client.set(store.keys.blob("d1"), b"x" * 10_000_000, ex=60)
+        client.set(store.keys.value("d1"), b"x" * 10_000_000, ex=60)
         with pytest.raises(SignatureError):
-            store.get_blob("d1")
+            store.get_value("d1")
         assert len(dead()[0][b"value"]) == 2**16
 
-    def test_a_blob_is_no_function(self, store, client):
-        store.put_blob("d1", b"data")
-        client.rename(store.keys.blob("d1"), store.keys.function("d1"))
+    def test_a_value_is_no_function(self, store, client):
+        store.put_value("d1", b"data")
+        client.rename(store.keys.value("d1"), store.keys.function("d1"))
         with pytest.raises(SignatureError):
             store.get_function("d1")
 

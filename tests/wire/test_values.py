@@ -11,21 +11,21 @@ from nbstreamq.wire.store import Store
 from tests.wire.reading import read_events
 
 
-@pytest.mark.parametrize("kind", ["function", "blob"])
+@pytest.mark.parametrize("kind", ["function", "value"])
 def test_a_value_is_kept_for_a_week(store, client, kind):
     getattr(store, f"put_{kind}")("d1", bytes(range(256)))
     assert getattr(store, f"get_{kind}")("d1") == bytes(range(256))
     assert 0 < client.ttl(getattr(store.keys, kind)("d1")) <= WEEK
 
 
-@pytest.mark.parametrize("kind", ["function", "blob"])
+@pytest.mark.parametrize("kind", ["function", "value"])
 def test_a_value_that_is_not_there_is_none(store, kind):
     assert getattr(store, f"get_{kind}")("d1") is None
 
 
 def test_a_large_value_comes_back(store):
-    store.put_blob("big", b"x" * 30_000_000)
-    assert store.get_blob("big") == b"x" * 30_000_000
+    store.put_value("big", b"x" * 30_000_000)
+    assert store.get_value("big") == b"x" * 30_000_000
 
 
 @pytest.mark.parametrize("data", [b"", b"evil pickle", b"x" * 100])
@@ -146,9 +146,9 @@ def test_results_that_were_not_read_go_with_their_session(store, client):
     store.put_result("other", "three.0", b"3")
     store.drop_values("s", ["one.0"])
     assert client.hkeys(store.keys.results("s")) == [b"two.0"]
-    assert store.get_blob("one.0") is None
+    assert store.get_value("one.0") is None
 
     store.forget_session("s")
-    assert store.get_blob("two.0") is None
-    assert store.get_blob("three.0") == b"3"
+    assert store.get_value("two.0") is None
+    assert store.get_value("three.0") == b"3"
     assert not client.exists(store.keys.results("s"))
