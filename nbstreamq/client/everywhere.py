@@ -8,7 +8,7 @@ from typing import Any
 
 from ..objects.functions import FunctionPickle
 from ..objects.pickling import dump
-from ..wire.messages import Event, Options, Task
+from ..wire.messages import Event, Task
 from ..wire.store import Store
 from .channel import Command
 from .error_notes import Payload
@@ -68,9 +68,8 @@ def _command(session: Session, table: JobTable, function: FunctionPickle, args: 
                 table.begin(Payload(0, len(names), "apply", args))
                 sent.append(names)
             # Others get other messages: the same ones could be taken for copies.
-            options = Options(rerun=len(sent) - 1)
             others = sorted(set(workers) - set(names))
-            tasks = _tasks(table.job, function, args, options, len(names))
+            tasks = _tasks(table.job, function, args, len(sent) - 1, len(names))
             if store.everywhere(names, tasks, others):
                 break
         session.stop_growing(table)
@@ -83,10 +82,9 @@ def _command(session: Session, table: JobTable, function: FunctionPickle, args: 
     return Command(carry_out, fail, len(args))
 
 
-def _tasks(job: str, function: FunctionPickle, args: bytes, options: Options, n: int) -> list[Task]:
+def _tasks(job: str, function: FunctionPickle, args: bytes, run: int, n: int) -> list[Task]:
     """Return a task for each of `n` workers, and one for workers that join later."""
-    opts = options.encode()
     what = Task(
-        job=job, n=0, fn=function.digest, name=function.name, call="apply", args=args, opts=opts
+        job=job, n=0, fn=function.digest, name=function.name, call="apply", args=args, run=run
     )
     return [what.with_changes(n=i) for i in range(n + 1)]

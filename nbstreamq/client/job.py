@@ -1,23 +1,26 @@
-"""`Job`: the calls of one map, in order."""
+"""`Job`: the calls of one map, in order, and how failed ones run again."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import importlib
+import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
 from typing import Any, Generic, NoReturn, TypeVar, cast, overload
-from weakref import WeakValueDictionary
 
 from ..arguments import check_callable, check_timeout
-from ..errors import NbstreamqError, NotPicklable
+from ..errors import JobChanged, JobNotFound, NbstreamqError, NotPicklable
+from ..objects.functions import FunctionPickle
 from ..tracebacks import concise, shortened
-from ..wire.messages import State
+from ..wire.item_ranges import ranges_of
+from ..wire.messages import Options, State, Task
+from ..wire.records import DeadEntry, JobRecord
+from ..wire.store import Store
 from .error_notes import RunInfo, error_text
 from .future import ItemFuture, TaskFuture
-from .rerun import delete, keep, rerun
 from .session import Session
 from .table import JobTable
 
@@ -88,29 +91,10 @@ def _numbers(column: Any) -> Any:
 
 T = TypeVar("T")
 
-
-class Futures(Generic[T]):
-    """The futures of a job's items: one for each item, made when it is first used."""
-
-    def __init__(self, session: Session, table: JobTable) -> None:
-        self._session = session
-        self._table = table
-        self._n_reruns = table.n_reruns
-        self._lock = threading.Lock()
-        self._made: WeakValueDictionary[int, TaskFuture[T]] = WeakValueDictionary()
-
-    def __getitem__(self, index: int) -> TaskFuture[T]:
-        with self._lock:
-            if self._n_reruns != self._table.n_reruns:
-                # Those that failed stay so; their items have new futures.
-                self._n_reruns = self._table.n_reruns
-                kept = {i: f for i, f in self._made.items() if not _has_failed(f)}
-                self._made = WeakValueDictionary(kept)
-            future = self._made.get(index)
-            if future is None:
-                future = self._made[index] = ItemFuture(self._session, self._table, index)
-                self._table.attach(index, future)
-            return future
+#: Seconds that a rerun leaves to workers to drop what was cancelled.
+DROP_PATIENCE = 10.0
+#: Seconds between two looks whether they have.
+PAUSE = 0.02
 
 
 class Job(Generic[T]):
@@ -140,7 +124,6 @@ class Job(Generic[T]):
         *,
         deadline: float | None = None,
         feed: Callable[[int], None] | None = None,
-        futures: Futures[T] | None = None,
     ) -> None:
         self._session = session
         self._table = table
@@ -148,7 +131,6 @@ class Job(Generic[T]):
         #: Submits more inputs, where they are taken as the results are; given the number taken,
         #: with the one that is about to be.
         self._feed = feed
-        self._futures = futures or Futures(session, table)
         #: Results that were fetched together and not yielded yet; and the first item behind them.
         self._ready: Iterator[T] = iter(())
         self._next = 0
@@ -205,7 +187,7 @@ class Job(Generic[T]):
             return next(self._ready)
         self._next += 1
         if table.state(index) is not State.DONE:
-            return self._futures[index].result(0)
+            return self._future(index).result(0)
         return cast("T", table.release(index) if self._feed else table.value(index))
 
     def close(self) -> None:
@@ -273,7 +255,7 @@ class Job(Generic[T]):
         table, results = self._table, list[T]()
         while (index := len(results)) < len(table):
             # Where there is no result the call failed, and its future raises that.
-            results += table.values_from(index) or [self._futures[index].result(timeout)]
+            results += table.values_from(index) or [self._future(index).result(timeout)]
         return results
 
     @concise
@@ -306,6 +288,10 @@ class Job(Generic[T]):
             " results are taken, and does not keep those. Iterate it: `for result in job`."
         )
 
+    def _future(self, index: int) -> TaskFuture[T]:
+        make = functools.partial(ItemFuture[T], self._session, self._table)
+        return cast("TaskFuture[T]", self._table.future(index, make))
+
     # -- one by one ----------------------------------------------------------------------------
 
     @overload
@@ -317,7 +303,7 @@ class Job(Generic[T]):
         places = found if isinstance(found, range) else [found]
         if self._feed and any(i < self._next for i in places):
             raise self._incomplete()
-        futures = [self._futures[i] for i in places]
+        futures = [self._future(i) for i in places]
         return futures if isinstance(found, range) else futures[0]
 
     @concise
@@ -361,7 +347,7 @@ class Job(Generic[T]):
                 for index in span:
                     if index not in seen and table.has_ended(index):
                         seen.add(index)
-                        yield self._futures[index]
+                        yield self._future(index)
 
     # -- asyncio -------------------------------------------------------------------------------
 
@@ -393,7 +379,7 @@ class Job(Generic[T]):
         if index >= len(self):  # another client is still submitting this job
             await asyncio.to_thread(self._wait, lambda: self._is_known(index), index)
             return
-        over = asyncio.wrap_future(self._futures[index])
+        over = asyncio.wrap_future(self._future(index))
         over.add_done_callback(_look_at)
         try:
             await asyncio.wait([over], timeout=self._left)
@@ -487,18 +473,163 @@ class Job(Generic[T]):
         """
         if fn is not None:
             check_callable("fn", fn, instead="None")
-        rerun(self._session, self._table, {State.FAILED}, fn)
+        self._rerun({State.FAILED}, fn)
         return self
+
+    def _rerun(
+        self,
+        states: Collection[State],
+        fn: Callable[..., Any] | None = None,
+        options: Options | None = None,
+        *,
+        only: Sequence[int] | None = None,
+    ) -> None:
+        """Run items again that have ended; `retry_failed`, `TaskQueue.map` and dead letters do.
+
+        They are part of the job's next run: events of earlier runs no longer count for them. Their
+        dead letters are dropped.
+
+        Parameters
+        ----------
+        states
+            Which items: those in one of these. FAILED; in a named job also CANCELLED.
+        fn
+            In place of the job's function; None: the same.
+        options
+            Of a named job from now on; None: the same.
+        only
+            Of these items; None: of all.
+
+        Raises
+        ------
+        NbstreamqError
+            An item's arguments are no longer kept. Nothing was submitted.
+        JobChanged
+            Another client has run items again; `attach` to see them.
+        """
+        session, table = self._session, self._table
+        record = self._record() if table.title else None
+        if record is not None:
+            table.add_chunks(record.chunks)  # another client may have added some
+            options = options or Options.decode(record.about["opts"].encode())
+            record.about.update(lane=table.lane, opts=options.encode().decode())
+        function: FunctionPickle | None = None
+        deadline = time.monotonic() + DROP_PATIENCE
+        while chosen := self._chosen(states, only):
+            function = function or self._function(record, fn)
+            tasks = list(table.tasks(chosen, function, options or table.options))
+            letters = self._letters(chosen)
+            if self._send_again(record, chosen, tasks):
+                session.ask(functools.partial(Store.forget_dead, entries=letters))
+                table.fn = fn or table.fn
+                break
+            if time.monotonic() > deadline:
+                raise NbstreamqError(
+                    f"What was cancelled of job {self.name!r} still waits: no worker has come to"
+                    " drop it. Start some (q.run(2)), and try again."
+                )
+            time.sleep(PAUSE)
+
+    def _record(self) -> JobRecord:
+        """Return what the server keeps of this named job."""
+        record: JobRecord | None = self._session.ask(lambda store: store.job_record(self.id))
+        if record is None:
+            raise JobNotFound(
+                f"Job {self.name!r} is not there any more: it was deleted or replaced, or has"
+                " expired. q.jobs() lists those there are."
+            )
+        return record
+
+    def _chosen(self, states: Collection[State], only: Sequence[int] | None) -> list[int]:
+        """Return those of the items `only` that are in one of `states` now."""
+        table = self._table
+        if table.title and self._session.table(table.job) is not table:  # it was over
+            self._session.catch_up(table)
+            if not table.is_over:  # another client runs items again
+                self._session.register(table)
+        among = range(len(table)) if only is None else only
+        return [i for i in among if table.state(i) in states]
+
+    def _function(self, record: JobRecord | None, fn: Callable[..., Any] | None) -> FunctionPickle:
+        """Return `fn` pickled, or the job's function; a new one is noted in the record."""
+        session = self._session
+        if record is None:
+            return session.pickle_function(fn or self._table.fn)
+        about = record.about
+        if fn is None:
+            session.start_workers()
+            return FunctionPickle(about["fn"], b"", about["function"])
+        from ..objects.stable_hash import part_hashes  # needs cloudpickle, which is slow to import
+
+        function = session.pickle_function(fn, durable=True)
+        # Now, since the tasks do not wait for what the sender has before them.
+        session.ask(lambda store: store.put_function(function.digest, function.data))
+        about.update(fn=function.digest, function=function.name)
+        if (now := part_hashes(fn)) not in about["identities"]:
+            about["identities"].append(now)
+        return function
+
+    def _letters(self, chosen: Sequence[int]) -> list[DeadEntry]:
+        """Return the job's dead letters that are about nothing else once `chosen` run again."""
+        found: list[DeadEntry] = self._session.ask(lambda store: store.letters_of(self.id))
+        left = {i for i in range(len(self)) if self._table.state(i) is State.FAILED} - {*chosen}
+        return [entry for entry in found if left.isdisjoint(entry.items)]
+
+    def _send_again(
+        self, record: JobRecord | None, chosen: Sequence[int], tasks: Sequence[Task]
+    ) -> bool:
+        """Submit the tasks of items that run again.
+
+        Return False, and submit nothing, while cancelled ones are still in a lane.
+        """
+        session, table, run = self._session, self._table, self._table.run + 1
+        if record is None:
+            table.rerun(chosen, run)
+            session.register(table)
+            for task in tasks:
+                session.submit(table, task, 0.0)
+            return True
+        again = functools.partial(
+            Store.rerun,
+            record=record,
+            span=ranges_of(chosen),
+            tasks=[session.encode_task(task) for task in tasks],
+            lane=table.lane,
+            n_cancelled=sum(table.state(i) is State.CANCELLED for i in chosen),
+            token=secrets.token_hex(8),
+        )
+        answer = session.ask(again) if record.n_reruns == table.run else 0
+        if answer == 0:
+            raise JobChanged(
+                f"Job {self.name!r} was run again by another client. Call q.attach({self.name!r})"
+                " again."
+            )
+        if answer == 1:
+            table.rerun(chosen, run)  # unless the event of it was faster
+            session.register(table)
+        return bool(answer == 1)
 
     @concise
     def keep(self) -> None:
         """Keep this named job until it is deleted, instead of a week after its last call."""
-        keep(self._session, self._table)
+        self._check_kept()
+        self._session.ask(lambda store: store.keep_job(self.id))
 
     @concise
     def delete(self) -> None:
         """Delete this named job and its results for all clients; open calls are cancelled."""
-        delete(self._session, self._table)
+        self._check_kept()
+        # First: it makes room on a full server, which could not even note what is cancelled.
+        self._session.ask(lambda store: store.delete_job(self._table.title, self.id))
+        self._session.forget_job(self.id)
+
+    def _check_kept(self) -> None:
+        if not self._table.title:
+            raise NbstreamqError(
+                f"Job {self.id} has no name, so it is not kept. q.map(..., name='...') makes one"
+                " that is."
+            )
+        self._record()
 
     def cancel(self) -> bool:
         """Cancel all calls that are not over; return whether there were any.
@@ -534,7 +665,3 @@ def _look_at(over: asyncio.Future[Any]) -> None:
     """Look at an error that is raised elsewhere; otherwise asyncio logs that it was not."""
     if not over.cancelled():
         over.exception()
-
-
-def _has_failed(future: TaskFuture[Any]) -> bool:
-    return future.cancelled() or (future.done() and future.exception() is not None)

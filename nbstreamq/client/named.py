@@ -19,11 +19,10 @@ from ..wire.store import Store
 from .channel import Command
 from .error_notes import Payload
 from .future import stored_function
-from .job import Futures, Job
-from .rerun import catch_up, forget, rerun
+from .job import Job
 from .session import Session
 from .submit import Pace, call_of, chunks, task_of
-from .table import NamedTable
+from .table import JobTable
 
 
 def check_function(record: JobRecord, about: dict[str, Any]) -> None:
@@ -132,14 +131,15 @@ def map_named(
     check_inputs(session, record, source)
     table = _table_of(session, record, fn)
     table.lane = lane
+    job: Job[T] = Job(session, table, deadline=deadline)
     # First: what fails from now on has had its turn.
     if record.n_items:
-        rerun(session, table, {State.FAILED, State.CANCELLED}, fn=fn, options=options)
+        job._rerun({State.FAILED, State.CANCELLED}, fn, options)
     for pickled in _missing(record, source, pace, function):
         _append(session, table, function, pickled, options)
     if record.total is None:
         _close(session, table)
-    return Job(session, table, deadline=deadline, futures=table.futures)
+    return job
 
 
 def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) -> Job[Any]:
@@ -162,7 +162,7 @@ def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) ->
     table = _table_of(session, record, fn)
     if not table.is_over:
         session.start_workers()
-    return Job(session, table, futures=table.futures)
+    return Job(session, table)
 
 
 def _not_found(session: Session, name: str, elsewhere: list[str]) -> JobNotFound:
@@ -182,7 +182,7 @@ def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | N
     new, instead_of = f"{name}:{session.homes[1]}{secrets.token_hex(4)}", old.id if old else ""
     is_made = session.ask(lambda store: store.open_job(name, new, about, instead_of=instead_of))
     if is_made and old:
-        forget(session, old.id)
+        session.forget_job(old.id)
     record = session.ask(lambda store: store.find_job(name))
     if record is None:
         raise JobNotFound(f"Job {name!r} was deleted while it was being made. Make it again.")
@@ -190,33 +190,28 @@ def _open(session: Session, name: str, about: dict[str, Any], old: JobRecord | N
     return found
 
 
-def _table_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> NamedTable:
-    """Return the table that this client has already, or one that knows all that was."""
+def _table_of(session: Session, record: JobRecord, fn: Callable[..., Any]) -> JobTable:
+    """Return the table that this client has already, or one that knows all that happened."""
     known = session.table(record.id)
-    if isinstance(known, NamedTable) and not known.is_over:
+    if known is not None and not known.is_over:
         return known  # one that is over may only have failed here
 
-    def exists() -> bool:
+    def fetch(first: int) -> bytes | None:
         try:
-            found = session.ask(lambda store: store.job_record(record.id), patience=0.0)
+            data: bytes | None = session.ask(lambda store: store.job_inputs(record.id, first))
         except NbstreamqError:
-            return True
-        return found is not None
+            return None
+        return data
 
-    table = NamedTable(record, fn, lambda first: _fetch(session, record.id, first), exists)
-    table.position = catch_up(session, table)
-    table.futures = Futures(session, table)
+    table = session.new_table(fn, record.about["function"], record.about["lane"], record.id)
+    table.title, table.about, table.call = record.name, record.about, record.about["call"]
+    table.options = Options.decode(record.about["opts"].encode())
+    table.fetch, table.growing = fetch, True
+    table.add_chunks(record.chunks)
+    session.catch_up(table)
     if not table.is_over:
-        session.register(table, table.position)
+        session.register(table)
     return table
-
-
-def _fetch(session: Session, job: str, first: int) -> bytes | None:
-    try:
-        data: bytes | None = session.ask(lambda store: store.job_inputs(job, first))
-    except NbstreamqError:
-        return None
-    return data
 
 
 # -- what is missing ----------------------------------------------------------------------------
@@ -236,14 +231,14 @@ def _missing(
 
 def _append(
     session: Session,
-    table: NamedTable,
+    table: JobTable,
     function: FunctionPickle,
     pickled: tuple[Chunk, bytes],
     options: Options,
 ) -> None:
     chunk, data = pickled
-    table.add_chunks([chunk])
     payload = Payload(chunk.first, chunk.n_items, table.call, data)
+    table.add(payload._replace(args=b""))
     fields = session.encode_task(task_of(table, function, payload, options))
 
     def carry_out(store: Store) -> None:
@@ -267,7 +262,7 @@ def _append(
     session.send(Command(carry_out, fail, 2 * len(data) + 500))
 
 
-def _close(session: Session, table: NamedTable) -> None:
+def _close(session: Session, table: JobTable) -> None:
     n_items = len(table)
 
     def carry_out(store: Store) -> None:

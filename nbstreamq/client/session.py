@@ -27,7 +27,7 @@ from contextlib import suppress
 from typing import Any
 
 from .. import locks
-from ..errors import DataDamaged, NbstreamqError, QueueClosed, ServerUnreachable
+from ..errors import DataDamaged, JobNotFound, NbstreamqError, QueueClosed, ServerUnreachable
 from ..home import Home
 from ..launch.local import LocalWorkers
 from ..locks import Condition
@@ -44,7 +44,7 @@ from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
 from .progress import LongWait
-from .table import JobTable, NamedTable, Outstanding, print_output
+from .table import JobTable, Outstanding, print_output
 from .waiting import (
     interrupted,
     interruptible,
@@ -243,9 +243,18 @@ class Session:
         # Workers that may run a task may run what it submits, too.
         return job if worker is None else f"{job}@{worker.home()}"
 
-    def new_table(self, fn: Callable[..., Any], name: str, lane: str) -> JobTable:
-        """Return the table of a new job, to `register` when it is growing or has an item."""
-        table = JobTable(self.new_id(WorkerContext.current), name, fn, lane, self.calls_lock)
+    def new_table(
+        self, fn: Callable[..., Any], name: str, lane: str, job: str | None = None
+    ) -> JobTable:
+        """Return the table of a job, to `register` when it is growing or has an item.
+
+        Parameters
+        ----------
+        job
+            The id of a named job; None: it is a new job without a name.
+        """
+        job = job or self.new_id(WorkerContext.current)
+        table = JobTable(job, name, fn, lane, self.calls_lock)
         table.outer = WorkerContext.current.task() if WorkerContext.current else None
         return table
 
@@ -320,14 +329,15 @@ class Session:
         immediate = is_lone and len(call.args) < MAX_IMMEDIATE_BYTES
         self._sender.send(call, shield, immediate=immediate)
 
-    def register(self, table: JobTable, after: bytes | None = None) -> None:
-        """Have a job told of its events; a named one, of what is behind the entry `after`."""
+    def register(self, table: JobTable) -> None:
+        """Have a job told of its events; a named one, of those behind its `position`."""
         table.wake = self.look_again
         with self._lock:
             self.check_open()
+            is_known = self.outstanding.get(table.job) is table
             self.outstanding[table.job] = table
-        if after is not None:
-            self._listener.follow(table.job, after)
+        if table.title and not is_known:
+            self._listener.follow(table.job, table.position)
             # The request that is under way does not include it: an event ends that request.
             look = Event(kind=_KIND_LOOK, job=self.id, n=0, worker="")
             self.send(Command(lambda store: store.publish([look], own=True), _ignore))
@@ -411,7 +421,7 @@ class Session:
 
     def _cancel(self, row: Calls | JobTable, what: Outstanding, chosen: Iterable[int]) -> None:
         # The server may hear of it late, or twice: then it must not stop what was run again since.
-        run = what.n_reruns if isinstance(what, JobTable) and what.title else None
+        run = what.run if isinstance(what, JobTable) else None
         if newly := row.mark_cancelled(chosen):
             self._tell_of_cancel(row, what, newly, run)
         self._retire(row)
@@ -433,6 +443,14 @@ class Session:
         self._sender.send(command, immediate=True)
         # A call that was still waiting must not begin after `cancel` has returned.
         said.wait(FAREWELL)
+
+    def forget_job(self, job: str) -> None:
+        """Let nothing more run of a named job that was deleted, and drop its dead letters."""
+        self.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
+        self.ask(lambda store: store.forget_dead(store.letters_of(job)))
+        if table := self.table(job):
+            self.cancel(table, range(len(table)))
+            self.stop_growing(table)
 
     def start_workers(self) -> None:
         """Start the local workers that a queue starts by itself, if it has not yet."""
@@ -595,8 +613,26 @@ class Session:
             workers = self.ask(Store.workers, patience=0.0)
         except NbstreamqError as error:
             return {}, str(error)
-        reason = self.workers.trouble or self._why_no_worker(workers, what) or what.delay()
-        return workers, reason or self._why_vanished(what)
+        reason = self.workers.trouble or self._why_no_worker(workers, what)
+        return workers, reason or self._why_without_end(what) or self._why_vanished(what)
+
+    def _why_without_end(self, what: Outstanding) -> str:
+        """Say that a named job may get more items; fail it if it was deleted."""
+        if not what.title or not isinstance(what, JobTable):
+            return ""
+        try:
+            record = self.ask(lambda store: store.job_record(what.job), patience=0.0)
+        except NbstreamqError:
+            return ""
+        if record is None:
+            self.fail(what, JobNotFound(f"Job {what.title!r} was deleted, or replaced."))
+            self.stop_growing(what)
+        if not what.growing or what.n_open:
+            return ""
+        return (
+            f"job {what.title!r} has no end: its client is still submitting, or stopped before the"
+            " last input. Run the cell that makes it again, to submit the rest."
+        )
 
     def _why_vanished(self, what: Outstanding) -> str:
         """Say that the server holds nothing of a job any more, though some has no result.
@@ -631,7 +667,7 @@ class Session:
         """
         home, lane = home_of(what.job), what.lane
         ours = [about for about in workers.values() if accepts(about, home)]
-        if not ours and isinstance(what, NamedTable):
+        if not ours and isinstance(what, JobTable) and what.title:
             return self._no_worker_left(what.title, what.job, what.about)
         if not ours:
             found = "no workers but those of other kernels" if workers else "no workers"
@@ -688,6 +724,17 @@ class Session:
         else:
             self.large.discard(event)
         return True
+
+    def catch_up(self, table: JobTable) -> None:
+        """Tell a named job that is not registered what happened behind its `position`."""
+        before = None
+        while table.position != before:
+            before = table.position
+            history = functools.partial(Store.history, job=table.job, after=before)
+            table.position, events = self.ask(history)
+            for event in events:
+                if table.expects(event):
+                    table.apply(event)
 
     def _take_other(self, event: Event) -> bool:
         """Take an event that is not about items that are open; False at the last one."""

@@ -20,8 +20,8 @@ from ..wire.settlement import KEPT_BYTES
 from ..wire.store import REPLAYED, Store
 from ..worker_context import WorkerContext
 from .error_notes import Payload
-from .future import ItemFuture, TaskFuture, stored_function
-from .rerun import rerun
+from .future import TaskFuture, stored_function
+from .job import Job
 from .session import LOOK_PATIENCE, Session
 
 
@@ -403,7 +403,7 @@ class DeadLetter:
             else _anew(session, found.task, found.lane)
         )
         with suppress(NbstreamqError):  # it is sent; at worst it is still listed
-            session.ask(lambda store: store.forget_dead(found))
+            session.ask(lambda store: store.forget_dead([found]))
         return futures if len(futures) > 1 else futures[0]
 
     @property
@@ -475,7 +475,7 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
     if job.id != task.job:
         raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")
     if entry.has_failed:
-        rerun(session, job._table, {State.FAILED}, only=chosen)
+        job._rerun({State.FAILED}, only=chosen)
     else:  # it never was in a worker's hands
         session.submit(job._table, task, 0.0)
     return [job[item] for item in chosen]
@@ -493,9 +493,6 @@ def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     session.register(table)
     chosen = list(items(task.span))
     table.mark_cancelled(sorted(set(range(len(table))) - set(chosen)))
-    futures: list[TaskFuture[Any]] = []
-    for item in chosen:
-        futures.append(ItemFuture(session, table, item))
-        table.attach(item, futures[-1])
+    futures = Job[Any](session, table)[:]
     session.submit(table, task.with_changes(job=table.job, n=0, attempt=1, losses=0), 0.0)
-    return futures
+    return [futures[item] for item in chosen]

@@ -1,7 +1,8 @@
 """What is known here of the items of a job: written by events, read by futures, jobs and views.
 
-`JobTable` holds the items of one map. `NamedTable` holds those of a named job, which other clients
-may extend. A single call has no table: its future knows all of it, see `future.py`.
+A `JobTable` holds the items of one map. If the map has a name, the server keeps the job: it has the
+inputs, and other clients may add items, cancel them or run them again. A single call has no table:
+its future knows all of it, see `future.py`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import re
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
-from ..errors import JobNotFound, NbstreamqError
+from ..errors import NbstreamqError
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
 from ..objects.results import load_outcomes
 from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of
-from ..wire.messages import Event, Options, State
-from ..wire.records import Chunk, JobRecord
+from ..wire.messages import Event, Options, State, Task
+from ..wire.records import Chunk
 from .callbacks import hold_callbacks, let_go, resolve
 from .error_notes import Payload, RunInfo, annotate
 
@@ -95,6 +98,8 @@ _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
 _ALL_DONE = bytes([_DONE])
 #: Seconds of waiting after which progress is shown.
 PROGRESS_AFTER = 1.0
+#: Kinds of events that are not about items which there must be.
+_ABOUT_JOB = ("opened", "closed", "cancelled", "rerun")
 #: Most results that are looked for at once.
 _STRETCH = 10_000
 #: Most errors that are annotated when all are asked for; each takes as long as to load its chunk.
@@ -117,7 +122,7 @@ class Outstanding:
     outer
         In a worker, the task that submitted it.
     title
-        The name that people gave the job; empty: none.
+        The name that people gave the job; empty: none. A job with a name is kept on the server.
     growing
         Whether more items may come.
     n_when_empty
@@ -163,10 +168,6 @@ class Outstanding:
         """Wait until `is_reached`, for at most `timeout` seconds; return whether it is."""
         raise NotImplementedError
 
-    def delay(self) -> str:
-        """Return why the job is stalled, if the cause is not a lack of workers."""
-        return ""
-
     def fail(self, error: BaseException, chosen: Sequence[int] | None = None) -> None:
         """Fail those of the `chosen` items that are not over; None: of all."""
         raise NotImplementedError
@@ -200,17 +201,38 @@ class JobTable(Outstanding):
         Where its tasks wait.
     lock
         Held only for moments, so that everything of a session may share it.
+
+    Attributes
+    ----------
+    options
+        How its items are run.
+    call
+        How its items are called, as in `Task`.
+    function
+        The function as it was pickled. It keeps the large values alive that it refers to.
+    run
+        How often items that had ended were run again.
+    show
+        Gets the name and the event when items print. A view that shows the output replaces it.
+    wake
+        Called after each change: a thread that reads events waits for more than those.
+    fetch
+        Of a named job: returns the pickled inputs of a chunk, by its first item; None if they can't
+        be had.
+    position
+        Of a named job: the last entry of its events that was read.
+    about
+        Of a named job: what its client wrote down, see `JobRecord`.
     """
 
     options = Options()
-    #: The function as it was pickled; keeps the large values alive that it refers to.
+    call = "map"
     function: FunctionPickle | None = None
-    #: Gets the name and the event when items print. A view that shows the output replaces it.
     show: Callable[[str, Event], object] = staticmethod(print_output)
-    #: Called after each change: a thread that reads events waits for more than those.
     wake: Callable[[], object] | None = None
-    #: The last entry of a named job's events that was read.
+    fetch: Callable[[int], bytes | None] | None = None
     position = b"0"
+    about: dict[str, Any]
 
     def __init__(
         self,
@@ -226,8 +248,9 @@ class JobTable(Outstanding):
         self.lane = lane
         self.outer: object = None
         self.n_over = 0
-        #: How often items that had ended were run again.
-        self.n_reruns = 0
+        self.run = 0
+        #: Item -> the run that it was last part of, of those that were run again.
+        self._runs: dict[int, int] = {}
         self._lock = lock or threading.RLock()
         self._states = bytearray()
         self._values: list[Any] = []
@@ -240,8 +263,13 @@ class JobTable(Outstanding):
         self.output = Output()
         self._order: list[range] | None = None
         self._over_callbacks: tuple[Callable[[], object], ...] = ()
-        self._futures: dict[int, Future[Any]] = {}
+        #: Item -> its future: all that somebody holds, and those that wait for the item.
+        self._futures: WeakValueDictionary[int, Future[Any]] = WeakValueDictionary()
+        self._unresolved: dict[int, Future[Any]] = {}
+        #: In the order of their items. Those of a named job have no arguments: the server has them.
         self._payloads: list[Payload] = []
+        #: The last one that was fetched.
+        self._fetched: Payload | None = None
 
     def __len__(self) -> int:
         return len(self._states)
@@ -322,28 +350,76 @@ class JobTable(Outstanding):
         return self._reports[first:]
 
     def payload(self, item: int) -> Payload | None:
-        """Return what was sent for the item; None once its chunk is done and was dropped."""
-        for payload in self._payloads:
-            if payload.n <= item < payload.n + payload.n_items:
-                return payload
-        return None
+        """Return what was sent for the item; None if it can't be had.
+
+        Arguments are dropped once all items of their chunk are done. Those of a named job are
+        fetched from the server.
+        """
+        with self._lock:
+            at = bisect_right(self._payloads, item, key=attrgetter("n")) - 1
+            found = self._payloads[at] if at >= 0 else None
+        if found is None or item >= found.n + found.n_items:
+            return None
+        if self.fetch is None:
+            return found
+        if self._fetched is None or self._fetched.n != found.n:
+            args = self.fetch(found.n)
+            if args is None:
+                return None
+            self._fetched = found._replace(args=args)
+        return self._fetched
+
+    def tasks(
+        self, chosen: Iterable[int], function: FunctionPickle, options: Options
+    ) -> Iterator[Task]:
+        """Yield the messages that run items again: one for each chunk that has some.
+
+        No two runs send the same message: that is how a copy is known.
+        """
+
+        def chunk_of(item: int) -> Payload:
+            payload = self.payload(item)
+            if payload is None:
+                raise NbstreamqError(
+                    f"The arguments of item {item} of job {self.job} are not kept any more."
+                    " Call the function with them instead."
+                )
+            return payload
+
+        self.function = function
+        for payload, found in groupby(chosen, chunk_of):
+            span = ranges_of(i - payload.n for i in found)
+            task = payload.task(self.job, function, options, span)
+            yield task.with_changes(run=self.run + 1)
 
     # -- writing -------------------------------------------------------------------------------
 
-    def rerun(self, chosen: Iterable[int]) -> None:
-        """Have items that failed, or were cancelled, wait again; others are left as they are."""
-        self._reopen(chosen)
-        self.n_reruns += 1
+    def rerun(self, chosen: Iterable[int], run: int) -> None:
+        """Have items that failed, or were cancelled, wait again, unless run `run` is known."""
+        with self._lock:
+            if run <= self.run:
+                return
+            self.run = run
+            self._reopen(chosen)
         self._tell()
 
     def _reopen(self, chosen: Iterable[int]) -> None:
+        """Have items that failed, or were cancelled, wait again; others stay as they are."""
         with self._lock:
             for item in chosen:
                 if self._states[item] in (_FAILED, _CANCELLED):
                     self._states[item] = _WAITING
+                    self._runs[item] = self.run
                     self.n_over -= 1
                     self._errors.pop(item, None)
                     self._unread.pop(item, None)
+                    self._futures.pop(item, None)  # it stays as it is; the item has another one
+
+    def add_chunks(self, chunks: Sequence[Chunk]) -> None:
+        """Have the items of these chunks of a named job, whose inputs the server has."""
+        with self._lock:
+            for chunk in chunks[len(self._payloads) :]:
+                self.add(Payload(chunk.first, chunk.n_items, self.call, b""))
 
     def begin(self, payload: Payload) -> None:
         """Have just the items of `payload`; those there were have not been sent."""
@@ -355,22 +431,35 @@ class JobTable(Outstanding):
         """Add the items of a chunk that is being submitted."""
         with self._lock:
             self._payloads.append(payload)
-            self._states.extend(bytes(payload.n_items))
-            self._values.extend([None] * payload.n_items)
+            self._extend(payload.n + payload.n_items)
+
+    def _extend(self, n_items: int) -> None:
+        """Have at least `n_items` items."""
+        with self._lock:
+            missing = max(0, n_items - len(self))
+            self._states.extend(bytes(missing))
+            self._values.extend([None] * missing)
 
     def stop_growing(self) -> None:
         """Say that no more items come."""
         self.growing = False
         self._tell()
 
-    def attach(self, item: int, future: Future[Any]) -> None:
-        """Have `future`, the only one of the item, resolved when the item is over."""
-        with self._lock:
-            ended = self.has_ended(item)
-            if not ended:
-                self._futures[item] = future
-        if ended:
-            self._resolve(item, future)
+    def future(self, item: int, make: Callable[[int], Future[Any]]) -> Any:
+        """Return the only future of the item; `make` makes it when it is first asked for."""
+        while True:
+            with self._lock:
+                run, future = self.run, self._futures.get(item)
+                if future is not None:
+                    return future
+                future = make(item)
+                if not self.has_ended(item):
+                    self._futures[item] = self._unresolved[item] = future
+                    return future
+            self._resolve(item, future)  # without the lock: it may run code of the user
+            with self._lock:
+                if run == self.run:
+                    return self._futures.setdefault(item, future)
 
     def when_over(self, callback: Callable[[], object]) -> None:
         """Call `callback` when all items are over; at once if they are."""
@@ -384,13 +473,30 @@ class JobTable(Outstanding):
         return value
 
     def expects(self, event: Event) -> bool:
-        """Return whether the event concerns items that there are."""
-        return event.n + event.span[-1].stop <= len(self)
+        """Return whether the event concerns items that there are.
+
+        All events of a named job do: another client may add items.
+        """
+        end = event.n + event.span[-1].stop
+        if self.title and event.kind not in _ABOUT_JOB:
+            self._extend(end)
+        return bool(self.title) or end <= len(self)
 
     def apply(self, event: Event) -> None:
         """Take note of what happened."""
         self._ACTIONS[event.kind](self, event)
         self._tell()
+
+    def _items_of(self, event: Event) -> list[int]:
+        """Return the items that an event is about, without those that were run again since."""
+        # A cancellation by another client may mean more items than there are.
+        there = range(event.n, len(self))
+        found = (i for part in event.span for i in there[part.start : part.stop])
+        return [i for i in found if not self._is_old(event, i)]
+
+    def _is_old(self, event: Event, item: int) -> bool:
+        """Return whether the item was run again since what the event is about."""
+        return event.run < self._runs.get(item, 0)
 
     def _finished(self, event: Event) -> None:
         values, errors = load_outcomes(event.body)
@@ -399,6 +505,10 @@ class JobTable(Outstanding):
             return
         ended = [event.n + item for item in items(event.span)]
         for k, item in enumerate(ended):
+            if self._is_old(event, item):
+                continue
+            if self.title and self._states[item] == _CANCELLED:
+                self._reopen([item])  # cancelled too late: the worker had finished
             code = _DONE if (error := errors.get(k)) is None else _FAILED
             self._end(item, code, values[k], error, report)
         self._resolve_all(ended)
@@ -409,12 +519,15 @@ class JobTable(Outstanding):
 
         Those that don't get it, since this fails in between, are kept: it can be done again.
         """
-        if not self._futures:
+        if not self._unresolved:
             return
         left: dict[int, Future[Any]] = {}
         for item in ended:
             # Let go: the two would keep each other alive. Two threads may be here.
-            if self._states[item] >= _DONE and (found := self._futures.pop(item, None)) is not None:
+            if (
+                self._states[item] >= _DONE
+                and (found := self._unresolved.pop(item, None)) is not None
+            ):
                 left[item] = found
         held: Sequence[Any] = ()
         try:
@@ -429,7 +542,7 @@ class JobTable(Outstanding):
                     raise
                 del left[item]
         finally:
-            self._futures.update(left)
+            self._unresolved.update(left)
             if held:
                 let_go(held)
 
@@ -439,7 +552,8 @@ class JobTable(Outstanding):
         last = first + len(values)
         with self._lock:
             part = self._states[first:last]
-            if self._futures or part.count(_WAITING) + part.count(_RUNNING) < len(values):
+            is_simple = not self._unresolved and event.run == self.run
+            if not is_simple or part.count(_WAITING) + part.count(_RUNNING) < len(values):
                 return False
             self._values[first:last] = values
             self._states[first:last] = bytes([_DONE]) * len(values)
@@ -459,12 +573,19 @@ class JobTable(Outstanding):
 
     def _mark(self, event: Event, code: int) -> None:
         with self._lock:
-            for item in items(event.span):
-                if self._states[event.n + item] < _DONE:
-                    self._states[event.n + item] = code
+            for item in self._items_of(event):
+                if self._states[item] < _DONE:
+                    self._states[item] = code
 
     def _cancelled(self, event: Event) -> None:
-        self.mark_cancelled(event.n + item for item in items(event.span))
+        self.mark_cancelled(self._items_of(event))
+
+    def _closed(self, event: Event) -> None:
+        self._extend(event.n)
+        self.growing = False
+
+    def _rerun(self, event: Event) -> None:
+        self.rerun(items(event.span), event.run)
 
     def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
         newly = [i for i in chosen if not self.has_ended(i) and self._end(i, _CANCELLED)]
@@ -535,8 +656,11 @@ class JobTable(Outstanding):
         return report
 
     def _drop_payload(self, event: Event) -> None:
-        """Forget the arguments of a chunk whose items are all done; a single item keeps them."""
-        if len(self) == 1:
+        """Forget the arguments of a chunk whose items are all done; a single item keeps them.
+
+        The server keeps the inputs of a named job as long as the job.
+        """
+        if len(self) == 1 or self.title:
             return
         payload = self.payload(event.n)
         if payload:
@@ -564,134 +688,14 @@ class JobTable(Outstanding):
 
     _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
         "cancelled": _cancelled,
+        "closed": _closed,
         "finished": _finished,
         "lost": _again,
+        "opened": lambda _self, _event: None,  # it holds the place for those that follow
         "output": lambda self, event: self.output.add_text(event),
         "progress": lambda self, event: self.output.add_progress(event),
+        "rerun": _rerun,
         "retried": _again,
         "started": _started,
         "wanted": lambda _self, _event: None,  # in a job's history; by then it was dealt with
-    }
-
-
-class NamedTable(JobTable):
-    """The items of a named job, whichever client submitted them.
-
-    Parameters
-    ----------
-    record
-        The job as it was found.
-    fn
-        Runs the job's function here.
-    fetch
-        Returns the pickled inputs of a chunk, by its first item; None if they can't be had.
-    exists
-        Tells whether the server still keeps the job.
-
-    Attributes
-    ----------
-    title
-        The name that people gave the job.
-    about
-        What its client wrote down, see `JobRecord`.
-    call
-        How its items are called, as in `Task`.
-    futures
-        Those of its items, for all `Job` objects that show this table.
-    """
-
-    def __init__(
-        self,
-        record: JobRecord,
-        fn: Callable[..., Any],
-        fetch: Callable[[int], bytes | None],
-        exists: Callable[[], bool],
-    ) -> None:
-        super().__init__(record.id, record.about["function"], fn, record.about["lane"])
-        self.title = record.name
-        self.about = record.about
-        self.growing = True
-        self.call: str = record.about["call"]
-        self.options = Options.decode(record.about["opts"].encode())
-        self.futures: Any = None
-        self._fetch = fetch
-        self._exists = exists
-        self._chunks: list[Chunk] = []
-        self._fetched: Payload | None = None
-        self.add_chunks(record.chunks)
-
-    def add_chunks(self, chunks: Iterable[Chunk]) -> None:
-        """Add items that have been submitted."""
-        with self._lock:
-            self._chunks += chunks
-            for chunk in self._chunks[-1:]:
-                self._extend(chunk.first + chunk.n_items)
-
-    def payload(self, item: int) -> Payload | None:
-        """Return what was sent for the item, from the server; None if that can't be had."""
-        at = bisect_right(self._chunks, item, key=lambda chunk: chunk.first) - 1
-        if at < 0:
-            return None
-        chunk, known = self._chunks[at], self._fetched
-        if known is None or known.n != chunk.first:
-            args = self._fetch(chunk.first)
-            if args is None:
-                return None
-            self._fetched = known = Payload(chunk.first, chunk.n_items, self.call, args)
-        return known
-
-    def delay(self) -> str:
-        if not self._exists():
-            self.growing = False
-            self.fail(JobNotFound(f"Job {self.title!r} was deleted, or replaced."))
-        if self.growing and self.n_over == len(self):
-            return (
-                f"job {self.title!r} has no end: its client is still submitting, or stopped before"
-                " the last input. Run the cell that makes it again, to submit the rest."
-            )
-        return ""
-
-    def expects(self, event: Event) -> bool:
-        """Take all events of the job: another client may add items."""
-        if event.kind not in ("opened", "closed", "cancelled", "rerun"):
-            self._extend(event.n + event.span[-1].stop)
-        return True
-
-    def _extend(self, n_items: int) -> None:
-        with self._lock:
-            missing = max(0, n_items - len(self))
-            self._states.extend(bytes(missing))
-            self._values.extend([None] * missing)
-
-    def _drop_payload(self, event: Event) -> None:
-        """Do nothing: the server keeps the inputs as long as the job."""
-
-    def _opened(self, event: Event) -> None:
-        """Do nothing: the event holds the place for those that follow."""
-
-    def _closed(self, event: Event) -> None:
-        self._extend(event.n)
-        self.growing = False
-
-    def _finished(self, event: Event) -> None:
-        # The cancellation was too late: the worker had finished.
-        self._reopen(
-            i for k in items(event.span) if self.state(i := event.n + k) is State.CANCELLED
-        )
-        super()._finished(event)
-
-    def _cancelled(self, event: Event) -> None:
-        there = range(event.n, len(self))  # the event may mean more than there is
-        self.mark_cancelled(i for part in event.span for i in there[part.start : part.stop])
-
-    def _rerun(self, event: Event) -> None:
-        self.rerun(items(event.span))
-
-    _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
-        **JobTable._ACTIONS,  # noqa: SLF001 - the same table, longer
-        "opened": _opened,
-        "closed": _closed,
-        "finished": _finished,
-        "cancelled": _cancelled,
-        "rerun": _rerun,
     }

@@ -54,7 +54,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a task is to be run: what `TaskQueue.options` takes, and `rerun`.
+    """How a task is to be run: what `TaskQueue.options` takes, and `seed`.
 
     Attributes
     ----------
@@ -72,8 +72,6 @@ class Options:
         Seconds before the task may start.
     cache
         Whether the result of a single call is kept, and taken for the same call again.
-    rerun
-        Which rerun of a job that had ended this is part of; 0: none.
     seed
         What the random numbers of each item follow from, with its index; None: from nothing.
     """
@@ -85,7 +83,6 @@ class Options:
     lane: str | None = None
     delay: float = 0.0
     cache: bool = False
-    rerun: int = 0
     seed: int | Sequence[int] | None = None
 
     def encode(self) -> bytes:
@@ -125,6 +122,7 @@ class _Header(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     opts: bytes
     attempt: _Natural
     losses: _Natural
+    run: _Natural
 
 
 _decode_header = msgspec.msgpack.Decoder(_Header).decode
@@ -169,6 +167,8 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
         Which attempt this is, from 1.
     losses
         How many workers died of it.
+    run
+        How often its items had been run again, after they had ended, when it was submitted.
     version
         The version of nbstreamq that wrote it.
     """
@@ -183,6 +183,7 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
     opts: bytes = b""
     attempt: int = 1
     losses: int = 0
+    run: int = 0
     version: str = VERSION
 
     def encode(self, signer: Signer, kind: bytes = b"task") -> Fields:
@@ -205,6 +206,7 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
                 opts=self.opts,
                 attempt=self.attempt,
                 losses=self.losses,
+                run=self.run,
             )
         )
         sealed = signer.sign(kind, name, job, header, self.args) + header
@@ -237,6 +239,7 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
                 opts=header.opts,
                 attempt=header.attempt,
                 losses=header.losses,
+                run=header.run,
                 version=header.version,
             )
         except ValueError as error:
@@ -270,6 +273,7 @@ class _EventBody(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     started: float
     seconds: float
     body: bytes
+    run: _Natural
 
 
 _decode_event = msgspec.msgpack.Decoder(_EventBody).decode
@@ -297,6 +301,8 @@ class Event(msgspec.Struct, kw_only=True):
         How long they took in all.
     body
         The event itself, as its kind says.
+    run
+        The run that it is about, as in `Task`. Items that were run again since do not heed it.
     """
 
     kind: str
@@ -308,6 +314,7 @@ class Event(msgspec.Struct, kw_only=True):
     started: float = 0.0
     seconds: float = 0.0
     body: bytes = b""
+    run: int = 0
 
     @classmethod
     def about(cls, task: Task, span: ItemRanges, *, kind: str, worker: str, **details: Any) -> Self:
@@ -325,6 +332,7 @@ class Event(msgspec.Struct, kw_only=True):
             span=span,
             worker=worker,
             attempt=task.attempt,
+            run=task.run,
             **details,
         )
 
@@ -342,6 +350,7 @@ class Event(msgspec.Struct, kw_only=True):
                 started=self.started,
                 seconds=self.seconds,
                 body=bytes(self.body),  # msgspec does not take a subclass of bytes
+                run=self.run,
             )
         )
         return signer.sign(b"event", b"", data) + data
@@ -363,6 +372,7 @@ class Event(msgspec.Struct, kw_only=True):
                 started=found.started,
                 seconds=found.seconds,
                 body=found.body,
+                run=found.run,
             )
         except ValueError as error:
             raise SignatureError(f"A malformed event was refused: {error}") from error

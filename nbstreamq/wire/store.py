@@ -223,7 +223,7 @@ class Store:
         newly
             Those cancelled now, for the workers that run them.
         run
-            For a named job: its number of reruns when this was asked. None: any.
+            How often a named job had been run again when this was asked. None: cancel every run.
 
         Returns
         -------
@@ -232,7 +232,7 @@ class Store:
         """
         keys, event = self.keys, b""
         if is_named(job):  # other clients follow it
-            event = Event(kind="cancelled", job=job, n=0, span=newly, worker="").seal(self._signer)
+            event = self._news("cancelled", job, span=newly, run=run or 0)
         command = scripts.cancel(
             keys.cancelled,
             keys.control,
@@ -240,7 +240,7 @@ class Store:
             keys.events(job),
             this_job=job,
             span=format_ranges(span),
-            run=run,
+            run=run if is_named(job) else None,
             event=event,
             message=ControlMessage(kind="cancel", job=job, span=newly).encode(self._signer),
         )
@@ -778,7 +778,7 @@ class Store:
             about=self._about(record.id, record.about),
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
-            event=self._news("rerun", record.id, span=span),
+            event=self._news("rerun", record.id, span=span, run=record.n_reruns + 1),
             token=token,
             order=ControlMessage(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
@@ -1281,7 +1281,7 @@ class Store:
         entries = [read_dead_entry(one[0], self._signer) for one in found if one]
         return [e for e in entries if e.has_failed and e.task and e.task.job == job]
 
-    def forget_dead(self, *entries: DeadEntry) -> None:
+    def forget_dead(self, entries: Iterable[DeadEntry]) -> None:
         """Drop entries that somebody took care of."""
         for entry in entries:
             letters = self.keys.letters(session_of(entry.task.job if entry.task else ""))

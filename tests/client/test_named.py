@@ -450,6 +450,34 @@ class TestRetryFailed:
         job = make_queue(workers=1).attach("j").retry_failed(lambda x: -x)
         assert job.result(20) == [0, 1, 2, 3, 4, -5, 6, 7, 8, 9]
 
+    def test_from_elsewhere_starts_workers(self, make_queue, picky, tmp_path):
+        with make_queue() as queue:
+            queue.map(picky, range(6), name="j").wait(20)
+        (tmp_path / "mended").touch()
+        assert make_queue(workers=1).attach("j").retry_failed().result(20) == list(range(6))
+
+    def test_while_another_client_runs_them_waits_for_those(self, make_queue, picky, gate):
+        hold, queue = gate.hold, make_queue()
+        queue.map(picky, range(6), name="j").wait(20)
+        job = make_queue(workers=0).attach("j")
+        queue.attach("j").retry_failed(lambda x: hold(-x))
+        job.retry_failed()  # nothing is left for it to run
+        gate.open()
+        assert job.result(20) == [0, 1, 2, 3, 4, -5]
+
+    def test_of_items_that_another_client_added(self, make_queue, picky, wait_until):
+        job = None
+
+        def inputs():
+            nonlocal job
+            yield 1
+            job = make_queue(workers=0).attach("j")
+            yield from range(2, 6)
+
+        make_queue().map(picky, inputs(), name="j", chunksize=1).wait(20)
+        wait_until(job.done, describe="the end of the job here")
+        assert job.retry_failed(lambda x: -x).result(20) == [1, 2, 3, 4, -5]
+
     def test_then_both_functions_are_the_job_s(self, make_queue, picky):
         def mended(x):
             return -x

@@ -29,9 +29,9 @@ def table_of(n, call="map", items=None):
     return table
 
 
-def event(kind, items, body=b"", *, n=0, worker="w1", attempt=1):
-    span = ranges_of(items)
-    return Event(kind=kind, job="job.1", n=n, span=span, worker=worker, attempt=attempt, body=body)
+def event(kind, items, body=b"", *, n=0, **details):
+    details = {"worker": "w1", **details}
+    return Event(kind=kind, job="job.1", n=n, span=ranges_of(items), body=body, **details)
 
 
 def finished(values, **options):
@@ -143,11 +143,14 @@ class TestEvents:
         assert not table.has_more_ended(2)
 
 
+def new_future(_item):
+    return Future()
+
+
 class TestFutures:
     def test_are_resolved(self):
-        table, futures = table_of(3), [Future() for _ in range(3)]
-        for i, future in enumerate(futures):
-            table.attach(i, future)
+        table = table_of(3)
+        futures = [table.future(i, new_future) for i in range(3)]
         table.apply(finished({0: 1, 1: KeyError("x")}))
         table.mark_cancelled([2])
         assert futures[0].result(0) == 1
@@ -155,21 +158,67 @@ class TestFutures:
         with pytest.raises(CancelledError):
             futures[2].result(0)
 
-    def test_attached_too_late_are_resolved_at_once(self):
-        table, future = table_of(1), Future()
+    def test_of_an_item_that_is_over_is_resolved_at_once(self):
+        table = table_of(1)
         table.apply(finished({0: 5}))
-        table.attach(0, future)
-        assert future.result(0) == 5
+        assert table.future(0, new_future).result(0) == 5
 
     def test_are_let_go(self):
         import weakref
 
-        table, future = table_of(1), Future()
-        table.attach(0, future)
+        table = table_of(1)
+        future = table.future(0, new_future)
         table.apply(finished({0: 5}))
         gone = weakref.ref(future)
         del future
         assert gone() is None
+
+
+class TestRuns:
+    def failed_twice(self):
+        """A table whose items 0 and 2 have failed, and run again."""
+        table = table_of(3)
+        table.apply(finished({0: KeyError("x"), 1: "b", 2: KeyError("x")}))
+        table.rerun([0, 1, 2], 1)
+        return table
+
+    def test_only_what_failed_waits_again(self):
+        table = self.failed_twice()
+        assert states(table) == [State.WAITING, State.DONE, State.WAITING]
+        assert table.errors() == {}
+
+    def test_the_same_run_twice_is_one(self):
+        table = self.failed_twice()
+        table.apply(finished({0: KeyError("y")}, run=1))
+        table.rerun([0], 1)
+        assert states(table)[0] is State.FAILED
+
+    @pytest.mark.parametrize("kind", ["started", "lost", "cancelled"])
+    def test_events_of_an_older_run_are_ignored(self, kind):
+        table = self.failed_twice()
+        table.apply(event(kind, [0]))
+        table.apply(finished({0: "old", 2: "old"}))
+        assert states(table) == [State.WAITING, State.DONE, State.WAITING]
+        table.apply(finished({0: "a", 2: "c"}, run=1))
+        assert [table.value(i) for i in range(3)] == ["a", "b", "c"]
+
+    def test_items_that_were_not_run_again_may_end_in_an_older_run(self):
+        table = table_of(2)
+        table.apply(finished({0: KeyError("x")}))
+        table.rerun([0], 1)
+        table.apply(finished({1: "b"}))
+        assert states(table) == [State.WAITING, State.DONE]
+
+    def test_an_item_that_runs_again_has_another_future(self):
+        table = table_of(1)
+        first = table.future(0, new_future)
+        table.apply(finished({0: KeyError("x")}))
+        table.rerun([0], 1)
+        second = table.future(0, new_future)
+        table.apply(finished({0: "a"}, run=1))
+        assert isinstance(first.exception(0), KeyError)
+        assert second.result(0) == "a"
+        assert table.future(0, new_future) is second
 
 
 class TestWaiting:
@@ -266,8 +315,7 @@ def test_orphan_fails_what_is_open():
     # Given a job of which one item is done and more may come
     table = table_of(2)
     table.growing = True
-    future: Future[int] = Future()
-    table.attach(1, future)
+    future = table.future(1, new_future)
     table.apply(finished({0: "a"}))
     # When it is inherited by a forked process, I expect what was open to have failed
     table.orphan(QueueClosed("forked"), threading.RLock())

@@ -52,7 +52,7 @@ def test_each_has_an_entry_of_its_own_and_the_newest_is_last(store, submit, take
     submit(0, 1, 2)
     give_up(*take())
     assert [e.claim for e in store.dead()] == ["s.1-0", "s.1-1", "s.1-2"]
-    store.forget_dead(store.dead()[1])
+    store.forget_dead([store.dead()[1]])
     assert [e.claim for e in store.dead()] == ["s.1-0", "s.1-2"]
 
 

@@ -16,7 +16,6 @@ import itertools
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nbstreamq.client.table import NamedTable
+from nbstreamq.client.table import JobTable
 from nbstreamq.errors import DeathCertificate
 from nbstreamq.objects.remote_errors import dump_error
 from nbstreamq.objects.results import dump_outcomes
@@ -164,18 +163,26 @@ class Life(RuleBasedStateMachine):
             self.items = Counter({key: n for key, n in self.items.items() if key[0] != job})
 
     @staticmethod
-    def _task(job: str, first: int, span: range, rerun: int = 0) -> Task:
-        opts = Options(retries=RETRIES, rerun=rerun).encode()
+    def _task(job: str, first: int, span: range, run: int = 0) -> Task:
         return Task(
-            job=job, n=first, span=(span,), fn="f", name="f", call="map", args=b"", opts=opts
+            job=job,
+            n=first,
+            span=(span,),
+            fn="f",
+            name="f",
+            call="map",
+            args=b"",
+            opts=Options(retries=RETRIES).encode(),
+            run=run,
         )
 
     def _table(self, job: str) -> dict[int, State]:
         """Return item -> state, as a client knows them."""
         record = self.store.job_record(job)
         assert record is not None
-        about = {"function": "f", "call": "map", "lane": self.named[job], "opts": ""}
-        table = NamedTable(replace(record, about=about), abs, lambda _: None, lambda: True)
+        table = JobTable(job, "f", abs, self.named[job])
+        table.title = record.name
+        table.add_chunks(record.chunks)
         for event in self._history(job):
             if table.expects(event):
                 table.apply(event)

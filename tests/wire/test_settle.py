@@ -6,7 +6,7 @@ import pytest
 
 from nbstreamq.wire.item_ranges import format_ranges, parse_ranges, split
 from nbstreamq.wire.keys import DAY, WEEK
-from nbstreamq.wire.messages import Event, Options
+from nbstreamq.wire.messages import Event
 from nbstreamq.wire.settlement import Requeue, Settlement
 from tests.wire.reading import read_events
 
@@ -260,7 +260,7 @@ class TestOfANamedJob:
         assert store.refused() == {}
 
     def test_a_rerun_is_no_copy(self, store, submit, take, named, done, counts):
-        submit(named(), named(opts=Options(rerun=1).encode()))
+        submit(named(), named(run=1))
         assert store.settle([done(d) for d in take()]) == [True, True]
         assert store.refused() == {}
 
