@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..errors import NotPicklable
 from ..sizes import in_units
-from .shell_lines import captured_globals
+from .stable_hash import captures_of
 
 #: Most objects that the search for the culprit visits. More takes longer and is seldom needed.
 _MOST_VISITED = 5000
@@ -145,8 +145,8 @@ def _find_path(root: object, culprit: object) -> _Path | None:
 def _parts(thing: Any) -> Iterator[tuple[_Step, Any]]:
     """Yield the parts of `thing`."""
     kind = type(thing)
-    if kind is FunctionType:
-        yield from ((_Step(name, captured=True), part) for name, part in captures_of(thing))
+    if isinstance(thing, FunctionType | partial):
+        yield from ((_Step(name, captured=True), part) for name, part in _captures_of(thing))
     elif isinstance(thing, dict):
         yield from ((_Step(f"[{_short(k)}]", captured=False), v) for k, v in thing.items())
         yield from ((_Step(" (a key)", captured=False), k) for k in thing)
@@ -154,8 +154,6 @@ def _parts(thing: Any) -> Iterator[tuple[_Step, Any]]:
         yield from ((_Step(f"[{i}]", captured=False), v) for i, v in enumerate(thing))
     elif isinstance(thing, set | frozenset):
         yield from ((_Step(" (an element)", captured=False), v) for v in thing)
-    elif isinstance(thing, partial):
-        yield from ((_Step(name, captured=True), part) for name, part in captures_of(thing))
     elif kind is MethodType:
         yield _Step("__self__", captured=True), thing.__self__
         yield _Step(thing.__func__.__name__, captured=True), thing.__func__
@@ -165,26 +163,14 @@ def _parts(thing: Any) -> Iterator[tuple[_Step, Any]]:
             yield _Step(".__class__", captured=False), kind
 
 
-def captures_of(fn: Any) -> Iterator[tuple[str, Any]]:
+def _captures_of(fn: Any) -> Iterator[tuple[str, Any]]:
     """Yield the name and value of each thing that a function or partial captures."""
     if isinstance(fn, partial):
         yield from ((f"args[{i}]", v) for i, v in enumerate(fn.args))
         yield from fn.keywords.items()
         yield getattr(fn.func, "__name__", "func"), fn.func
-        return
-    if not isinstance(fn, FunctionType):
-        return
-    code = fn.__code__
-    for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not yet bound
-            continue
-    yield from captured_globals(fn).items()
-    defaults = fn.__defaults__ or ()
-    yield from zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False)
-    yield from (fn.__kwdefaults__ or {}).items()
-    yield from fn.__dict__.items()
+    elif isinstance(fn, FunctionType):
+        yield from ((name, value) for _, name, value in captures_of(fn))
 
 
 def _attributes(thing: Any) -> Iterable[tuple[str, Any]]:
@@ -230,7 +216,7 @@ def _captures(value: Any, culprit: Any) -> str:
     """Return a sentence with the captured values of a function, the largest first."""
     sized = [
         (_size_of(part), name, part)
-        for name, part in captures_of(value)
+        for name, part in _captures_of(value)
         if not isinstance(part, ModuleType | FunctionType | type)
     ]
     sized.sort(key=lambda entry: -entry[0])

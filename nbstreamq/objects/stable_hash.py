@@ -10,6 +10,8 @@ import hashlib
 import pickle
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def part_hashes(fn: Any) -> dict[str, str]:
 
     An object that is not a Python function, or is sent by reference, has one part, ``""``.
     """
-    if not isinstance(fn, types.FunctionType) or by_reference(fn) or is_generic(fn):
+    if not isinstance(fn, types.FunctionType) or by_reference(fn):
         return {"": stable_hash(fn)}
     return {name: stable_hash(part) for name, part in _parts(fn).items() if part is not fn}
 
@@ -117,7 +119,7 @@ class _HashPickler(Pickler):
         if isinstance(obj, types.CodeType):
             return _Stands, (), steps_of(obj)
         if isinstance(obj, types.FunctionType) and not by_reference(obj):
-            return _Stands, (), _implementations(obj) if is_generic(obj) else _parts(obj)
+            return _Stands, (), _parts(obj)
         if isinstance(obj, type) and is_made_by_code(obj) and not by_reference(obj):
             return _Stands, (), _class_state(obj)
         if isinstance(obj, types.ModuleType) and is_local(obj):
@@ -133,32 +135,28 @@ def _in_order(known: dict[Any, Any]) -> dict[Any, Any]:
     return dict(sorted(known.items(), key=lambda item: stable_hash(item[0])))
 
 
-def _parts(fn: types.FunctionType) -> dict[str, Any]:
+def _parts(fn: Any) -> dict[str, Any]:
     """Return the parts of a function by their names in messages."""
+    if is_generic(fn):
+        return {"": dict(fn.registry)}
+    captured = {what.format(name): value for what, name, value in captures_of(fn)}
+    return {"its code": fn.__code__, **captured}
+
+
+def captures_of(fn: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
+    """Yield what a function captures: a form for its name in messages, its name, and its value."""
     code, defaults = fn.__code__, fn.__defaults__ or ()
+    for name, value in captured_globals(fn).items():
+        yield "`{}`", name, value
+    for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            yield "`{}`", name, cell.cell_contents
     optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
     given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})
-    return {
-        "its code": code,
-        **{f"`{name}`": value for name, value in captured_globals(fn).items()},
-        **{
-            f"`{name}`": _contents(cell)
-            for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True)
-        },
-        **{f"the default of `{name}`": value for name, value in given.items()},
-        **{f"its attribute `{name}`": value for name, value in vars(fn).items()},
-    }
-
-
-def _implementations(fn: Any) -> dict[type, Any]:
-    return dict(fn.registry)
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return _Stands
+    for name, value in given.items():
+        yield "the default of `{}`", name, value
+    for name, value in vars(fn).items():
+        yield "its attribute `{}`", name, value
 
 
 def _class_state(cls: type) -> Any:
