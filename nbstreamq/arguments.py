@@ -125,6 +125,18 @@ def check_seconds(
     return seconds
 
 
+def read_seconds(parameter: str, text: str, *, least: float = 0.0) -> float:
+    """Return a number of seconds, from `least` to a year, that is given as text."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= MAX_SECONDS:
+        allowed = f"a number of seconds from {least:g} to {MAX_SECONDS:,}"
+        raise ValueError(_must_be(parameter, text, allowed))
+    return seconds
+
+
 def check_timeout(parameter: str, value: Any) -> float | None:
     """Return how many seconds to wait: None means for ever; a negative time counts as 0."""
     if value is None:

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from .arguments import MAX_SECONDS, MAX_WORKERS, check_lane, check_queue_name, shown
+from .arguments import MAX_WORKERS, check_lane, check_queue_name, read_seconds, shown
 from .errors import NbstreamqError
 from .secret import Address, Secret
 from .settings import Settings, conceal, n_cores, receive
@@ -83,7 +83,7 @@ def _add_worker(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     worker.add_argument(
         "--drain",
-        type=_argument(_seconds),
+        type=_argument(functools.partial(read_seconds, "it")),
         default=30.0,
         metavar="SECONDS",
         help="after SIGTERM or SIGHUP, take no new calls and let the running ones finish for this"
@@ -197,18 +197,6 @@ def _number_of_workers(text: str) -> int:
     if not 0 <= n <= MAX_WORKERS:
         raise ValueError(f"it is {shown(text)}: it must be an integer from 1 to {MAX_WORKERS:,}")
     return n
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= MAX_SECONDS:  # nan is not
-        raise ValueError(
-            f"it is {shown(text)}: it must be a number of seconds from 0 to {MAX_SECONDS:,}"
-        )
-    return seconds
 
 
 def _url(text: str) -> Address:

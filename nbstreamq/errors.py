@@ -40,38 +40,6 @@ from pickle import PicklingError
 
 from .sizes import in_units
 
-__all__ = [
-    "DataDamaged",
-    "DataLost",
-    "DeathCertificate",
-    "FolderRefused",
-    "FunctionMissing",
-    "JobChanged",
-    "JobNotFound",
-    "MemoryLimitExceeded",
-    "NbstreamqError",
-    "NoRoom",
-    "NotPicklable",
-    "PythonMismatch",
-    "QueueClosed",
-    "RemoteError",
-    "ResultNotPicklable",
-    "SecretMismatch",
-    "SecretMissing",
-    "SecretTooWeak",
-    "ServerError",
-    "ServerNotFound",
-    "ServerRefused",
-    "ServerStartFailed",
-    "ServerUnreachable",
-    "SignatureError",
-    "TaskError",
-    "TimeLimitExceeded",
-    "ValueMissing",
-    "VersionMismatch",
-    "WorkerLost",
-]
-
 
 class NbstreamqError(Exception):
     """Base of all errors that nbstreamq itself raises."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from .arguments import MAX_SECONDS, check_choice, check_secret, check_store, shown
+from .arguments import check_choice, check_secret, check_store, read_seconds, shown
 from .errors import ServerStartFailed
 from .secret import Address, Secret
 
@@ -110,7 +110,7 @@ class Settings:
         env = os.environ.get
         runtime_dir = _given("NBSTREAMQ_RUNTIME_DIR", _folder) or _runtime_dir()
         memory_dir = _given("NBSTREAMQ_MEMORY_DIR", _resolved) or _memory_dir()
-        idle = _given("NBSTREAMQ_SERVER_IDLE", _seconds)
+        idle = _given("NBSTREAMQ_SERVER_IDLE", read_seconds)
         return cls(
             url=_address("NBSTREAMQ_URL"),
             secret=_secret("NBSTREAMQ_SECRET", check_secret),
@@ -148,25 +148,12 @@ def _start_method(variable: str, text: str) -> str:
     return check_choice(variable, text, METHODS)
 
 
-def _seconds(variable: str, text: str, *, least: float = 0.0) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not least <= seconds <= MAX_SECONDS:
-        raise ValueError(
-            f"{variable} is {shown(text)}: it must be a number of seconds from {least:g} to"
-            f" {MAX_SECONDS:,}"
-        )
-    return seconds
-
-
 def _switch(variable: str, text: str) -> str:
     return check_choice(variable, text, ("0", "1"))
 
 
 def _silence(variable: str, text: str) -> float:
-    return _seconds(variable, text, least=0.1)
+    return read_seconds(variable, text, least=0.1)
 
 
 def _secret(name: str, check: Callable[[str, Any], Secret] | None = None) -> Secret | None:

@@ -13,8 +13,8 @@ from nbstreamq.errors import DeathCertificate, NbstreamqError, RemoteError, Task
 
 CLASSES = [
     c
-    for c in map(errors.__dict__.get, errors.__all__)
-    if isinstance(c, type) and issubclass(c, Exception)
+    for c in vars(errors).values()
+    if isinstance(c, type) and issubclass(c, Exception) and c.__module__ == errors.__name__
 ]
 #: The standard library's exceptions that are not built in.
 STANDARD = {"BrokenExecutor": BrokenExecutor, "PicklingError": pickle.PicklingError}
