@@ -107,3 +107,7 @@ def _adapt_notebook() -> None:
 _show_waits(_show_in_terminal)
 if "IPython" in sys.modules:
     _adapt_notebook()
+if "marimo" in sys.modules and sys.modules["marimo"].running_in_notebook():
+    from .notebook.marimo import adapt
+
+    adapt()

@@ -26,7 +26,7 @@ def imports(tree):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    heavy = {"IPython", "ipywidgets", "ipykernel", "redis", "numpy"}
+    heavy = {"IPython", "ipywidgets", "ipykernel", "marimo", "redis", "numpy"}
     program = f"import sys, nbstreamq; print(sorted({heavy!r} & set(sys.modules)))"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ..errors import JobChanged, JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
@@ -78,6 +78,7 @@ def _changed(record: JobRecord, what: str) -> JobChanged:
         f"There is a job {name!r} already, and {what}. To get its results: q.attach({name!r})."
         f" To run what failed with another function: q.attach({name!r}).retry_failed(function)."
         " To compute all of it again: the same call with replace=True, or with another name."
+        ' replace="auto" does that whenever something has changed.'
     )
 
 
@@ -101,14 +102,14 @@ def map_named(
     definition: JobSpec,
     *,
     pace: Pace,
-    replace: bool,
+    replace: bool | Literal["auto"],
 ) -> Job[T]:
     """Make the job of that name, or find it and submit what of it is missing, failed or cancelled.
 
     Raises
     ------
     JobChanged
-        The job has another function, other inputs or another seed.
+        The job has another function, other inputs or another seed, and `replace` is False.
     """
     name, lane, options, deadline = definition
     call, items = call_of(iterables)
@@ -124,11 +125,18 @@ def map_named(
         "python": session.home.python,
     }
     record = session.ask(lambda store: store.find_job(name))
-    if record is None or replace:
+    if record is None or replace is True:
         record = _open(session, name, about, record)
+    if replace == "auto":
+        items = list(items)  # to take them twice
     source = iter(items)
-    check_function(record, about)
-    check_inputs(session, record, source)
+    try:
+        check_function(record, about)
+        check_inputs(session, record, source)
+    except JobChanged:
+        if replace != "auto":
+            raise
+        record, source = _open(session, name, about, record), iter(items)
     table = _table_of(session, record, fn)
     table.lane = lane
     job: Job[T] = Job(session, table, deadline=deadline)

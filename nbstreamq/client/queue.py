@@ -76,6 +76,9 @@ from .submit import (
 from .table import PROGRESS_AFTER
 from .waiting import uninterrupted
 
+#: Gets and returns each new future, and each new job without a name. A notebook that runs cells
+#: again by itself sets it, to cancel what a cell has submitted before.
+on_new: Callable[[Any], Any] | None = None
 #: Bytes that a worker may use at least: a bit more than one that has run nothing.
 MIN_MEMORY = 32 * 2**20
 #: Longest delay of a call, in seconds: the server keeps functions for a week.
@@ -91,7 +94,7 @@ class MapArguments(NamedTuple):
     chunksize: int | Literal["auto"]
     buffersize: int | None
     name: str | None
-    replace: bool
+    replace: bool | Literal["auto"]
     seed: int | Sequence[int] | None
 
 
@@ -115,7 +118,7 @@ def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArgu
     if name is not None and buffersize is not None:
         raise ValueError("name and buffersize: a job that is kept keeps all its inputs and results")
     timeout = check_timeout("timeout", how.timeout)
-    replace = check_flag("replace", how.replace)
+    replace = how.replace if how.replace == "auto" else check_flag("replace", how.replace)
     seed = None if how.seed is None else check_seed("seed", how.seed)
     return MapArguments(timeout, chunksize, buffersize, name, replace, seed)
 
@@ -407,7 +410,7 @@ class TaskQueue(Executor, TaskOnly):
             if call is not None and call.job:
                 session.cancel(call, [0])
             raise
-        return call
+        return call if on_new is None else on_new(call)
 
     def _pickle_arguments(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -431,7 +434,7 @@ class TaskQueue(Executor, TaskOnly):
         chunksize: int | Literal["auto"] = "auto",
         buffersize: int | None = None,
         name: str | None = None,
-        replace: bool = False,
+        replace: bool | Literal["auto"] = False,
         seed: int | Sequence[int] | None = None,
     ) -> Job[T]:
         """Call `fn` on every item in the workers, and return a `Job` with results in input order.
@@ -460,7 +463,9 @@ class TaskQueue(Executor, TaskOnly):
             another kernel finds it, and runs only what is missing, failed or cancelled. At most 80
             bytes, without white space, dots, colons and braces.
         replace
-            If there is already a job of that name, delete it and start over.
+            What to do with a job of that name that has another function, other inputs or another
+            seed. False: raise `JobChanged`. ``"auto"``: delete it and start over. True: start over
+            even if nothing has changed.
         seed
             A non-negative integer, or a list of such integers. Each item then has its own random
             numbers, which do not depend on the number of workers, on chunks or on retries.
@@ -510,7 +515,8 @@ class TaskQueue(Executor, TaskOnly):
             feed = InputFeeder(session, table, sends, buffersize or sys.maxsize)
             feed()
         job = Job[T](session, table, deadline=deadline, feed=feed if buffersize else None)
-        return self._with_progress(job)
+        self._with_progress(job)
+        return job if on_new is None else on_new(job)
 
     def _with_progress(self, job: Job[T]) -> Job[T]:
         """Return `job`, which shows its progress while it is waited for, or does not."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..client.status import (
     JobStatus,
     LaneStatus,
     QueueStatus,
+    WorkerList,
     WorkerStatus,
 )
 from ..objects.references import Ref
@@ -142,6 +143,17 @@ def dead_html(letters: DeadLetters) -> str:
 def jobs_html(jobs: JobList) -> str:
     """Return a table of named jobs."""
     return _render("jobs.html", jobs=jobs, job_rows=_job_rows(jobs))
+
+
+#: Type -> what returns the HTML of such an object. Jobs and queues have live views besides.
+HTML_OF: dict[type, Callable[[Any], str]] = {
+    TaskFuture: future_html,
+    Ref: ref_html,
+    DeadLetters: dead_html,
+    JobList: jobs_html,
+    QueueStatus: status_html,
+    WorkerList: workers_html,
+}
 
 
 # -- rows of tables -----------------------------------------------------------------------------

@@ -16,25 +16,15 @@ import anywidget
 import traitlets
 from IPython.display import DisplayHandle, display
 
-from ..client.future import CallFuture, TaskFuture
+from ..client.future import CallFuture
 from ..client.job import Job
 from ..client.progress import Display, show_waits
 from ..client.queue import TaskQueue
 from ..client.session import Session, drop_calls_at_exit
-from ..client.status import DeadLetters, JobList, QueueStatus, WorkerList
+from ..client.status import QueueStatus
 from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
-from ..objects.references import Ref
-from .html import (
-    dead_html,
-    describe,
-    future_html,
-    job_html,
-    jobs_html,
-    ref_html,
-    status_html,
-    workers_html,
-)
+from .html import HTML_OF, describe, job_html, status_html
 from .terminal import job_text
 from .view import CallsView, JobPicture, JobView
 
@@ -54,12 +44,8 @@ def show_by_default(shell: Any) -> None:
     """Have `shell` show jobs and queues live, and futures, refs and statuses as tables."""
     formatter = shell.display_formatter
     html = formatter.formatters["text/html"]
-    html.for_type(TaskFuture, future_html)
-    html.for_type(Ref, ref_html)
-    html.for_type(DeadLetters, dead_html)
-    html.for_type(JobList, jobs_html)
-    html.for_type(QueueStatus, status_html)
-    html.for_type(WorkerList, workers_html)
+    for kind, html_of in HTML_OF.items():
+        html.for_type(kind, html_of)
     if hasattr(shell, "kernel"):
         drop_calls_at_exit()
         show_waits(show_wait)

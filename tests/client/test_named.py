@@ -283,6 +283,13 @@ class TestAnotherCall:
         assert new.id != job.id
         assert queue.attach("j").result(0) == [0, -1, -2]
 
+    def test_may_replace_only_what_has_changed(self, queue, job):
+        assert queue.map(abs, iter(range(8)), name="j", replace="auto").id == job.id
+        fewer = queue.map(abs, iter(range(4)), name="j", replace="auto")
+        assert (fewer.id != job.id, fewer.result(20)) == (True, [0, 1, 2, 3])
+        texts = queue.map(str, iter(range(4)), name="j", replace="auto")
+        assert (texts.id != fewer.id, texts.result(20)) == (True, ["0", "1", "2", "3"])
+
     def test_replaces_one_that_runs(self, make_queue, gate):
         queue = make_queue()
         old = queue.map(gate.hold, range(6), name="j", chunksize=1)

@@ -1,0 +1,173 @@
+"""What marimo shows of jobs and queues, and which calls it ends when a cell runs again.
+
+Only this module knows marimo. Cells tell what they submitted by marimo's lifecycle items, which its
+own threads and files use, too: it has no public way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import wait
+from typing import Any
+
+import marimo
+from marimo._runtime.cell_lifecycle_item import CellLifecycleItem
+from marimo._runtime.context import RuntimeContext, safe_get_context
+
+from ..client import queue
+from ..client.future import TaskFuture
+from ..client.job import Job
+from ..client.queue import TaskQueue
+from ..client.session import drop_calls_at_exit
+from ..errors import NbstreamqError
+from .html import HTML_OF, future_html, job_html
+from .live import FRAME, MAX_DRAWING, REFRESH, JobWidget, LiveQueue
+from .view import JobView
+
+
+def adapt() -> None:
+    """Have marimo show jobs and queues live, and cancel a cell's calls when it runs again."""
+    drop_calls_at_exit()
+    queue.on_new = _of_this_cell
+    for kind, html in HTML_OF.items():
+        _show(kind, _table_of(html))
+    _show(Job, show_job)
+    _show(TaskQueue, show_queue)
+    _show(TaskFuture, show_future)
+
+
+def _table_of(html: Callable[[Any], str]) -> Callable[[Any], marimo.Html]:
+    return lambda shown: marimo.Html(html(shown))
+
+
+def _show(kind: type, display: Callable[[Any], Any]) -> None:
+    """Have marimo show what `display` returns for an object of this type."""
+    kind._display_ = display  # type: ignore[attr-defined]
+
+
+# -- a cell that runs again ---------------------------------------------------------------------
+
+
+class CellCalls(CellLifecycleItem):
+    """What a cell has submitted: cancelled when the cell runs again, or is deleted."""
+
+    def __init__(self) -> None:
+        self.calls: weakref.WeakSet[Job[Any] | TaskFuture[Any]] = weakref.WeakSet()
+
+    def create(self, context: RuntimeContext) -> None:
+        """Do nothing: marimo has just been given it."""
+
+    def dispose(self, context: RuntimeContext, deletion: bool) -> bool:  # noqa: ARG002 - marimo's
+        """Cancel the calls that are open; return that this is done."""
+        for call in list(self.calls):
+            with contextlib.suppress(NbstreamqError):  # its queue is closed
+                call.cancel()
+        return True
+
+
+def _of_this_cell(call: Any) -> Any:
+    """Note which cell has made a job or a future; a thread that a user started has no cell."""
+    context = safe_get_context()
+    cell = None if context is None else context.cell_id
+    if context is None or cell is None:
+        return call
+    registry = context.cell_lifecycle_registry
+    found = [i for i in registry.registry.get(cell, ()) if isinstance(i, CellCalls)]
+    if not found:
+        found.append(CellCalls())
+        registry.add(found[0])
+    found[0].calls.add(call)
+    return call
+
+
+# -- live views ---------------------------------------------------------------------------------
+
+
+def show_job(job: Job[Any]) -> Any:
+    """Return what marimo displays of a job: a live view; HTML if it is over, or is saved now."""
+    view = JobView(job)
+    if _is_saved():
+        with contextlib.suppress(NbstreamqError):  # a job that grows as it is read has no end
+            job.wait()
+    picture = view.picture()
+    if picture.is_over or _is_saved():
+        return marimo.Html(job_html(picture))
+    job._table.show = lambda *_: None  # the view shows what the items print
+    widget = JobWidget(html=job_html(picture))
+    widget.on_msg(lambda _, message, __: _obey(job, widget, message))
+
+    def draw() -> str:
+        picture = view.picture()
+        widget.can_retry = picture.counts["failed"] > 0
+        return job_html(picture)
+
+    return _follow(widget, draw, job.done, FRAME)
+
+
+def _obey(job: Job[Any], widget: JobWidget, message: Any) -> None:
+    """Do what a button says, or say why that failed."""
+    widget.trouble = ""
+    try:
+        if message == "cancel":
+            job.cancel()
+        elif message == "add":
+            job._session.add_worker()
+    except NbstreamqError as error:
+        widget.trouble = str(error)
+
+
+def show_future(future: TaskFuture[Any]) -> Any:
+    """Return what marimo displays of a call: its table, which is live until the call is over."""
+    if _is_saved():
+        wait([future])
+    html = future_html(future)
+    if future.done():
+        return marimo.Html(html)
+    return _follow(JobWidget(html=html), lambda: future_html(future), future.done, FRAME)
+
+
+def show_queue(queue: TaskQueue) -> Any:
+    """Return what marimo displays of a queue: a view that is live as long as its cell's output."""
+    view = LiveQueue(queue)
+    html = view.data()["text/html"]
+    if _is_saved():
+        return marimo.Html(html)
+    return _follow(
+        JobWidget(html=html),
+        lambda: view.data()["text/html"],
+        lambda: queue.closed,
+        REFRESH,
+    )
+
+
+def _follow(
+    widget: JobWidget, draw: Callable[[], str], is_over: Callable[[], bool], pause: float
+) -> JobWidget:
+    """Draw a widget again and again, until there is no more to see, or its cell runs again."""
+
+    def follow() -> None:
+        ended = False
+        while not (ended or marimo.current_thread().should_exit):
+            ended, began = is_over(), time.thread_time()
+            try:
+                html = draw()
+            except NbstreamqError:  # the server is gone: the last picture stays
+                return
+            if html != widget.html:
+                widget.html = html
+            time.sleep(0 if ended else max(pause, (time.thread_time() - began) / MAX_DRAWING))
+
+    marimo.Thread(target=follow, name="nbstreamq-view", daemon=True).start()
+    return widget
+
+
+def _is_saved() -> bool:
+    """Return whether outputs are saved as they are now, as by `marimo export html`.
+
+    No server provides files for them then.
+    """
+    context = safe_get_context()
+    return context is not None and not context.virtual_files_supported

@@ -1,0 +1,202 @@
+"""marimo: live views, HTML when a notebook is exported, and cells that run again by themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from nbstreamq.launch.server import stop_server
+from nbstreamq.settings import Settings
+from tests.notebook.conftest import free_port
+
+MARIMO = [sys.executable, "-m", "marimo", "--yes", "--quiet"]
+#: A cell of this notebook runs again when the slider moves. The test opens the gates.
+NOTEBOOK = """\
+import marimo
+
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import time
+    from pathlib import Path
+
+    import marimo as mo
+
+    from nbstreamq import TaskQueue
+
+    q = TaskQueue(workers=3)
+    return Path, mo, q, time
+
+
+@app.cell
+def _(mo):
+    slider = mo.ui.slider(1, 9, value=2, label="n")
+    slider
+    return (slider,)
+
+
+@app.cell
+def _(Path, q, slider, time):
+    n = slider.value
+
+    def slow(x):
+        while x and not Path(f"gate {n}").exists():
+            time.sleep(0.05)
+        return n * x
+
+    job = q.map(slow, range(3))
+    job.add_done_callback(lambda job, n=n: Path(f"ended {n}").write_text(repr(job)))
+    job
+    return job, n, slow
+
+
+@app.cell
+def _(Path, n, q, time):
+    def wait(x):
+        while not Path("gate").exists():
+            time.sleep(0.05)
+        return -x
+
+    kept = q.options(lane="high").map(wait, range(1), name="kept")
+    sweep = q.map(abs, range(n), name="sweep", replace="auto")
+    n
+    return kept, sweep
+
+
+@app.cell
+def _(kept, q):
+    kept
+    return
+
+
+@app.cell
+def _(kept, q):
+    q
+    return
+
+
+@app.cell
+def _(q):
+    @q.submit
+    def answer():
+        return 6 * 7
+
+    answer
+    return (answer,)
+
+
+@app.cell
+def _(q):
+    q.workers()
+    return
+
+
+if __name__ == "__main__":
+    app.run()
+"""
+VIEW = "figure[aria-label='Job {}']"
+
+
+@pytest.fixture
+def folder(jupyter_home, short_folder, monkeypatch) -> Iterator[Path]:
+    """A folder with the notebook, and an embedded server of its own."""
+    monkeypatch.setenv("NBSTREAMQ_RUNTIME_DIR", str(short_folder()))
+    monkeypatch.setenv("NBSTREAMQ_DATA_DIR", str(short_folder()))
+    monkeypatch.setenv("NBSTREAMQ_SERVER_IDLE", "60")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(jupyter_home / "config"))
+    work = short_folder()
+    (work / "slider.py").write_text(NOTEBOOK)
+    yield work
+    stop_server(Settings.from_environment())
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def url(folder, wait_until) -> Iterator[str]:
+    """The notebook in a running marimo."""
+    port = free_port()
+    command = [*MARIMO, "edit", "slider.py", "--headless", "--no-token", "--skip-update-check"]
+    log = folder / "marimo.log"
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(url) or server.poll() is not None, 60, "marimo")
+        assert server.poll() is None, log.read_text()
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+def test_a_slider_runs_a_cell_again_and_cancels_its_old_job(url, folder, page, wait_until):
+    ended: Callable[[int], Path] = lambda n: folder / f"ended {n}"
+    page.goto(url)
+    page.locator(".cm-content").first.wait_for(timeout=60_000)
+    page.keyboard.press("Control+Shift+R")
+    view, kept = page.locator(VIEW.format("slow")), page.locator(VIEW.format("kept"))
+
+    # When a job is a cell's last expression, I expect to see it run
+    expect(view).to_contain_text("1 of 3 done", timeout=60_000)
+    expect(kept).to_contain_text("1 running", timeout=30_000)
+    expect(view.get_by_role("button", name="Cancel")).to_be_visible()
+
+    # When the slider moves, I expect the old job to be cancelled, and to see the new one
+    page.get_by_role("slider").first.focus()
+    page.keyboard.press("ArrowRight")
+    wait_until(ended(2).exists, 30, "the end of the old job")
+    assert "2 cancelled" in ended(2).read_text()
+    expect(view).to_contain_text("1 of 3 done", timeout=30_000)
+    (folder / "gate 3").touch()
+    expect(view).to_contain_text("3 of 3 done", timeout=30_000)
+
+    # and the named job to go on
+    expect(kept).to_contain_text("1 running", timeout=30_000)
+    (folder / "gate").touch()
+    expect(kept).to_contain_text("1 of 1 done", timeout=30_000)
+    expect(page.get_by_text("sweep").first).to_be_visible()
+    shots = os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS")
+    if shots:
+        page.screenshot(path=Path(shots) / "marimo.png", full_page=True)
+
+
+@pytest.mark.timeout(120)
+def test_an_exported_notebook_holds_the_finished_pictures(folder):
+    (folder / "gate 2").touch()
+    (folder / "gate").touch()
+    command = [*MARIMO, "export", "html", "slider.py", "-o", "slider.html"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "slider.html").read_text()
+    assert "3 of 3 done" in page
+    assert "marimo-anywidget" not in page
+    assert "3 workers" in page  # of the queue
+    assert "sweep" in page
