@@ -45,7 +45,7 @@ def main() -> None:
         time.sleep(1.0)  # while it closes their connections
         rest = _at_rest(use, REST)
         renewal = _renewal(use, rest)
-        simulated = [_simulated(use, n) for n in N_SIMULATED]
+        simulated = [simulated(use, n) for n in N_SIMULATED]
         text = (
             f"{_tables(real, simulated, use.version())}\n\n{_model(real, simulated, rest, renewal)}"
         )
@@ -133,7 +133,7 @@ def _renewal(use: ServerUse, rest: float) -> float:
     keys = Keys(QUEUE)
     question = _command("HGET", keys.cancelled, "#")
     n_renewed = 0
-    with _waiting(use, keys, n, wait) as selector:
+    with waiting(use, keys, n, wait) as selector:
         use.start()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -145,7 +145,7 @@ def _renewal(use: ServerUse, rest: float) -> float:
     return max(0.0, used * 1e6 - rest * seconds) / n_renewed
 
 
-def _simulated(use: ServerUse, n: int) -> tuple[float, ...]:
+def simulated(use: ServerUse, n: int) -> tuple[float, ...]:
     """Return what a message costs the server while `n` workers wait, and their memory.
 
     They wait as workers do, each on a lane of its own and on the one that is always in use. Who
@@ -154,7 +154,7 @@ def _simulated(use: ServerUse, n: int) -> tuple[float, ...]:
     keys = Keys(QUEUE)
     lane = keys.lane("default")
     before = use.bytes()
-    with _waiting(use, keys, n) as selector:
+    with waiting(use, keys, n) as selector:
         memory = (use.bytes() - before) / 1e6
         use.start()
         for _ in range(N_PASSED):
@@ -169,7 +169,7 @@ def _simulated(use: ServerUse, n: int) -> tuple[float, ...]:
 
 
 @contextmanager
-def _waiting(
+def waiting(
     use: ServerUse, keys: Keys, n: int, seconds: float = 60.0
 ) -> Iterator[selectors.BaseSelector]:
     """Open `n` connections that wait; each is registered with its waiting command."""

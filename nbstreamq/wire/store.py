@@ -265,7 +265,9 @@ class Store:
         command = scripts.everywhere(keys.workers, keys.setup, lanes, everybody, messages)
         # Otherwise a session that does nothing else would seem to be gone.
         there = ("SET", keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
-        return bool(self._wire.call(command, there)[0])
+        # Most idle workers do not wait on their own lanes: their supervisors wake them.
+        job = tasks[-1].job
+        return bool(self._wire.call(command, there, *self._control("everywhere", job))[0])
 
     def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
         """Ask for the next events, for at most `block` seconds; `events` returns them.
@@ -991,6 +993,12 @@ class Store:
         retire = [scripts.retire_lane(keys.lanes, keys.lane(n), keys.delayed(n), n) for n in lanes]
         if retire:
             self._wire.call(*retire)
+
+    def _control(self, kind: str, job: str) -> tuple[Command, ...]:
+        """Return the commands that send supervisors a message about a whole job."""
+        fields = ControlMessage(kind=kind, job=job, span=EVERYTHING).encode(self._signer)
+        control = self.keys.control
+        return ("XADD", control, "MAXLEN", "~", 1000, "*", *fields), ("EXPIRE", control, WEEK)
 
     def _wake_supervisors(self) -> None:
         keys = self.keys

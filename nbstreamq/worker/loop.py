@@ -38,6 +38,7 @@ from .output import Output
 from .run import Runner
 from .settled import SettledCache
 from .slot import LANE_BITS, STATE, Leaving, Slot, State
+from .turns import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class TaskWorker:
         The queue.
     slot
         Shared with the supervisor.
-    settled
+    settled, turn
         Shared with all workers of the supervisor.
     output
         Catches what is printed; installed already.
@@ -109,6 +110,7 @@ class TaskWorker:
         store: Store,
         slot: Slot,
         settled: SettledCache,
+        turn: Turn,
         output: Output,
         *,
         worker: str,
@@ -124,9 +126,8 @@ class TaskWorker:
         self._output = output
         self._values = values = Values(store.clone(), signer, worker, has_files=has_files)
         self.execution = Execution(worker, self.runner, output, values)
-        self._store = store
-        self._slot = slot
-        self._settled_cache = settled
+        self._store, self._slot = store, slot
+        self._settled_cache, self._turn = settled, turn
         #: The lanes that it serves; and with those of homes among them, as far as there are any.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
@@ -143,6 +144,9 @@ class TaskWorker:
         self._flushed = self._linger = 0.0
         self._count = 1
         self._leaving = self._waiting = self._was_full = self._has_idled = False
+        #: Whether it was parked before this take, and tasks waited already when it came.
+        self._was_parked = self._was_late = False
+        self._lane_bits = 0  #: the lanes in use at the last wait
         #: Whether the server may have given us tasks that we don't know of.
         self._lost = False
         self._fault_pause = FAULT_PAUSE[0]
@@ -189,6 +193,7 @@ class TaskWorker:
                 step = join
             except BaseException as error:  # noqa: BLE001 - no fault of ours may end the worker
                 self._survive(error)
+        self._turn.pass_on()
         self.release_batch()
         self._until_reachable(lambda: self.flush(self._store))
         self._slot.set_state(State.ENDING)
@@ -220,8 +225,15 @@ class TaskWorker:
             self._take(self._lanes, self._count)
         if not self._batch:
             self._wait_and_take()
-        self._monitor.wake()
         began, n = time.monotonic(), len(self._batch)
+        if not n:
+            self._was_full = False
+            return
+        self._monitor.wake()
+        if self._is_behind(n):
+            self._turn.pass_on()
+        else:
+            self._turn.keep(began)
         while self._batch and (delivery := self._work_next()):
             if not self._batch:
                 break
@@ -233,6 +245,10 @@ class TaskWorker:
                 self.flush(self._store)
                 began += time.monotonic() - flushing  # Requests are no work.
         self._adapt(n, time.monotonic() - began)
+
+    def _is_behind(self, n: int) -> bool:
+        """Return whether there is more to do than a short call, after a take of `n` tasks."""
+        return self._was_late or n >= self._count > 1 or self._batch[0].task.call != "apply"
 
     def _look_for_more_urgent(self, lane: str) -> None:
         """Take tasks that are more urgent, before the batch goes on to a less urgent lane.
@@ -294,20 +310,41 @@ class TaskWorker:
     # -- give and take ---------------------------------------------------------------------------
 
     def _wait_and_take(self) -> None:
-        """Settle results, and wait for the next tasks."""
+        """Settle results, and wait for the next tasks: on the server if it is our turn."""
         look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
         block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
         if self._values.with_files:
             self._values.drop_stale()
             block = min(block, LET_GO)
+        if not self._turn.take():
+            self._take_or_park(block)
+            return
         began, self._slot.words[STATE] = time.monotonic(), State.IDLE
         try:
             self._take((), self._count, block)
         finally:
             self._slot.words[STATE] = State.BUSY
         self._has_idled = self._flushed - began > IDLE
+        self._was_late = self._was_parked and not self._has_idled
+        self._was_parked = False
         if not self._batch:
             self._count = 1
+
+    def _take_or_park(self, block: float) -> None:
+        """Settle results and take what waits now; if that is nothing, wait for our turn."""
+        self._find_lanes()
+        self._take(self._lanes, self._count)
+        self._has_idled = self._was_late = False
+        if self._batch:
+            return
+        self._count, self._was_parked = 1, True
+        self._slot.words[STATE] = State.IDLE
+        try:
+            with self._turn.parked() as wait:
+                if not self._leaving:
+                    wait(block)
+        finally:
+            self._slot.words[STATE] = State.BUSY
 
     def _take(self, lanes: Sequence[str], count: int, block: float | None = None) -> None:
         """Settle results and take waiting tasks, in one request.
@@ -337,6 +374,7 @@ class TaskWorker:
                         # This is `Slot.n_lane_changes`, without the call.
                         if self._slot.words[LANE_BITS] >> 32 != self._n_lane_changes:
                             self._find_lanes()
+                        self._lane_bits = self._slot.words[LANE_BITS]
                         # Urgent tasks may wait in a lane that the supervisor does not know yet.
                         lanes = self._lanes if settled else self._used_lanes()
                     taken = self._store.take(
@@ -494,6 +532,7 @@ class TaskWorker:
     def _survive(self, error: BaseException) -> None:
         """Go on after a fault of our own code: the task that was running ends with the error."""
         logger.error("worker %s goes on after a fault\n%s", self.id, trace_of(error))
+        self._turn.pass_on()
         self._lost = True
         while self._running:
             settlement, _ = self.execution.rescue(self._running[-1], None, error, 0)
@@ -543,7 +582,8 @@ class TaskWorker:
 
     def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Read the lanes that the slot now says are in use; an idle worker does so at once."""
-        self._break_wait(_Look)
+        if self._slot.words[LANE_BITS] != self._lane_bits:
+            self._break_wait(_Look)
 
     def _break_wait(self, why: type[BaseException]) -> None:
         if self._waiting:
@@ -587,6 +627,8 @@ class TaskWorker:
             return
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         served = {*deeper_lanes(self.execution.depth), *lanes}
+
+        self._turn.pass_on()
 
         def run_others() -> None:
             pause = HELP_PAUSE[0]

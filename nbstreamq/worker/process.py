@@ -33,12 +33,12 @@ from .loop import TaskWorker
 from .output import FILE_LIMIT_BYTES, Output
 from .settled import SETTLED_BYTES, SettledCache
 from .slot import RunningTask, Slot, Slots
+from .turns import TURNS_BYTES, WAKE, Turn
 from .usage import Meter, memory_of
 
 #: Signals to a worker: exit after the running task; stop the item that the slot names; write the
-#: stack to the crash file; read the lanes that the slot says are in use. A process that has no
-#: handler yet ignores the last one.
-LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGURG
+#: stack to the crash file; read the lanes that the slot says are in use.
+LEAVE, STOP, DUMP, LOOK = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, WAKE
 #: All signals that a worker handles; SIGINT, which the supervisor gets, too, does nothing.
 _HANDLED = {LEAVE, signal.SIGHUP, STOP, DUMP, LOOK, signal.SIGINT}
 #: Open files that a supervisor needs for each worker.
@@ -74,8 +74,8 @@ class WorkerSpec:
         Descriptor of the file with the slots of all workers, and the number of its own.
     stdout, stderr, crash
         Descriptors of the files that it shares with the supervisor.
-    settled
-        Descriptor of the file of `SettledCache`.
+    settled, turns
+        Descriptors of the files of `SettledCache` and of `Turns`.
     max_files
         How many files it may have open; the supervisor may have more.
     description
@@ -94,6 +94,7 @@ class WorkerSpec:
     stderr: int
     crash: int
     settled: int
+    turns: int
     max_files: int
     description: dict[str, Any]
 
@@ -112,6 +113,8 @@ class WorkerProcess:
         When it is killed, if somebody else told it to exit.
     is_planned
         Whether it was killed because its end was asked for, and not because of what it ran.
+    is_stopped
+        Whether somebody has stopped it (SIGSTOP).
     stopping, kill_at, dumped
         Key of the item that was asked to stop; when it is killed if it does not; and whether the
         stack was asked for.
@@ -125,6 +128,7 @@ class WorkerProcess:
     leaving: bool = False
     leave_by: float = float("inf")
     is_planned: bool = False
+    is_stopped: bool = False
     stopping: tuple[int, int] = (0, 0)
     kill_at: float = 0.0
     dumped: bool = False
@@ -198,6 +202,11 @@ def shared_file(size: int = 0) -> int:
 def settled_file() -> int:
     """Return the descriptor of a new file for `SettledCache`."""
     return shared_file(SETTLED_BYTES)
+
+
+def turns_file() -> int:
+    """Return the descriptor of a new file for `Turns`."""
+    return shared_file(TURNS_BYTES)
 
 
 def start(
@@ -276,7 +285,7 @@ def _fork(spec: WorkerSpec, url: Address, secret: Secret, forget: Callable[[], o
 
 
 def _spawn(spec: WorkerSpec, url: Address, secret: Secret) -> int:
-    files = (spec.slots, spec.stdout, spec.stderr, spec.crash, spec.settled)
+    files = (spec.slots, spec.stdout, spec.stderr, spec.crash, spec.settled, spec.turns)
     command = python_command("nbstreamq.worker", json.dumps(asdict(spec)))
     process = subprocess.Popen(  # noqa: S603 - our own command
         command,
@@ -342,6 +351,7 @@ def _serve(spec: WorkerSpec, url: Address, secret: Secret) -> None:
         store,
         slot,
         SettledCache(spec.settled),
+        Turn(spec.turns, spec.number, spec.supervisor),
         output,
         worker=spec.worker,
         lanes=spec.lanes,

@@ -34,13 +34,25 @@ from ..settings import Settings, n_cores
 from ..wire.item_ranges import EVERYTHING
 from ..wire.keys import LANES, is_home_lane, session_of
 from ..wire.messages import ControlMessage
+from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
 from .control_socket import ControlSocket, HasFile
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
 from .limits import over_memory
-from .process import DUMP, N_DESCRIPTORS, STOP, WorkerProcess, settled_file, shared_file, start
+from .process import (
+    DUMP,
+    LOOK,
+    N_DESCRIPTORS,
+    STOP,
+    WorkerProcess,
+    settled_file,
+    shared_file,
+    start,
+    turns_file,
+)
 from .process_groups import Guard, members
 from .slot import NO_ITEM, Leaving, RunningTask, Slots, State, Stop
+from .turns import LONG, TurnWatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +143,8 @@ class ControlListener:
 
     Attributes
     ----------
-    has_news
-        Whether a message came since this was last set to false.
+    has_news, is_for_all
+        Whether a message came since this was last set to false; and one of `everywhere`.
     """
 
     def __init__(self, store: Store, settings: SupervisorSettings) -> None:
@@ -140,7 +152,7 @@ class ControlListener:
         self._settings = settings
         self._last: bytes | None = None
         self._overdue = 0.0
-        self.has_news = False
+        self.has_news = self.is_for_all = False
         self._cancellations: list[tuple[float, ControlMessage]] = []
 
     def close(self) -> None:
@@ -172,7 +184,10 @@ class ControlListener:
             self._last, messages = self._store.controls(self._last)
             self.has_news = True
             for message in messages:
-                self.keep(message)
+                if message.kind == "everywhere":
+                    self.is_for_all = True
+                else:
+                    self.keep(message)
             self._await(self._last)
 
     def _await(self, after: bytes) -> None:
@@ -265,6 +280,8 @@ class Supervisor:
         self._drop_until = 0.0  # How long to wait for the server to cancel those.
         self._pid = os.getpid()
         self._number, self._settled, self._slots = 0, settled_file(), Slots(shared_file())
+        self._turns_file = turns_file()
+        self._turns = TurnWatch(self._turns_file)
         #: How many rounds of workers in a row have died young, and what `q.status` says about it.
         self._n_young, self._trouble, self._told = 0, "", ""
         self._watches = False  # whether it looks at what runs in each tick
@@ -408,6 +425,7 @@ class Supervisor:
             self._look_for_lanes()  # First: a server without memory still allows it.
             self._cancel_dropped()
             self._requeue_from_dead_workers()
+            self._requeue_from_stopped_workers()
             self._send_heartbeat()
             self._read_control()
             self._promote()
@@ -441,7 +459,10 @@ class Supervisor:
         sockets: list[HasFile] = [] if self._skips_control() else [*self._control.sockets()]
         if control_socket:
             sockets += control_socket.sockets()
-        ready = self._poll(sockets, timeout)
+        ready, until, left = set[int](), time.monotonic() + timeout, timeout
+        while not ready and left >= 0:
+            ready = self._poll(sockets, min(left, LONG) if self._turns.look() else left)
+            left = until - time.monotonic()
         for session in control_socket.serve(ready, self.scale) if control_socket else ():
             self._drop_session(session)
 
@@ -541,6 +562,7 @@ class Supervisor:
             homes=self._homes,
             n_threads=max(1, n_cores() // max(1, self.n_workers)),
             settled=self._settled,
+            turns=self._turns_file,
             max_files=self._max_files,
             description=self._describe(),
         )
@@ -577,12 +599,20 @@ class Supervisor:
     def _wait_for_workers(self) -> None:
         """Collect the workers that have died."""
         while self._workers:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             if pid == 0:
                 return
-            worker = self._workers.pop(pid, None)
+            worker = self._workers.get(pid)
             if worker is None:  # The first process of a container inherits orphans.
                 continue
+            self._turns.drop(worker.spec.number)
+            worker.is_stopped = os.WIFSTOPPED(status)
+            if worker.is_stopped:
+                continue
+            if os.WIFCONTINUED(status):
+                worker.signal(LOOK)  # It may be parked, and we have forgotten that.
+                continue
+            del self._workers[pid]
             self._slow_down(worker, cause_of(status))
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
@@ -718,6 +748,17 @@ class Supervisor:
             requeue_from_dead_worker(self._store, spec.worker, spec.lanes, crash, known=True)
             self._dead.pop(0)
 
+    def _requeue_from_stopped_workers(self) -> None:
+        """Put back what the server gave to idle workers after somebody had stopped them."""
+        for worker in self._workers.values():
+            if worker.is_stopped and worker.slot.state is State.IDLE:
+                held = self._store.held(
+                    (*self._lanes, *self._store.home_lanes()), worker.spec.worker
+                )
+                back = [Settlement(delivery=d, successors=[Requeue(task=d.task)]) for d in held]
+                if back:
+                    self._store.settle(back)
+
     def _send_heartbeat(self) -> None:
         now = time.monotonic()
         if now < self._heartbeat_due:
@@ -774,6 +815,9 @@ class Supervisor:
         self._control.take()
         if self._control.has_news:
             self._control.has_news, self._promote_due, self._lanes_due = False, 0.0, 0.0
+            if self._control.is_for_all:
+                self._control.is_for_all = False
+                self._turns.wake_all()
             self._skip_control_until = time.monotonic() + self._settings.tick
 
     def _look_for_lanes(self) -> None:

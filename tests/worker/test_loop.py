@@ -1,5 +1,6 @@
 """The loop of a worker, step by step, on a fake queue: what it asks for and gives back."""
 
+import contextlib
 import os
 import tempfile
 from collections import deque
@@ -14,6 +15,7 @@ from nbstreamq.worker.loop import FLUSH, LULL, TaskWorker
 from nbstreamq.worker.output import Output
 from nbstreamq.worker.settled import SETTLED_BYTES, SettledCache
 from nbstreamq.worker.slot import SLOT_BYTES, Slot
+from nbstreamq.worker.turns import TURNS_BYTES, Turn
 from nbstreamq.worker_context import WorkerContext
 
 
@@ -111,13 +113,18 @@ def worker(monkeypatch):
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(WorkerContext, "current", None)  # set back after the test
     monkeypatch.setattr(module, "fetch_by", lambda _: None)
-    with tempfile.TemporaryFile() as slot, tempfile.TemporaryFile() as ended:
-        os.ftruncate(slot.fileno(), SLOT_BYTES)
-        os.ftruncate(ended.fileno(), SETTLED_BYTES)
+    with contextlib.ExitStack() as files:
+
+        def shared(size):
+            file = files.enter_context(tempfile.TemporaryFile())
+            os.ftruncate(file.fileno(), size)
+            return file.fileno()
+
         worker = TaskWorker(
             Lane(clock),
-            Slot(slot.fileno()),
-            SettledCache(ended.fileno()),
+            Slot(shared(SLOT_BYTES)),
+            SettledCache(shared(SETTLED_BYTES)),
+            Turn(shared(TURNS_BYTES), 0, os.getpid()),
             Output(),
             worker="w",
             lanes=["default"],
@@ -173,6 +180,7 @@ def test_a_signal_to_look_loses_nothing(worker, lane, where):
 
     def disturbed(*args, **options):
         setattr(target, where, undisturbed)
+        worker._slot.set_lanes(["high"], 0)
         worker.on_look_signal(0, None)
         return undisturbed(*args, **options)
 
