@@ -75,8 +75,9 @@ PYTHONS := 3.12 3.13
 test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
 	$(foreach version,$(PYTHONS),.venv-$(version)/bin/python -m pytest tests -m "not browser" &&) true
 
-test-foreign: .venv-3.13/.ready  ## Run CPython's own tests of executors against TaskQueue
+test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors and joblib's of backends with queues
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
+	$(BIN)/python -m tests.foreign.joblib_parallel
 
 # The folders whose tests depend on what a server does; the others would just say the same again.
 SERVER_TESTS := tests/wire tests/worker tests/crash tests/fundamentals

@@ -7,6 +7,7 @@ from .client.future import TaskFuture
 from .client.job import Job
 from .client.progress import show_waits as _show_waits
 from .client.queue import TaskQueue
+from .client.registration import register_backend as _register_backend
 from .errors import (
     DataDamaged,
     DataLost,
@@ -105,6 +106,7 @@ def _adapt_notebook() -> None:
 
 
 _show_waits(_show_in_terminal)
+_register_backend()
 if "IPython" in sys.modules:
     _adapt_notebook()
 if "marimo" in sys.modules and sys.modules["marimo"].running_in_notebook():

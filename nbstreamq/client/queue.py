@@ -717,7 +717,49 @@ class TaskQueue(Executor, TaskOnly):
             if job.name == name
         ]
 
+    @concise
+    def joblib(self, name: str | None = None) -> Any:
+        """Return a backend that runs the calls of `joblib.Parallel` on this queue.
+
+        joblib and all that uses it, such as scikit-learn, take the backend from
+        `joblib.parallel_config`. With ``joblib.parallel_config("nbstreamq")`` the calls go to the
+        private queue of this notebook or script.
+
+        Parameters
+        ----------
+        name
+            Keep the result of each call on the server for a week. If the same function is called
+            with the same arguments under the same name, also by another kernel, the result is taken
+            from there. None: keep nothing.
+
+        Examples
+        --------
+        >>> from joblib import Parallel, delayed, parallel_config
+        >>> with parallel_config(q.joblib()):
+        ...     Parallel()(delayed(abs)(x) for x in [-1, -2])
+        [1, 2]
+        """
+        from joblib.parallel import BACKENDS  # it has ours, see `registration`
+
+        return BACKENDS["nbstreamq"](queue=self, name=name)
+
     # -- workers -------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Number of workers that may run calls, with those that the first call starts.
+
+        Examples
+        --------
+        >>> q.size
+        2
+        """
+        return self._session.n_workers()
+
+    @property
+    def _max_workers(self) -> int:
+        """The same by the name that others look for in an executor of the standard library."""
+        return self.size
 
     @concise
     def run(self, nworkers: int | None = None) -> None:

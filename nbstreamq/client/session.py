@@ -477,6 +477,12 @@ class Session:
         """Start one more local worker for this kernel."""
         self.scale(1 + self.n_local_workers())
 
+    def n_workers(self) -> int:
+        """Return how many workers may run calls, with those that the first call starts."""
+        there = self.ask(Store.workers, patience=LOOK_PATIENCE)
+        n_there = sum(accepts(description, self.homes[0]) for description in there.values())
+        return max(n_there, self._n_workers or self.workers.n_workers)
+
     # -- waiting -------------------------------------------------------------------------------
 
     @interruptible

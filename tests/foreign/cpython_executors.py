@@ -17,17 +17,14 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 import unittest
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
-from nbstreamq.launch.server import stop_server
-from nbstreamq.settings import Settings
-
 from .executor import QueueExecutor
+from .own_folders import own_folders
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
@@ -144,22 +141,18 @@ def _with_queue(run: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _own_folders() -> Iterator[None]:
-    """Keep the embedded server away from the user's own."""
-    with tempfile.TemporaryDirectory(prefix="nbq") as folder:
-        for name in ("RUNTIME", "DATA", "MEMORY"):
-            os.environ[f"NBSTREAMQ_{name}_DIR"] = f"{folder}/{name.lower()}"
-        try:
-            yield
-        finally:
-            for queue in QueueExecutor.opened:  # else they would start the server again
-                queue.shutdown(wait=False, cancel_futures=True)
-            stop_server(Settings.from_environment())
+def _closed_queues() -> Iterator[None]:
+    """Close the queues of the tests: else they would start the server again."""
+    try:
+        yield
+    finally:
+        for queue in QueueExecutor.opened:
+            queue.shutdown(wait=False, cancel_futures=True)
 
 
 def main() -> int:
     """Run the tests; return the exit status."""
-    with _own_folders():
+    with own_folders(), _closed_queues():
         suite = load_suite()
         tests = {test.id(): test for test in _tests(suite)}
         result = unittest.TextTestRunner(verbosity=2).run(suite)
