@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import select
 import socket
 import threading
 import time
@@ -451,9 +452,62 @@ BLOCK = 30.0
 #: Seconds that the thread leaves to callers that may read again at once. Longer delays callbacks of
 #: a call that is submitted in that time; shorter wakes the thread more often.
 PARK = 0.002
-#: Seconds in which the thread stops waiting when somebody else wants to read; longer: it is in a
-#: callback. Longer delays threads that wait at the same time.
-HANDOVER = 0.01
+
+
+class _Watch:
+    """Where the listener's thread sleeps until the server answers, or somebody wakes it.
+
+    While a caller reads, the connection is hidden: an answer would also wake the thread, for
+    nothing. macOS has no epoll, so the thread wakes.
+    """
+
+    def __init__(self) -> None:
+        self._bell, self._ring = socket.socketpair()
+        self._server: socket.socket | None = None
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        if self._epoll:
+            self._epoll.register(self._bell, select.EPOLLIN)
+
+    def show(self, server: socket.socket | None) -> None:
+        """Wake the thread when there is something to read from `server`."""
+        is_new, self._server = server is not self._server, server
+        if self._epoll and server is not None:
+            try:
+                if is_new:
+                    self._epoll.register(server, select.EPOLLIN)
+                else:
+                    self._epoll.modify(server, select.EPOLLIN)
+            except (OSError, ValueError):
+                self._server = None  # it is closed
+
+    def hide(self) -> None:
+        """Do not wake it for that until the next `show`."""
+        if self._epoll and self._server is not None:
+            try:
+                self._epoll.modify(self._server, 0)
+            except (OSError, ValueError):
+                self._server = None  # it is closed
+
+    def sleep(self, seconds: float) -> None:
+        """Wait until there is something to read, or `wake` is called."""
+        if self._epoll:
+            ready = dict(self._epoll.poll(seconds))
+        else:
+            poll = select.poll()
+            for one in filter(None, (self._bell, self._server)):
+                poll.register(one, select.POLLIN)
+            ready = dict(poll.poll(seconds * 1000))
+        if self._bell.fileno() in ready:
+            self._bell.recv(4096)
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # it has just ended
+            self._ring.send(b"!")
+
+    def close(self) -> None:
+        for one in (self._epoll, self._bell, self._ring):
+            if one is not None:
+                one.close()
 
 
 class Listener:
@@ -477,6 +531,8 @@ class Listener:
         Called with an event that could not be delivered, and why; returns the same.
     on_trouble
         Called with the error when the server can't be reached, and with None when it can again.
+    is_needed
+        Returns whether events may come now.
     """
 
     def __init__(
@@ -487,32 +543,32 @@ class Listener:
         deliver: Callable[[messages.Event], bool],
         on_fault: Callable[[messages.Event, Exception], bool],
         on_trouble: Callable[[ServerUnreachable | None], None],
+        is_needed: Callable[[], object],
     ) -> None:
         self._store = store
         self._session = session
         self._deliver, self._on_fault = deliver, on_fault
-        self._on_trouble = on_trouble
+        self._on_trouble, self._is_needed = on_trouble, is_needed
         self._closing = Event()
         #: Session, and each named job that is followed -> the last entry that was read.
         self._after = {session: b"0"}
         #: Jobs to follow from an entry on, or no longer (None), from the next request on.
         self._changes: deque[tuple[str, bytes | None]] = deque()
         self._asked = self._ended = self._lost = self._has_warned = False
-        self._is_wanted = self._is_followed = False
-        #: Held by the thread that reads, and by the caller that wants to read instead of ours.
-        self._reading, self._leading = threading.Lock(), threading.Lock()
+        #: Held by the thread that reads: ours, or a caller's.
+        self._reading = threading.Lock()
         self._reader = 0  # the thread that reads
         self._n_leads = 0  # how many of its calls wait for something: a callback may wait, too
-        self._spin = False  # whether the next wait looks without sleeping first
-        self._led = 0.0  # when somebody else has read last
+        self._is_followed = False  # whether another caller waits to be told
+        self._led = 0.0  # when a caller has read last
         self._overdue = 0.0  # when the answer should have come
         #: What came, and is not delivered yet.
         self._events: deque[messages.Event | SignatureError] = deque()
         self._n_deliveries = 0  # a callback that waits reads on
         self._after_delivery: deque[Callable[[], object]] = deque()
         self._bell, self._ring = socket.socketpair()
-        self._resume = Event()
-        self._thread_id = 0
+        #: Where our thread sleeps, and whether it does; what it waits for between two callers.
+        self._watch, self._is_asleep, self._resume = _Watch(), False, Event()
         self._thread = threading.Thread(
             target=self._run, name=f"nbstreamq-listener-{store.keys.queue}", daemon=True
         )
@@ -522,8 +578,11 @@ class Listener:
         """End, once the event is read that says so; or the server can't be reached."""
         self._closing.set()
         self._resume.set()
-        if self._reader != threading.get_ident() and threading.current_thread() is not self._thread:
+        self._watch.wake()
+        if threading.get_ident() not in (self._reader, self._thread.ident):
             self._thread.join(timeout)
+
+    # -- a caller reads ------------------------------------------------------------------------
 
     def lead(self, is_reached: Callable[[], bool], timeout: float, *, spin: bool = False) -> bool:
         """Read in the calling thread until `is_reached`, for at most `timeout` seconds.
@@ -544,24 +603,129 @@ class Listener:
             return self._read_until(is_reached, deadline)
         if self._lost or self._ended:
             return False
-        with uninterrupted() as shield:  # else an interrupt could leave a lock held
-            if not self._leading.acquire(blocking=False):
+        with uninterrupted() as shield:  # else an interrupt could leave the lock held
+            if not self._reading.acquire(blocking=False):
                 self._is_followed = True
                 return False
             try:
-                if not (self._reading.acquire(blocking=False) or self._take_over()):
-                    return False
-                try:
-                    self._reader, self._spin = me, spin
-                    return self._read_until(is_reached, deadline, shield)
-                finally:
-                    self._reader, self._led = 0, time.monotonic()
-                    self._reading.release()
+                self._reader = me
+                self._watch.hide()
+                return self._read_until(is_reached, deadline, shield, spin=spin)
             finally:
-                self._leading.release()
+                self._reader, self._led = 0, time.monotonic()
+                self._watch.show(self._store.wire.socket)
+                self._reading.release()
+                # There may be more to read.
+                if self._is_asleep and not self._asked and self._is_needed():
+                    self._watch.wake()
                 if self._is_followed:  # else we may be back before our thread is awake
                     self._is_followed = False
                     self._resume.set()
+
+    def _read_until(
+        self,
+        is_reached: Callable[[], bool],
+        deadline: float,
+        shield: uninterrupted | None = None,
+        *,
+        spin: bool = False,
+    ) -> bool:
+        self._n_leads += 1
+        try:
+            while not is_reached():
+                left = deadline - time.monotonic()
+                if left <= 0 or self._ended or self._lost:
+                    return False
+                is_there = self._events or (spin and self._asked and self._store.wire.spin())
+                spin = False
+                if (is_there or self._sleep(left, shield)) and not self._read():
+                    return False
+        except Exception as error:  # noqa: BLE001 - our own thread meets it again, and deals with it
+            self._start_over(error)
+            return False
+        else:
+            return True
+        finally:
+            self._n_leads -= 1
+
+    def _sleep(self, seconds: float, shield: uninterrupted | None) -> bool:
+        """Wait for events; return whether there are any. An interrupt meanwhile does no harm."""
+        seconds = min(seconds, self._ask())
+        if shield is None:
+            return self._store.wire.wait(seconds, self._bell)
+        try:
+            shield.lower(True)
+            return self._store.wire.wait(seconds, self._bell)
+        finally:
+            shield.lower(False)
+
+    def look_again(self) -> None:
+        """Wake the caller that reads: what it waits for may have come without an event."""
+        if self._n_leads and self._reader != threading.get_ident():
+            with contextlib.suppress(OSError):  # it has just ended
+                self._ring.send(b"!")
+
+    # -- the thread reads ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            try:
+                is_open = self._turn()
+            except BaseException as error:  # noqa: BLE001 - no fault of ours may end the thread
+                text = trace_of(error)
+                logger.error("the listener goes on after a fault\n%s", text)  # noqa: TRY400
+                time.sleep(RECONNECT)
+        self._forget()
+
+    def _turn(self) -> bool:
+        """Read once, when no caller does; return whether to go on."""
+        if self._ended:
+            return False
+        try:
+            self._step_aside()
+            with self._reading:
+                left, self._is_asleep = self._ask(), True
+            self._watch.sleep(left)  # without the lock: a caller that comes meanwhile reads at once
+            self._is_asleep = False
+            if self._ended:  # a caller has read the last event
+                return False
+            if not self._reading.acquire(blocking=False):
+                return True
+            try:
+                return self._read_what_came()
+            finally:
+                self._reader = 0
+                self._reading.release()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the rest can be read
+            self._start_over(error)
+            if isinstance(error, ServerUnreachable):
+                self._lost = True
+                self._on_trouble(error)
+            elif isinstance(error, NbstreamqError):
+                warnings.warn(f"nbstreamq can't read results: {error}", stacklevel=1)
+            return not self._closing.wait(RECONNECT)
+
+    def _step_aside(self) -> None:
+        """Leave the reading to callers, until they have not done it for a while."""
+        self._resume.clear()
+        while not self._closing.is_set():
+            with self._reading:
+                left = self._led + PARK - time.monotonic()
+            if left <= 0 or self._resume.wait(left):
+                break
+
+    def _read_what_came(self) -> bool:
+        """Deliver what came if no caller has; return whether to go on."""
+        self._reader = threading.get_ident()
+        if not self._events and not (self._asked and self._store.wire.wait(0)):
+            return True
+        if self._lost:
+            self._lost = False
+            self._on_trouble(None)
+        return self._read()
+
+    # -- reading -------------------------------------------------------------------------------
 
     def ask(self) -> None:
         """Ask for the next events before a caller waits for them, if no thread has."""
@@ -572,6 +736,28 @@ class Listener:
                 self._start_over(error)
             finally:
                 self._reading.release()
+
+    def _ask(self) -> float:
+        """Ask for events if nobody has; return the seconds in which there must be an answer."""
+        now = time.monotonic()
+        if not self._asked:
+            while self._changes:
+                job, after = self._changes.popleft()
+                if after is None:
+                    self._after.pop(job, None)
+                else:
+                    self._after[job] = after
+            # After a loss it must not take a whole wait to notice that all is well again.
+            block = RECONNECT if self._lost else BLOCK
+            self._store.await_events(self._session, self._after, block)
+            self._asked, self._overdue = True, now + block + REPLY_TIMEOUT
+            if not self._n_leads:
+                self._watch.show(self._store.wire.socket)
+        elif now > self._overdue:
+            # A firewall, or a machine that slept, may have cut the connection without a word.
+            self._store.close()
+            raise ServerUnreachable("The server did not answer in time; connecting again.")
+        return self._overdue - now + 0.001
 
     def _start_over(self, error: BaseException) -> None:
         """Ask again for what was not delivered: what was read of a reply is not known."""
@@ -602,133 +788,6 @@ class Listener:
         self._changes.append((job, None))
         return last
 
-    def _apply_changes(self) -> None:
-        while self._changes:
-            job, after = self._changes.popleft()
-            if after is None:
-                self._after.pop(job, None)
-            else:
-                self._after[job] = after
-
-    def look_again(self) -> None:
-        """Wake the caller that reads: what it waits for may have come without an event."""
-        if self._n_leads and self._reader != threading.get_ident():
-            with contextlib.suppress(OSError):  # it has just ended
-                self._ring.send(b"!")
-
-    def _take_over(self) -> bool:
-        """Return whether our thread has stopped reading for us; not while it is in a callback."""
-        self._is_wanted = True
-        try:
-            self._ring.send(b"!")
-            return self._reading.acquire(timeout=HANDOVER)
-        except OSError:  # it has just ended
-            return False
-        finally:
-            self._is_wanted = False
-
-    def _read_until(
-        self,
-        is_reached: Callable[[], bool],
-        deadline: float,
-        shield: uninterrupted | None = None,
-    ) -> bool:
-        self._n_leads += 1
-        try:
-            while not is_reached():
-                left = deadline - time.monotonic()
-                if left <= 0 or self._ended or self._lost:
-                    return False
-                if self._wait(left, shield) and not self._read():
-                    return False
-        except Exception as error:  # noqa: BLE001 - our own thread meets it again, and deals with it
-            self._start_over(error)
-            return False
-        else:
-            return True
-        finally:
-            self._n_leads -= 1
-
-    def _run(self) -> None:
-        self._thread_id = threading.get_ident()
-        is_open = True
-        while is_open:
-            try:
-                is_open = self._turn()
-            except BaseException as error:  # noqa: BLE001 - no fault of ours may end the thread
-                text = trace_of(error)
-                logger.error("the listener goes on after a fault\n%s", text)  # noqa: TRY400
-                time.sleep(RECONNECT)
-        self._forget()
-
-    def _turn(self) -> bool:
-        """Read once, when no other thread does; return whether to go on."""
-        if self._ended:
-            return False
-        try:
-            self._step_aside()
-            with self._reading:
-                if self._ended:  # another thread has read the last event
-                    return False
-                self._reader = threading.get_ident()
-                # After a loss it must not take a whole wait to notice that all is well again.
-                news = self._wait(None)
-                if news and self._lost:
-                    self._lost = False
-                    self._on_trouble(None)
-                return not news or self._read()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the rest can be read
-            self._start_over(error)
-            if isinstance(error, ServerUnreachable):
-                self._lost = True
-                self._on_trouble(error)
-            elif isinstance(error, NbstreamqError):
-                warnings.warn(f"nbstreamq can't read results: {error}", stacklevel=1)
-            return not self._closing.wait(RECONNECT)
-
-    def _step_aside(self) -> None:
-        """Leave the reading to others, until they have not done it for a while."""
-        self._resume.clear()
-        while not self._closing.is_set():
-            while self._is_wanted:  # a lock is not fair: we would have it again at once
-                time.sleep(PARK)
-            with self._reading:
-                left = self._led + PARK - time.monotonic()
-            if left <= 0 or self._resume.wait(left):
-                break
-
-    def _wait(self, seconds: float | None, shield: uninterrupted | None = None) -> bool:
-        """Wait until there is something to read; return whether there is, and the bell is silent.
-
-        An interrupt during the wait itself does no harm.
-        """
-        if self._events:
-            return True
-        now = time.monotonic()
-        if not self._asked:
-            self._ask()
-        if now > self._overdue:
-            # A firewall, or a machine that slept, may have cut the connection without a word.
-            self._store.close()
-            raise ServerUnreachable("The server did not answer in time; connecting again.")
-        left = max(0.0, self._overdue - now) + 0.001
-        seconds = left if seconds is None else min(seconds, left)
-        if shield is None:
-            return self._store.wait(seconds, self._bell)
-        spin, self._spin = self._spin, False
-        try:
-            shield.lower(True)
-            return self._store.wait(seconds, self._bell, soon=spin)
-        finally:
-            shield.lower(False)
-
-    def _ask(self) -> None:
-        block = RECONNECT if self._lost else BLOCK
-        if self._changes:
-            self._apply_changes()
-        self._store.await_events(self._session, self._after, block)
-        self._asked, self._overdue = True, time.monotonic() + block + REPLY_TIMEOUT
-
     def _read(self) -> bool:
         """Deliver what there is; return whether to go on.
 
@@ -752,14 +811,15 @@ class Listener:
 
     def _deliver_all(self) -> bool:
         """Deliver what was read; return whether to go on."""
-        events, is_own = self._events, threading.get_ident() == self._thread_id
+        events, is_own = self._events, not self._n_leads or self._reader == self._thread.ident
         while events:
             event = events[0]
             if isinstance(event, SignatureError):
                 events.popleft()
                 self._warn_of(event)
                 continue
-            if not is_own and refers_to_server(event.body):  # others have timeouts to keep
+            if not is_own and b"server:" in event.body and refers_to_server(event.body):
+                # It takes long to read, and a caller has a timeout to keep.
                 self._resume.set()
                 return False
             events.popleft()
@@ -792,5 +852,6 @@ class Listener:
                 self._store.forget_session(self._session)
         finally:
             self._store.close()
+            self._watch.close()
             self._bell.close()
             self._ring.close()

@@ -231,6 +231,7 @@ class Session:
             deliver=self.take,
             on_fault=self._on_fault,
             on_trouble=self._on_trouble,
+            is_needed=lambda: self.outstanding or self._set_ups,
         )
         self._sender.meanwhile = self._listener.ask
         _sessions.add(self)

@@ -6,17 +6,18 @@ import os
 import re
 import secrets
 import select
+import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from socket import socket
+from socket import SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET, socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from hiredis import PushNotification, Reader, pack_command
 
 from ..arguments import MAX_SECONDS, check_text, shown
-from ..errors import ServerRefused, ServerUnreachable
+from ..errors import NbstreamqError, ServerRefused, ServerUnreachable
 from ..secret import Address, Secret, hide_password, without_frames
 from ..settings import n_cores
 from .replies import printable
@@ -436,7 +437,8 @@ class Wire:
         self._slot_key = slot_key
         self._scripts = scripts
         self._connection: Any = None
-        self._socket: Any = None
+        #: What becomes readable when a reply arrives; None while not connected.
+        self.socket: Any = None
         self._reader: Any = None
         self._poll = select.poll()  # unlike select(), it knows sockets beyond the 1024th open file
         #: Returns how many bytes TLS has decrypted, which `poll` does not see; None without TLS.
@@ -484,8 +486,8 @@ class Wire:
         ServerUnreachable
             The connection failed. It is unknown whether the commands were carried out.
         """
+        self.send(*commands, timeout=timeout, may_be_large=may_be_large)
         try:
-            self._send(commands, timeout, may_be_large=may_be_large)
             if meanwhile is not None:
                 meanwhile()
             replies = self._read(len(commands), spin, on_first)
@@ -513,46 +515,54 @@ class Wire:
             self.life = int(found[1], 16) if found else secrets.randbits(64)
         return self.life
 
-    def send(self, command: Command) -> None:
-        """Send one command whose reply `receive` returns later."""
+    def send(
+        self, *commands: Command, timeout: float = REPLY_TIMEOUT, may_be_large: bool = False
+    ) -> None:
+        """Send commands whose replies `receive` returns later; parameters as those of `call`."""
         try:
-            self._send((command,), REPLY_TIMEOUT, may_be_large=True)
+            if self._connection is None:
+                self._open()
+            if timeout != self._timeout:
+                self._limit(timeout)
+            data = pack(*commands)
+            self._n_sent, self._sent_at = len(data), time.monotonic()
+            self._sent = data if may_be_large and len(data) < LARGE_BYTES else b""
+            self.socket.sendall(data)
         except BaseException as error:
             self._give_up(error)
             raise
 
-    def wait(self, seconds: float | None, *others: socket, spin: float = 0.0) -> bool:
+    def spin(self, seconds: float = SPIN) -> bool:
+        """Look for a reply without sleeping; return whether there is one."""
+        until = time.monotonic() + seconds
+        while not (found := self._poll.poll(0)) and time.monotonic() < until:
+            os.sched_yield()  # the server may need this core to answer
+        return bool(found)
+
+    def wait(self, seconds: float, *others: socket) -> bool:
         """Wait until `receive` would return or raise at once; return whether it would.
+
+        Another thread than the one that reads may wait, too.
 
         Parameters
         ----------
         seconds
-            How long to wait; None: for ever.
+            How long to wait.
         others
             Sockets that end the wait when they can be read; their data are thrown away.
-        spin
-            Seconds to look without sleeping first.
         """
-        if self._connection is None or self._reader.has_data():
+        own, reader, pending = self.socket, self._reader, self._pending
+        if own is None or reader is None or reader.has_data() or (pending and pending()):
             return True
-        if self._pending is not None and self._pending():
-            return True
-        poll = self._poll
-        if others:
-            poll = select.poll()
-            for one in (self._socket, *others):
-                poll.register(one, select.POLLIN)
-        found = _spin(poll, spin) if spin else []
-        ready = dict(found or poll.poll(None if seconds is None else seconds * 1000))
+        poll = select.poll()  # of this wait: two threads can't use the same one
+        for one in (own, *others):
+            poll.register(one, select.POLLIN)
+        ready = dict(poll.poll(seconds * 1000))
         for other in others:
             if other.fileno() in ready:
                 other.recv(4096)
                 return False
         return bool(ready)
-
-    def sockets(self) -> list[socket]:
-        """Return the sockets that become readable when a reply arrives; none if not connected."""
-        return [] if self._connection is None else [self._socket]
 
     def receive(self) -> Any:
         """Return the reply to the command that `send` sent; raises as `call` does."""
@@ -575,21 +585,23 @@ class Wire:
         self.life = 0
         if connection is not None:
             self._was_closed = True
-            self._socket = self._reader = self._pending = None
+            self.socket = self._reader = self._pending = None
             connection.disconnect()
 
     # -- sending and reading -------------------------------------------------------------------
 
-    def _send(self, commands: Sequence[Command], timeout: float, *, may_be_large: bool) -> None:
-        if self._connection is None:
-            self._open()
-        if timeout != self._timeout:
-            self._socket.settimeout(timeout)
-            self._timeout = timeout
-        data = pack(*commands)
-        self._n_sent, self._sent_at = len(data), time.monotonic()
-        self._sent = data if may_be_large and len(data) < LARGE_BYTES else b""
-        self._socket.sendall(data)
+    def _limit(self, seconds: float) -> None:
+        """Let each send and read take at most so long."""
+        self._timeout = seconds
+        if self._pending is not None:
+            self.socket.settimeout(seconds)
+            return
+        # Python's own timeout asks the kernel twice, before each send and read, and takes and
+        # releases the interpreter's lock for that.
+        self.socket.settimeout(None)
+        for option in (SO_RCVTIMEO, SO_SNDTIMEO):
+            limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+            self.socket.setsockopt(SOL_SOCKET, option, limit)
 
     def _read(
         self, n: int, spin: float = 0.0, on_first: Callable[[], None] | None = None
@@ -600,8 +612,8 @@ class Wire:
             reply = reader.gets()
             if reply is _INCOMPLETE:
                 if spin and not (self._pending and self._pending()):
-                    _spin(self._poll, spin)
-                n_bytes = self._socket.recv_into(buffer)
+                    self.spin(spin)
+                n_bytes = self.socket.recv_into(buffer)
                 if not n_bytes:
                     raise ConnectionError("it closed the connection")
                 reader.feed(buffer, 0, n_bytes)
@@ -620,13 +632,13 @@ class Wire:
         missed = [i for i, r in enumerate(replies) if type(r) is ReplyError and r.is_about_scripts]
         if missed:
             self._load_scripts()
-            self._send([commands[i] for i in missed], timeout, may_be_large=False)
+            self.send(*(commands[i] for i in missed), timeout=timeout)
             for i, reply in zip(missed, self._read(len(missed)), strict=True):
                 replies[i] = reply
 
     def _load_scripts(self) -> None:
         load = [("SCRIPT", "LOAD", text) for text in self._scripts]
-        self._send(load, REPLY_TIMEOUT, may_be_large=False)
+        self.send(*load)
         self._read(len(load))
 
     def _give_up(self, error: BaseException) -> None:
@@ -636,6 +648,10 @@ class Wire:
         """
         import redis
 
+        if isinstance(error, NbstreamqError):  # of a send in between, which has given up
+            return
+        if isinstance(error, BlockingIOError):
+            error = TimeoutError("timed out")
         is_cut = isinstance(error, OSError) and not isinstance(error, TimeoutError)
         words = self._last_words() if is_cut and self._connection is not None else None
         self.close()
@@ -647,8 +663,8 @@ class Wire:
     def _last_words(self) -> str:
         """Return what the server said before it closed the connection; empty if nothing."""
         try:
-            self._socket.settimeout(0.1)
-            self._reader.feed(self._socket.recv(_READ_BYTES))
+            self._limit(0.1)
+            self._reader.feed(self.socket.recv(_READ_BYTES))
             said = self._reader.gets()
         except Exception:  # noqa: BLE001 - it is closed, and what is left in it may be half a reply
             return ""
@@ -727,10 +743,10 @@ class Wire:
                 raise ConnectionError(f"the server said: {reason}") from error
             raise
         self._reader = Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
-        self._socket = connection._sock  # noqa: SLF001 - it has no other name for it
-        self._pending = getattr(self._socket, "pending", None)
+        self.socket = connection._sock  # noqa: SLF001 - it has no other name for it
+        self._pending = getattr(self.socket, "pending", None)
         self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
+        self._poll.register(self.socket, select.POLLIN)
         self._connection = connection
         self._timeout = 0.0
         if self._was_closed:
@@ -768,14 +784,6 @@ def pack(*commands: Command) -> bytes:
 
 def _escape(word: Any) -> Any:
     return word.encode(errors="backslashreplace") if isinstance(word, str) else word
-
-
-def _spin(poll: select.poll, seconds: float) -> list[tuple[int, int]]:
-    """Return what `poll` finds, looking for it without sleeping; empty if it takes longer."""
-    until = time.monotonic() + seconds
-    while not (found := poll.poll(0)) and time.monotonic() < until:
-        os.sched_yield()  # the server may need this core to answer
-    return found
 
 
 def _refusal(connection: Any) -> str:

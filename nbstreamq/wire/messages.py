@@ -355,9 +355,16 @@ class Event(msgspec.Struct, kw_only=True):
         )
         return signer.sign(b"event", b"", data) + data
 
+    def encode(self, signer: Signer) -> Fields:
+        """Return the stream fields of an entry that carries only this event."""
+        return [b"event", self.seal(signer)]
+
     @classmethod
-    def unseal(cls, sealed: bytes, signer: Signer) -> Self:
-        """Return the event that `seal` wrote; `SignatureError` if `sealed` is something else."""
+    def decode(cls, flat: Fields, signer: Signer) -> Self:
+        """Return the event of an entry that carries one; `SignatureError` if it carries none."""
+        if len(flat) != 2 or flat[0] != b"event":
+            raise SignatureError("An entry that is not an event was refused.")
+        sealed = flat[1]
         data = sealed[SIGNATURE_BYTES:]
         signer.check(sealed[:SIGNATURE_BYTES], b"event", b"", data)
         try:
@@ -376,17 +383,6 @@ class Event(msgspec.Struct, kw_only=True):
             )
         except ValueError as error:
             raise SignatureError(f"A malformed event was refused: {error}") from error
-
-    def encode(self, signer: Signer) -> Fields:
-        """Return the stream fields of an entry that carries only this event."""
-        return [b"event", self.seal(signer)]
-
-    @classmethod
-    def decode(cls, flat: Fields, signer: Signer) -> Self:
-        """Return the event of an entry that carries one."""
-        if flat[::2] != [b"event"] or len(flat) != 2:
-            raise SignatureError("An entry that is not an event was refused.")
-        return cls.unseal(flat[1], signer)
 
 
 class _ControlBody(msgspec.Struct, array_like=True, kw_only=True, gc=False):

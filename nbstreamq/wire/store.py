@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from socket import socket
 from typing import Any
 
 from ..arguments import check_queue_name
@@ -109,7 +108,8 @@ class Store:
         self._client = client
         self._signer = signer
         self._replays = replays or ReplayCache()
-        self._wire = Wire(client, self.keys.meta, scripts.texts())
+        #: The connection, for those that wait for what it brings.
+        self.wire = self._wire = Wire(client, self.keys.meta, scripts.texts())
         self._n_read, self._renewal = 0, time.monotonic() + RENEW_EVERY
         self._asked: dict[bytes, str] = {}
         self._ask_version = pack(("HGET", self.keys.cancelled, "#"))
@@ -134,14 +134,6 @@ class Store:
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         self._wire.close()
-
-    def wait(self, seconds: float | None, *others: socket, soon: bool = False) -> bool:
-        """Wait until `events` or `controls` returns at once; False if one of `others` woke us."""
-        return self._wire.wait(seconds, *others, spin=SPIN if soon else 0.0)
-
-    def sockets(self) -> list[socket]:
-        """Return what can be read when that is so; nothing while not connected."""
-        return self._wire.sockets()
 
     # -- tasks: the client's side --------------------------------------------------------------
 
@@ -182,9 +174,11 @@ class Store:
         lane, delay, fields = tasks[0]
         if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
             add = ("XADD", self.keys.lane(lane), "*", *fields)
-            write = (_MULTI, add, ("SET", key, batch, "EX", WEEK, "GET"), _EXEC)
-            replies = self._submit([lane], *write, spin=SPIN, meanwhile=meanwhile)
+            write = ("SET", key, batch, "EX", WEEK, "GET")
+            replies = self._wire.call(_MULTI, add, write, _EXEC, spin=SPIN, meanwhile=meanwhile)
             last = replies[-1][-1]
+            if lane not in self._told:
+                self._tell_of_use([lane])
             return int(last) if isinstance(last, bytes) and last.isdigit() else 0
         index: dict[str, int] = {}
         args: list[Any] = []
@@ -196,15 +190,19 @@ class Store:
             self._submit(index, scripts.submit(key, self.keys.control, lanes, batch, args))[0]
         )
 
-    def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
-        """Send commands that put tasks into `lanes`; supervisors hear of a lane's first use."""
-        replies = self._wire.call(*commands, **options)
+    def _submit(self, lanes: Iterable[str], *commands: Command) -> list[Any]:
+        """Send commands that put tasks into `lanes`."""
+        replies = self._wire.call(*commands)
+        self._tell_of_use(lanes)
+        return replies
+
+    def _tell_of_use(self, lanes: Iterable[str]) -> None:
+        """Tell supervisors of lanes that are used through this connection for the first time."""
         if new := set(lanes) - self._told:
             self._told |= new
             with suppress(ServerRefused):  # that does little harm: see `used_lanes`
                 self._wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
                 self._tell(new & set(RARE))
-        return replies
 
     def _tell(self, lanes: set[str]) -> None:
         keys = self.keys
@@ -288,10 +286,10 @@ class Store:
             self._renewal = time.monotonic() + RENEW_EVERY
             self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
             self.renew()
-        keys = [self.keys.events(name) for name in after]
+        keys = list(map(self.keys.events, after))
         self._asked = dict(zip(map(str.encode, keys), after, strict=True))
-        read: Command = ("XREAD", "COUNT", 100, "BLOCK", block_ms(block), "STREAMS")
-        self._wire.send((*read, *keys, *after.values()))
+        read = ("XREAD", "COUNT", "100", "BLOCK", max(1, int(block * 1000)), "STREAMS")
+        self._wire.send((*read, *keys, *after.values()), may_be_large=True)
 
     def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
         """Return the events that were asked for; `after` then names the last entries.
@@ -299,31 +297,33 @@ class Store:
         One with a wrong signature, of another session, or that came before, comes as the error; its
         entry is set aside.
         """
-        entries = self._received(after)
-        self._n_read += len(entries)
+        try:
+            reply = self._wire.receive() or ()
+        except MessageTooLarge:
+            reply = self._read_large_events(after)
         found: list[Event | SignatureError] = []
-        for key, entry_id, flat in entries:
+        for key, entries in reply.items() if isinstance(reply, dict) else reply:
             home, forged = self._asked[key], None
-            after[home] = entry_id
-            for k in range(0, len(flat), 2):
-                try:
-                    found.append(self._event(flat[k : k + 2], home, entry_id, k))
-                except SignatureError as error:
-                    found.append(forged := error)
-            if forged and not self._refuse("event", key.decode(), entry_id, forged):
-                found[found.index(forged)] = SignatureError(str(self._mismatch()))
+            self._n_read += len(entries)
+            for entry_id, flat in entries:
+                after[home] = entry_id
+                for k in range(0, len(flat), 2):
+                    try:
+                        found.append(self._event(flat[k : k + 2], home, entry_id, k))
+                    except SignatureError as error:
+                        found.append(forged := error)
+                if forged and not self._refuse("event", key.decode(), entry_id, forged):
+                    found[found.index(forged)] = SignatureError(str(self._mismatch()))
+                forged = None
         return found
 
-    def _received(self, after: dict[str, bytes]) -> list[tuple[bytes, bytes, Fields]]:
-        """Return (stream, id, fields) for each entry of the reply that is there."""
-        try:
-            return stream_entries(self._wire.receive())
-        except MessageTooLarge:
-            entries = []
-            for key, home in self._asked.items():
-                entry = self._read_pieces(key.decode(), b"(" + _full(after[home]))
-                entries += [(key, *entry)] if entry else []
-            return entries
+    def _read_large_events(self, after: dict[str, bytes]) -> dict[bytes, Any]:
+        """Return the next entry of each stream that was asked for, as XREAD does."""
+        found = {}
+        for key, home in self._asked.items():
+            if entry := self._read_pieces(key.decode(), b"(" + _full(after[home])):
+                found[key] = [entry]
+        return found
 
     def _event(self, field: Fields, home: str, *place: object) -> Event:
         """Return an event; `SignatureError` if it is not signed, a copy, or not sent to `home`.
@@ -334,7 +334,7 @@ class Store:
             Where in that stream it was read.
         """
         event = Event.decode(field, self._signer)
-        if session_of(event.job) != home:
+        if event.job.partition(".")[0] != home:  # `session_of`, without the call
             raise SignatureError(f"An event of {event.job} was refused: it was sent to {home}.")
         if self._replays.is_copy(field[1], home, *place):
             raise SignatureError(REPLAYED)
@@ -1123,7 +1123,8 @@ class Store:
 
         `controls` returns them.
         """
-        self._wire.send(("XREAD", "BLOCK", block_ms(block), "STREAMS", self.keys.control, after))
+        read = ("XREAD", "BLOCK", block_ms(block), "STREAMS", self.keys.control, after)
+        self._wire.send(read, may_be_large=True)
 
     def controls(self, after: bytes) -> tuple[bytes, list[ControlMessage]]:
         """Return the id of the last control entry, and those that carry an order."""

@@ -161,7 +161,7 @@ class ControlListener:
 
     def sockets(self) -> list[socket.socket]:
         """Return the socket that can be read when a message has come; empty while not connected."""
-        return self._store.sockets()
+        return [one] if (one := self._store.wire.socket) else []
 
     @property
     def has_fresh(self) -> bool:
@@ -180,7 +180,7 @@ class ControlListener:
 
     def follow(self) -> None:
         """Read the messages that have come since `take`."""
-        while self._last is not None and self._store.wait(0):
+        while self._last is not None and self._store.wire.wait(0):
             self._last, messages = self._store.controls(self._last)
             self.has_news = True
             for message in messages:

@@ -5,6 +5,6 @@ def read_events(store, session="s", after=b"0", block=0):
     """Return the id of the last entry after `after`, and its events, once there are any."""
     last = {session: after}
     store.await_events(session, last, block)
-    assert store.wait(block + 5), "the server answers"
+    assert store.wire.wait(block + 5), "the server answers"
     events = store.events(last)
     return last[session], events

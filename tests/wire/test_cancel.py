@@ -15,7 +15,7 @@ def listen(store, wait_until):
 
     def listen(after):
         supervisor.await_control(after)
-        wait_until(lambda: supervisor.wait(0), describe="a control entry")
+        wait_until(lambda: supervisor.wire.wait(0), describe="a control entry")
         return supervisor.controls(after)
 
     yield listen
@@ -33,9 +33,9 @@ def test_supervisors_are_told_what_is_cancelled_now(store, listen):
 def test_a_supervisor_is_not_ready_before_there_is_an_order(store, wait_until):
     supervisor = store.clone()
     supervisor.await_control(store.last_control())
-    assert supervisor.wait(0) is False
+    assert supervisor.wire.wait(0) is False
     store.cancel("s.1", parse_ranges("0:1"), parse_ranges("0:1"))
-    wait_until(lambda: supervisor.wait(0), describe="the order")
+    wait_until(lambda: supervisor.wire.wait(0), describe="the order")
     supervisor.close()
 
 

@@ -47,7 +47,7 @@ def test_a_task_s_whole_life_on_a_cluster(cluster_url, make_task, finish, wait_u
         assert len(read_events(store, "s", b"0", 0)[1]) == 2
         store.cancel("s.1", parse_ranges("0:1"), parse_ranges("0:1"))
         store.await_control(b"0")
-        wait_until(lambda: store.wait(0), describe="the order")
+        wait_until(lambda: store.wire.wait(0), describe="the order")
         assert len(store.controls(b"0")[1]) == 1
         store.put_function("d", b"f")
         assert store.get_function("d") == b"f"

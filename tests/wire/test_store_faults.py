@@ -64,15 +64,15 @@ def test_a_server_that_ends_while_it_is_waited_for_is_unreachable(own_store):
 def test_a_supervisor_learns_that_the_server_is_gone(own_store, wait_until):
     store, server = own_store
     store.await_control(b"0")
-    assert store.wait(0) is False
+    assert store.wire.wait(0) is False
     server.stop()
-    wait_until(lambda: store.wait(0), describe="the end of the connection")
+    wait_until(lambda: store.wire.wait(0), describe="the end of the connection")
     with pytest.raises(ServerUnreachable):
         store.controls(b"0")
     server.start()
     store.cancel("s.1", parse_ranges("0:1"), parse_ranges("0:1"))
     store.await_control(b"0")
-    wait_until(lambda: store.wait(0), describe="the order")
+    wait_until(lambda: store.wire.wait(0), describe="the order")
     assert len(store.controls(b"0")[1]) == 1
 
 
@@ -83,7 +83,7 @@ def test_a_supervisor_that_can_not_ask_says_so(own_store):
     server.stop()
     with pytest.raises(ServerUnreachable):
         store.await_control(b"0")
-    assert store.wait(0) is True
+    assert store.wire.wait(0) is True
     with pytest.raises(ServerUnreachable):
         store.controls(b"0")
 
