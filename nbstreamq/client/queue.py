@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -65,14 +64,7 @@ from .status import (
     queue_status,
     warn_of_risks,
 )
-from .submit import (
-    InputFeeder,
-    opening,
-    pace_of,
-    recall,
-    send_chunks,
-    submit_when_done,
-)
+from .submit import InputFeeder, call_of, pace_of, recall, submit_when_done
 from .table import PROGRESS_AFTER
 from .waiting import uninterrupted
 
@@ -503,17 +495,18 @@ class TaskQueue(Executor, TaskOnly):
         session = self._session
         function = session.pickle_function(fn, durable=name is not None)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
-        if name is not None:
-            from .named import JobSpec, map_named  # needs cloudpickle: slow to import
+        lane, (call, items) = self._lane(), call_of(iterables)
+        if name is None:
+            table = session.new_table(fn, function.name, lane)
+            table.call, table.options = call, options
+        else:
+            from .named import NamedJob  # needs cloudpickle, which is slow to import
 
-            what = JobSpec(name, self._lane(), options, deadline)
-            job = map_named(session, fn, function, iterables, what, pace=pace, replace=replace)
-            return self._with_progress(job)
-        with opening(session, fn, function.name, self._lane()) as table:
-            table.options = options
-            sends = send_chunks(session, table, function, iterables, pace)
-            feed = InputFeeder(session, table, sends, buffersize or sys.maxsize)
-            feed()
+            table, items = NamedJob(session, name).open(
+                fn, function, items, call=call, lane=lane, options=options, replace=replace
+            )
+        feed = InputFeeder(session, table, function, items, pace=pace, buffersize=buffersize)
+        feed()
         job = Job[T](session, table, deadline=deadline, feed=feed if buffersize else None)
         self._with_progress(job)
         return job if on_new is None else on_new(job)

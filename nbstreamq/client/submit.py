@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any
 
-from ..errors import SignatureError
+from ..errors import JobNotFound, NbstreamqError, SignatureError
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import size_of
 from ..objects.pickling import dump
 from ..objects.references import Dependent
 from ..objects.results import dump_outcomes
-from ..wire.item_ranges import ItemRanges, size
-from ..wire.messages import Event, Options, Task
+from ..wire.item_ranges import size
+from ..wire.messages import Event, Fields
+from ..wire.records import Chunk
+from ..wire.store import Store
 from .channel import Command
 from .error_notes import Payload
 from .future import CallFuture, TaskFuture
@@ -127,18 +129,6 @@ def chunks(items: Iterable[Any], pace: Pace) -> Iterator[list[Any]]:
 ASSUMED_WORKERS = 8
 
 
-def task_of(
-    table: JobTable,
-    function: FunctionPickle,
-    payload: Payload,
-    options: Options,
-    span: ItemRanges = (),
-) -> Task:
-    """Return the message that calls `function` on the items of `payload`; or on `span` of them."""
-    table.function = function
-    return payload.task(table.job, function, options, span)
-
-
 def pace_of(
     session: Session,
     iterables: tuple[Iterable[Any], ...],
@@ -157,28 +147,6 @@ def pace_of(
     return Pace(min(sizes, default=0) if is_known else None, n_workers)
 
 
-@contextmanager
-def opening(session: Session, fn: Callable[..., Any], name: str, lane: str) -> Iterator[JobTable]:
-    """Yield the table of a new job; if what follows fails, or is interrupted, it is cancelled."""
-    table = None
-    try:
-        with uninterrupted():
-            table = session.new_table(fn, name, lane)
-            table.growing = True
-            session.register(table)
-        yield table
-    except BaseException:
-        if table is not None:
-            give_up(session, table, range(len(table)))
-        raise
-
-
-def give_up(session: Session, table: JobTable, items: Iterable[int]) -> None:
-    """Cancel what was submitted of a job whose submission failed."""
-    session.cancel(table, items)
-    session.stop_growing(table)
-
-
 def call_of(iterables: tuple[Iterable[Any], ...]) -> tuple[str, Iterable[Any]]:
     """Return how the items of a map are called, as in `Task`, and the items."""
     if len(iterables) == 1:
@@ -186,58 +154,46 @@ def call_of(iterables: tuple[Iterable[Any], ...]) -> tuple[str, Iterable[Any]]:
     return "starmap", zip(*iterables, strict=False)
 
 
-def send_chunks(
-    session: Session,
-    table: JobTable,
-    function: FunctionPickle,
-    iterables: tuple[Iterable[Any], ...],
-    pace: Pace,
-) -> Iterator[int]:
-    """Submit chunk after chunk, as this is iterated; yield how many items each has."""
-    call, source = call_of(iterables)
-    options = table.options
-    try:
-        for piece in chunks(source, pace):
-            session.check_open()
-            what = f"an item of {function.name}()"
-            generators: list[Any] = []
-            first, value_store = len(table), session.large.value_store
-            data = dump(piece, what, value_store, first=first, generators=generators)
-            if generators:
-                session.repeats.items(function.name, generators, len(piece))
-            payload = Payload(len(table), len(piece), call, data)
-            with uninterrupted():
-                table.add(payload)
-            task = task_of(table, function, payload, options)
-            session.submit(table, task, options.delay, immediate=pace.immediate)
-            for news in table.reports(-1):
-                if news.kind == "finished":
-                    pace.took(news.seconds, size(news.span))
-            pace.sent(len(piece), size_of(data))
-            yield len(piece)
-    except BaseException:
-        session.cancel(table, range(len(table)))
-        raise
-    finally:
-        session.stop_growing(table)
-
-
 class InputFeeder:
-    """Submits more items as results are taken, never more than `buffersize` ahead."""
+    """Submits the items of a map, chunk after chunk.
+
+    Parameters
+    ----------
+    table
+        The map's.
+    items
+        What is still to be submitted.
+    pace
+        Says how large the chunks are.
+    buffersize
+        How many items may be submitted whose results are not taken; None: all.
+    """
 
     def __init__(
-        self, session: Session, table: JobTable, sends: Iterator[int], buffersize: int
+        self,
+        session: Session,
+        table: JobTable,
+        function: FunctionPickle,
+        items: Iterable[Any],
+        *,
+        pace: Pace,
+        buffersize: int | None,
     ) -> None:
         self._session = session
         self._table = table
-        self._sends = sends
-        self._buffersize = buffersize
-        self._exhausted = False
+        self._function = table.function = function
+        self._chunks = chunks(items, pace)
+        self._pace = pace
+        self._buffersize = sys.maxsize if buffersize is None else buffersize
+        self._has_begun = self._has_ended = False
         #: Several threads may take results. Reentrant: the inputs may do so, too.
         self._lock = threading.RLock()
 
     def __call__(self, n_taken: int = 0) -> None:
         """Submit what there is room for, when `n_taken` results were taken.
+
+        If that fails or is interrupted, the job is cancelled. A job with a name goes on, without an
+        end: the same call again submits the rest.
 
         Raises
         ------
@@ -245,10 +201,88 @@ class InputFeeder:
             No result is left, and more inputs can't be submitted.
         """
         with self._lock:
-            if not self._exhausted and n_taken > len(self._table):
-                self._session.check_open()
-            while self._table.growing and len(self._table) - n_taken < self._buffersize:
-                self._exhausted = next(self._sends, None) is None
+            try:
+                self._feed(n_taken)
+            except BaseException:
+                self._has_ended = True
+                if not self._table.title:
+                    self._session.cancel(self._table, range(len(self._table)))
+                    self._session.stop_growing(self._table)
+                raise
+
+    def _feed(self, n_taken: int) -> None:
+        table = self._table
+        if not self._has_begun:
+            self._has_begun = True
+            if not table.title:
+                with uninterrupted():
+                    table.growing = True
+                    self._session.register(table)
+        if n_taken > len(table) and not self._has_ended:
+            self._session.check_open()
+        while table.growing and not self._has_ended and len(table) - n_taken < self._buffersize:
+            if chunk := next(self._chunks, None):
+                self._submit(chunk)
+            else:
+                self._has_ended = True
+                self._say_the_end()
+
+    def _submit(self, chunk: list[Any]) -> None:
+        session, table, options = self._session, self._table, self._table.options
+        session.check_open()
+        generators: list[Any] = []
+        # What is kept must not refer to values that go with this session.
+        value_store = None if table.title else session.large.value_store
+        what, first = f"an item of {table.name}()", len(table)
+        data = dump(chunk, what, value_store, first=first, generators=generators)
+        if generators:
+            session.repeats.items(table.name, generators, len(chunk))
+        payload = Payload(first, len(chunk), table.call, data)
+        task = payload.task(table.job, self._function, options)
+        if table.title:
+            self._append(payload, chunk, session.encode_task(task))
+        else:
+            with uninterrupted():
+                table.add(payload)
+            session.submit(table, task, options.delay, immediate=self._pace.immediate)
+        for news in table.reports(-1):
+            if news.kind == "finished":
+                self._pace.took(news.seconds, size(news.span))
+        self._pace.sent(len(chunk), size_of(data))
+
+    def _append(self, payload: Payload, chunk: list[Any], task: Fields) -> None:
+        """Add a chunk to a named job on the server, which keeps its inputs, and submit it."""
+        from ..objects.stable_hash import inputs_hash  # needs cloudpickle, which is slow to import
+
+        session, table, data = self._session, self._table, payload.args
+        added = Chunk(payload.n, payload.n_items, inputs_hash(chunk))
+        lane, delay = table.lane, table.options.delay
+        table.add(payload._replace(args=b""))
+
+        def carry_out(store: Store) -> None:
+            if store.append_chunk(table.job, added, data, lane=lane, delay=delay, task=task):
+                return
+            # Another client was first, or this is the second time; or it can't be there at all.
+            record = store.job_record(table.job)
+            if record is None:
+                raise JobNotFound(f"Job {table.title!r} was deleted while it was being submitted.")
+            if record.n_items < added.first:
+                raise NbstreamqError(f"What comes before item {added.first} was refused.")
+
+        def fail(error: BaseException) -> None:
+            # All of it here, so that the next call looks what the server has, and goes on there.
+            table.fail(error)
+            session.stop_growing(table)
+
+        session.send(Command(carry_out, fail, 2 * len(data) + 500))
+
+    def _say_the_end(self) -> None:
+        table, n_items = self._table, len(self._table)
+        if table.title:  # an event says so to all clients
+            close = functools.partial(Store.close_job, job=table.job, n_items=n_items)
+            self._session.send(Command(close, lambda _: None))
+        else:
+            self._session.stop_growing(table)
 
 
 def submit_when_done(
