@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..objects.functions import FunctionPickle
@@ -17,7 +17,7 @@ from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Event, Options, Task
 from .callbacks import hold_callbacks, let_go
 from .error_notes import Payload
-from .table import Output, Outstanding
+from .table import Output, Outstanding, print_output
 
 #: Most calls that share a job id: what they printed is kept as long as the future of any.
 MAX_CALLS = 1000
@@ -76,6 +76,8 @@ class Call(Outstanding):
     """
 
     n_items = 1
+    #: Gets the function's name and the event when the call prints. What shows that replaces it.
+    show: Callable[[str, Event], object] = staticmethod(print_output)
     job = ""
     outer: object = None
     group: Calls
@@ -131,6 +133,12 @@ class Calls:
     def has_ended(self, index: int) -> bool:
         """Return whether a call is over."""
         return index not in self.open
+
+    def show(self, event: Event) -> None:
+        """Show what a call printed."""
+        call = self.open.get(event.n)
+        show = print_output if call is None else call.show
+        show(self.function.name, event)
 
     def task(self, calls: Sequence[Call]) -> Task:
         """Return the message that makes some of the calls, which are successive."""

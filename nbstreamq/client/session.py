@@ -44,7 +44,7 @@ from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
 from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
 from .progress import LongWait
-from .table import JobTable, Outstanding, print_output
+from .table import JobTable, Outstanding
 from .waiting import (
     interrupted,
     interruptible,
@@ -720,7 +720,7 @@ class Session:
         if isinstance(row, Calls):
             row.apply(event)
             if kind == "output":
-                print_output(row.function.name, event)
+                row.show(event)
             if not row.open:
                 self._retire(row)
         elif row.expects(event):

@@ -21,7 +21,8 @@ from ..client.future import CallFuture, TaskFuture
 from ..objects.bytecode import names_of
 from ..wire.messages import Event
 from . import remote
-from .html import plural
+from .html import plural, tail
+from .outputs import EndOfCall, Output
 from .view import MAX_OUTPUT, worker_labels
 
 #: Module of functions that travel by value.
@@ -354,7 +355,7 @@ class CellFuture(CallFuture[Any]):
 
 
 class CellOutput:
-    """The output of a cell in the notebook: it says that the task runs, then shows its outcome.
+    """The output of a cell in the notebook: what the task prints, and then its outcome.
 
     Parameters
     ----------
@@ -366,29 +367,51 @@ class CellOutput:
         That of the cell's code, to tell where it failed.
     """
 
-    def __init__(self, handle: DisplayHandle, name: str, filename: str) -> None:
+    def __init__(self, handle: Output, name: str, filename: str) -> None:
         self._handle = handle
         self._name = name
         self._filename = filename
         self._begun = time.monotonic()
-        handle.display(_text(f"{name}: running on a worker ..."), raw=True)
+        self._lock = threading.Lock()
+        self._is_over = False
+        handle.display(self._running(""))
 
-    def show(self, future: CellFuture) -> None:
-        """Show the outcome of the cell."""
-        data, metadata = self._outcome(future)
-        self._handle.update(data, raw=True, metadata=metadata)
+    def follow(self, future: CellFuture) -> None:
+        """Show what the cell prints, and its outcome when it is over."""
+        future.show = lambda *_: self._print(future)
+        EndOfCall(future, lambda: self._end(future))
 
-    def _outcome(self, future: CellFuture) -> tuple[_Bundle, _Bundle]:
+    def _running(self, printed: str) -> _Bundle:
+        return _text(f"{printed}{self._name}: running on a worker ...")
+
+    def _print(self, future: CellFuture) -> None:
+        with self._lock:
+            if not self._is_over:
+                self._handle.update(self._running(_printed(future)))
+
+    def _end(self, future: CellFuture) -> None:
+        shown, printed = self._outcome(future), _printed(future)
+        with self._lock:
+            self._is_over = True
+            if printed and len(shown) == 1 and shown[0][0].keys() == {"text/plain"}:
+                shown = [(_text(printed + shown[0][0]["text/plain"]), {})]
+            elif printed:
+                shown.insert(0, (_text(printed.rstrip("\n")), {}))
+            data, metadata = (
+                shown[0] if len(shown) == 1 else (_join([data for data, _ in shown]), {})
+            )
+            self._handle.update(data, metadata)
+
+    def _outcome(self, future: CellFuture) -> list[tuple[_Bundle, _Bundle]]:
+        """Return data and metadata of what is to be shown: one or more."""
         if future.cancelled():
-            return _text(f"{self._name}: cancelled"), {}
+            return [(_text(f"{self._name}: cancelled"), {})]
         error = future.exception()
         if error is not None:
-            return _text(f"{self._name}: {self._explain(error)}"), {}
+            return [(_text(f"{self._name}: {self._explain(error)}"), {})]
         future.result()  # the variables arrive before the output says so
-        shown = future.shown()
-        if not shown:
-            return _text(f"{self._name}: done in {time.monotonic() - self._begun:.1f} s"), {}
-        return shown[0] if len(shown) == 1 else (_join([data for data, _ in shown]), {})
+        took = time.monotonic() - self._begun
+        return future.shown() or [(_text(f"{self._name}: done in {took:.1f} s"), {})]
 
     def _explain(self, error: BaseException) -> str:
         """Return the error in one line."""
@@ -397,6 +420,12 @@ class CellOutput:
         lines = [frame.lineno for frame in frames if frame.filename == self._filename]
         where = f" (line {lines[-1]})" if lines else ""
         return f"{type(error).__name__}: {message}{where}" if message else type(error).__name__
+
+
+def _printed(future: CellFuture) -> str:
+    """Return the last of what a cell printed; it ends with a line's end if there is any."""
+    text = tail(future.logs)
+    return f"{text.rstrip(chr(10))}\n" if text else ""
 
 
 def _text(text: str) -> _Bundle:

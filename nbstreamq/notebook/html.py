@@ -9,7 +9,7 @@ import reprlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,11 @@ from ..client.status import (
 from ..objects.references import Ref
 from ..wire.keys import NESTED
 from ..wire.messages import State
-from .view import MAX_OUTPUT, Ends, JobPicture, WorkerRow
+from .view import MAX_OUTPUT, N_COLUMNS, Ends, JobPicture, WorkerRow
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 #: Most characters shown of a result or an error.
 MAX_TEXT = 300
@@ -54,8 +55,8 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (describe, describe_items, describe_worker, duration, number, plural, size, tail)
-    templates.filters.update({words_of.__name__: words_of for words_of in words})
+    filters = (columns, describe, describe_worker, duration, number, plural, size, tail)
+    templates.filters.update({one.__name__: one for one in filters})
     return templates
 
 
@@ -233,6 +234,28 @@ def _shown(value: Any) -> str:
         return "".join(_abbreviate.repr(value))
     except BaseException as error:  # noqa: BLE001 - foreign code, for a display only
         return f"(can't be shown: its repr raised {type(error).__qualname__})"
+
+
+# -- drawings -----------------------------------------------------------------------------------
+
+
+def columns(worker: WorkerRow, n_columns: int) -> Markup:
+    """Return the first columns of a worker's timeline.
+
+    No template: there are thousands of columns, ten times a second, and few of them have changed.
+    """
+    from markupsafe import Markup
+
+    parts = [_stretch(*stretch) for stretch in worker.stretches(n_columns)]
+    return Markup("".join(parts))  # noqa: S704 - there are only numbers in it
+
+
+@lru_cache(maxsize=MAX_WORKERS * N_COLUMNS)
+def _stretch(width: int, busy: float, items: Ends) -> str:
+    if not busy:
+        return f'<span style="flex:{width}"></span>'
+    look = f"flex:{width};background:currentColor;opacity:{busy}"
+    return f'<span style="{look}" title="{describe_items(items)}"></span>'
 
 
 # -- words --------------------------------------------------------------------------------------

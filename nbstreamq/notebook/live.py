@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-import itertools
+import secrets
 import threading
 import time
 import weakref
@@ -16,7 +16,7 @@ import anywidget
 import traitlets
 from IPython.display import DisplayHandle, display
 
-from ..client.future import CallFuture
+from ..client.future import CallFuture, TaskFuture
 from ..client.job import Job
 from ..client.progress import Display, show_waits
 from ..client.queue import TaskQueue
@@ -24,7 +24,8 @@ from ..client.session import Session, drop_calls_at_exit
 from ..client.status import QueueStatus
 from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
-from .html import HTML_OF, describe, job_html, status_html
+from .html import HTML_OF, describe, future_html, job_html, status_html
+from .outputs import EndOfCall, Output
 from .terminal import job_text
 from .view import CallsView, JobPicture, JobView
 
@@ -34,6 +35,8 @@ FRAME = 0.1
 MAX_DRAWING = 0.1
 #: Most jobs that are over whose HTML is kept for pages that are not open.
 MAX_ENDED = 100
+#: Seconds between two pictures of a single call.
+FUTURE_FRAME = 0.2
 #: Seconds between two pictures of a queue.
 REFRESH = 1.0
 #: Seconds after which the view of a queue ends. Longer keeps a forgotten view asking the server.
@@ -51,6 +54,7 @@ def show_by_default(shell: Any) -> None:
         show_waits(show_wait)
         formatter.ipython_display_formatter.for_type(TaskQueue, show_queue)
         formatter.ipython_display_formatter.for_type(Job, show_job)
+        formatter.ipython_display_formatter.for_type(TaskFuture, show_future)
     else:
         formatter.formatters["text/plain"].for_type(Job, _print_job)
 
@@ -82,39 +86,51 @@ class JobWidget(anywidget.AnyWidget):
     trouble = traitlets.Unicode().tag(sync=True)
 
 
+#: What is displayed here, by the job that it shows. Its views agree, and follow what happens next.
+_views: weakref.WeakKeyDictionary[JobTable, list[LiveJob]] = weakref.WeakKeyDictionary()
+_ended: deque[LiveJob] = deque()
+
+
 def show_job(job: Job[Any]) -> None:
     """Display a job here; the view follows it, in the background, until it is over."""
     view = JobView(job)
     picture = view.picture()
-    handle = DisplayHandle()
-    if job.done() and not picture.counts["failed"]:
-        handle.display(_data(picture), raw=True)
+    handle = Output()
+    if picture.is_over and not picture.counts["failed"]:  # not job.done(): it may be since then
+        handle.display(_data(picture))
         return
     live = LiveJob(job, handle, picture)
-    if job.done():
-        handle.display(_data(picture, live.place), raw=True)
+    _views.setdefault(job._table, []).append(live)
+    if picture.is_over:
+        handle.display(_data(picture, live.place))
     else:
         data, metadata = live.bundle(picture)
-        handle.display(data, metadata=metadata, raw=True)
+        handle.display(data, metadata)
         live.follow(job, view)
 
 
-_numbers = itertools.count(1)
-#: What a view follows.
-_displayed: weakref.WeakSet[JobTable] = weakref.WeakSet()
-_ended: deque[LiveJob] = deque()
+def catch_up(*_: object) -> None:
+    """Bring all views up to date at the end of a cell, as `outputs.end_cell` does it for calls.
+
+    Jobs that are over get their last picture, and those that were run again are followed again.
+    """
+    for live in [live for views in list(_views.values()) for live in views]:
+        live.catch_up()
 
 
 class LiveJob:
     """A job's output in the notebook; it keeps neither the job nor its results alive."""
 
-    def __init__(self, job: Job[Any], handle: DisplayHandle, picture: JobPicture) -> None:
+    def __init__(self, job: Job[Any], handle: Output, picture: JobPicture) -> None:
         self._session, self._table = job._session, weakref.ref(job._table)
         self._handle = handle
         self._lock = threading.RLock()
-        self._follows = False
+        #: What draws the pictures, as long as the job is followed.
+        self._view: JobView | None = None
+        self._run = job._table.run
         self._is_kept = True  # whether a page has HTML in place of the view, if there was one
-        self.place = f"nbstreamq-retry-{job.id.replace('.', '-')}-{next(_numbers)}"
+        # A restarted kernel shows the same job, and the page may still know the old one's view.
+        self.place = f"nbstreamq-retry-{secrets.token_hex(8)}"
         self.widget = JobWidget(place=self.place)
         self.widget.on_msg(lambda _, message, __: self.obey(message))
         self._draw(picture)
@@ -132,12 +148,21 @@ class LiveJob:
 
     def follow(self, job: Job[Any], view: JobView) -> None:
         """Have the view follow the job from now on, unless it does."""
-        _displayed.add(job._table)
         with self._lock:
-            starts, self._follows = not self._follows, True
-        if starts:
-            name = f"nbstreamq-view-{job.id}"
-            threading.Thread(target=self._follow, args=(job, view), name=name, daemon=True).start()
+            if self._view is not None:
+                return
+            self._view, self._run = view, job._table.run
+        name = f"nbstreamq-view-{job.id}"
+        threading.Thread(target=self._follow, args=(job, view), name=name, daemon=True).start()
+
+    def catch_up(self) -> None:
+        """Show that the job is over, or that it was run again, if it was."""
+        job = self._job()
+        if job is None:
+            return
+        if self._view is None and self._run != job._table.run:
+            self._revive(job)
+        self._end_if_over(job)
 
     def obey(self, message: Any) -> None:
         """Do what a button says, or say why that failed."""
@@ -153,7 +178,9 @@ class LiveJob:
             elif message == "add":
                 self._session.add_worker()
             elif message == "retry":
-                self._retry(job)
+                job.retry_failed()
+                for live in list(_views.get(job._table, [self])):
+                    live.catch_up()
         except NbstreamqError as error:
             self.widget.trouble = str(error)
         _answer_anywhere(self.widget)
@@ -171,12 +198,9 @@ class LiveJob:
     def _follow(self, job: Job[Any], view: JobView) -> None:
         # The view shows what the items print.
         job._table.show = lambda *_: None
-        while self._follows:
+        while self._view is view:
             self._watch(job, view)
-            with self._lock:
-                self._follows = not job.done()  # somebody may just have run it again
-                if not self._follows:
-                    self._end(view.picture())
+            self._end_if_over(job)  # unless somebody has just run it again
 
     def _watch(self, job: Job[Any], view: JobView) -> None:
         """Draw what goes on, until the job is over."""
@@ -185,7 +209,8 @@ class LiveJob:
         pause = FRAME
         while not over.wait(pause):
             began = time.thread_time()
-            self._draw(view.picture())
+            with self._lock:
+                self._draw(view.picture())
             pause = max(FRAME, (time.thread_time() - began) / MAX_DRAWING)
 
     def _draw(self, picture: JobPicture) -> None:
@@ -195,11 +220,18 @@ class LiveJob:
             self.widget.can_retry = picture.counts["failed"] > 0
             _answer_anywhere(self.widget)
 
+    def _end_if_over(self, job: Job[Any]) -> None:
+        with self._lock:
+            view = self._view
+            if view is not None and job.done():
+                self._view = None
+                self._end(view.picture())
+
     def _end(self, picture: JobPicture) -> None:
         """Replace the view by HTML that needs no kernel, which the saved notebook keeps."""
         self._draw(picture)
         data = _data(picture, self.place)
-        self._handle.update(data, raw=True)
+        self._handle.update(data)
         self.widget.final = {
             "id": self.widget.model_id,
             "data": data,
@@ -216,15 +248,13 @@ class LiveJob:
         if self._is_kept and (job is None or not job._table.errors(1)):
             self.widget.close()
 
-    def _retry(self, job: Job[Any]) -> None:
-        job.retry_failed()
+    def _revive(self, job: Job[Any]) -> None:
         with self._lock:
-            if not self._follows:
-                self.widget.final = {}
-                view = JobView(job)
-                data, metadata = self.bundle(view.picture())
-                self._handle.update(data, metadata=metadata, raw=True)
-                self.follow(job, view)
+            self.widget.final = {}
+            view = JobView(job)
+            data, metadata = self.bundle(view.picture())
+            self._handle.update(data, metadata)
+            self.follow(job, view)
 
 
 def _answer_anywhere(widget: JobWidget) -> None:
@@ -240,6 +270,48 @@ def _data(picture: JobPicture, place: str = "") -> dict[str, str]:
     """Return the data of an output that needs no widget."""
     text = f"<Job {picture.id} {picture.name}: {picture.state}>"
     return {"text/html": job_html(picture, place), "text/plain": text}
+
+
+# -- a call in a notebook -----------------------------------------------------------------------
+
+
+def show_future(future: TaskFuture[Any]) -> None:
+    """Display a call here; the output follows it, in the background, until it is over."""
+    live = LiveFuture(future)
+    EndOfCall(future, live.end)
+    if not future.done():
+        name = f"nbstreamq-view-{future.id}"
+        threading.Thread(target=live.follow, name=name, daemon=True).start()
+
+
+class LiveFuture:
+    """A call's output in the notebook."""
+
+    def __init__(self, future: TaskFuture[Any]) -> None:
+        self._future = future
+        self._over = threading.Event()
+        self._shown = self._data()
+        self._handle = Output()
+        self._handle.display(self._shown)
+
+    def follow(self) -> None:
+        """Keep the output current until the call is over."""
+        while not self._over.wait(FUTURE_FRAME):
+            self._draw()
+
+    def end(self) -> None:
+        """Show how the call ended."""
+        self._over.set()
+        self._draw()
+
+    def _draw(self) -> None:
+        data = self._data()
+        if data != self._shown:
+            self._shown = data
+            self._handle.update(data)
+
+    def _data(self) -> dict[str, str]:
+        return {"text/html": future_html(self._future), "text/plain": repr(self._future)}
 
 
 # -- a queue in a notebook ----------------------------------------------------------------------
@@ -299,9 +371,17 @@ def show_wait(session: Session, what: Outstanding) -> Display | None:
     if threading.current_thread() is threading.main_thread() or len(contextvars.copy_context()):
         if isinstance(what, CallFuture):
             return ShownCalls(CallsView(session, what))
-        if isinstance(what, JobTable) and what not in _displayed:
+        if isinstance(what, JobTable) and not _is_followed(what):
             show_job(Job(session, what))
     return None
+
+
+def _is_followed(table: JobTable) -> bool:
+    """Return whether a view shows the job; views that had ended follow it again."""
+    views = _views.get(table, [])
+    for live in views:
+        live.catch_up()
+    return bool(views)
 
 
 class ShownCalls(Display):
@@ -310,14 +390,14 @@ class ShownCalls(Display):
     def __init__(self, view: CallsView) -> None:
         self._view = view
         self._html = job_html(view.picture())
-        self._handle = DisplayHandle()
-        self._handle.display(_data(view.picture()), raw=True)
+        self._handle = Output()
+        self._handle.display(_data(view.picture()))
 
     def draw(self) -> None:
         data = _data(self._view.picture())
         if data["text/html"] != self._html:
             self._html = data["text/html"]
-            self._handle.update(data, raw=True)
+            self._handle.update(data)
 
     def end(self) -> None:
         self.draw()

@@ -19,7 +19,6 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, kwds, magic_arguments, parse_argstring
-from IPython.display import DisplayHandle
 
 from ..arguments import shown
 from ..client.everywhere import everywhere
@@ -28,6 +27,7 @@ from ..client.queue import TaskQueue
 from ..client.status import JobList, WorkerList
 from ..errors import JobNotFound, NbstreamqError
 from .cells import Cell, CellFuture, CellOutput, Loop, WorkerOutputDisplay
+from .outputs import Output
 from .own_queue import NotebookQueue
 
 #: Seconds that `%workers 4` waits for the workers to join or leave, and between two looks.
@@ -183,8 +183,7 @@ class NbstreamqMagics(Magics):
         for name in names:
             self._bind(name, future)
         self._follow(future)
-        output = CellOutput(DisplayHandle(), title, code.filename)
-        future.add_done_callback(lambda _: output.show(future))
+        CellOutput(Output(), title, code.filename).follow(future)
 
     @cell_magic
     def everywhere(self, line: str, cell: str) -> None:

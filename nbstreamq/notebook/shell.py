@@ -12,7 +12,8 @@ from IPython import get_ipython
 from ..client.waiting import handler_after
 from ..home import in_kernel
 from ..tracebacks import on_shortened, without_last_frames
-from .live import show_by_default
+from .live import catch_up, show_by_default
+from .outputs import begin_cell, end_cell
 
 #: Where VS Code, in the notebook's variables, and Jupyter, in the environment, write its path.
 _VSCODE, _JUPYTER = "__vsc_ipynb_file__", "JPY_SESSION_NAME"
@@ -22,6 +23,9 @@ def adapt(shell: Any) -> None:
     """Have an IPython shell show jobs, queues and errors in our way; twice does no harm."""
     show_by_default(shell)
     _hide_our_frames(shell)
+    shell.events.register("pre_run_cell", begin_cell)
+    for at_end in (catch_up, end_cell):
+        shell.events.register("post_run_cell", at_end)
     if hasattr(shell, "kernel"):
         in_kernel(lambda: shell.user_ns.get(_VSCODE) or _path_from_jupyter())
         shell.events.register("post_run_cell", _listen_when_idle)

@@ -7,7 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, starmap
+from itertools import starmap
 from typing import Any, NamedTuple, TypeVar
 
 from ..client.error_notes import RunInfo
@@ -24,12 +24,18 @@ N_COLUMNS = 100
 FIRST_COLUMN = 0.05
 #: Seconds over which the rate is measured.
 RATE_WINDOW = 5.0
+#: Seconds that an item takes whose duration, and not the rate, tells the time that is left.
+LONG_ITEM = 0.5
+#: Reports that the duration of items is the mean of. More follow a change more slowly.
+N_DURATIONS = 100
 #: Seconds between two questions about the workers.
 SURVEY = 1.0
 #: Most errors, printing items, progress bars and workers shown.
 N_ERRORS, N_PRINTING, N_PROGRESS, N_WORKERS = 5, 20, 8, 32
 #: Characters shown of one traceback, and of one item's output: the end.
 MAX_TRACEBACK, MAX_OUTPUT = 8000, 2000
+#: Characters of an error in one line.
+MAX_SUMMARY = 120
 
 
 def worker_labels(workers: Iterable[str]) -> dict[str, str]:
@@ -53,24 +59,6 @@ def outermost(*parts: Ends) -> Ends:
     """Return the first and the last of all items in some parts."""
     known = [part for part in parts if part]
     return (min(a for a, _ in known), max(b for _, b in known)) if known else ()
-
-
-class Stretch(NamedTuple):
-    """Neighbouring columns of a timeline that look the same.
-
-    Attributes
-    ----------
-    width
-        How many columns there are.
-    busy
-        Share of the time that the worker was busy, from 0 to 1.
-    items
-        The first and the last item that ran; empty if none did.
-    """
-
-    width: int
-    busy: float
-    items: Ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +91,17 @@ class WorkerRow:
         """How many items it lost, or had to leave for another try."""
         return int(sum(self.trouble))
 
-    def stretches(self, n_columns: int) -> Iterator[Stretch]:
-        """Yield the first columns as stretches, in order."""
-        start = 0
-        for busy, columns in groupby(self.busy[:n_columns]):
-            end = start + len(list(columns))
-            ran = self.ran[start:end]
-            yield Stretch(end - start, busy, outermost(*ran) if ran[1:] else ran[0])
-            start = end
+    def stretches(self, n_columns: int) -> Iterator[tuple[int, float, Ends]]:
+        """Yield the first columns, in order; neighbours that look the same as one.
+
+        How many there are, the share of the time that the worker was busy, and what ran.
+        """
+        busy, ran, start = self.busy, self.ran, 0
+        for end in range(1, n_columns + 1):
+            if end == n_columns or busy[end] != busy[start]:
+                items = ran[start] if end == start + 1 else outermost(*ran[start:end])
+                yield end - start, busy[start], items
+                start = end
 
     def troubles(self) -> Iterator[tuple[int, int]]:
         """Yield each column with trouble, and how many items it was."""
@@ -225,6 +216,10 @@ class WorkerTimeline:
             self._items[run.worker] = self._items.get(run.worker, 0) + size(run.span)
             self._fill(busy, ran, run, end)
 
+    def running(self) -> list[RunInfo]:
+        """Return what the workers said of the items that take a while and run now."""
+        return list(self._running.values())
+
     def forget(self, is_over: Callable[[int], bool]) -> None:
         """Forget running items that are over: no worker reports an item that was stopped."""
         found = self._running.items()
@@ -248,7 +243,7 @@ class WorkerTimeline:
                 round(sum(busy[name]), 2),
                 self._items.get(name, 0),
             )
-            for name in sorted(names)
+            for name in sorted(names, key=_by_number)
         ]
 
     def n_used(self, now: float) -> int:
@@ -277,8 +272,58 @@ class WorkerTimeline:
                 self._ran[name] = [*starmap(outermost, _pairs(ran)), *[()] * len(pad)]
 
 
+def _by_number(worker: str) -> tuple[str, int, str]:
+    machine, _, number = worker.rpartition("#")
+    return machine, int(number) if number.isdecimal() else -1, number
+
+
 def _pairs(row: list[T]) -> Iterator[tuple[T, T]]:
     return zip(row[::2], row[1::2], strict=True)
+
+
+# -- how long it will take ----------------------------------------------------------------------
+
+
+class Durations:
+    """How long items take, of late."""
+
+    def __init__(self) -> None:
+        self._last: deque[tuple[int, float]] = deque(maxlen=N_DURATIONS)
+
+    def add(self, run: RunInfo) -> None:
+        """Take in what a worker did."""
+        if run.kind == "finished":
+            self._last.append((size(run.span), run.seconds))
+
+    def mean(self) -> float:
+        """Return the seconds that an item takes; 0: that is not known."""
+        n = sum(n for n, _ in self._last)
+        return sum(seconds for _, seconds in self._last) / n if n else 0.0
+
+
+def time_left(n_left: int, rate: float, mean: float, running: list[float]) -> float | None:
+    """Return how many seconds some items take; None if that can't be told.
+
+    Parameters
+    ----------
+    n_left
+        How many are not over.
+    rate
+        How many ended in a second, of late.
+    mean
+        How many seconds one takes.
+    running
+        For how many seconds those have run that take a while.
+    """
+    if not running or mean < LONG_ITEM:
+        return n_left / rate if rate else None
+    if not mean:
+        return None
+    ends = sorted(max(0.0, mean - seconds) for seconds in running)
+    n_waiting = max(0, n_left - len(ends))
+    rounds, n_more = divmod(n_waiting, len(ends))
+    last = ends[n_more - 1] + (rounds + bool(n_more)) * mean
+    return max(last, ends[-1] + rounds * mean) or None
 
 
 # -- looking at a job ---------------------------------------------------------------------------
@@ -301,6 +346,7 @@ class JobView:
         self._begun = clock()
         self._ended: float | None = None
         self._timeline = WorkerTimeline(self._begun)
+        self._durations = Durations()
         self._n_reports = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._surveyed = 0.0
@@ -327,7 +373,7 @@ class JobView:
             counts=counts,
             elapsed=round(until - self._begun, 2),
             rate=round(rate, 2),
-            remaining=round(n_left / rate, 1) if rate and n_left else None,
+            remaining=self._time_left(now, n_left, rate),
             n_busy=sum(d.get("state") == "busy" for d in self._workers.values()),
             n_workers=len(self._workers),
             obstacle="" if is_over or counts["running"] else self._obstacle,
@@ -365,6 +411,14 @@ class JobView:
                 self._take_reports(now)
                 return
             self._timeline.add(run, now)
+            self._durations.add(run)
+
+    def _time_left(self, now: float, n_left: int, rate: float) -> float | None:
+        if not n_left or self._obstacle or not self._workers:
+            return None
+        running = [now - run.started for run in self._timeline.running()]
+        found = time_left(n_left, rate, self._durations.mean(), running)
+        return None if found is None else round(found, 1)
 
     def _rate(self, now: float, n_run: int) -> float:
         """Return items a second: of late, or of the whole job when it is over."""
@@ -444,7 +498,9 @@ def _failed_item(item: int, error: BaseException) -> FailedItem:
     # str() fails for some exceptions; this takes any.
     summary = traceback.format_exception_only(error)[0].partition("\n")[0]
     text = "".join(traceback.format_exception(error))
-    return FailedItem(item, summary[:300], text[-MAX_TRACEBACK:])
+    if len(summary) > MAX_SUMMARY:
+        summary = f"{summary[:MAX_SUMMARY]}…"
+    return FailedItem(item, summary, text[-MAX_TRACEBACK:])
 
 
 def _output(job: Job[Any]) -> list[PrintedText]:

@@ -10,23 +10,40 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from nbstreamq.errors import NbstreamqError
-from tests.real_workers import new_queue, queue, shared_queue
+from tests.real_workers import gate, new_queue, queue, shared_queue
 
-__all__ = ["new_queue", "queue", "shared_queue"]
+__all__ = ["gate", "new_queue", "queue", "shared_queue"]
 
 pytest.importorskip("anywidget")
 
 from anywidget import _util
-from IPython.display import DisplayHandle
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
-from nbstreamq.notebook.live import LiveJob
+from nbstreamq.notebook.live import LiveJob, catch_up, show_future, show_job
+from nbstreamq.notebook.outputs import Output, end_cell
 from nbstreamq.notebook.view import JobView
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
+@pytest.fixture
+def displayed(tmp_path, monkeypatch):
+    """``displayed()`` returns the last HTML of each output of an IPython shell, by its id."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    config = Config()
+    config.HistoryManager.enabled = False
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance(config=config)
+    shell.display_pub = CapturingDisplayPublisher()
+    outputs = shell.display_pub.outputs
+    yield lambda: {o["transient"]["display_id"]: o["data"]["text/html"] for o in list(outputs)}
+    InteractiveShell.clear_instance()
+
+
 def live_of(job):
-    return LiveJob(job, DisplayHandle(), JobView(job).picture())
+    return LiveJob(job, Output(), JobView(job).picture())
 
 
 def fail(x):
@@ -69,6 +86,38 @@ def test_without_a_browser_the_oldest_widgets_go(shared_queue, wait_until, monke
         wait_until(lambda: lives[-1].widget.final, describe="the end of the view")
     wait_until(lambda: lives[0].widget.comm is None, describe="the end of the first widget")
     assert lives[1].widget.comm is not None
+
+
+def test_views_of_a_job_agree_after_a_retry(shared_queue, gate, wait_until, displayed):
+    opened = gate()
+
+    def fail_at_first(x):
+        if not opened.is_open():
+            raise ValueError(x)
+        return x
+
+    job = shared_queue.map(fail_at_first, [1])
+    job.wait(30)
+    for _ in range(2):
+        show_job(job)
+    assert [("1 failed" in html) for html in displayed().values()] == [True, True]
+    opened.open()
+
+    # When the job is run again in code, I expect both to show that when the cell ends
+    job.retry_failed().result(30)
+    catch_up()
+    assert [("1 of 1 done" in html) for html in displayed().values()] == [True, True]
+
+
+def test_a_call_as_the_last_expression_is_followed(shared_queue, gate, wait_until, displayed):
+    opened = gate()
+    future = shared_queue.submit(lambda: opened.wait() or "it is there")
+    show_future(future)
+    wait_until(lambda: "running" in "".join(displayed().values()), describe="the running call")
+    opened.open()
+    future.result(30)
+    end_cell()
+    assert "it is there" in "".join(displayed().values())
 
 
 def test_the_view_says_why_a_button_failed(new_queue):

@@ -125,6 +125,22 @@ def test_it_is_told_that_the_task_runs(shell, gate):
     assert shell.user_ns["mine"].result(20) is None
 
 
+def test_what_it_prints_stays_with_its_cell(shell, gate, wait_until, capsys):
+    shell.user_ns["gate"] = gate()
+    shell.run_cell_magic("task", "", "print('first')\ngate.wait()\nprint('second')\n42")
+    outputs = shell.display_pub.outputs
+    wait_until(
+        lambda: "first\ntask 1: running" in outputs[-1]["data"]["text/plain"], describe="the print"
+    )
+    gate().open()
+    shell.user_ns["_task"].result(20)
+    wait_until(
+        lambda: outputs[-1]["data"]["text/plain"] == "first\nsecond\n42", describe="the outcome"
+    )
+    assert len({output["transient"]["display_id"] for output in outputs}) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_variables_come_back_when_it_is_done(shell, run_task):
     assert run_task("a = 1\nb = [a, 2]\nc = 3", "-o a,b").value is None
     assert (shell.user_ns["a"], shell.user_ns["b"]) == (1, [1, 2])

@@ -138,6 +138,26 @@ def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
     assert "1 of 1 done" in ended
 
 
+SAVED = [
+    "%load_ext nbstreamq",
+    "job = q.map(abs, range(40))\njob",
+    "%%task\n'it is done'",
+    "future = q.submit(str.upper, 'shout')\nfuture",
+    "job.result(), _task.result(), future.result();",
+]
+
+
+@pytest.mark.filterwarnings("default")  # of what Jupyter uses
+def test_a_notebook_that_is_run_at_once_is_saved_with_what_came_of_it(jupyter_home, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, SAVED)))
+    folder = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=40, resources=folder).execute()
+    job, task, future = (cell.outputs[0].data for cell in notebook.cells[1:4])
+    assert "40 of 40 done" in job["text/html"]
+    assert task["text/plain"] == "'it is done'"
+    assert "SHOUT" in future["text/html"]
+
+
 def test_it_is_a_choice_between_two(monkeypatch, server_url):
     monkeypatch.setenv("NBSTREAMQ_PROGRESS", "perhaps")
     command = [sys.executable, "-c", "import nbstreamq; nbstreamq.TaskQueue('p', workers=0)"]

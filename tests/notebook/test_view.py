@@ -19,9 +19,9 @@ from nbstreamq.notebook.view import (
     JobPicture,
     JobView,
     PrintedText,
-    Stretch,
     WorkerRow,
     WorkerTimeline,
+    time_left,
 )
 from nbstreamq.wire.item_ranges import ONE
 from tests.real_workers import gate, new_queue, queue, shared_queue
@@ -202,6 +202,53 @@ class TestTimeline:
         (row,) = timeline.rows(9.0)
         assert row.seconds == 0
 
+    def test_workers_are_in_the_order_of_their_numbers(self):
+        timeline = WorkerTimeline(0.0)
+        for number in (10, 9, 100):
+            timeline.add(report(0.0, 1.0, worker=f"node#{number}"), 1.0)
+        assert [row.name for row in timeline.rows(1.0)] == ["worker 9", "worker 10", "worker 100"]
+
+
+@pytest.mark.parametrize(
+    ("n_left", "rate", "mean", "running", "seconds"),
+    [
+        # 6 items of 8 s on 2 workers, after 8.4 s
+        (4, 0.4, 8.0, [0.4, 0.4], 15.6),
+        # Three are left for two workers: one runs two
+        (3, 0.4, 8.0, [2.0, 4.0], 12.0),
+        (1, 0.0, 8.0, [3.0], 5.0),
+        # It takes longer than the others
+        (1, 0.0, 8.0, [9.0], None),
+        # Many short ones, and nothing
+        (500, 100.0, 0.02, [], 5.0),
+        (500, 100.0, 0.02, [0.01], 5.0),
+        (500, 0.0, 8.0, [], None),
+    ],
+)
+def test_the_time_that_is_left(n_left, rate, mean, running, seconds):
+    assert time_left(n_left, rate, mean, running) == seconds
+
+
+def test_without_workers_no_time_is_told(new_queue, gate, wait_until):
+    queue, opened = new_queue(workers=1), gate()
+    view = JobView(queue.map(lambda x: x or opened.wait(), [1, 1, 0], chunksize=1))
+    wait_until(lambda: view.picture().counts["done"] == 2)
+    queue.run(0)
+    wait_until(lambda: view.picture().remaining is None, describe="no estimate")
+    opened.open()
+
+
+def test_a_long_error_is_one_line_until_it_is_opened(shared_queue):
+    def fail(x):
+        raise ValueError("long " * 100 + "end")
+
+    job = shared_queue.map(fail, [1])
+    job.wait(30)
+    (error,) = JobView(job).picture().errors
+    assert len(error.summary) < 130
+    assert error.summary.endswith("…")
+    assert "long end" in error.traceback
+
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
@@ -281,7 +328,7 @@ def test_a_worker_in_words():
 def test_equal_columns_are_one_stretch():
     busy, ran = [1.0, 1.0, 0.0, 0.5], [(1, 4), (3, 6), (), (7, 7)]
     found = list(worker_row(busy=busy, ran=ran).stretches(4))
-    assert found == [Stretch(2, 1.0, (1, 6)), Stretch(1, 0.0, ()), Stretch(1, 0.5, (7, 7))]
+    assert found == [(2, 1.0, (1, 6)), (1, 0.0, ()), (1, 0.5, (7, 7))]
 
 
 def test_the_html_of_a_running_job_has_a_place_for_buttons():
