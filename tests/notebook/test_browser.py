@@ -276,6 +276,55 @@ def test_the_view_says_that_its_kernel_was_restarted(lab, page, tmp_path):
     expect(view).to_have_count(0, timeout=30_000)
 
 
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_the_view_says_that_its_kernel_has_died(lab, page, tmp_path):
+    slow = AWAY + "import time\nq.map(time.sleep, [0.2] * 5 + [600] * 2, chunksize=1)"
+    write_notebook(lab, "died.ipynb", [slow, "import os; os.kill(os.getpid(), 9)"])
+    open_notebook(page, lab, "died.ipynb")
+    run_cell(page, 0)
+    view = page.locator(VIEW)
+    expect(view).to_contain_text("5 of 7 done", timeout=60_000)
+    view.get_by_role("button", name="Cancel").focus()
+    run_cell(page, 1)
+    expect(view.get_by_text("The kernel has ended")).to_be_visible(timeout=30_000)
+    for button in view.get_by_role("button").all():
+        expect(button).to_be_disabled()
+    expect(view.locator("figcaption")).not_to_contain_text("left")
+    expect(view.locator("figcaption")).not_to_contain_text("busy")
+    shoot(page, tmp_path, "died.png")
+
+
+FAILING = """\
+import os, nbstreamq
+q = nbstreamq.TaskQueue("failing", workers=1)
+def invert(x):
+    return 1 / (x or os.path.exists("fixed"))
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_a_restarted_kernel_runs_again_what_failed_before(lab, page):
+    cells = [FAILING, "q.map(invert, [1, 0], name='inverses')", "q.attach('inverses')"]
+    write_notebook(lab, "again.ipynb", cells)
+    open_notebook(page, lab, "again.ipynb")
+    run_cell(page, 0)
+    run_cell(page, 1)
+    expect(page.get_by_role("button", name="Retry failed")).to_have_count(1, timeout=60_000)
+    page.locator(".lm-MenuBar-item", has_text="Kernel").click()
+    page.locator(".lm-Menu-item", has_text="Restart Kernel").first.click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+
+    # When a new kernel shows the job, I expect its button to run the call again
+    run_cell(page, 0)
+    run_cell(page, 2)
+    attached = outputs_of(page, "q.attach")
+    (lab.folder / "fixed").touch()
+    attached.get_by_role("button", name="Retry failed").click(timeout=60_000)
+    expect(attached.last).to_contain_text("2 of 2 done", timeout=30_000)
+
+
 # -- the notebooks ------------------------------------------------------------------------------
 
 #: In the view of every job.

@@ -79,8 +79,11 @@ const isAlike = (a, b) => a.nodeName === b.nodeName && keyOf(a) === undefined;
 // -- the end of a job ----------------------------------------------------------------------------------
 
 // The browser asks for permission. When the job is over, it tells a user who has left the page.
-async function askToNotify(asking) {
-  asking.hidden = (await Notification.requestPermission()) !== "default";
+async function askToNotify(asking, notice) {
+  const answer = await Notification.requestPermission();
+  asking.hidden = answer === "granted";
+  notice.textContent = answer === "denied" ? FORBIDDEN : "";
+  notice.hidden = answer !== "denied";
 }
 
 function notify({ title, body }) {
@@ -149,6 +152,9 @@ function initialize({ model }) {
 
 // -- the live view -------------------------------------------------------------------------------------
 
+const FORBIDDEN =
+  "The browser forbids notifications from this page. Allow them in its settings for this site, and try again.";
+const GONE = new Set(["dead", "terminating", "restarting", "autorestarting"]);
 const ENDED =
   "The kernel has ended. This is its last picture. If the job has a name, it goes on: run this cell again to see it.";
 
@@ -156,9 +162,10 @@ const ENDED =
 function makeButtons(model) {
   const retry = button("Retry failed", () => model.send("retry"));
   const add = button("Add worker", () => model.send("add"));
-  const ask = button("Notify me", askToNotify);
+  const forbidden = element("div", { class: "nbstreamq-notice", role: "status", hidden: "" });
+  const ask = button("Notify me", () => askToNotify(ask, forbidden));
   ask.title = "Get a message from the browser when the job is over";
-  ask.hidden = !("Notification" in window) || Notification.permission !== "default";
+  ask.hidden = !("Notification" in window) || Notification.permission === "granted";
   let isCancelling = false;
   const cancel = button("Cancel", () => {
     isCancelling = cancel.disabled = true;
@@ -178,8 +185,23 @@ function makeButtons(model) {
     ended.hidden = isLive;
     for (const one of [retry, add, ask]) one.disabled = !isLive;
     cancel.disabled = !isLive || isCancelling;
+    if (!isLive) cancel.textContent = "Cancel";
   };
-  return { parts: [row, trouble, ended], update, connect };
+  return { parts: [row, forbidden, trouble, ended], update, connect };
+}
+
+// JupyterLab tells its widgets of a restart, but not that the kernel was shut down or has died.
+function watchKernel(model, part) {
+  const session = model.widget_manager?.context?.sessionContext;
+  if (!session) return () => {};
+  const look = () => {
+    const status = session.session?.kernel?.status;
+    if (GONE.has(status ?? "dead")) part();
+  };
+  for (const signal of [session.statusChanged, session.kernelChanged]) signal.connect(look);
+  return () => {
+    for (const signal of [session.statusChanged, session.kernelChanged]) signal.disconnect(look);
+  };
 }
 
 function render({ model, el }) {
@@ -195,7 +217,12 @@ function render({ model, el }) {
     buttons.update();
   };
   // The page is told only that something about the connection has changed: a new picture says that it works.
-  const part = () => buttons.connect(false);
+  const part = () => {
+    buttons.connect(false);
+    const numbers = root.querySelector("figcaption span");
+    const words = numbers?.textContent.split(" · ").filter((word) => !/ (left|busy)$/.test(word));
+    if (words) numbers.textContent = words.join(" · "); // nobody knows those any more
+  };
   const follow = () => {
     buttons.connect(true);
     draw();
@@ -207,10 +234,12 @@ function render({ model, el }) {
     comm_live_update: part,
   };
   for (const [what, act] of Object.entries(watched)) model.on(what, act);
+  const unwatch = watchKernel(model, part);
   follow();
   el.append(root);
   return () => {
     for (const [what, act] of Object.entries(watched)) model.off(what, act);
+    unwatch();
   };
 }
 
