@@ -211,6 +211,7 @@ OPTIONS = {
     "lane": "a lane or None",
     "delay": "a pause or None",
     "cache": "a flag or None",
+    "progress": "a flag or None",
 }
 
 ROWS = {
