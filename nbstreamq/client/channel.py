@@ -113,6 +113,8 @@ class Submission(NamedTuple):
         Where it goes, and in how many seconds.
     fields
         What `Store.encode_task` returned.
+    job
+        Which job it is a chunk of; "": it is no chunk.
     size_bytes
         About how much that is.
     owner, items
@@ -122,6 +124,7 @@ class Submission(NamedTuple):
     lane: str
     delay: float
     fields: Fields
+    job: str
     size_bytes: int
     owner: Calls | JobTable
     items: range
@@ -138,8 +141,8 @@ class Command(NamedTuple):
     size_bytes: int = 0
 
 
-#: What `Store.submit` needs of a submission: lane, delay and fields.
-_message = operator.itemgetter(slice(3))
+#: What `Store.submit` needs of a submission: lane, delay, fields and job.
+_message = operator.itemgetter(slice(4))
 
 
 class Sender:
@@ -391,7 +394,7 @@ class Sender:
             n_bytes = sum(call.size_bytes for call in calls)
         fields = self._store.encode_task(group.task(calls))
         items = range(first.index, first.index + n)
-        return Submission(group.lane, group.options.delay, fields, n_bytes, group, items)
+        return Submission(group.lane, group.options.delay, fields, "", n_bytes, group, items)
 
     def _send_batch(self, meanwhile: Callable[[], object] | None = None) -> None:
         batch = self._batch

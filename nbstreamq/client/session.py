@@ -372,7 +372,7 @@ class Session:
         n_bytes = len(task.args) + MESSAGE_BYTES
         chosen = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
         self._sender.send(
-            Submission(table.lane, delay, fields, n_bytes, table, chosen),
+            Submission(table.lane, delay, fields, task.job, n_bytes, table, chosen),
             immediate=immediate and len(self.outstanding) == 1 and n_bytes < MAX_IMMEDIATE_BYTES,
         )
 

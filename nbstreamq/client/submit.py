@@ -28,10 +28,14 @@ from .session import Session
 from .table import JobTable
 from .waiting import uninterrupted
 
-#: Chunks for each worker, if all were as large as the first. More balance the first moments better.
-CHUNKS_PER_WORKER = 6
+#: Chunks for each worker, if all were of the usual size. More let results come in order, since each
+#: worker has a chunk in work; fewer cost fewer messages.
+CHUNKS_PER_WORKER = 12
+#: How many chunks for each worker have one item, so that the first results come soon; and by what
+#: the next ones are larger, up to the usual size. More single ones cost more messages.
+N_SINGLE, GROWTH = 2, 8
 #: What part of a worker's share of the rest a chunk is, towards the end; and how much smaller than
-#: the first the last may be. More let workers end closer together, and cost more messages.
+#: usual the last may be. More let workers end closer together, and cost more messages.
 TAIL, SHRINK = 2, 8
 #: Seconds of work that are worth a message: so much is in a chunk, as far as is known, and towards
 #: the end a quarter of it. Longer costs less for each item, and balances later.
@@ -39,6 +43,8 @@ WORTH = 0.002
 #: Seconds in which the first chunks, one for each worker, are sent one by one: a worker may ask for
 #: several at a time. Longer delays what comes behind them where the server is far away.
 HURRY = 0.005
+#: Where the number of items is not known: so many chunks for each worker, then larger ones.
+DOUBLE_AFTER = 6
 #: Most items, and bytes, in a chunk. Larger ones are copied more often than they need be.
 MAX_ITEMS, MAX_BYTES = 10_000, 2**18
 #: Seconds that an item may wait for others to fill its chunk, where the items come slowly.
@@ -63,11 +69,10 @@ class Pace:
         self._most = MAX_ITEMS
         self._worth = 0
         self._left = n
-        #: While their number is not known, chunks of twice the size come after so many.
-        self._step = CHUNKS_PER_WORKER * self._n_workers
         self._n_sent = 0
-        self._first = 1 if n is None else -(-n // self._step)
-        self.size = min(self._first, MAX_ITEMS)
+        self._usual = 1 if n is None else -(-n // (CHUNKS_PER_WORKER * self._n_workers))
+        #: The usual size, as far as chunks have grown.
+        self._grown = self.size = 1
 
     @classmethod
     def fixed(cls, size: int, n_workers: int) -> Pace:
@@ -93,9 +98,9 @@ class Pace:
             return
         self._most = min(MAX_ITEMS, max(1, n_items * MAX_BYTES // max(1, n_bytes)))
         if self._left is None:
-            if self._n_sent % self._step == 0:
-                self._first *= 2
-            size = max(self._first, self._worth)
+            if self._n_sent % (DOUBLE_AFTER * self._n_workers) == 0:
+                self._usual *= 2
+            size = max(self._usual, self._worth)
         else:
             self._left = max(0, self._left - n_items)
             size = self._guided(self._left // self._n_workers)
@@ -103,7 +108,10 @@ class Pace:
 
     def _guided(self, share: int) -> int:
         """Return the size of the next chunk, where `share` is left for each worker."""
-        size = min(self._first, max(share // TAIL, self._first // SHRINK))
+        if self._n_sent >= N_SINGLE * self._n_workers and self._n_sent % self._n_workers == 0:
+            self._grown = min(self._usual, GROWTH * self._grown)
+        usual = self._grown
+        size = min(usual, max(share // TAIL, self._usual // SHRINK))
         return max(size, min(self._worth, max(share // 2, self._worth // 4)))
 
 

@@ -11,6 +11,9 @@ key                       type               lifetime  holds
                                                        ``<lane>@<home>``, once others met them
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
+``backlog:<job>``         list               30 days   chunks of a map that follow those in its lane
+``placed:<job>``          hash               30 days   ids of those of its chunks that are in a lane
+``backlogs:<lane>``       hash               30 days   jobs that have a backlog there
 ``lanes``                 hash               30 days   rare lanes that were submitted to, and lanes
                                                        of homes that hold anything
 ``meta``                  hash               30 days   fingerprints of the secret and earlier ones
@@ -101,6 +104,9 @@ class Keys:
         self.job: Callable[[str], str] = (start + "job:").__add__
         self.inputs: Callable[[str], str] = (start + "inputs:").__add__
         self.settled: Callable[[str], str] = (start + "settled:").__add__
+        self.backlog: Callable[[str], str] = (start + "backlog:").__add__
+        self.placed: Callable[[str], str] = (start + "placed:").__add__
+        self.backlogs: Callable[[str], str] = (start + "backlogs:").__add__
         self.letters: Callable[[str], str] = (start + "letters:").__add__
 
 

@@ -139,6 +139,8 @@ def claimed_number(sealed: bytes) -> int | None:
 _TASK_FIELDS = [b"name", b"job", b"header", b"args"]
 #: Where a task's fields have its header, and all that a task put back in its lane changes.
 HEADER = slice(4, 6)
+#: Where they have the job.
+JOB = 3
 
 
 class Task(msgspec.Struct, kw_only=True, frozen=True):

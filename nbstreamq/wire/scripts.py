@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -30,15 +31,23 @@ NAMES = (
     "retire_lane",
     "settle",
     "submit",
+    "top_up",
 )
+_FOLDER = files(__package__).joinpath("lua")
+_INCLUDE = re.compile(r"^-- @include (\w+)$", re.M)
 
 
 def source(name: str) -> str:
     """Return the text of the script `name`."""
-    return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    return _FOLDER.joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
 
-_texts = {name: source(name) for name in NAMES}
+def _with_included(text: str) -> str:
+    """Return a script with the functions that it shares with others."""
+    return _INCLUDE.sub(lambda found: source(f"include/{found[1]}"), text)
+
+
+_texts = {name: _with_included(source(name)) for name in NAMES}
 #: What EVALSHA wants; nothing secret depends on it.
 _digests = {
     name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -56,13 +65,24 @@ def _run(name: str, keys: Sequence[str], args: Iterable[Any]) -> Command:
 
 
 def submit(
-    session: str, control: str, lanes: Sequence[str], batch: int, entries: list[Any]
+    session: str,
+    control: str,
+    workers: str,
+    keys: Iterable[str],
+    batch: int,
+    entries: list[Any],
 ) -> Command:
-    return _run("submit", (session, control, *lanes), (batch, WEEK * 1000, *entries))
+    return _run("submit", (session, control, workers, *keys), (batch, WEEK * 1000, *entries))
 
 
-def settle(control: str, keys: Sequence[str], entries: list[Any]) -> Command:
-    return _run("settle", (control, *keys), (WEEK * 1000, *entries))
+def settle(control: str, workers: str, keys: Iterable[str], entries: list[Any]) -> Command:
+    return _run("settle", (control, workers, *keys), (WEEK * 1000, *entries))
+
+
+def top_up(
+    lane: str, backlog: str, placed: str, backlogs: str, workers: str, job: str, entry_id: bytes
+) -> Command:
+    return _run("top_up", (lane, backlog, placed, backlogs, workers), (job, entry_id))
 
 
 def retire_lane(lanes: str, stream: str, delayed: str, lane: str) -> Command:
@@ -170,16 +190,22 @@ def append_chunk(
     control: str,
     lane: str,
     delayed: str,
+    backlog: str,
+    placed: str,
+    backlogs: str,
+    workers: str,
     *,
     first: int,
     number: int,
     mark: str,
     arguments: bytes,
     delay: float,
+    job_id: str,
     task: Fields,
 ) -> Command:
-    args = (first, number, mark, arguments, int(delay * 1000), WEEK, *task)
-    return _run("append_chunk", (job, inputs, control, lane, delayed), args)
+    keys = (job, inputs, control, lane, delayed, backlog, placed, backlogs, workers)
+    args = (first, number, mark, arguments, int(delay * 1000), WEEK, job_id, *task)
+    return _run("append_chunk", keys, args)
 
 
 def close_job(job: str, events: str, items: int, event: bytes) -> Command:
@@ -192,6 +218,10 @@ def rerun(
     cancelled: str,
     lane: str,
     control: str,
+    backlog: str,
+    placed: str,
+    backlogs: str,
+    workers: str,
     *,
     last: int,
     this_job: str,
@@ -206,4 +236,5 @@ def rerun(
     flat = [part for message in messages for part in message]
     sizes = (len(messages[0]) if messages else 1, len(order))
     args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, token, *order, *flat)
-    return _run("rerun", (job, events, cancelled, lane, control), args)
+    keys = (job, events, cancelled, lane, control, backlog, placed, backlogs, workers)
+    return _run("rerun", keys, args)

@@ -10,8 +10,8 @@ import msgspec
 from . import scripts
 from .connection import Command
 from .item_ranges import ItemRanges, size, split
-from .keys import Keys, is_named, session_of
-from .messages import HEADER, Event, Fields, Task
+from .keys import Keys, base_lane, is_named, session_of
+from .messages import HEADER, JOB, Event, Fields, Task
 from .signing import SIGNATURE_BYTES, Signer
 
 #: Kind of message that a dead letter's reason is.
@@ -19,6 +19,11 @@ LETTER = b"dead"
 #: Most bytes that the dead stream keeps of a task's arguments, or of a refused value: either may be
 #: as large as the server allows.
 KEPT_BYTES = 2**16
+#: How the items of a chunk are called, see `Task`. A job has only some of its chunks in its lane.
+CHUNKED = ("map", "starmap")
+#: Seconds of work that a job has in its lane for each worker, and how many chunks that are at most.
+#: More saves requests where the work is short; less leaves the lane to other jobs sooner.
+WORK_AHEAD, MOST_AHEAD = 0.005, 512
 
 
 class Delivery(msgspec.Struct, kw_only=True):
@@ -145,6 +150,11 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
             args += (delivery.digest if s.is_final else b"", *s.ended)
         else:
             args.append("")
+        if delivery.task.call in CHUNKED:
+            args += (job, _n_ahead(s))
+            args += [index(key, len(table)) for key in chunk_keys(keys, job, delivery.lane)]
+        else:
+            args.append("")
         for event in s.events:
             # Not always of the same job: what a thread of an earlier task prints is sent, too.
             to = owner if event.job == job else session_of(event.job)
@@ -164,12 +174,29 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
             for key in (keys.dead, letters, function):
                 args.append(index(key, len(table)))
             args += _letter(what, delivery.lane, signer)
-    return scripts.settle(keys.control, list(table), args)
+    return scripts.settle(keys.control, keys.workers, table, args)
 
 
-def return_command(control: str, lane: str, entry_id: bytes) -> Command:
+def chunk_keys(keys: Keys, job: str, lane: str) -> tuple[str, str, str, str]:
+    """Return where chunks of a job wait: its lane, its backlog, and what is known of both."""
+    base = base_lane(lane)  # what is in a lane of a home came from there
+    return keys.lane(base), keys.backlog(job), keys.placed(job), keys.backlogs(base)
+
+
+def _n_ahead(settlement: Settlement) -> int:
+    """Return how many chunks of the same job a worker is to have: more if they are short work."""
+    if settlement.successors:
+        return 1
+    seconds = sum(event.seconds for event in settlement.events)
+    return max(1, min(MOST_AHEAD, int(WORK_AHEAD / max(seconds, 1e-6))))
+
+
+def return_command(keys: Keys, lane: str, entry_id: bytes, fields: Fields) -> Command:
     """Return the call of ``settle.lua`` that puts an entry back as it is, read or not."""
-    return scripts.settle(control, [lane], [0, entry_id, 0, 1, 0, "", 0, 0, "", 0])
+    job = fields[JOB].decode(errors="replace") if len(fields) > JOB else ""
+    places = chunk_keys(keys, job, lane)  # It may be a chunk.
+    args = [0, entry_id, 0, 1, 0, "", job or "?", 1, *range(1, 5), 0, 0, "", 0]
+    return scripts.settle(keys.control, keys.workers, (keys.lane(lane), *places), args)
 
 
 def letter_name(source: bytes, fields: Fields) -> bytes:

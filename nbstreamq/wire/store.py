@@ -44,7 +44,15 @@ from .records import (
     server_facts,
 )
 from .replies import block_ms, count, mapping, printable, stream_entries
-from .settlement import KEPT_BYTES, Delivery, Settlement, return_command, settle_command
+from .settlement import (
+    CHUNKED,
+    KEPT_BYTES,
+    Delivery,
+    Settlement,
+    chunk_keys,
+    return_command,
+    settle_command,
+)
 from .signing import DIGEST_BYTES, ReplayCache, Signer
 
 #: Seconds for which a session or job that was there is assumed to be there still. Until then
@@ -145,7 +153,7 @@ class Store:
         self,
         session: str,
         batch: int,
-        tasks: Sequence[tuple[str, float, Fields]],
+        tasks: Sequence[tuple[str, float, Fields, str]],
         *,
         again: bool = True,
         meanwhile: Callable[[], object] | None = None,
@@ -159,7 +167,8 @@ class Store:
         batch
             Its number, from 1, ascending.
         tasks
-            For each: lane, delay in seconds, and what `encode_task` returned.
+            For each: lane, delay in seconds, what `encode_task` returned, and the job if it is a
+            chunk, which may have to wait in the job's backlog; else "".
         again
             Whether this batch may have been sent before.
         meanwhile
@@ -171,8 +180,9 @@ class Store:
             The number of the last batch that the server knew before; 0: none.
         """
         key = self.keys.session(session)
-        lane, delay, fields = tasks[0]
-        if not again and len(tasks) == 1 and not delay:  # the same without a script: half the time
+        lane, delay, fields, job = tasks[0]
+        # The same without a script takes half the time.
+        if not (again or len(tasks) > 1 or delay or job):
             add = ("XADD", self.keys.lane(lane), "*", *fields)
             write = ("SET", key, batch, "EX", WEEK, "GET")
             replies = self._wire.call(_MULTI, add, write, _EXEC, spin=SPIN, meanwhile=meanwhile)
@@ -180,15 +190,20 @@ class Store:
             if lane not in self._told:
                 self._tell_of_use([lane])
             return int(last) if isinstance(last, bytes) and last.isdigit() else 0
-        index: dict[str, int] = {}
+        table: dict[str, int] = {}  # each key -> its index in the script's KEYS
+        index = table.setdefault
         args: list[Any] = []
-        for lane, delay, fields in tasks:
-            at = index.setdefault(lane, len(index))
-            args += (at, int(delay * 1000), len(fields), *fields)
-        lanes = [name for lane in index for name in (self.keys.lane(lane), self.keys.delayed(lane))]
-        return int(
-            self._submit(index, scripts.submit(key, self.keys.control, lanes, batch, args))[0]
-        )
+        for lane, delay, fields, job in tasks:
+            stream, *places = chunk_keys(self.keys, job, lane)
+            args.append(index(stream, len(table)))
+            args.append(index(self.keys.delayed(lane), len(table)))
+            args.append(job)
+            if job:
+                args += [index(place, len(table)) for place in places]
+            args += (int(delay * 1000), len(fields), *fields)
+        keys = self.keys
+        command = scripts.submit(key, keys.control, keys.workers, table, batch, args)
+        return int(self._submit({lane for lane, *_ in tasks}, command)[0])
 
     def _submit(self, lanes: Iterable[str], *commands: Command) -> list[Any]:
         """Send commands that put tasks into `lanes`."""
@@ -496,7 +511,7 @@ class Store:
                 try:
                     task = Task.decode(fields, self._signer)
                 except SignatureError as error:
-                    is_trusted = self._refuse_task(lane, entry_id, error) and is_trusted
+                    is_trusted = self._refuse_task(lane, entry_id, fields, error) and is_trusted
                     continue
                 digest = fields[HEADER][1][:DIGEST_BYTES]
                 mark = int.from_bytes(digest) ^ life
@@ -516,11 +531,13 @@ class Store:
                 d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
         return deliveries, is_trusted
 
-    def _refuse_task(self, lane: str, entry_id: bytes, error: SignatureError) -> bool:
+    def _refuse_task(
+        self, lane: str, entry_id: bytes, fields: Fields, error: SignatureError
+    ) -> bool:
         """Set an entry aside; put it back, and return False, if we lack the queue's secret."""
         is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
         if not is_trusted:
-            self._wire.call(return_command(self.keys.control, self.keys.lane(lane), entry_id))
+            self._wire.call(return_command(self.keys, lane, entry_id, fields))
         return is_trusted
 
     def _cancelled(self, version: bytes) -> dict[str, ItemRanges]:
@@ -716,17 +733,23 @@ class Store:
     ) -> bool:
         """Add a chunk to a job and submit it; False if the job does not end where it begins."""
         keys = self.keys
+        stream, backlog, placed, backlogs = chunk_keys(keys, job, lane)
         command = scripts.append_chunk(
             keys.job(job),
             keys.inputs(job),
             keys.control,
-            keys.lane(lane),
+            stream,
             keys.delayed(lane),
+            backlog,
+            placed,
+            backlogs,
+            keys.workers,
             first=chunk.first,
             number=chunk.n_items,
             mark=f"{chunk.n_items}:{chunk.digest}",
             arguments=self._signer.seal(b"inputs", _name(job, chunk.first), args),
             delay=delay,
+            job_id=job,
             task=task,
         )
         return bool(self._submit([lane], command)[0])
@@ -769,12 +792,17 @@ class Store:
             still in a lane, until a worker drops them.
         """
         keys = self.keys
+        stream, backlog, placed, backlogs = chunk_keys(keys, record.id, lane)
         command = scripts.rerun(
             keys.job(record.id),
             keys.events(record.id),
             keys.cancelled,
-            keys.lane(lane),
+            stream,
             keys.control,
+            backlog,
+            placed,
+            backlogs,
+            keys.workers,
             last=record.n_reruns,
             this_job=record.id,
             about=self._about(record.id, record.about),
@@ -803,7 +831,8 @@ class Store:
 
     def _keys_of(self, job: str) -> tuple[str, ...]:
         keys = self.keys
-        return keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
+        known = keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
+        return *known, keys.backlog(job), keys.placed(job)
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
@@ -900,9 +929,13 @@ class Store:
     def _counts(self, lane: str) -> dict[str, int]:
         running = sum(self._pending(self.keys.lane(lane))[:1])
         key = self.keys.lane(lane)
-        n, delayed = self._wire.call(("XLEN", key), ("ZCARD", self.keys.delayed(lane)))
+        n, delayed, jobs = self._wire.call(
+            ("XLEN", key), ("ZCARD", self.keys.delayed(lane)), ("HGETALL", self.keys.backlogs(lane))
+        )
+        backlogs = [self.keys.backlog(name.decode(errors="replace")) for name in mapping(jobs)]
+        kept = sum(self._wire.call(*(("LLEN", key) for key in backlogs))) if backlogs else 0
         # Not counted at the same moment: some may have been done in between.
-        counts = {"waiting": max(0, n - running), "running": running, "delayed": delayed}
+        counts = {"waiting": max(0, n - running) + kept, "running": running, "delayed": delayed}
         return {**counts, "over": max(0, self._n_added(key) - n)}
 
     def _n_added(self, key: str) -> int:
@@ -1006,6 +1039,21 @@ class Store:
         lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
         self._wire.call(wake, *lasting)
 
+    def top_up(self, lanes: Iterable[str]) -> None:
+        """Move chunks that wait in backlogs into `lanes`: there may be more workers than before."""
+        keys = self.keys
+        lanes = list(lanes)
+        found = (
+            self._wire.call(*(("HGETALL", keys.backlogs(lane)) for lane in lanes)) if lanes else []
+        )
+        commands = [
+            scripts.top_up(*chunk_keys(keys, job, lane), keys.workers, job, b"")
+            for lane, jobs in zip(lanes, found, strict=True)
+            for job in (name.decode(errors="replace") for name in mapping(jobs))
+        ]
+        if commands:
+            self._wire.call(*commands)
+
     # -- supervision ---------------------------------------------------------------------------
 
     def workers(self) -> dict[str, dict[str, Any]]:
@@ -1034,6 +1082,7 @@ class Store:
         entries = self._wire.call(
             scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
         )[0]
+        self.top_up(description.get("lanes", LANES))
         tasks = []
         for entry_id, fields in entries:
             try:
@@ -1222,8 +1271,11 @@ class Store:
 
     def refuse_copy(self, delivery: Delivery) -> None:
         """Move a copy of a task that has been run to the dead stream."""
-        lane = self.keys.lane(delivery.lane)
-        self._refuse("task", lane, delivery.entry_id, SignatureError(REPLAYED))
+        keys, lane, job = self.keys, delivery.lane, delivery.task.job
+        self._refuse("task", keys.lane(lane), delivery.entry_id, SignatureError(REPLAYED))
+        if delivery.task.call in CHUNKED:  # the copy may have been settled instead of this
+            places = chunk_keys(keys, job, lane)
+            self._wire.call(scripts.top_up(*places, keys.workers, job, delivery.entry_id))
 
     def _check_new(self, signature: bytes, *place: object) -> None:
         if self._replays.is_copy(signature, *place):

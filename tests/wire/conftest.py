@@ -32,7 +32,9 @@ def submit(store, make_task):
 
     def submit(*tasks, lane="default", delay=0.0):
         made = [t if isinstance(t, Task) else make_task(t) for t in tasks]
-        store.submit(SESSION, next(batches), [(lane, delay, store.encode_task(t)) for t in made])
+        store.submit(
+            SESSION, next(batches), [(lane, delay, store.encode_task(t), "") for t in made]
+        )
 
     return submit
 

@@ -37,7 +37,7 @@ def test_a_task_s_whole_life_on_a_cluster(cluster_url, make_task, finish, wait_u
         assert set(store.heartbeat("here", {"w1": {}})[1]) == {"here"}
 
         task = store.encode_task(make_task(1, span=parse_ranges("0:4")))
-        store.submit("s", 1, [("default", 0.0, task), ("low", 0.01, task)])
+        store.submit("s", 1, [("default", 0.0, task, ""), ("low", 0.01, task, "")])
         wait_until(lambda: store.promote(["default", "low"]) is None, describe="the delayed task")
         held = store.take([], ["default", "low", "@w1"], "w1", 9)
         assert len(held) == 3
@@ -80,7 +80,7 @@ def test_a_queue_behind_a_sentinel(start_server, server_binary, short_folder, ma
         with open_client(f"redis+sentinel://127.0.0.1:{port}/main") as client:
             store = Store(client, "q", Signer("secret", "q"))
             store.ensure_lanes(["default"])
-            store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(7)))])
+            store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(7)), "")])
             assert [d.task.n for d in store.take([], ["default"], "w1", 9)] == [7]
             store.close()
             for known in client.connection_pool.sentinel_manager.sentinels:

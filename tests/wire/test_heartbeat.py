@@ -52,7 +52,7 @@ def test_a_new_node_does_not_judge_the_clock(store, set_back):
 
 def test_delayed_tasks_keep_their_delay(store, set_back, make_task, client):
     store.heartbeat("here", {})
-    store.submit("s", 1, [("default", 60.0, store.encode_task(make_task(0)))])
+    store.submit("s", 1, [("default", 60.0, store.encode_task(make_task(0)), "")])
     set_back()
     assert store.promote(["default"]) > 3600
 

@@ -40,7 +40,7 @@ def test_they_are_not_by_others(store, submit):
 
 def test_a_batch_may_use_several_lanes(store, make_task):
     lanes = ["default", "high", "low", "high"]
-    batch = [(lane, 0.0, store.encode_task(make_task(n))) for n, lane in enumerate(lanes)]
+    batch = [(lane, 0.0, store.encode_task(make_task(n)), "") for n, lane in enumerate(lanes)]
     store.submit("s", 1, batch)
     assert store.used_lanes() == {"high", "low"}
 

@@ -62,7 +62,7 @@ class Life(RuleBasedStateMachine):
         self.client = client
         self.store = Store(client, name, Signer("secret", name))
         self.batch = self.n_jobs = 0
-        self.sent: list[tuple[str, float, Any]] = []
+        self.sent: list[tuple[str, float, Any, str]] = []
         self.items: Counter[tuple[str, int]] = Counter()
         self.spans: dict[str, int] = {}
         self.cancelled: dict[str, set[int]] = {}
@@ -85,12 +85,19 @@ class Life(RuleBasedStateMachine):
 
     # -- the client ----------------------------------------------------------------------------
 
-    @rule(n=st.integers(1, 6), lane=st.sampled_from(LANES), delay=st.sampled_from([0.0, 0.001]))
-    def submit(self, n: int, lane: str, delay: float) -> None:
+    @rule(
+        n=st.integers(1, 12),
+        n_together=st.sampled_from([1, 2, 12]),
+        lane=st.sampled_from(LANES),
+        delay=st.sampled_from([0.0, 0.001]),
+    )
+    def submit(self, n: int, n_together: int, lane: str, delay: float) -> None:
         self.n_jobs += 1
         job = f"{SESSION}.{self.n_jobs}"
         self.batch += 1
-        self.sent = [(lane, delay, self.store.encode_task(self._task(job, 0, range(n))))]
+        cuts = [range(i, min(i + n_together, n)) for i in range(0, n, n_together)]
+        tasks = [self._task(job, cut.start, range(len(cut))) for cut in cuts]
+        self.sent = [(lane, delay, self.store.encode_task(task), job) for task in tasks]
         self.spans[job] = n
         self.items.update((job, i) for i in range(n))
         # The first time as it goes with one task and an unbroken connection.
@@ -376,6 +383,8 @@ class Life(RuleBasedStateMachine):
             self._finish(taken)
         for settlement in self.late:  # the last word comes too late
             assert self.store.settle([settlement]) == [False]
+        assert not self.client.keys(f"{PREFIX}:{{{self.store.keys.queue}}}:backlog*")
+        assert not self.client.keys(f"{PREFIX}:{{{self.store.keys.queue}}}:placed*")
         for lane in self.store.lanes(LANES):
             assert (lane["waiting"], lane["running"], lane["delayed"]) == (0, 0, 0)
         assert self._ends() == self.items

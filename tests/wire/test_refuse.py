@@ -11,7 +11,7 @@ from nbstreamq.wire.store import Store
 def stranger(client, queue_name, store, make_task):
     """A client with another secret, that has submitted a task."""
     stranger = Store(client, queue_name, Signer("guess", queue_name))
-    stranger.submit("x", 1, [("default", 0.0, stranger.encode_task(make_task(9)))])
+    stranger.submit("x", 1, [("default", 0.0, stranger.encode_task(make_task(9)), "")])
     yield stranger
     stranger.close()
 

@@ -144,7 +144,7 @@ def test_a_lane_that_the_server_lost_is_just_too_late(store, chunk, client, bodi
 def test_events_go_to_the_session_of_their_job(store, take, finish, make_task):
     for session in ("one", "two"):
         task = store.encode_task(make_task(0, job=f"{session}.1"))
-        store.submit(session, 1, [("default", 0.0, task)])
+        store.submit(session, 1, [("default", 0.0, task, "")])
     store.settle([finish(d, d.task.job.encode()) for d in take()])
     for session in ("one", "two"):
         (event,) = read_events(store, session, b"0", 0)[1]

@@ -28,7 +28,7 @@ def own_store(start_server):
 
 def test_a_restarted_server_is_unreachable_once_and_has_lost_nothing(own_store, make_task):
     store, server = own_store
-    batch = [("default", 0.0, store.encode_task(make_task(n))) for n in range(3)]
+    batch = [("default", 0.0, store.encode_task(make_task(n)), "") for n in range(3)]
     store.submit("s", 1, batch)
     (held,) = store.take([], ["default"], "w1", 1)
     server.stop()
@@ -164,7 +164,7 @@ def test_a_user_without_rights_is_refused(start_server):
 
 def test_a_full_server_is_refused_and_works_again(own_store, make_task):
     store, server = own_store
-    batch = [("default", 0.0, store.encode_task(make_task(0)))]
+    batch = [("default", 0.0, store.encode_task(make_task(0)), "")]
     with open_client(server.url) as admin:
         admin.config_set("maxmemory", "1")
         with pytest.raises(ServerRefused, match="maxmemory"):

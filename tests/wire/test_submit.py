@@ -23,7 +23,7 @@ def test_tasks_of_a_lane_keep_their_order(submit, take):
 
 
 def test_the_same_batch_sent_again_does_nothing(store, take, make_task):
-    batch = [("default", 0.0, store.encode_task(make_task(n))) for n in range(3)]
+    batch = [("default", 0.0, store.encode_task(make_task(n)), "") for n in range(3)]
     for _ in range(3):
         store.submit("s", 1, batch)
     assert numbers(take()) == [0, 1, 2]
@@ -32,28 +32,28 @@ def test_the_same_batch_sent_again_does_nothing(store, take, make_task):
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_first_attempt_counts_for_the_second(store, take, make_task, n):
     """It goes another way to the server where the batch is a single task."""
-    batch = [("default", 0.0, store.encode_task(make_task(i))) for i in range(n)]
+    batch = [("default", 0.0, store.encode_task(make_task(i)), "") for i in range(n)]
     store.submit("s", 1, batch, again=False)
     store.submit("s", 1, batch)
     assert numbers(take()) == list(range(n))
 
 
 def test_an_older_batch_sent_late_does_nothing(store, take, make_task):
-    store.submit("s", 2, [("default", 0.0, store.encode_task(make_task(2)))])
-    store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(1)))])
+    store.submit("s", 2, [("default", 0.0, store.encode_task(make_task(2)), "")])
+    store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(1)), "")])
     assert numbers(take()) == [2]
 
 
 def test_sessions_number_their_batches_apart(store, take, make_task):
-    store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(1)))])
-    store.submit("t", 1, [("default", 0.0, store.encode_task(make_task(2)))])
+    store.submit("s", 1, [("default", 0.0, store.encode_task(make_task(1)), "")])
+    store.submit("t", 1, [("default", 0.0, store.encode_task(make_task(2)), "")])
     assert numbers(take()) == [1, 2]
 
 
 def test_one_batch_may_fill_several_lanes(store, take, make_task):
     lanes = ["low", "high", "gpu", "low"]
     store.ensure_lanes(["gpu"])
-    batch = [(lane, 0.0, store.encode_task(make_task(n))) for n, lane in enumerate(lanes)]
+    batch = [(lane, 0.0, store.encode_task(make_task(n)), "") for n, lane in enumerate(lanes)]
     store.submit("s", 1, batch)
     assert numbers(take(lanes=["low"])) == [0, 3]
     assert numbers(take(lanes=["high"])) == [1]
@@ -89,7 +89,7 @@ def test_a_delayed_task_wakes_the_supervisors(store, submit):
 
 def test_5000_tasks_in_one_batch(store, take, make_task):
     batch = [
-        ("default", 60.0 * (n % 2), store.encode_task(make_task(n, args=b"x" * 50)))
+        ("default", 60.0 * (n % 2), store.encode_task(make_task(n, args=b"x" * 50)), "")
         for n in range(5000)
     ]
     store.submit("s", 1, batch)

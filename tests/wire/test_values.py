@@ -94,7 +94,7 @@ class TestANewSecret:
         new.check_secret()
         task = make_task(1)
         submit(0)
-        new.submit("s2", 1, [("default", 0.0, new.encode_task(task))])
+        new.submit("s2", 1, [("default", 0.0, new.encode_task(task), "")])
         new.put_function("d1", b"data")
         with pytest.raises(SecretMismatch):
             take()

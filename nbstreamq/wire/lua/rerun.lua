@@ -1,9 +1,13 @@
--- Puts ended items of a named job into their lane again, unless another client just did.
+-- Puts ended items of a named job into their lane or its backlog again, unless another client just did.
 -- KEYS[1] job (hash)
 -- KEYS[2] events (stream)
 -- KEYS[3] cancelled (hash)
 -- KEYS[4] lane (stream)
 -- KEYS[5] control (stream)
+-- KEYS[6] backlog (list)
+-- KEYS[7] placed (hash)
+-- KEYS[8] backlogs (hash)
+-- KEYS[9] workers (hash)
 -- ARGV[1] number of the last rerun
 -- ARGV[2] job
 -- ARGV[3] about
@@ -15,6 +19,7 @@
 -- ARGV[9] token of this rerun, the same however often it is sent
 -- ARGV[10..] the order; the tasks
 -- Returns 1, also if it was done before; 0 if somebody else was first, or fewer have failed; -1 while cancelled items are still in a lane
+-- @include backlog
 if redis.call('HGET', KEYS[1], 'by') == ARGV[9] then
   return 1
 end
@@ -37,7 +42,11 @@ local first = 10 + ARGV[8]
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', '1000', '*', unpack(ARGV, 10, first - 1))
 redis.call('EXPIRE', KEYS[5], 604800)
 redis.call('XADD', KEYS[2], '*', 'event', ARGV[6])
-for at = first, #ARGV, tonumber(ARGV[7]) do
-  redis.call('XADD', KEYS[4], '*', unpack(ARGV, at, at + ARGV[7] - 1))
+local at = {
+  lane = KEYS[4], backlog = KEYS[6], placed = KEYS[7], backlogs = KEYS[8], workers = KEYS[9],
+  job = ARGV[2],
+}
+for i = first, #ARGV, tonumber(ARGV[7]) do
+  enqueue(at, {unpack(ARGV, i, i + ARGV[7] - 1)})
 end
 return 1

@@ -1,25 +1,28 @@
 -- Settles delivered entries: acknowledges each and writes what follows from it, or neither.
 -- The acknowledgement is the commit: a worker that is too late (its entry was requeued) writes nothing.
 -- KEYS[1] control (stream)
--- KEYS[2..] what ARGV refers to by index (from 0): lanes, event streams, jobs, ...
+-- KEYS[2] workers (hash)
+-- KEYS[3..] what ARGV refers to by index (from 0): lanes, event streams, jobs, ...
 -- ARGV[1] lifetime of an event stream (ms); that of a named job's is a week
 -- ARGV[2..] for each entry: lane, id, numbers of events, of successors, of dead letters;
 --   '', or of a named job: job, inputs, settled, the task's digest ('' if it goes back as it is),
 --   how many items are done, failed, cancelled by this;
+--   '', or of a chunk: job, how many such chunks a worker is to have, lane, backlog, placed, backlogs;
 --   for each event: event stream, whose it is (session or job), '' if that is a session, sealed event;
 --   for each successor: lane or delayed set, delay (ms), when ('' always, 'busy' or 'idle': only if
 --   others wait in the lane, or none), number of fields and values that replace the entry's, those;
 --   for each letter: dead stream, its sender's letters, function, why, where from, and as above
 -- Returns for each entry 1 if it was settled by this call, 2 if it was but is a copy of what a named
 --   job has settled (nothing follows), else 0
-local settled, events, owners, named, i, due = {}, {}, {}, {}, 2, false
+-- @include backlog
+local settled, events, owners, named, advancing, i, due = {}, {}, {}, {}, {}, 2, false
 
 local function next_arg()
   i = i + 1
   return ARGV[i - 1]
 end
 
-local function next_key() return KEYS[2 + next_arg()] end
+local function next_key() return KEYS[3 + next_arg()] end
 
 local function live_on(key, job)  -- not if it is kept for ever
   if redis.call('PTTL', job) > 0 then redis.call('EXPIRE', key, 604800) end
@@ -55,9 +58,9 @@ while i <= #ARGV do
     next_key(), next_arg(), tonumber(next_arg()), tonumber(next_arg()), tonumber(next_arg())
   local entry = n_successors + n_letters > 0 and redis.call('XRANGE', lane, id, id)[1]
   local mine = redis.call('XACK', lane, 'workers', id)
-  local at, wanted, job = next_arg(), mine == 1, nil
-  if at ~= '' then
-    job = KEYS[2 + at]
+  local job_index, wanted, job = next_arg(), mine == 1, nil
+  if job_index ~= '' then
+    job = KEYS[3 + job_index]
     local inputs, ends, digest = next_key(), next_key(), next_arg()
     wanted = wanted and redis.call('EXISTS', job) == 1  -- otherwise it was deleted, or has expired
     if wanted and digest ~= '' and redis.call('HSET', ends, digest, '') == 0 then
@@ -70,6 +73,14 @@ while i <= #ARGV do
     for _, key in ipairs({job, inputs, ends}) do live_on(key, job) end
   end
   if mine > 0 then redis.call('XDEL', lane, id) end
+  local of, at, was_placed = next_arg(), nil, false
+  if of ~= '' then
+    at = advancing[of] or {job = of, workers = KEYS[2], n = 0}
+    at.enough, at.lane, at.backlog, at.placed, at.backlogs =
+      next_arg(), next_key(), next_key(), next_key(), next_key()
+    was_placed = mine > 0 and redis.call('HDEL', at.placed, id) == 1
+    if mine > 0 then advancing[of], at.n = at, at.n + 8 end  -- not more: the next may take longer
+  end
   settled[#settled + 1] = mine
   for _ = 1, n_events do
     local stream, owner, is_named, event = next_key(), next_key(), next_arg() ~= '', next_arg()
@@ -80,7 +91,8 @@ while i <= #ARGV do
     end
   end
   local busy = wanted and n_successors > 1  -- XLEN: what is delivered is there until it is settled
-    and redis.call('XLEN', lane) > redis.call('XPENDING', lane, 'workers')[1]
+    and (redis.call('XLEN', lane) > redis.call('XPENDING', lane, 'workers')[1]
+      or at ~= nil and redis.call('EXISTS', at.backlog) == 1)
   for _ = 1, n_successors do
     local target, delay, when = next_key(), tonumber(next_arg()), next_arg()
     local fields = successor(entry, {})
@@ -91,6 +103,9 @@ while i <= #ARGV do
         redis.call('ZADD', target, now + delay, cmsgpack.pack(fields))
         redis.call('EXPIRE', target, 2592000)
         due = true
+      elseif was_placed then
+        place(at, target, fields)
+        was_placed = false
       else
         redis.call('XADD', target, '*', unpack(fields))
       end
@@ -102,6 +117,7 @@ while i <= #ARGV do
     if wanted and entry then keep(dead, letters, fn, fields) end
   end
 end
+for _, at in pairs(advancing) do advance(at, math.min(at.n, room(at, at.enough))) end
 for stream, list in pairs(events) do  -- if the owner is gone, nobody reads them
   for first = 1, #list, 2000 do
     local last = math.min(first + 1999, #list)
