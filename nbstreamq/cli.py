@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from .arguments import MAX_WORKERS, check_lane, check_queue_name, read_seconds, shown
 from .errors import NbstreamqError
 from .secret import Address, Secret
-from .settings import Settings, conceal, n_cores, receive
+from .settings import LOG_FORMAT, Settings, conceal, n_cores, receive
 
 if TYPE_CHECKING:
     from .wire.store import Store
@@ -27,7 +27,7 @@ T = TypeVar("T")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 on wrong arguments or variables, with 1 on an error."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    logging.basicConfig(format=LOG_FORMAT)
     try:
         options.run(options)
     except (NbstreamqError, OSError) as error:
@@ -263,6 +263,8 @@ def _run_workers(options: argparse.Namespace) -> None:
     is_kernels = options.control_socket is not None  # a kernel started this, and scales it
     if options.n == 0 and not is_kernels:
         raise ValueError(f"-n is 0: it must be an integer from 1 to {MAX_WORKERS:,}")
+    if is_kernels:  # q.logs() shows it
+        logging.getLogger("nbstreamq").setLevel(logging.INFO)
     # This comes before anything that could run user code, or start a process that does.
     conceal(**(receive() if is_kernels else {}))
     url, secret = _server(options)

@@ -29,6 +29,8 @@ _NO_QUOTA = 2.0**31
 _SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 #: Longest name of a socket in `Settings.runtime_dir`.
 WORKERS_SOCKET = "workers-0123456789abcdef.sock"
+#: Lines of the logs that our own processes write.
+LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 #: The ways in which a supervisor can start workers.
 METHODS = ("fork", "spawn")
 

@@ -56,6 +56,7 @@ from .session import LOOK_PATIENCE, Session
 from .status import (
     DeadLetters,
     JobList,
+    Log,
     QueueStatus,
     WorkerList,
     dead_letters,
@@ -804,6 +805,26 @@ class TaskQueue(Executor, TaskOnly):
             patience=LOOK_PATIENCE,
         )
         return cast("QueueStatus", found)
+
+    @concise
+    def logs(self) -> Log:
+        """Return what this kernel's local workers and their supervisor have logged, newest last.
+
+        It says when a worker started, ended or died, and what nbstreamq could not do. It is at most
+        20,000 characters. Workers that ``nbstreamq worker`` started log to its standard error,
+        where you started it. What calls print is in `TaskFuture.logs` and `Job.logs`.
+
+        What this process logs goes to the loggers below ``nbstreamq``, as usual in Python. Their
+        levels at the time when the workers start hold there, too.
+
+        Examples
+        --------
+        >>> q.submit(abs, -1).result()
+        1
+        >>> "has started" in q.logs()
+        True
+        """
+        return Log(self._session.workers.read_log())
 
     @concise
     def dead(self) -> DeadLetters:

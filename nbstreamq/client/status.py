@@ -71,6 +71,15 @@ class WorkerStatus:
         return f"worker {self.id}: {self.state}, pid {self.pid} on {self.host}"
 
 
+class Log(str):
+    """Lines of a log, which print as they are."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return self.rstrip("\n") or "the local workers have logged nothing"
+
+
 class WorkerList(list[WorkerStatus]):
     """Workers, a line each."""
 

@@ -50,6 +50,8 @@ MAX_RESTARTS = 5
 RETRY = 1.0
 #: Seconds for which the log of a dead supervisor is kept.
 LOG_LIFETIME = 7 * 86_400.0
+#: Characters that `LocalWorkers.read_log` returns at most.
+MAX_LOG = 20_000
 
 #: Pattern of the names of supervisors' files, without what follows the dot.
 _STEM = "workers-" + 16 * "[0-9a-f]"
@@ -124,8 +126,15 @@ class LocalWorkers:
 
     @property
     def log(self) -> Path:
-        """Where the supervisor writes its errors."""
+        """Where the supervisor and its workers write what they log."""
         return self._stem.with_suffix(".log")
+
+    def read_log(self) -> str:
+        """Return the end of what the supervisor and its workers have logged."""
+        try:
+            return self.log.read_text(errors="replace")[-MAX_LOG:]
+        except FileNotFoundError:
+            return ""
 
     def scale(self, n_workers: int) -> None:
         """Run `n_workers` local workers.
@@ -238,15 +247,14 @@ class LocalWorkers:
             yield
 
     def _tidy(self) -> None:
-        """Delete the sockets of dead supervisors, and their logs if these are empty or old."""
+        """Delete the sockets of dead supervisors, and their logs if these are old."""
         folder = self._stem.parent  # other files may be in it
         for path in folder.glob(f"{_STEM}.sock"):
             if path.is_socket() and not _is_open(path):
                 path.unlink(missing_ok=True)
         for log in folder.glob(f"{_STEM}.log"):
-            about = log.stat()
-            is_old = time.time() > about.st_mtime + LOG_LIFETIME
-            if (is_old or not about.st_size) and not log.with_suffix(".sock").exists():
+            is_old = time.time() > log.stat().st_mtime + LOG_LIFETIME
+            if is_old and not log.with_suffix(".sock").exists():
                 log.unlink()
 
     def _connect(self) -> Connection | None:
@@ -278,7 +286,7 @@ class LocalWorkers:
         if self._process is not None:  # else it stays as a zombie, which looks alive
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT)
-        with self.log.open("wb") as log:
+        with self.log.open("wb" if self._process is None else "ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 command,
                 env=environment_without_secrets(),

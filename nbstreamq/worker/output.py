@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..settings import LOG_FORMAT
 from ..wire.messages import Task
 
 #: Most bytes that are kept of what an item prints; a note says so. More costs server memory.
@@ -110,7 +111,13 @@ class Output:
         self._found = False
 
     def install(self, stdout: int, stderr: int) -> None:
-        """Redirect what this process prints to the files with these descriptors."""
+        """Redirect what this process prints to the files with these descriptors.
+
+        What nbstreamq itself logs also goes where the supervisor logs.
+        """
+        log = logging.StreamHandler(os.fdopen(os.dup(2), "w", errors="backslashreplace"))
+        log.setFormatter(logging.Formatter(LOG_FORMAT))
+        logging.getLogger("nbstreamq").addHandler(log)
         for target, (name, file) in enumerate((("stdout", stdout), ("stderr", stderr)), start=1):
             os.dup2(file, target)
             self._files.append(_CapturedFile(name, file))

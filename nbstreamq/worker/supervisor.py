@@ -567,6 +567,7 @@ class Supervisor:
             description=self._describe(),
         )
         self._workers[worker.pid] = worker
+        logger.info("worker %s has started, process %d", worker.spec.worker, worker.pid)
         self._guard.add(worker.pid)
         worker.use_lanes(self._used_lanes, self._n_lane_changes)
 
@@ -613,6 +614,7 @@ class Supervisor:
                 worker.signal(LOOK)  # It may be parked, and we have forgotten that.
                 continue
             del self._workers[pid]
+            _log_end(worker, cause_of(status))
             self._slow_down(worker, cause_of(status))
             unit = 1 if sys.platform == "darwin" else 1024
             certificate = DeathCertificate(
@@ -871,3 +873,10 @@ def _check_files() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if most != resource.RLIM_INFINITY and next_one + N_DESCRIPTORS > most - RESERVED_FILES // 2:
         raise OSError(errno.EMFILE, f"{most} open files are allowed")
+
+
+def _log_end(worker: WorkerProcess, cause: str) -> None:
+    if worker.leaving or worker.slot.leaving:
+        logger.info("worker %s has ended", worker.spec.worker)
+    else:
+        logger.warning("worker %s has died: %s", worker.spec.worker, cause)

@@ -1,5 +1,8 @@
 """What endangers tasks on the server is said: once by a queue, always by q.status()."""
 
+import logging
+import os
+import signal
 import warnings
 
 import pytest
@@ -56,3 +59,16 @@ def test_a_queue_inside_a_task_does_not_warn(risky, queue_name):
                 return queue.submit(abs, -3).result(20), len(caught)
 
         assert queue.submit(inside).result(30) == (3, 0)
+
+
+def test_logs_tell_that_a_worker_has_died(queue, wait_until):
+    worker = queue.submit(os.getpid).result(20)
+    assert "has started" in queue.logs()
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: "has died: SIGKILL" in queue.logs(), 20, "the news of its death")
+    assert repr(queue.logs()).count("has died") == 1
+
+
+def test_logs_have_what_a_worker_logs(queue, wait_until):
+    queue.submit(lambda: logging.getLogger("nbstreamq.test").warning("well")).result(20)
+    wait_until(lambda: "nbstreamq.test WARNING: well" in queue.logs(), 20, "the line")
