@@ -120,6 +120,7 @@ def tail_of(key: str) -> str:
     return key.partition("}:")[2]
 
 
+@functools.lru_cache(maxsize=1024)  # most calls are about the same few jobs
 def session_of(job: str) -> str:
     """Return where the events of `job` go: its session, or itself if it is a named one.
 
@@ -128,12 +129,13 @@ def session_of(job: str) -> str:
     return job.partition(".")[0]
 
 
-@functools.lru_cache(maxsize=1024)  # most calls are about the same few sessions
+@functools.lru_cache(maxsize=1024)
 def is_named(job: str) -> bool:
     """Tell whether `job` is the id of a named job."""
     return ":" in job
 
 
+@functools.lru_cache(maxsize=1024)
 def home_of(job: str) -> str:
     """Return the tag of the home of `job`: which local workers may run its tasks; see `Home`.
 

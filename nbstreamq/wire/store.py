@@ -429,8 +429,10 @@ class Store:
             self._note_copies(settlements, settled[0])
         if not reply:
             return []
-        streams = reply.items() if isinstance(reply, dict) else reply
-        deliveries, is_trusted = self._deliver([(names[key], new) for key, new in streams], version)
+        taken: list[tuple[str, list[tuple[bytes, Fields]]]] = []
+        for key, entries in reply.items() if type(reply) is dict else reply:
+            taken.append((names[key], entries))
+        deliveries, is_trusted = self._deliver(taken, version)
         if not is_trusted:
             raise self._mismatch()
         return deliveries

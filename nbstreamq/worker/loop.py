@@ -144,9 +144,9 @@ class TaskWorker:
         self._flushed = self._linger = 0.0
         self._count = 1
         self._leaving = self._waiting = self._was_full = self._has_idled = False
-        #: Whether it was parked before this take, and tasks waited already when it came.
-        self._was_parked = self._was_late = False
-        self._lane_bits = 0  #: the lanes in use at the last wait
+        self._was_parked = self._was_late = False  #: and tasks waited already when it came
+        #: The lanes on which it waits, and what the slot said when they were found.
+        self._used_lanes, self._lane_bits = list[str](), -1
         #: Whether the server may have given us tasks that we don't know of.
         self._lost = False
         self._fault_pause = FAULT_PAUSE[0]
@@ -199,7 +199,8 @@ class TaskWorker:
         self._slot.set_state(State.ENDING)
 
     def _join(self, description: dict[str, Any]) -> None:
-        self._lanes, self._n_lane_changes = self._served, -1  # The server may have lost the rest.
+        # The server may have lost the other lanes.
+        self._lanes, self._n_lane_changes, self._lane_bits = self._served, -1, -1
         self._store.ensure_lanes(self._served[1:])
         for task in self._store.join(self.id, description):
             if self._homes and home_of(task.job) not in self._homes:
@@ -207,6 +208,7 @@ class TaskWorker:
             if task.job not in self._set_ups:  # It may join again after the server lost its data.
                 self._set_ups.add(task.job)
                 self._store.publish(self.execution.set_up(task, self._served[0]))
+        self._find_used_lanes()
         self._slot.set_state(State.BUSY)
 
     def _serve(self) -> None:
@@ -219,18 +221,17 @@ class TaskWorker:
         """Take tasks, which settles the last ones; run each; adapt how many to take next time."""
         if self._looks:
             self._look_again(self._store)
-        if self._was_full and not self._batch:
-            self._find_lanes()
-            # More may wait, and more urgently in a lane that is new.
-            self._take(self._lanes, self._count)
         if not self._batch:
             self._wait_and_take()
         began, n = time.monotonic(), len(self._batch)
         if not n:
             self._was_full = False
             return
-        self._monitor.wake()
-        if self._is_behind(n):
+        self._monitor.n_batches += 1
+        if self._monitor.sleeps:
+            self._monitor.wake()
+        # More than a short call: a batch that was full, a chunk, or tasks that waited already.
+        if n >= self._count > 1 or self._was_late or self._batch[0].task.call != "apply":
             self._turn.pass_on()
         else:
             self._turn.keep(began)
@@ -245,10 +246,6 @@ class TaskWorker:
                 self.flush(self._store)
                 began += time.monotonic() - flushing  # Requests are no work.
         self._adapt(n, time.monotonic() - began)
-
-    def _is_behind(self, n: int) -> bool:
-        """Return whether there is more to do than a short call, after a take of `n` tasks."""
-        return self._was_late or n >= self._count > 1 or self._batch[0].task.call != "apply"
 
     def _look_for_more_urgent(self, lane: str) -> None:
         """Take tasks that are more urgent, before the batch goes on to a less urgent lane.
@@ -311,7 +308,14 @@ class TaskWorker:
 
     def _wait_and_take(self) -> None:
         """Settle results, and wait for the next tasks: on the server if it is our turn."""
-        look = self._looks[0] - time.monotonic() if self._looks else IDLE_BLOCK
+        if self._was_full:
+            self._find_lanes()
+            # More may wait, and more urgently in a lane that is new.
+            self._take(self._lanes, self._count)
+            if self._batch:
+                return
+        # Rounded: the command with this time is kept.
+        look = round(self._looks[0] - time.monotonic(), 1) if self._looks else IDLE_BLOCK
         block = max(LULL, min(look, IDLE_BLOCK if self._count == 1 else LULL))
         if self._values.with_files:
             self._values.drop_stale()
@@ -371,12 +375,10 @@ class TaskWorker:
                         # The flag is set first: a signal that follows these looks breaks the wait.
                         if self._leaving:
                             raise _Leave
-                        # This is `Slot.n_lane_changes`, without the call.
-                        if self._slot.words[LANE_BITS] >> 32 != self._n_lane_changes:
-                            self._find_lanes()
-                        self._lane_bits = self._slot.words[LANE_BITS]
+                        if self._slot.words[LANE_BITS] != self._lane_bits:
+                            self._find_used_lanes()
                         # Urgent tasks may wait in a lane that the supervisor does not know yet.
-                        lanes = self._lanes if settled else self._used_lanes()
+                        lanes = self._lanes if settled else self._used_lanes
                     taken = self._store.take(
                         settled,
                         lanes,
@@ -403,10 +405,12 @@ class TaskWorker:
         if self._moved:
             self._tell_moved(self._store)
 
-    def _used_lanes(self) -> Sequence[str]:
-        """Return the lanes that are in use, as far as the supervisor knows."""
+    def _find_used_lanes(self) -> None:
+        """Find the lanes that are in use, as far as the supervisor knows."""
+        self._lane_bits = self._slot.words[LANE_BITS]
+        self._find_lanes()
         unused = self._slot.unused_lanes()
-        return [lane for lane in self._lanes if lane not in unused]
+        self._used_lanes = [lane for lane in self._lanes if lane not in unused]
 
     def _find_lanes(self) -> None:
         """Serve the lanes of our homes that hold tasks; those of all homes, if we serve all."""

@@ -34,6 +34,13 @@ class TaskMonitor:
         Gives back what waits behind the running task, and settles what is over.
     store
         A connection of its own.
+
+    Attributes
+    ----------
+    n_batches
+        How many batches of tasks have begun; the worker counts them here.
+    sleeps
+        Whether it must be woken when one begins.
     """
 
     def __init__(
@@ -43,8 +50,8 @@ class TaskMonitor:
         self._output = output
         self._free = free
         self._store = store
-        self._busy, self._sleeps = Event(), True
-        self._n_wakes = 0
+        self._busy, self.sleeps = Event(), True
+        self.n_batches = 0
         #: The item that ran at the last look, and the last one that the client was told of.
         self._seen: tuple[Task, int] | None = None
         self._announced: tuple[Task, int] | None = None
@@ -55,23 +62,21 @@ class TaskMonitor:
 
     def wake(self) -> None:
         """Start to look, because a task runs."""
-        self._n_wakes += 1
-        if self._sleeps:
-            self._busy.set()
+        self._busy.set()
 
     def _run(self) -> None:
-        idle = n_wakes = 0
+        idle = n_batches = 0
         while True:
             time.sleep(PULSE)
             try:
                 self._busy.wait()
-                self._sleeps = False
-                last, n_wakes = n_wakes, self._n_wakes
-                idle = 0 if self._execution.running or n_wakes != last else idle + 1
+                self.sleeps = False
+                last, n_batches = n_batches, self.n_batches
+                idle = 0 if self._execution.running or n_batches != last else idle + 1
                 if idle > PATIENCE:
                     self._busy.clear()
-                    self._sleeps = True
-                    if self._n_wakes != n_wakes:  # A task began before the line above.
+                    self.sleeps = True
+                    if self.n_batches != n_batches:  # A task began before the line above.
                         self._busy.set()
                 self._beat()
             except (ServerUnreachable, ServerRefused):

@@ -119,7 +119,7 @@ class Turn(Turns):
         words = self._words
         if words[_HOLDER] == self._me:
             self._times[_SINCE], words[_RUNS] = now, 1
-            if not words[_WATCHED] and any(self._parked()):
+            if not words[_WATCHED] and words[_N_PLACES] > 1 and any(self._parked()):
                 self._call_supervisor()
 
     def pass_on(self) -> None:
