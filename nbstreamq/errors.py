@@ -27,6 +27,7 @@
         ├── ResultNotPicklable      its result can't be sent back; PicklingError; TypeError
         ├── TimeLimitExceeded       it ran longer than its time_limit; TimeoutError
         ├── MemoryLimitExceeded     its worker used more than its memory_limit; MemoryError
+        ├── NestedTooDeep           too many tasks wait for tasks of theirs; RecursionError
         ├── WorkerLost              its worker died, in its last allowed attempt; BrokenExecutor
         ├── PythonMismatch          the worker runs another Python minor version; RuntimeError
         └── FunctionMissing         the server no longer holds the task's function; LookupError
@@ -160,6 +161,10 @@ class ResultNotPicklable(TaskError, PicklingError, TypeError):
 
 class TimeLimitExceeded(TaskError, TimeoutError):
     """The task ran longer than its `time_limit`, and was stopped."""
+
+
+class NestedTooDeep(TaskError, RecursionError):
+    """A task waited for its own tasks, no worker was left to run them, and no more may start."""
 
 
 class MemoryLimitExceeded(TaskError, MemoryError):

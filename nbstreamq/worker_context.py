@@ -20,6 +20,8 @@ class WorkerContext:
     ----------
     current
         The worker that this process is; None in any other process.
+    has_open_calls
+        Tells whether a task has submitted calls that are not over; set by the client code.
     url
         Address of the server of its queue.
     queue
@@ -46,6 +48,7 @@ class WorkerContext:
     """
 
     current: ClassVar[WorkerContext | None] = None
+    has_open_calls: ClassVar[Callable[[object], bool] | None] = None
 
     url: Address
     queue: str

@@ -126,6 +126,11 @@ def _abandon_all() -> None:
         session.abandon()
 
 
+def _has_open_calls(task: object) -> bool:
+    """Return whether `task`, which runs in this worker, has submitted calls that are not over."""
+    return any(what.outer is task for session in list(_sessions) for what in session.open())
+
+
 def _forget_all() -> None:
     for session in list(_sessions):
         session.forget()
@@ -235,6 +240,7 @@ class Session:
         )
         self._sender.meanwhile = self._listener.ask
         _sessions.add(self)
+        WorkerContext.has_open_calls = _has_open_calls
 
     # -- submitting ----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ..wire.item_ranges import ItemRanges, items, ranges_of, size, split
 from ..wire.messages import Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from ..wire.store import Store
-from .limits import memory_limit_error, time_limit_error
+from .limits import memory_limit_error, stop_error, time_limit_error
 from .retries import retry, retry_lost
 from .slot import NO_ITEM, RunningTask, Stop
 
@@ -185,6 +185,8 @@ def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, crash: CrashR
         settlement.successors.append(again)
     elif crash.stopped[2] is Stop.MEMORY_LIMIT:
         _fail(settlement, guilty, crash, memory_limit_error(task, item, crash.certificate))
+    elif crash.stopped[2] is Stop.TOO_DEEP:
+        _fail(settlement, guilty, crash, stop_error(task, item, Stop.TOO_DEEP))
     else:
         _fail(settlement, guilty, crash, time_limit_error(task, item, crash.certificate))
 

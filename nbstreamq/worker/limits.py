@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import DeathCertificate, MemoryLimitExceeded, TimeLimitExceeded
+from ..errors import DeathCertificate, MemoryLimitExceeded, NestedTooDeep, TimeLimitExceeded
 from ..wire.messages import Options, Task
-from .slot import NO_ITEM, RunningTask
+from .slot import NO_ITEM, RunningTask, Stop
 from .usage import memory_of
+
+#: Most workers that a supervisor starts because tasks wait for tasks of theirs in other threads or
+#: in asyncio. More allow deeper recursion; each is a process.
+MOST_STAND_INS = 32
 
 
 def over_memory(pid: int, running: Sequence[RunningTask]) -> RunningTask | None:
@@ -29,6 +33,20 @@ def time_limit_error(
     return TimeLimitExceeded(
         f"{what}, did not react when it was stopped, and was killed with its worker. {advice}\n"
         f"{certificate}",
+        task=task_id,
+    )
+
+
+def stop_error(task: Task, item: int, why: Stop) -> TimeLimitExceeded | NestedTooDeep:
+    """Return the error of an item that was stopped for a reason other than a cancellation."""
+    if why is not Stop.TOO_DEEP:
+        return time_limit_error(task, item)
+    task_id = task.id_of(item)
+    return NestedTooDeep(
+        f"Task {task_id} ({task.name}) waits for tasks that it has submitted, and every worker does"
+        f" the same. At most {MOST_STAND_INS} more workers are started for waits in asyncio and in"
+        " other threads. Nest fewer tasks, wait with future.result() in the task's main thread, or"
+        " run more workers.",
         task=task_id,
     )
 

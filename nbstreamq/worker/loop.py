@@ -134,24 +134,24 @@ class TaskWorker:
         self._homes = homes
         #: Lanes that got tasks of other homes, whose supervisors may not know it yet.
         self._moved = set[str]()
-        self._lock = threading.Lock()
-        #: Held while we tell the server, or ask it, which tasks are ours.
-        self._talking = threading.Lock()
+        #: The second is held while we tell the server, or ask it, which tasks are ours.
+        self._lock, self._talking = threading.Lock(), threading.Lock()
         self._looks: list[float] = []
         self._batch: deque[Delivery] = deque()
         self._running: list[Delivery] = []
         self._settled: list[Settlement] = []
-        self._flushed = self._linger = 0.0
-        self._count = 1
+        self._flushed, self._linger, self._count = 0.0, 0.0, 1
         self._leaving = self._waiting = self._was_full = self._has_idled = False
         self._was_parked = self._was_late = False  #: and tasks waited already when it came
         #: The lanes on which it waits, and what the slot said when they were found.
         self._used_lanes, self._lane_bits = list[str](), -1
-        #: Whether the server may have given us tasks that we don't know of.
-        self._lost = False
+        self._lost = False  #: whether the server may have given us tasks that we don't know of
         self._fault_pause = FAULT_PAUSE[0]
         self._set_ups = set[str]()  #: the jobs of the set-ups that were run
-        self._monitor = TaskMonitor(self.execution, output, self._free, store.clone())
+        #: How often the main thread looked for what its task waits for; and at the monitor's look.
+        self._n_helps = self._n_helps_seen = 0
+        set_waits = self._set_waits
+        self._monitor = TaskMonitor(self.execution, output, self._free, set_waits, store.clone())
         fetch_by(values.value)
         WorkerContext.current = WorkerContext(
             url=Address(url),
@@ -492,6 +492,14 @@ class TaskWorker:
             self._settled += back
         return len(back)
 
+    def _set_waits(self, waits: bool) -> None:
+        """Tell the supervisor whether the task waits in a way in which we can't help.
+
+        We can't if the main thread has not looked for other tasks since the monitor's last look.
+        """
+        self._slot.set_waits(waits and self._n_helps == self._n_helps_seen)
+        self._n_helps_seen = self._n_helps
+
     def _free(self, store: Store) -> None:
         self._look_again(store)
         self.release_batch()
@@ -640,6 +648,7 @@ class TaskWorker:
                 if time.monotonic() >= deadline:
                     return
                 self.runner.check_stop()
+                self._n_helps += 1
                 helped = not self._leaving and self._help_once(served)
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
 

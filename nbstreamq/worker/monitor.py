@@ -11,7 +11,9 @@ from ..errors import ServerRefused, ServerUnreachable
 from ..locks import Event
 from ..wire import messages
 from ..wire.messages import Task
+from ..wire.settlement import Delivery
 from ..wire.store import Store
+from ..worker_context import WorkerContext
 from .execution import Execution
 from .output import Output
 
@@ -32,6 +34,8 @@ class TaskMonitor:
         Which tasks run, and what they print.
     free
         Gives back what waits behind the running task, and settles what is over.
+    set_waits
+        Is told at each look whether the running task waits for calls that it has submitted.
     store
         A connection of its own.
 
@@ -44,11 +48,17 @@ class TaskMonitor:
     """
 
     def __init__(
-        self, execution: Execution, output: Output, free: Callable[[Store], None], store: Store
+        self,
+        execution: Execution,
+        output: Output,
+        free: Callable[[Store], None],
+        set_waits: Callable[[bool], None],
+        store: Store,
     ) -> None:
         self._execution = execution
         self._output = output
-        self._free = free
+        self._free, self._set_waits = free, set_waits
+        self._computed = 0.0  #: processor seconds of this process at the last look
         self._store = store
         self._busy, self.sleeps = Event(), True
         self.n_batches = 0
@@ -85,8 +95,17 @@ class TaskMonitor:
                 self._store.close()  # A reply may be left in it.
                 logger.exception("the task monitor goes on after a fault")
 
+    @staticmethod
+    def _has_open_calls(delivery: Delivery, began: float) -> bool:
+        """Return whether a task runs for a while, and has submitted calls that are not over."""
+        ask = WorkerContext.has_open_calls
+        return ask is not None and time.monotonic() - began > PULSE and ask(delivery.task)
+
     def _beat(self) -> None:
         running = self._execution.running[-1:]
+        before, self._computed = self._computed, time.process_time()
+        is_idle = self._computed - before < PULSE / 2
+        self._set_waits(bool(running) and is_idle and self._has_open_calls(*running[0]))
         if not running:
             return
         (delivery, began), item = running[0], self._output.item

@@ -19,7 +19,7 @@ from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of
 from ..wire.messages import Options, Task
 from ..wire.settlement import Delivery
-from .limits import time_limit_error
+from .limits import stop_error
 from .output import Output
 from .process_groups import has_started
 from .slot import DEPTH, NO_ITEM, SERIAL, Slot, Stop
@@ -173,6 +173,12 @@ def _dump(error: BaseException, fn: Callable[..., Any], task_id: str) -> bytes:
     if trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         place.__set__(error, definition_of(fn))
     return dump_error(error, task=task_id)
+
+
+def _dump_stop(task: Task, stop: Stopped) -> bytes:
+    """Return the error of an item that was stopped, but not because it was cancelled."""
+    error = stop_error(task, stop.item, stop.why).with_traceback(stop.__traceback__)
+    return dump_error(error, task=task.id_of(stop.item))
 
 
 class Runner:
@@ -334,7 +340,11 @@ class Runner:
         # Not by isinstance(), which asks an error of user code for its class.
         if type(error) is Stopped and error.serial == self._slot.words[at + SERIAL]:
             self._clean_up_after_stop(at, started)
-            run.cancelled = [0]  # There is no other reason: it has no limits.
+            if error.why is Stop.TOO_DEEP:
+                run.done = [range(1)]
+                run.fail(_dump_stop(task, error))
+            else:
+                run.cancelled = [0]  # It has no limits.
             return run
         self._slot.rest(at)
         run.done = [range(1)]
@@ -431,8 +441,7 @@ class Runner:
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)
             else:
-                error = time_limit_error(work.task, stop.item).with_traceback(stop.__traceback__)
-                work.run.fail(dump_error(error, task=work.task.id_of(stop.item)))
+                work.run.fail(_dump_stop(work.task, stop))
                 work.commit()
             return not self.is_torn
         work.commit()

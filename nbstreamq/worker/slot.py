@@ -11,6 +11,7 @@ the supervisor when it begins a task that has limits, and when it is about to le
         in use have changed
     q[6] process id of the supervisor   q[7] whether that watches closely
     q[8] whether the worker leaves, and why
+    q[9] whether its task waits for calls that only other workers can run
     task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, length of text, text: three lengths and n, then lane, entry id and job
 """
@@ -36,7 +37,7 @@ MAX_DEPTH = 50
 NO_ITEM = -1
 #: Which word holds what; see above.
 STATE, DEPTH, _STOP_SERIAL, _STOP_REASON, _STOP_ITEM = range(5)
-LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING = range(5, 9)
+LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING, _WAITS = range(5, 10)
 _FIRST, _WORDS = 16, 40
 _ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _RARE_BITS = 2**32 - 1
@@ -71,6 +72,7 @@ class Stop(IntEnum):
     CANCELLED = 1
     TIME_LIMIT = 2
     MEMORY_LIMIT = 3
+    TOO_DEEP = 4  #: it waits for tasks that no worker is left to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,12 @@ class Slot:
         self.words[_LEAVING] = why
         self._wake_supervisor()
 
+    def set_waits(self, waits: bool) -> None:
+        """Say whether the task waits, and this worker can't run what it waits for."""
+        if self.words[_WAITS] != waits:
+            self.words[_WAITS] = waits
+            self._wake_supervisor()
+
     def begin(self, at: int, serial: int) -> None:
         """Say that the items in ``words[at]`` run from now on."""
         self.words[at + SERIAL] = serial
@@ -214,6 +222,10 @@ class Slot:
     @property
     def leaving(self) -> Leaving:
         return Leaving(self.words[_LEAVING])
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.words[_WAITS])
 
     @property
     def n_running(self) -> int:

@@ -38,7 +38,7 @@ from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
 from .control_socket import ControlSocket, HasFile
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
-from .limits import over_memory
+from .limits import MOST_STAND_INS, over_memory
 from .process import (
     DUMP,
     LOOK,
@@ -223,6 +223,10 @@ YOUNG = 10.0
 #: shorter goes on sooner once the cause is gone.
 MOST_PAUSE = 30.0
 
+#: Seconds for which a stand-in stays at least, since the task may wait again; and for which all
+#: workers must have waited before one of their tasks fails.
+STAND_IN_TIME = 1.0
+
 logger = logging.getLogger(__name__)
 
 #: Files that a supervisor may need besides those of its workers: connections to kernels and server.
@@ -284,6 +288,8 @@ class Supervisor:
         self._turns = TurnWatch(self._turns_file)
         #: How many rounds of workers in a row have died young, and what `q.status` says about it.
         self._n_young, self._trouble, self._told = 0, "", ""
+        self._n_stand_ins, self._stand_ins_until = 0, 0.0
+        self._stuck_since = 0.0  #: since when all workers wait
         self._watches = False  # whether it looks at what runs in each tick
         self._stopping = self._hurrying = False
         self._patience, self._drained = self._settings.drain, float("inf")
@@ -522,7 +528,7 @@ class Supervisor:
                 if worker.slot.leaving is Leaving.ASKED:
                     worker.leave_by = time.monotonic() + self._settings.drain
         staying = [c for c in self._workers.values() if not c.leaving]
-        surplus = len(staying) - self.n_workers
+        surplus = len(staying) - self.n_workers - self._stand_ins(staying)
         for worker in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
             worker.leave()
         if time.monotonic() >= self._start_due:
@@ -533,6 +539,14 @@ class Supervisor:
                     self._put_off(error, len(staying), surplus)
                     break
                 self._has_room = True
+
+    def _stand_ins(self, staying: Sequence[WorkerProcess]) -> int:
+        """Return how many workers to run besides, for those whose tasks wait for other tasks."""
+        now = time.monotonic()
+        n = min(MOST_STAND_INS, sum(worker.slot.waits for worker in staying))
+        if n >= self._n_stand_ins or now > self._stand_ins_until:
+            self._n_stand_ins, self._stand_ins_until = n, now + STAND_IN_TIME
+        return self._n_stand_ins if self.n_workers else 0
 
     def _put_off(self, error: OSError, n_staying: int, surplus: int) -> None:
         """Try again later to start workers for which there is no room, and log that once."""
@@ -693,6 +707,7 @@ class Supervisor:
     def _stop_items(self) -> None:
         """Stop items that are cancelled or over a limit, and keep output files small."""
         now, self._watches = time.monotonic(), False
+        deepest = self._deepest()
         for worker in self._workers.values():
             running, look_again = worker.look()
             self._watches |= look_again
@@ -708,9 +723,21 @@ class Supervisor:
             elif worker.stopping in [task.key for task in running]:
                 # One at a time: another request would restart the grace of this one.
                 self._force(worker, now)
+            elif worker.pid == deepest and running:
+                self._ask_to_stop(worker, running[-1], Stop.TOO_DEEP)
             elif reasons and self._still_holds(*reasons[0]):
                 self._ask_to_stop(worker, *reasons[0])
             worker.cut_output()
+
+    def _deepest(self) -> int:
+        """Return the process id of the last worker, if all wait, and no more may be started."""
+        workers, now = self._workers.values(), time.monotonic()
+        if len(workers) < self.n_workers + MOST_STAND_INS or not all(w.slot.waits for w in workers):
+            self._stuck_since = now
+        elif now - self._stuck_since > STAND_IN_TIME:
+            self._stuck_since = now
+            return max(workers, key=lambda worker: worker.born).pid
+        return 0
 
     def _why_stop(self, task: RunningTask, now: float) -> Stop:
         """Return why the item is to stop, if it is."""

@@ -60,7 +60,7 @@ def beats():
                 over.set()
                 raise SystemExit  # of its thread, which else lives as long as its process
 
-        monitor = TaskMonitor(delivery, delivery, free, delivery)
+        monitor = TaskMonitor(delivery, delivery, free, lambda _: None, delivery)
         monitor.start()
         monitor.wake()
         assert over.wait(10)

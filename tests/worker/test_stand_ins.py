@@ -1,0 +1,88 @@
+"""A task may wait for its own tasks in any way, with one worker, too: another one stands in."""
+
+import asyncio
+import concurrent.futures
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nbstreamq import NestedTooDeep
+from nbstreamq.worker.limits import MOST_STAND_INS
+
+
+def in_asyncio(queue, fn, *args):
+    async def main():
+        return await queue.submit(fn, *args)
+
+    return asyncio.run(main())
+
+
+def in_a_thread(queue, fn, *args):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(queue.submit(fn, *args).result).result()
+
+
+def in_a_callback(queue, fn, *args):
+    found, over = [], threading.Event()
+    future = queue.submit(fn, *args)
+    future.add_done_callback(lambda f: found.append(f.result()) or over.set())
+    over.wait()
+    return found[0]
+
+
+def as_completed_in_a_thread(queue, fn, *args):
+    def first():
+        return next(concurrent.futures.as_completed([queue.submit(fn, *args)])).result()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(first).result()
+
+
+def a_map_in_a_thread(queue, fn, *args):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: next(queue.map(fn, *([arg] for arg in args)))).result()
+
+
+def in_the_main_thread(queue, fn, *args):
+    return queue.submit(fn, *args).result()
+
+
+WAYS = [in_asyncio, in_a_thread, in_a_callback, as_completed_in_a_thread, a_map_in_a_thread]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_task_may_wait_for_its_tasks(one_worker, way):
+    queue = one_worker
+
+    def count(n):
+        return 1 + way(queue, count, n - 1) if n else 0
+
+    assert queue.submit(count, 3).result(60) == 3
+
+
+def test_ways_may_be_mixed(one_worker):
+    queue, ways = one_worker, [*WAYS, in_the_main_thread] * 2
+
+    def count(n):
+        return 1 + ways[n](queue, count, n - 1) if n else 0
+
+    assert queue.submit(count, len(ways) - 1).result(90) == len(ways) - 1
+
+
+def test_those_that_stand_in_leave(one_worker, wait_until):
+    queue = one_worker
+    assert queue.submit(lambda: in_asyncio(queue, abs, -1)).result(60) == 1
+    wait_until(lambda: len(queue.workers()) == 1, 20, "the worker that stood in to leave")
+
+
+def test_too_deep_ends_with_an_error(one_worker):
+    queue = one_worker
+
+    def count(n):
+        return 1 + in_asyncio(queue, count, n - 1) if n else 0
+
+    future = queue.submit(count, MOST_STAND_INS + 5)
+    with pytest.raises(NestedTooDeep, match=f"At most {MOST_STAND_INS} more workers"):
+        future.result(120)
+    assert queue.submit(abs, -1).result(60) == 1
