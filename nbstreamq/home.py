@@ -85,6 +85,17 @@ def in_kernel(find_notebook: Callable[[], str]) -> None:
     _find_notebook = find_notebook
 
 
+def with_magics() -> None:
+    """Say that the magics work here."""
+    global _has_magics  # noqa: PLW0603 - as above
+    _has_magics = True
+
+
+def how_to_start(n: int) -> str:
+    """Return what a person writes here to start local workers."""
+    return f"%workers {n}" if _has_magics else f"q.run({n})"
+
+
 def _script() -> str:
     """Return the path of the script, or of the package, that this process runs; empty if none."""
     path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
@@ -96,3 +107,4 @@ def _digest(text: str) -> str:
 
 
 _find_notebook: Callable[[], str] | None = None
+_has_magics = False

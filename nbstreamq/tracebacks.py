@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -19,19 +20,21 @@ E = TypeVar("E", bound=BaseException)
 
 #: Files below this folder are nbstreamq's own.
 OWN_FOLDER = f"{Path(__file__).parent}/"
+#: Errors whose message says what to do.
+_CLEAR = (NbstreamqError, KeyboardInterrupt, TimeoutError, CancelledError)
 _on_shortened: Callable[[BaseException], None] | None = None
 
 
 def shortened(error: E) -> E:
-    """Return `error` without the frames of nbstreamq, if its message says what to do.
+    """Return `error` without the frames of nbstreamq, if it can't be a fault of nbstreamq.
 
-    Other errors may be faults of nbstreamq, or come from a user's iterable: they keep their frames.
+    Its message says what to do, or the user's own code raised it, such as an iterable.
     """
     frames = list(_frames(error.__traceback__))
-    is_ours = isinstance(error, NbstreamqError | KeyboardInterrupt | TimeoutError)
-    if not is_ours and isinstance(error, TypeError | ValueError):
-        is_ours = bool(frames) and _is_own(frames[-1]) and any(map(_is_told, frames))
-    if not is_ours:
+    is_clear = isinstance(error, _CLEAR) or (bool(frames) and _is_of_user(frames[-1]))
+    if not is_clear and isinstance(error, TypeError | ValueError | IndexError):
+        is_clear = bool(frames) and _is_own(frames[-1]) and any(map(_is_told, frames))
+    if not is_clear:
         return error
     following: TracebackType | None = None
     for frame in reversed(frames):
@@ -111,6 +114,11 @@ def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 def _is_own(frame: TracebackType) -> bool:
     return frame.tb_frame.f_code.co_filename.startswith(OWN_FOLDER)
+
+
+def _is_of_user(frame: TracebackType) -> bool:
+    file = frame.tb_frame.f_code.co_filename
+    return not file.startswith((OWN_FOLDER, sys.prefix, sys.base_prefix, "<frozen"))
 
 
 def _is_told(frame: TracebackType) -> bool:

@@ -130,8 +130,11 @@ class TaskFuture(Future[T], Generic[T]):
             The result is not there yet. The call goes on.
         """
         __tracebackhide__ = True
-        timeout = check_timeout("timeout", timeout)
-        return self.result(timeout if check_flag("block", block) else 0)
+        try:
+            timeout = check_timeout("timeout", timeout) if check_flag("block", block) else 0
+        except (TypeError, ValueError) as error:
+            raise shortened(error)  # noqa: B904 - it is the same error
+        return self.result(timeout)
 
     def done(self) -> bool:
         """Return whether the call is over: done, failed or cancelled."""
@@ -160,7 +163,7 @@ class TaskFuture(Future[T], Generic[T]):
         if self._state == "PENDING" or timeout is not None:
             self._wait(timeout)
         if self._state != "FINISHED":
-            raise CancelledError
+            raise shortened(CancelledError(f"Task {self.id} ({self._owner.name}) was cancelled."))
         if self._exception is not None:
             try:
                 raise self._exception
@@ -187,7 +190,7 @@ class TaskFuture(Future[T], Generic[T]):
         if self._state == "PENDING" or timeout is not None:
             self._wait(timeout)
         if self._state != "FINISHED":
-            raise CancelledError
+            raise shortened(CancelledError(f"Task {self.id} ({self._owner.name}) was cancelled."))
         return self._exception
 
     def _wait(self, timeout: float | None) -> None:

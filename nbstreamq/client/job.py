@@ -9,10 +9,12 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
-from typing import Any, Generic, NoReturn, TypeVar, cast, overload
+from concurrent.futures import CancelledError
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
-from ..arguments import check_callable, check_timeout
+from ..arguments import check_callable, check_choice, check_timeout, shown
 from ..errors import JobChanged, JobNotFound, NbstreamqError, NotPicklable
+from ..home import how_to_start
 from ..objects.functions import FunctionPickle
 from ..tracebacks import concise, shortened
 from ..wire.item_ranges import ranges_of
@@ -63,7 +65,7 @@ def _pandas() -> Any:
     except ModuleNotFoundError as error:
         raise NbstreamqError(
             f"to_frame() needs pandas, which can't be imported here ({error}): pip install pandas"
-        ) from error
+        ) from None
 
 
 def _last_reports(table: JobTable) -> list[RunInfo | None]:
@@ -224,17 +226,28 @@ class Job(Generic[T]):
         )
         return shortened(TimeoutError(text))
 
+    @overload
+    def result(
+        self, timeout: float | None = None, *, errors: Literal["raise"] = "raise"
+    ) -> list[T]: ...
+    @overload
+    def result(
+        self, timeout: float | None = None, *, errors: Literal["return"]
+    ) -> list[T | BaseException]: ...
     @concise
-    def result(self, timeout: float | None = None) -> list[T]:
+    def result(
+        self, timeout: float | None = None, *, errors: str = "raise"
+    ) -> list[T] | list[T | BaseException]:
         """Return the list of all results in input order.
-
-        If calls failed, the exception of the first one in that order is raised, after all calls are
-        over.
 
         Parameters
         ----------
         timeout
             Seconds to wait. None: no limit. Zero or less: do not wait.
+        errors
+            ``"raise"``: if calls failed, raise the exception of the first one in that order, after
+            all calls are over. ``"return"``: return the exception of each such call, in the place
+            of its result; of a call that was cancelled, a `CancelledError`.
 
         Raises
         ------
@@ -247,16 +260,28 @@ class Job(Generic[T]):
         --------
         >>> q.map(abs, [-1, -2]).result()
         [1, 2]
+        >>> q.map(lambda x: 60 // x, [0, 1]).result(errors="return")
+        [ZeroDivisionError('integer division or modulo by zero'), 60]
         """
         __tracebackhide__ = True
+        returns = check_choice("errors", errors, ("raise", "return")) == "return"
         self.wait(timeout)
         if self._feed and self._next:
             raise self._incomplete()
-        table, results = self._table, list[T]()
+        table, results = self._table, list[Any]()
         while (index := len(results)) < len(table):
-            # Where there is no result the call failed, and its future raises that.
-            results += table.values_from(index) or [self._future(index).result(timeout)]
+            if found := table.values_from(index):
+                results += found
+            elif returns:
+                results.append(self._error(index))
+            else:  # the call failed, and its future raises that
+                results.append(self._future(index).result(timeout))
         return results
+
+    def _error(self, index: int) -> BaseException:
+        """Return the exception of a call that is over and has no result."""
+        future = self._future(index)
+        return CancelledError() if future.cancelled() else cast("BaseException", future.exception())
 
     @concise
     def wait(self, timeout: float | None = None) -> None:
@@ -298,13 +323,24 @@ class Job(Generic[T]):
     def __getitem__(self, index: int) -> TaskFuture[T]: ...
     @overload
     def __getitem__(self, index: slice) -> list[TaskFuture[T]]: ...
+    @concise
     def __getitem__(self, index: int | slice) -> TaskFuture[T] | list[TaskFuture[T]]:
-        found = range(len(self))[index]
+        found = self._check_index(index)
         places = found if isinstance(found, range) else [found]
         if self._feed and any(i < self._next for i in places):
             raise self._incomplete()
         futures = [self._future(i) for i in places]
         return futures if isinstance(found, range) else futures[0]
+
+    def _check_index(self, index: Any) -> int | range:
+        try:
+            found: int | range = range(len(self))[index]
+        except IndexError:
+            raise IndexError(f"index is {index}: the job has {len(self):,} calls") from None
+        except TypeError:
+            text = f"index is {shown(index)}: it must be an integer or a slice"
+            raise TypeError(text) from None
+        return found
 
     @concise
     def as_completed(self, timeout: float | None = None) -> Iterator[TaskFuture[T]]:
@@ -341,7 +377,8 @@ class Job(Generic[T]):
             if not self._session.wait_until(
                 table, functools.partial(table.has_more_ended, n_seen), left
             ):
-                raise TimeoutError(f"Job {self.id}: {len(self) - table.n_over} calls are not over")
+                text = f"Job {self.id}: {len(self) - table.n_over} calls are not over"
+                raise shortened(TimeoutError(text))
             for span in ended[n_seen:]:
                 n_seen += 1
                 for index in span:
@@ -352,7 +389,12 @@ class Job(Generic[T]):
     # -- asyncio -------------------------------------------------------------------------------
 
     def __await__(self) -> Generator[Any, None, list[T]]:
-        return asyncio.to_thread(self.result).__await__()
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> list[T]:
+        __tracebackhide__ = True
+        await asyncio.to_thread(self.wait)  # an error of a call would show the thread's frames
+        return self.result()
 
     def __aiter__(self) -> AsyncIterator[T]:
         """Iterate in an event loop; ``async for`` and ``for`` share one position."""
@@ -526,7 +568,7 @@ class Job(Generic[T]):
             if time.monotonic() > deadline:
                 raise NbstreamqError(
                     f"What was cancelled of job {self.name!r} still waits: no worker has come to"
-                    " drop it. Start some (q.run(2)), and try again."
+                    f" drop it. Start some ({how_to_start(2)}), and try again."
                 )
             time.sleep(PAUSE)
 
@@ -651,10 +693,11 @@ class Job(Generic[T]):
         self._table.when_over(lambda: fn(self))
 
     def __reduce__(self) -> NoReturn:
-        raise NotPicklable(
+        text = (
             "A Job can't be pickled. Send its results, job.result(); a named job is found by"
             " q.attach(name)."
         )
+        raise shortened(NotPicklable(text))
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)

@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import locks
 from ..errors import DataDamaged, JobNotFound, NbstreamqError, QueueClosed, ServerUnreachable
-from ..home import Home
+from ..home import Home, how_to_start
 from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
@@ -685,8 +685,8 @@ class Session:
         if not ours:
             found = "no workers but those of other kernels" if workers else "no workers"
             return (
-                f"queue {self._store.keys.queue!r} has {found}. Start some: q.run(4) here, or"
-                f" `{self.worker_command()}` anywhere."
+                f"queue {self._store.keys.queue!r} has {found}. Start some: {how_to_start(4)} here,"
+                f" or `{self.worker_command()}` anywhere."
             )
         if not any(lane in about.get("lanes", ()) for about in ours):
             command = self.worker_command(lane=lane)
@@ -710,7 +710,7 @@ class Session:
     def _no_worker_left(self, name: str, job: str, about: dict[str, Any]) -> str:
         folder = about["folder"]
         command = self.worker_command(folder, about["python"])
-        here = "q.run(4) here, or " if home_of(job) in self.homes else ""
+        here = f"{how_to_start(4)} here, or " if home_of(job) in self.homes else ""
         return (
             f"job {name!r} waits: no worker with its folder, {folder}, and its Python is left."
             f" Start some: {here}`{command}`"

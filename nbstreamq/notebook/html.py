@@ -25,6 +25,7 @@ from ..client.status import (
     WorkerList,
     WorkerStatus,
 )
+from ..home import how_to_start
 from ..objects.references import Ref
 from ..wire.keys import NESTED
 from ..wire.messages import State
@@ -55,6 +56,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.globals["how_to_start"] = how_to_start
     filters = (columns, describe, describe_worker, duration, number, plural, size, tail)
     templates.filters.update({one.__name__: one for one in filters})
     return templates

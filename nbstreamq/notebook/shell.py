@@ -10,7 +10,7 @@ from typing import Any
 from IPython import get_ipython
 
 from ..client.waiting import handler_after
-from ..home import in_kernel
+from ..home import in_kernel, with_magics
 from ..tracebacks import on_shortened, without_last_frames
 from .live import catch_up, show_by_default
 from .outputs import begin_cell, end_cell
@@ -39,6 +39,7 @@ def load(shell: Any) -> None:
     magics = NbstreamqMagics(shell)
     shell.register_magics(magics)
     complete_magics(shell)
+    with_magics()
     magics.bind_queue()
 
 

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, NoReturn
 
 from ..errors import NbstreamqError, NotPicklable
+from ..tracebacks import shortened
 from .large_values import addresses_of
 from .mapped_files import ValueAddress
 
@@ -35,7 +36,8 @@ class TaskOnly:
     _instead: ClassVar[str]
 
     def __reduce__(self) -> NoReturn:
-        raise NotPicklable(f"A {type(self).__name__} can't be pickled. {self._instead}")
+        text = f"A {type(self).__name__} can't be pickled. {self._instead}"
+        raise shortened(NotPicklable(text))
 
     def _reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return how to make the object again in a task, as `__reduce__` does."""

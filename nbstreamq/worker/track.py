@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..arguments import check_count, check_iterable
 from ..objects import random_numbers
+from ..tracebacks import concise
 from ..worker_context import WorkerContext
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def rng() -> np.random.Generator:
     return random_numbers.generator()
 
 
+@concise
 def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:
     """Yield `items`, and report how many of them are done as the progress of the running task.
 

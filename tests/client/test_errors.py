@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 import types
+from concurrent.futures import CancelledError
 from contextlib import suppress
 
 import pytest
@@ -593,3 +594,20 @@ def test_a_password_is_in_no_traceback(start_server, queue_name):
             text = "".join(traceback.format_exception(error))
             assert password not in text
             assert "secret-0815" not in text
+
+
+def test_errors_can_be_returned_in_place_of_results(queue, gate):
+    def work(x):
+        return gate.hold(x) if x == 2 else 60 // x
+
+    job = queue.map(work, range(3), chunksize=1)
+    with pytest.raises(TimeoutError):
+        job.result(0.01, errors="return")
+    job[0].exception(20), job[1].result(20)
+    job.cancel()
+    failed, done, cancelled = job.result(errors="return")
+    assert isinstance(failed, ZeroDivisionError)
+    assert done == 60
+    assert isinstance(cancelled, CancelledError)
+    with pytest.raises(ValueError, match="errors is 'ignore': it must be 'raise' or 'return'"):
+        job.result(errors="ignore")
