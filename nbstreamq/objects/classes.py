@@ -65,10 +65,9 @@ _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _things: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 #: The classes that were unpickled in this process, and the digests of their definitions.
 _received: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-#: The code of the classes of this process when they were last sent.
-_sent: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
-#: The digests of definitions of this process's classes, each with a hash that shows changes.
-_defined: weakref.WeakKeyDictionary[type, tuple[int, str]] = weakref.WeakKeyDictionary()
+#: The classes of this process -> their contents when they were last looked at, and the digests of
+#: their definitions.
+_known: weakref.WeakKeyDictionary[type, tuple[list[Any], str]] = weakref.WeakKeyDictionary()
 
 
 class Label(NamedTuple):
@@ -121,8 +120,8 @@ def known_or(id_: str, thing: Any) -> Any:
 def reduce_class(cls: type) -> tuple[Any, ...]:
     """Return how to make `cls` again, as a `__reduce__` does."""
     own = vars(cls)
-    _renew_id(cls)
-    label = Label(id_of(cls), cls.__module__, cls.__qualname__, _definition_of(cls))
+    definition = _definition_of(cls)  # first: it renews the id
+    label = Label(id_of(cls), cls.__module__, cls.__qualname__, definition)
     first = {name: own[name] for name in own if _goes_first(type(cls), name, own[name])}
     later = {name: value for name, value in attributes_of(cls).items() if name not in first}
     first |= {name: property() for name in later.keys() & _OF_TYPE}  # filled later
@@ -138,34 +137,6 @@ def reduce_class(cls: type) -> tuple[Any, ...]:
     # The metaclass is sent only if the bases don't have it: those of ctypes can't be imported.
     metaclass = None if type(cls) is type(cls.__bases__[0]) else type(cls)
     return make_class, (label, metaclass, cls.__bases__, first), state, None, None, fill_class
-
-
-def _renew_id(cls: type) -> None:
-    """Give a class a new id if it was changed since it was sent.
-
-    So a worker makes a new class, and calls that were sent before keep the old one. Instances of
-    both come back as instances of this class.
-    """
-    if cls in _received:
-        return
-    bases = [base for base in cls.__mro__ if "<locals>" in base.__qualname__ or _is_here(base)]
-    now = [[(k, _code_of(v)) for k, v in attributes_of(base).items()] for base in bases]
-    before = _sent.get(cls, now)
-    _sent[cls] = now
-    if before != now:
-        with _lock:
-            _ids[cls] = changed = uuid.uuid4().hex
-            _things[changed] = cls
-
-
-def _code_of(value: Any) -> Any:
-    """Return the code of an attribute of a class, in a form that does not hold the class."""
-    if type(value) in _ATOMS:
-        return value
-    if isinstance(value, property):
-        return [_code_of(function) for function in (value.fget, value.fset, value.fdel)]
-    function = getattr(value, "__func__", value)
-    return getattr(getattr(function, "__wrapped__", function), "__code__", type(value).__qualname__)
 
 
 def _goes_first(metaclass: type, name: str, value: Any) -> bool:
@@ -414,18 +385,40 @@ def make_combined(cls: Any, name: str | None, value: Any, args: tuple[Any, ...])
 
 
 def _definition_of(cls: type) -> str:
-    """Return the `definition` of a class, computed again when its attributes have changed."""
+    """Return the `definition` of a class; empty if it can't be found by name.
+
+    If the class was changed meanwhile, it gets a new id. So a worker makes a new class, and calls
+    that were sent before keep the old one. Instances of both come back as instances of this class.
+    """
     if cls in _received:
         return _received[cls]
+    now, known = _contents_of(cls), _known.get(cls)
+    if known is not None and known[0] == now:
+        return known[1]
+    if known is not None:
+        with _lock:
+            _ids[cls] = changed = uuid.uuid4().hex
+            _things[changed] = cls
     # Classes in functions, and those that a task has made, can't be found by name.
-    if "<locals>" in cls.__qualname__ or WorkerContext.current is not None:
-        return ""
-    own = tuple(vars(cls).items())
-    mark = hash(tuple((name, id(v), id(getattr(v, "__code__", None))) for name, v in own))
-    known = _defined.get(cls)
-    if known is None or known[0] != mark:
-        known = _defined[cls] = mark, definition(cls)
-    return known[1]
+    is_nameless = "<locals>" in cls.__qualname__ or WorkerContext.current is not None
+    _known[cls] = now, "" if is_nameless else definition(cls)
+    return _known[cls][1]
+
+
+def _contents_of(cls: type) -> list[Any]:
+    """Return the attributes of a class, and of its bases in this session, without the objects."""
+    bases = [base for base in cls.__mro__ if "<locals>" in base.__qualname__ or _is_here(base)]
+    return [(name, _code_of(v)) for base in bases for name, v in attributes_of(base).items()]
+
+
+def _code_of(value: Any) -> Any:
+    """Return the code of an attribute, or what else shows a change, without holding the class."""
+    if type(value) in _ATOMS:
+        return value
+    if isinstance(value, property):
+        return [_code_of(function) for function in (value.fget, value.fset, value.fdel)]
+    function = getattr(value, "__func__", value)
+    return getattr(getattr(function, "__wrapped__", function), "__code__", id(value))
 
 
 def definition(cls: type) -> str:
