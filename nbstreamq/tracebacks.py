@@ -36,13 +36,9 @@ def shortened(error: E) -> E:
         is_clear = bool(frames) and _is_own(frames[-1]) and any(map(_is_told, frames))
     if not is_clear:
         return error
-    following: TracebackType | None = None
-    for frame in reversed(frames):
-        if not _is_own(frame):
-            following = TracebackType(following, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
     if _on_shortened is not None:
         _on_shortened(error)
-    return error.with_traceback(following)
+    return error.with_traceback(_traceback_of([f for f in frames if not _is_own(f)]))
 
 
 def without_last_frames(trace: TracebackType | None) -> TracebackType | None:
@@ -50,10 +46,7 @@ def without_last_frames(trace: TracebackType | None) -> TracebackType | None:
     frames = list(_frames(trace))
     while frames and _is_own(frames[-1]):
         frames.pop()
-    following: TracebackType | None = None
-    for frame in reversed(frames):
-        following = TracebackType(following, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
-    return following
+    return _traceback_of(frames)
 
 
 def on_shortened(tell: Callable[[BaseException], None]) -> None:
@@ -110,6 +103,14 @@ def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
     while trace is not None:
         yield trace
         trace = trace.tb_next
+
+
+def _traceback_of(frames: list[TracebackType]) -> TracebackType | None:
+    """Return a traceback with copies of these frames only."""
+    following = None
+    for frame in reversed(frames):
+        following = TracebackType(following, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return following
 
 
 def _is_own(frame: TracebackType) -> bool:
