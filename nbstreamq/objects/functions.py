@@ -157,7 +157,7 @@ def _refuse_async(fn: Callable[..., Any]) -> None:
     """Raise TypeError if a call of `fn` only makes a coroutine or an async generator."""
     import inspect
 
-    from .pickler import lru_cache_wrapper
+    from .standard import lru_cache_wrapper
 
     call: Any = fn
     while isinstance(call, functools.partial | lru_cache_wrapper):

@@ -34,6 +34,7 @@ from .references import Ref, TaskOnly
 from .shell_lines import captured_globals, check_shell_lines
 from .standard import (
     REDUCERS,
+    by_reference,
     is_descriptor,
     is_generic,
     is_proxy,
@@ -42,9 +43,6 @@ from .standard import (
     reduce_proxy,
 )
 from .surroundings import arriving_here
-
-#: The type of a function of `functools.lru_cache`.
-lru_cache_wrapper = type(functools.lru_cache(int))
 
 #: Id of this process: a module that comes back to it is found, and not made again.
 _HOME = uuid.uuid4().hex
@@ -75,17 +73,6 @@ def pickled(value: object, *, min_external_bytes: int | None = None, maps: bool 
         )
         pickler.dump(value)
     return pickler
-
-
-def by_reference(thing: Any) -> bool:
-    """Tell whether a function or class is pickled as the name that a worker imports it by."""
-    found = cp._lookup_module_and_qualname(thing)  # noqa: SLF001
-    if found is None:
-        return False
-    module = found[0]
-    if module.__name__ == "__mp_main__":  # the main script, in a child of multiprocessing
-        return False
-    return not (cp._is_registered_pickle_by_value(module) or is_local(module))  # noqa: SLF001
 
 
 class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -183,8 +170,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def _reduce_instance(self, obj: Any) -> Any:
         if isinstance(obj, enum.Enum):
             return NotImplemented if by_reference(type(obj)) else reduce_member(obj)
-        if isinstance(obj, lru_cache_wrapper):
-            return self._reduce_lru_cache(obj)
         if isinstance(obj, MessageWithRefs | TaskOnly):
             return self._reduce_holder(obj)
         if is_descriptor(obj):
@@ -251,14 +236,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]  # cloudpickle has no types
             except Exception as error:  # noqa: BLE001  # user code raises anything
                 missing[name] = str(error)
         return missing
-
-    def _reduce_lru_cache(self, wrapper: Any) -> Any:
-        """Send a cached function without its cache; pickle would send only its name."""
-        if by_reference(wrapper):
-            return NotImplemented
-        parameters = wrapper.cache_parameters()
-        args = parameters["maxsize"], parameters["typed"]
-        return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
 
 
 #: The types of NumPy's arrays, numbers, ... that were pickled so far.
@@ -400,18 +377,3 @@ def _explain_missing(module: str, missing: dict[str, str]) -> Callable[[str], An
         raise AttributeError(text, name=name)
 
     return missed
-
-
-def make_lru_cache(maxsize: int | None, typed: bool) -> Any:
-    """Return an empty cache; its function is set later, because it may refer to the cache."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return wrapper.__wrapped__(*args, **kwargs)
-
-    wrapper = functools.lru_cache(maxsize, typed)(call)
-    return wrapper
-
-
-def set_cached_function(wrapper: Any, function: Callable[..., Any]) -> Any:
-    """Give a cache from `make_lru_cache` its function."""
-    return functools.update_wrapper(wrapper, function)

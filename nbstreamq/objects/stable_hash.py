@@ -18,11 +18,11 @@ from typing import Any
 from .bytecode import OF_TEXT, steps_of
 from .classes import attributes_of, is_made_by_code, own_states
 from .modules import is_local
-from .pickler import Pickler, by_reference
+from .pickler import Pickler
 from .pickling import PLAIN
 from .references import Ref
 from .shell_lines import captured_globals
-from .standard import is_generic
+from .standard import by_reference, is_generic
 
 _DIGEST_BYTES = 16
 #: Types that are pickled as an id of this process, or as an address.

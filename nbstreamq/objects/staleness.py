@@ -146,7 +146,7 @@ class _Walk:
     """Goes through what a function captures, and stops at the first thing that can be changed."""
 
     def __init__(self, root: Any) -> None:
-        from .pickler import by_reference, lru_cache_wrapper  # slow to import
+        from .standard import by_reference, lru_cache_wrapper  # slow to import
 
         self.functions: list[_Function] = []
         self.partials: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = []

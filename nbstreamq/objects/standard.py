@@ -19,17 +19,21 @@ from .modules import is_local
 
 #: The code that all functions of `functools.singledispatch` share.
 _GENERIC = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
-_MAIN = frozenset({"__main__", "__mp_main__"})
+#: The type of a function of `functools.lru_cache`.
+lru_cache_wrapper = type(functools.lru_cache(int))
 #: Position of the file name among the arguments of `types.CodeType`.
 _FILENAME = 10
 
 
-def _is_importable(thing: Any, name: str) -> bool:
-    """Tell whether a worker can import `thing` by its module and name."""
-    module = sys.modules.get(thing.__module__)
-    if module is None or module.__name__ in _MAIN or is_local(module):
+def by_reference(thing: Any) -> bool:
+    """Tell whether a function, class or type is pickled as the name that a worker imports it by."""
+    found = cp._lookup_module_and_qualname(thing)  # noqa: SLF001
+    if found is None:
         return False
-    return getattr(module, name, None) is thing
+    module = found[0]
+    if module.__name__ == "__mp_main__":  # the main script, in a child of multiprocessing
+        return False
+    return not (cp._is_registered_pickle_by_value(module) or is_local(module))  # noqa: SLF001
 
 
 def _reduce_code(code: types.CodeType) -> Any:
@@ -81,6 +85,30 @@ def make_generic_method() -> Any:
     return functools.singledispatchmethod(lambda _: None)
 
 
+def _reduce_lru_cache(wrapper: Any) -> Any:
+    """Send a cached function without its cache; pickle would send only its name."""
+    if by_reference(wrapper):
+        return wrapper.__qualname__
+    parameters = wrapper.cache_parameters()
+    args = parameters["maxsize"], parameters["typed"]
+    return make_lru_cache, args, wrapper.__wrapped__, None, None, set_cached_function
+
+
+def make_lru_cache(maxsize: int | None, typed: bool) -> Any:
+    """Return an empty cache; its function is set later, because it may refer to the cache."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return wrapper.__wrapped__(*args, **kwargs)
+
+    wrapper = functools.lru_cache(maxsize, typed)(call)
+    return wrapper
+
+
+def set_cached_function(wrapper: Any, function: Callable[..., Any]) -> Any:
+    """Give a cache from `make_lru_cache` its function."""
+    return functools.update_wrapper(wrapper, function)
+
+
 #: The arguments that make descriptors of these types and their subclasses.
 _PARTS: dict[type, tuple[str, ...]] = {
     property: ("fget", "fset", "fdel"),
@@ -124,7 +152,7 @@ def _reduce_weak_dictionary(found: Any) -> Any:
 
 
 def _reduce_new_type(found: Any) -> Any:
-    if _is_importable(found, found.__qualname__):
+    if by_reference(found):
         return found.__qualname__
     names = found.__module__, found.__qualname__
     return make_new_type, (id_of(found), found.__supertype__, *names)
@@ -138,7 +166,7 @@ def make_new_type(id_: str, of: Any, module: str, qualname: str) -> Any:
 
 
 def _reduce_variable(found: Any) -> Any:
-    if _is_importable(found, found.__name__):
+    if by_reference(found):
         return found.__name__
     options: dict[str, Any] = {}
     for name in ("bound", "covariant", "contravariant", "infer_variance"):
@@ -169,7 +197,7 @@ def _reduce_variable_part(found: Any) -> Any:
 
 
 def _reduce_alias(found: Any) -> Any:
-    if _is_importable(found, found.__name__):
+    if by_reference(found):
         return found.__name__
     variables = found.__type_params__
     if variables and not _names(found.__value__, found):
@@ -250,6 +278,7 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     type(dataclasses.MISSING): lambda _: "MISSING",
     type(dataclasses.KW_ONLY): lambda _: "KW_ONLY",
     types.CodeType: _reduce_code,
+    lru_cache_wrapper: _reduce_lru_cache,
     functools.singledispatchmethod: _reduce_generic_method,
     weakref.WeakKeyDictionary: _reduce_weak_dictionary,
     weakref.WeakValueDictionary: _reduce_weak_dictionary,
