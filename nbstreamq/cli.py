@@ -290,8 +290,8 @@ def _make_supervisor(
     import cloudpickle  # noqa: F401
 
     from .client import queue  # noqa: F401
+    from .launch.control_socket import ControlSocket
     from .wire.keys import LANES, NESTED
-    from .worker.control_socket import ControlSocket
     from .worker.supervisor import Supervisor, SupervisorSettings
 
     settings = Settings.from_environment()

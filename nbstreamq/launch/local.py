@@ -18,10 +18,7 @@ import hashlib
 import json
 import logging
 import os
-import select
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,13 +31,14 @@ from ..locks import Event
 from ..secret import Address, Secret
 from ..settings import Settings, check_sockets, environment_without_secrets, hand_over, make_private
 from ..tracebacks import warn
+from .control_socket import ANSWER_TIMEOUT, Connection, is_open
 from .python import python_command
 
 logger = logging.getLogger(__name__)
 
 #: Seconds in which a new supervisor must open its control socket.
 START_TIMEOUT = 20.0
-#: Seconds in which a supervisor must answer, and stop its workers.
+#: Seconds in which a supervisor must stop its workers.
 STOP_TIMEOUT = 10.0
 #: Seconds in which a supervisor may die, or fail to start, `MAX_RESTARTS` times. Then it is started
 #: again when they are over: a supervisor that can't run here must not keep the machine busy.
@@ -214,9 +212,10 @@ class LocalWorkers:
             answer = connection.ask(request)
         except TimeoutError:
             # It is not dead and will do it when it goes on; another supervisor would make it worse.
+            process = f" (process {connection.peer})" if connection.peer else ""
             self._trouble = (
-                f"the supervisor of the local workers{connection.peer} has not answered for"
-                f" {STOP_TIMEOUT:g} s: it is stopped, or the machine is too busy. It does what it"
+                f"the supervisor of the local workers{process} has not answered for"
+                f" {ANSWER_TIMEOUT:g} s: it is stopped, or the machine is too busy. It does what it"
                 " was told as soon as it goes on."
             )
             return {}
@@ -250,7 +249,7 @@ class LocalWorkers:
         """Delete the sockets of dead supervisors, and their logs if these are old."""
         folder = self._stem.parent  # other files may be in it
         for path in folder.glob(f"{_STEM}.sock"):
-            if path.is_socket() and not _is_open(path):
+            if path.is_socket() and not is_open(path):
                 path.unlink(missing_ok=True)
         for log in folder.glob(f"{_STEM}.log"):
             is_old = time.time() > log.stat().st_mtime + LOG_LIFETIME
@@ -371,93 +370,3 @@ class LocalWorkers:
             while self._is_lost(connection) and (left := until - time.monotonic()) > 0:
                 self._closing.wait(min(left, RETRY))
         self._restarts.append(time.monotonic())
-
-
-class Connection:
-    """A connection to a supervisor's control socket. Requests and answers are lines, in order."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(STOP_TIMEOUT)
-        self._unread = self._answer = b""
-        #: How many answers have not come yet; some may be late.
-        self._n_owed = 0
-        try:
-            self._socket.connect(os.fspath(path))
-        except BaseException:
-            self._socket.close()
-            raise
-
-    @property
-    def peer(self) -> str:
-        """Which process it leads to, for a message; empty if that is not known."""
-        if not hasattr(socket, "SO_PEERCRED"):
-            return ""
-        data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return f" (process {int.from_bytes(data[:4], sys.byteorder)})"
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return the answer.
-
-        Raises
-        ------
-        TimeoutError
-            It has not come in time; it comes later if the supervisor lives.
-        OSError, ValueError
-            The supervisor is gone.
-        """
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
-        self._n_owed += 1
-        while self._n_owed:
-            self._receive()
-        answer: dict[str, Any] = json.loads(self._answer)
-        return answer
-
-    def _receive(self) -> None:
-        data = self._socket.recv(65536)
-        if not data:
-            raise ConnectionError("the supervisor closed the connection")
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        self._n_owed -= len(lines)
-        if lines:
-            self._answer = lines[-1]
-
-    def has_caught_up(self) -> bool:
-        """Return whether the supervisor lives, and all late answers have come."""
-        poll = select.poll()
-        try:
-            poll.register(self._socket, select.POLLIN)
-            while poll.poll(0):
-                self._receive()
-        except (OSError, ValueError):  # it has ended, or was closed
-            return False
-        return not self._n_owed
-
-    def wait_for_end(self) -> None:
-        """Return when the supervisor is gone, or `end` was called."""
-        if self._socket.fileno() < 0:
-            return
-        poll = select.poll()
-        poll.register(self._socket, 0)  # errors and the end are always reported
-        while not poll.poll():
-            pass
-
-    def end(self) -> None:
-        """End it; the thread in `wait_for_end` closes it."""
-        with contextlib.suppress(OSError):  # it has ended
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def _is_open(path: Path) -> bool:
-    """Return whether a supervisor listens at a socket."""
-    with socket.socket(socket.AF_UNIX) as visitor:
-        try:
-            visitor.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            return False
-        except OSError:  # it is busy
-            return True
-    return True

@@ -27,6 +27,7 @@ from ..errors import (
     ServerRefused,
     ServerUnreachable,
 )
+from ..launch.control_socket import ControlSocket, HasFile
 from ..launch.server import is_embedded
 from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
@@ -36,7 +37,6 @@ from ..wire.keys import LANES, is_home_lane, session_of
 from ..wire.messages import ControlMessage
 from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
-from .control_socket import ControlSocket, HasFile
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
 from .limits import MOST_STAND_INS, over_memory
 from .process import (

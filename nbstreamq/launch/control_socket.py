@@ -1,9 +1,10 @@
 """The supervisor's local socket: kernels on this machine connect to it, and their end is noticed.
 
-It speaks JSON, a line for each message. A kernel sends ``{"session": id}`` once, ``{"scale": n}``
-to have n workers, and ``{"leave": true}`` before it leaves. Each answer has the number of other
-kernels here, and a note for the user, for example that there is no room for so many workers. A lost
-connection does not end a session: that ends with its process.
+`ControlSocket` is the supervisor's end, and `Connection` a kernel's. They speak JSON, a line for
+each message. A kernel sends ``{"session": id}`` once, ``{"scale": n}`` to have n workers, and
+``{"leave": true}`` before it leaves. Each answer has the number of other kernels here, and a note
+for the user, for example that there is no room for so many workers. A lost connection does not end
+a session: that ends with its process.
 """
 
 from __future__ import annotations
@@ -19,12 +20,101 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+#: Seconds in which a supervisor must answer.
+ANSWER_TIMEOUT = 10.0
 #: Bytes of a C int.
 INT = 4
 #: Of <sys/un.h> on macOS.
 SOL_LOCAL, LOCAL_PEERPID = 0, 2
 #: No process has this id.
 NOBODY = 2**30
+
+
+class Connection:
+    """A connection to a supervisor's control socket. Requests and answers are lines, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(ANSWER_TIMEOUT)
+        self._unread = self._answer = b""
+        #: How many answers have not come yet; some may be late.
+        self._n_owed = 0
+        try:
+            self._socket.connect(os.fspath(path))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def peer(self) -> int:
+        """The process that it leads to; 0 if the system does not tell."""
+        return _peer(self._socket)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer.
+
+        Raises
+        ------
+        TimeoutError
+            It has not come in time; it comes later if the supervisor lives.
+        OSError, ValueError
+            The supervisor is gone.
+        """
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        self._n_owed += 1
+        while self._n_owed:
+            self._receive()
+        answer: dict[str, Any] = json.loads(self._answer)
+        return answer
+
+    def _receive(self) -> None:
+        data = self._socket.recv(65536)
+        if not data:
+            raise ConnectionError("the supervisor closed the connection")
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        self._n_owed -= len(lines)
+        if lines:
+            self._answer = lines[-1]
+
+    def has_caught_up(self) -> bool:
+        """Return whether the supervisor lives, and all late answers have come."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, select.POLLIN)
+            while poll.poll(0):
+                self._receive()
+        except (OSError, ValueError):  # it has ended, or was closed
+            return False
+        return not self._n_owed
+
+    def wait_for_end(self) -> None:
+        """Return when the supervisor is gone, or `end` was called."""
+        if self._socket.fileno() < 0:
+            return
+        poll = select.poll()
+        poll.register(self._socket, 0)  # errors and the end are always reported
+        while not poll.poll():
+            pass
+
+    def end(self) -> None:
+        """End it; the thread in `wait_for_end` closes it."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def is_open(path: Path) -> bool:
+    """Return whether a supervisor listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as visitor:
+        try:
+            visitor.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:  # it is busy
+            return True
+    return True
 
 
 @dataclass
