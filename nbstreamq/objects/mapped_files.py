@@ -233,11 +233,7 @@ class MappedFiles:
         """Tell whether the session keeps files on this machine."""
         return os.path.isdir(self.folders[0])  # noqa: PTH112 - a writer checks whose it is
 
-    def read(self, address: ValueAddress) -> Any:
-        return read(address)
-
-    def free(self, address: ValueAddress) -> None:
-        free(address)
+    read, free = staticmethod(read), staticmethod(free)
 
     def close(self) -> None:
         """Do nothing: the client deletes the files."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..errors import NotPicklable
 from ..sizes import in_units
-from .stable_hash import captures_of
+from .shell_lines import captures_of
 
 #: Most objects that the search for the culprit visits. More takes longer and is seldom needed.
 _MOST_VISITED = 5000

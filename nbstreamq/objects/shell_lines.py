@@ -1,9 +1,10 @@
-"""What IPython puts into a notebook's functions: its own names, and lines with ``!`` and ``%``."""
+"""What a function captures, and what IPython puts into it: its names, lines with ``!`` or ``%``."""
 
 from __future__ import annotations
 
 import dis
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from types import CodeType, FunctionType, MethodType
@@ -41,6 +42,22 @@ def captured_globals(fn: FunctionType) -> dict[str, Any]:
         for name in names_of(fn.__code__).globals
         if name in known and not (name in _NAMES and _is_of_shell(known[name]))
     }
+
+
+def captures_of(fn: FunctionType) -> Iterator[tuple[str, str, Any]]:
+    """Yield what a function captures: a form for its name in messages, its name, and its value."""
+    code, defaults = fn.__code__, fn.__defaults__ or ()
+    for name, value in captured_globals(fn).items():
+        yield "`{}`", name, value
+    for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            yield "`{}`", name, cell.cell_contents
+    optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})
+    for name, value in given.items():
+        yield "the default of `{}`", name, value
+    for name, value in vars(fn).items():
+        yield "its attribute `{}`", name, value
 
 
 def _is_of_shell(value: Any) -> bool:

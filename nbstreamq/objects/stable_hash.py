@@ -10,8 +10,6 @@ import hashlib
 import pickle
 import types
 import typing
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from .modules import is_local
 from .pickler import Pickler
 from .pickling import PLAIN
 from .references import Ref
-from .shell_lines import captured_globals
+from .shell_lines import captures_of
 from .standard import by_reference, is_generic
 
 _DIGEST_BYTES = 16
@@ -141,22 +139,6 @@ def _parts(fn: Any) -> dict[str, Any]:
         return {"": dict(fn.registry)}
     captured = {what.format(name): value for what, name, value in captures_of(fn)}
     return {"its code": fn.__code__, **captured}
-
-
-def captures_of(fn: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
-    """Yield what a function captures: a form for its name in messages, its name, and its value."""
-    code, defaults = fn.__code__, fn.__defaults__ or ()
-    for name, value in captured_globals(fn).items():
-        yield "`{}`", name, value
-    for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
-        with suppress(ValueError):  # not assigned yet
-            yield "`{}`", name, cell.cell_contents
-    optional = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    given = dict(zip(optional, defaults, strict=True)) | (fn.__kwdefaults__ or {})
-    for name, value in given.items():
-        yield "the default of `{}`", name, value
-    for name, value in vars(fn).items():
-        yield "its attribute `{}`", name, value
 
 
 def _class_state(cls: type) -> Any:
