@@ -173,13 +173,11 @@ def _state_of(error: BaseException) -> dict[str, Any]:
     return found
 
 
-def _reduces_as_builtin(cls: type) -> bool:
+def _reduces_as_builtin(cls: type[BaseException]) -> bool:
     """Tell whether `cls` inherits its pickling from a built-in exception."""
-    for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"):
-        owner = next((c for c in cls.__mro__ if name in vars(c)), None)
-        if owner is not None and is_made_by_code(owner):
-            return False
-    return True
+    base = _built_in_base(cls)
+    names = ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
 
 
 def make_error(cls: type[BaseException], args: tuple[Any, ...], final: tuple[Any, ...]) -> Any:

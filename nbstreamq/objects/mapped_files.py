@@ -86,20 +86,13 @@ def read(address: ValueAddress) -> Any:
         if not (_lock(file, fcntl.LOCK_SH) and _is_at(file, name, there.at)):
             return None
         if len(_mapped) >= _MAX_MAPPED:
-            return _copy(file, size)
+            with mmap.mmap(file, size, access=mmap.ACCESS_READ) as view:
+                return bytearray(view)
         view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # its descriptor keeps the lock
         _mapped.add(view)
     finally:
         os.close(file)
     return view
-
-
-def _copy(file: int, size: int) -> bytearray:
-    found = bytearray(size)
-    n_read = 0
-    while n_read < size:
-        n_read += os.preadv(file, [memoryview(found)[n_read:]], n_read)
-    return found
 
 
 def free(address: ValueAddress) -> None:

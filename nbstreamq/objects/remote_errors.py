@@ -49,13 +49,9 @@ def _say_where(error: ModuleNotFoundError) -> None:
         f"The module is missing for {sys.executable} on {socket.gethostname()}, where the worker"
         " runs. Install it there."
     )
-    if not any(known.startswith("The module is missing for") for known in _notes_of(error)):
+    notes = getattr(error, "__notes__", ())
+    if not any(str(known).startswith("The module is missing for") for known in notes):
         error.add_note(note)
-
-
-def _notes_of(error: BaseException) -> list[str]:
-    """Return a copy of the notes of an error."""
-    return [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
 
 
 def definition_of(fn: Callable[..., Any]) -> TracebackType | None:
