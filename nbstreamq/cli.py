@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from .arguments import MAX_WORKERS, check_lane, check_queue_name, read_seconds, shown
+from .cores import n_cores
 from .errors import NbstreamqError
 from .secret import Address, Secret
-from .settings import LOG_FORMAT, Settings, conceal, n_cores, receive
+from .settings import LOG_FORMAT, Settings, conceal, receive
 
 if TYPE_CHECKING:
     from .wire.store import Store

@@ -30,6 +30,7 @@ from ..arguments import (
     check_store,
     check_timeout,
 )
+from ..cores import n_cores
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..home import here, own_queue
 from ..launch.local import LocalWorkers
@@ -40,7 +41,7 @@ from ..objects.mapped_files import SessionFolder
 from ..objects.pickling import dump, dump_plain_call
 from ..objects.references import Ref, TaskOnly, collecting_futures
 from ..secret import Address, Secret
-from ..settings import Settings, n_cores
+from ..settings import Settings
 from ..tracebacks import concise, shortened
 from ..wire.connection import Client, check_client, check_url, open_client, same_server, url_of
 from ..wire.keys import DAY, nested_lane

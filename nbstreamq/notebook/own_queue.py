@@ -6,9 +6,10 @@ import threading
 from typing import Any
 
 from ..client.queue import TaskQueue
+from ..cores import n_cores
 from ..home import own_queue
 from ..secret import Address
-from ..settings import Settings, n_cores
+from ..settings import Settings
 from .html import plural
 
 

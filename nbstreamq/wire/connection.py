@@ -17,9 +17,9 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from hiredis import PushNotification, Reader, pack_command
 
 from ..arguments import MAX_SECONDS, check_text, shown
+from ..cores import n_cores
 from ..errors import NbstreamqError, ServerRefused, ServerUnreachable
 from ..secret import Address, Secret, hide_password, without_frames
-from ..settings import n_cores
 from .replies import printable
 
 if TYPE_CHECKING:

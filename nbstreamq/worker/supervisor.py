@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..cores import n_cores
 from ..errors import (
     DeathCertificate,
     FolderRefused,
@@ -31,7 +32,7 @@ from ..launch.control_socket import ControlSocket, HasFile
 from ..launch.server import is_embedded
 from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
-from ..settings import Settings, n_cores
+from ..settings import Settings
 from ..wire.item_ranges import EVERYTHING
 from ..wire.keys import LANES, is_home_lane, session_of
 from ..wire.messages import ControlMessage

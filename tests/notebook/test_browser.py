@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from nbstreamq.settings import n_cores
+from nbstreamq.cores import n_cores
 from tests.notebook.pages import PANEL, open_notebook, outputs_of, run_all_cells
 
 # -- live views ---------------------------------------------------------------------------------

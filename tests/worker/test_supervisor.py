@@ -189,7 +189,7 @@ def test_tasks_run_in_the_main_thread(queue):
 
 
 def test_numerical_libraries_do_not_oversubscribe_the_machine(queue):
-    from nbstreamq.settings import n_cores
+    from nbstreamq.cores import n_cores
 
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     found = queue.submit(lambda: [os.environ.get(name) for name in names]).result(20)
@@ -213,7 +213,7 @@ def test_blas_obeys_the_limit(queue):
         np.ones((200, 200)) @ np.ones((200, 200))
         return psutil.Process().num_threads()
 
-    from nbstreamq.settings import n_cores
+    from nbstreamq.cores import n_cores
 
     before = queue.submit(lambda: psutil.Process().num_threads())
     # The main thread, the monitor, and what a BLAS of so many threads adds.
