@@ -138,7 +138,7 @@ def read_seconds(parameter: str, text: str, *, least: float = 0.0) -> float:
 
 
 def check_timeout(parameter: str, value: Any) -> float | None:
-    """Return how many seconds to wait: None means for ever; a negative time counts as 0."""
+    """Return how many seconds to wait: None means forever; a negative time counts as 0."""
     if value is None:
         return None
     most = threading.TIMEOUT_MAX

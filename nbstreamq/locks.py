@@ -2,7 +2,7 @@
 
 In the standard library, a condition takes and releases its lock in methods written in Python. An
 exception that is raised as such a method is entered - by Ctrl-C, a signal handler, a profiler, a
-lack of memory - leaves the lock held for ever, and all other threads wait for it.
+lack of memory - leaves the lock held forever, and all other threads wait for it.
 """
 
 from __future__ import annotations

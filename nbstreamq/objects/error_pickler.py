@@ -252,7 +252,7 @@ def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:
     """Return a traceback with these frames, outermost first; they have no variables."""
     made = None
     for record in reversed(frames):
-        # Not -1, the instruction before the first: IPython would search for it for ever.
+        # Not -1, the instruction before the first: IPython would search for it forever.
         made = TracebackType(made, _make_frame(*record), 2, record[2])
     return made
 

@@ -42,7 +42,7 @@ class _Mark:
 
 
 _UNBOUND = _Mark()
-#: The function itself: to hold it would keep it in a weak cache for ever.
+#: The function itself: to hold it would keep it in a weak cache forever.
 _ROOT = _Mark()
 
 
