@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,6 +40,17 @@ def test_the_example_prints_what_the_readme_says(jupyter_home):
     done = run(script)
     assert done.stderr == ""
     assert done.stdout == block("text")
+
+
+def test_the_readme_is_short_and_begins_with_two_lines_that_work(jupyter_home):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(block("ipython"))])
+    folder = {"metadata": {"path": str(jupyter_home)}}
+    NotebookClient(notebook, timeout=40, resources=folder).execute()
+    introduced, shown = notebook.cells[0].outputs
+    assert "`q` is the queue" in introduced["text"]
+    assert "of 100 done" in shown["data"]["text/html"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
