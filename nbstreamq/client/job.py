@@ -599,6 +599,7 @@ class Job(Generic[T]):
             return session.pickle_function(fn or self._table.fn)
         about = record.about
         if fn is None:
+            session.check_open()
             session.start_workers()
             return FunctionPickle(about["fn"], b"", about["function"])
         from ..objects.stable_hash import part_hashes  # needs cloudpickle, which is slow to import

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal
 
@@ -164,15 +165,11 @@ class NamedJob:
         )
 
     def _inputs(self, first: int) -> bytes | None:
-        """Return the pickled inputs of the chunk that begins with item `first`."""
-        data: bytes | None = self._session.ask(lambda s: s.job_inputs(self.record.id, first))
+        """Return the pickled inputs of a chunk, by its first item; None if they can't be had."""
+        job, data = self.record.id, None
+        with suppress(NbstreamqError):
+            data = self._session.ask(lambda store: store.job_inputs(job, first))
         return data
-
-    def _inputs_if_there(self, first: int) -> bytes | None:
-        try:
-            return self._inputs(first)
-        except NbstreamqError:
-            return None
 
     def table(self, fn: Callable[..., Any]) -> JobTable:
         """Return the table that this client has already, or one that knows all that happened."""
@@ -184,7 +181,7 @@ class NamedJob:
         table = session.new_table(fn, about["function"], about["lane"], record.id)
         table.title, table.about, table.call = record.name, about, about["call"]
         table.options = Options.decode(about["opts"].encode())
-        table.fetch, table.growing = self._inputs_if_there, True
+        table.fetch, table.growing = self._inputs, True
         table.add_chunks(record.chunks)
         session.catch_up(table)
         if not table.is_over:

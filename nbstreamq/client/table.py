@@ -99,7 +99,7 @@ _ALL_DONE = bytes([_DONE])
 #: Seconds of waiting after which progress is shown.
 PROGRESS_AFTER = 1.0
 #: Kinds of events that are not about items which there must be.
-_ABOUT_JOB = ("opened", "closed", "cancelled", "rerun")
+_ABOUT_JOB = ("opened", "closed", "cancelled")
 #: Most results that are looked for at once.
 _STRETCH = 10_000
 #: Most errors that are annotated when all are asked for; each takes as long as to load its chunk.
@@ -304,10 +304,6 @@ class JobTable(Outstanding):
     def has_more_ended(self, n: int) -> bool:
         """Return whether `ended` has more than `n` entries, or never will."""
         return len(self.ended()) > n or self.is_over
-
-    def waiting(self) -> list[int]:
-        """Return the items that have not begun, as far as is known."""
-        return [i for i, code in enumerate(self._states) if code == _WAITING]
 
     def counts(self) -> dict[State, int]:
         """Return how many items are in each state."""
@@ -607,8 +603,7 @@ class JobTable(Outstanding):
     def give_up(self, event: Event, error: BaseException) -> None:
         """Fail with `error` what an event has ended that can't be taken in."""
         if event.kind in ("finished", "cancelled"):
-            there = range(len(self))[event.n :]
-            self.fail(error, [i for part in event.span for i in there[part.start : part.stop]])
+            self.fail(error, self._items_of(event))
 
     def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:
         self._lock, self._changed = lock, None
