@@ -552,7 +552,7 @@ class Job(Generic[T]):
         session, table = self._session, self._table
         record = self._record() if table.title else None
         if record is not None:
-            table.add_chunks(record.chunks)  # another client may have added some
+            table.set_chunks(record.chunks)  # another client may have added some
             options = options or Options.decode(record.about["opts"].encode())
             record.about.update(lane=table.lane, opts=options.encode().decode())
         function: FunctionPickle | None = None

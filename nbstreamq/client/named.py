@@ -39,21 +39,11 @@ class NamedJob:
         self._found: JobRecord | None = session.ask(lambda store: store.find_job(name))
 
     @property
-    def record(self) -> JobRecord:
-        """What the server keeps of it.
-
-        Raises
-        ------
-        JobNotFound
-            There is none.
-        """
+    def _record(self) -> JobRecord:
+        """What the server keeps of it; `JobNotFound` if there is nothing."""
         if self._found is None:
             raise JobNotFound(f"Job {self._name!r} was deleted while it was being made. Try again.")
         return self._found
-
-    def exists(self) -> bool:
-        """Return whether there is one."""
-        return self._found is not None
 
     def open(
         self,
@@ -65,8 +55,8 @@ class NamedJob:
         lane: str,
         options: Options,
         replace: bool | Literal["auto"],
-    ) -> tuple[JobTable, Iterator[Any]]:
-        """Return its table, and the items that it does not have yet.
+    ) -> tuple[JobTable, Iterator[Any], int]:
+        """Return its table, the items that it does not have yet, and how many it has.
 
         The job is made if there is none, or with `replace`. What failed in it, or was cancelled,
         runs again.
@@ -99,12 +89,48 @@ class NamedJob:
                 raise
             self._make(about)
             rest = self._compare(about, items)
-        table = self.table(fn)
+        table = self._table(fn)
         table.lane, table.options = lane, options
         # First: what fails from now on has had its turn.
-        if self.record.n_items:
+        if self._record.n_items:
             Job[Any](session, table)._rerun({State.FAILED, State.CANCELLED}, fn, options)
-        return table, rest
+        return table, rest, self._record.n_items
+
+    def attach(self, where_is: Callable[[str], list[str]]) -> Job[Any]:
+        """Return it as it is now.
+
+        Parameters
+        ----------
+        where_is
+            Given the name, returns how to attach the jobs of that name that other queues have.
+
+        Raises
+        ------
+        JobNotFound
+            There is no job of that name.
+        """
+        session, name = self._session, self._name
+        if self._found is None:
+            raise self._not_found(where_is(name))
+        fn = stored_function(session, self._found.about["fn"], f"of job {name!r}")
+        table = self._table(fn)
+        if not table.is_over:
+            session.start_workers()
+        return Job(session, table)
+
+    def _not_found(self, elsewhere: list[str]) -> JobNotFound:
+        ask = self._session.ask
+        queue, names = ask(lambda store: (store.keys.queue, sorted(store.job_names())))
+        text = f"There is no job {self._name!r} on queue {queue!r}."
+        if elsewhere:
+            return JobNotFound(f"{text} Another queue has one: {', or '.join(elsewhere)}.")
+        known = "There are none."
+        if names:
+            known = f"There are: {', '.join(map(printable, names[:20]))}."
+        return JobNotFound(
+            f"{text} {known} A job is forgotten a week after its last call, unless job.keep() was"
+            " called. The jobs of all queues: q.jobs(all=True)."
+        )
 
     def _make(self, about: dict[str, Any]) -> None:
         """Make it, instead of the one there was; or find one that another client made meanwhile."""
@@ -118,7 +144,7 @@ class NamedJob:
     def _compare(self, about: dict[str, Any], items: Iterable[Any]) -> Iterator[Any]:
         """Compare the job with what a call says of it; return the items that it does not have."""
         self._check_function(about)
-        record, inputs = self.record, iter(items)
+        record, inputs = self._record, iter(items)
         for chunk in record.chunks:
             piece = list(islice(inputs, chunk.n_items))
             if len(piece) < chunk.n_items:
@@ -132,7 +158,7 @@ class NamedJob:
 
     def _check_function(self, about: dict[str, Any]) -> None:
         """Compare what a call says of its function with what the job's client wrote down."""
-        changed, old = [], self.record.about
+        changed, old = [], self._record.about
         (now,), known = about["identities"], old["identities"]
         if now not in known:
             changed.append(_other_function(known[-1], now, old["function"]))
@@ -166,14 +192,14 @@ class NamedJob:
 
     def _inputs(self, first: int) -> bytes | None:
         """Return the pickled inputs of a chunk, by its first item; None if they can't be had."""
-        job, data = self.record.id, None
+        job, data = self._record.id, None
         with suppress(NbstreamqError):
             data = self._session.ask(lambda store: store.job_inputs(job, first))
         return data
 
-    def table(self, fn: Callable[..., Any]) -> JobTable:
+    def _table(self, fn: Callable[..., Any]) -> JobTable:
         """Return the table that this client has already, or one that knows all that happened."""
-        session, record = self._session, self.record
+        session, record = self._session, self._record
         known = session.table(record.id)
         if known is not None and not known.is_over:
             return known  # one that is over may only have failed here
@@ -182,7 +208,7 @@ class NamedJob:
         table.title, table.about, table.call = record.name, about, about["call"]
         table.options = Options.decode(about["opts"].encode())
         table.fetch, table.growing = self._inputs, True
-        table.add_chunks(record.chunks)
+        table.set_chunks(record.chunks)
         session.catch_up(table)
         if not table.is_over:
             session.register(table)
@@ -194,37 +220,3 @@ def _other_function(then: dict[str, str], now: dict[str, str], name: str) -> str
         return f"its function {name}() has changed"
     parts = [part for part in {**then, **now} if then.get(part) != now.get(part)]
     return f"this has changed in its function {name}(): {', '.join(parts)}"
-
-
-def attach(session: Session, name: str, where_is: Callable[[str], list[str]]) -> Job[Any]:
-    """Return the job of that name.
-
-    Parameters
-    ----------
-    where_is
-        Given the name, returns how to attach the jobs of that name that other queues have.
-
-    Raises
-    ------
-    JobNotFound
-        There is no job of that name.
-    """
-    found = NamedJob(session, name)
-    if not found.exists():
-        raise _not_found(session, name, where_is(name))
-    table = found.table(stored_function(session, found.record.about["fn"], f"of job {name!r}"))
-    if not table.is_over:
-        session.start_workers()
-    return Job(session, table)
-
-
-def _not_found(session: Session, name: str, elsewhere: list[str]) -> JobNotFound:
-    queue, names = session.ask(lambda store: (store.keys.queue, sorted(store.job_names())))
-    text = f"There is no job {name!r} on queue {queue!r}."
-    if elsewhere:
-        return JobNotFound(f"{text} Another queue has one: {', or '.join(elsewhere)}.")
-    known = f"There are: {', '.join(map(printable, names[:20]))}." if names else "There are none."
-    return JobNotFound(
-        f"{text} {known} A job is forgotten a week after its last call, unless job.keep() was"
-        " called. The jobs of all queues: q.jobs(all=True)."
-    )

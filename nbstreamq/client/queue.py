@@ -498,16 +498,19 @@ class TaskQueue(Executor, TaskOnly):
         function = session.pickle_function(fn, durable=name is not None)
         pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
         lane, (call, items) = self._lane(), call_of(iterables)
+        first = 0
         if name is None:
             table = session.new_table(fn, function.name, lane)
             table.call, table.options = call, options
         else:
             from .named import NamedJob  # needs cloudpickle, which is slow to import
 
-            table, items = NamedJob(session, name).open(
+            table, items, first = NamedJob(session, name).open(
                 fn, function, items, call=call, lane=lane, options=options, replace=replace
             )
-        feed = InputFeeder(session, table, function, items, pace=pace, buffersize=buffersize)
+        feed = InputFeeder(
+            session, table, function, items, pace=pace, buffersize=buffersize, first=first
+        )
         feed()
         job = Job[T](session, table, deadline=deadline, feed=feed if buffersize else None)
         self._with_progress(job)
@@ -698,9 +701,9 @@ class TaskQueue(Executor, TaskOnly):
         [1, 2]
         >>> job.delete()
         """
-        from .named import attach
+        from .named import NamedJob
 
-        job = attach(self._session, check_job_name("name", name), self._where_is)
+        job = NamedJob(self._session, check_job_name("name", name)).attach(self._where_is)
         return self._with_progress(job)
 
     def _where_is(self, name: str) -> list[str]:

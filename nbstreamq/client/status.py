@@ -476,10 +476,10 @@ def _obstacle(entry: DeadEntry) -> str:
 
 def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFuture[Any]]:
     """Put items of a named job into their lane again, as part of it."""
-    from .named import attach  # needs cloudpickle: slow to import
+    from .named import NamedJob  # needs cloudpickle: slow to import
 
     # The entry belongs to a job of this queue: do not look in others.
-    job = attach(session, task.job.rpartition(":")[0], lambda _: [])
+    job = NamedJob(session, task.job.rpartition(":")[0]).attach(lambda _: [])
     chosen = entry.items
     if job.id != task.job:
         raise JobNotFound(f"Job {task.job!r} was replaced by another one of its name.")

@@ -175,6 +175,8 @@ class InputFeeder:
         Says how large the chunks are.
     buffersize
         How many items may be submitted whose results are not taken; None: all.
+    first
+        Number of the first of `items` in the job.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class InputFeeder:
         *,
         pace: Pace,
         buffersize: int | None,
+        first: int = 0,
     ) -> None:
         self._session = session
         self._table = table
@@ -193,6 +196,9 @@ class InputFeeder:
         self._chunks = chunks(items, pace)
         self._pace = pace
         self._buffersize = sys.maxsize if buffersize is None else buffersize
+        #: The end of what was submitted here: events of another client may have lengthened the
+        #: table of a named job.
+        self._end = first
         self._has_begun = self._has_ended = False
         #: Several threads may take results. Reentrant: the inputs may do so, too.
         self._lock = threading.RLock()
@@ -228,7 +234,7 @@ class InputFeeder:
                     self._session.register(table)
         if n_taken > len(table) and not self._has_ended:
             self._session.check_open()
-        while table.growing and not self._has_ended and len(table) - n_taken < self._buffersize:
+        while table.growing and not self._has_ended and self._end - n_taken < self._buffersize:
             if chunk := next(self._chunks, None):
                 self._submit(chunk)
             else:
@@ -241,12 +247,13 @@ class InputFeeder:
         generators: list[Any] = []
         # What is kept must not refer to values that go with this session.
         value_store = None if table.title else session.large.value_store
-        what, first = f"an item of {table.name}()", len(table)
-        data = dump(chunk, what, value_store, first=first, generators=generators)
+        what = f"an item of {table.name}()"
+        data = dump(chunk, what, value_store, first=self._end, generators=generators)
         if generators:
             session.repeats.items(table.name, generators, len(chunk))
-        payload = Payload(first, len(chunk), table.call, data)
+        payload = Payload(self._end, len(chunk), table.call, data)
         task = payload.task(table.job, self._function, options)
+        self._end += len(chunk)
         if table.title:
             self._append(payload, chunk, session.encode_task(task))
         else:
@@ -285,7 +292,7 @@ class InputFeeder:
         session.send(Command(carry_out, fail, 2 * len(data) + 500))
 
     def _say_the_end(self) -> None:
-        table, n_items = self._table, len(self._table)
+        table, n_items = self._table, self._end
         if table.title:  # an event says so to all clients
             close = functools.partial(Store.close_job, job=table.job, n_items=n_items)
             self._session.send(Command(close, lambda _: None))

@@ -411,11 +411,14 @@ class JobTable(Outstanding):
                     self._unread.pop(item, None)
                     self._futures.pop(item, None)  # it stays as it is; the item has another one
 
-    def add_chunks(self, chunks: Sequence[Chunk]) -> None:
-        """Have the items of these chunks of a named job, whose inputs the server has."""
+    def set_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Have the chunks of a named job as the server has them; those behind them stay."""
         with self._lock:
-            for chunk in chunks[len(self._payloads) :]:
-                self.add(Payload(chunk.first, chunk.n_items, self.call, b""))
+            kept = [Payload(c.first, c.n_items, self.call, b"") for c in chunks]
+            end = kept[-1].n + kept[-1].n_items if kept else 0
+            self._payloads = kept + [sent for sent in self._payloads if sent.n >= end]
+            self._fetched = None
+            self._extend(end)
 
     def begin(self, payload: Payload) -> None:
         """Have just the items of `payload`; those there were have not been sent."""

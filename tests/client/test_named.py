@@ -181,6 +181,19 @@ class TestTheSameCallAgain:
         assert set(runs.counts.values()) == {1}
         assert len(runs.counts) == 300
 
+    def test_that_another_client_submits_meanwhile(self, make_queue, wait_until):
+        first, second = make_queue(), make_queue()
+
+        def inputs():
+            yield 1
+            (table,) = first._session.outstanding.values()
+            second.map(abs, [1, 2, 3], name="j").wait(20)
+            wait_until(lambda: len(table) == 3, describe="news of the other client's items")
+            yield from (2, 3)
+
+        assert first.map(abs, inputs(), name="j", chunksize=1).result(20) == [1, 2, 3]
+        assert second.attach("j").result(20) == [1, 2, 3]
+
     def test_with_several_iterables(self, queue):
         calls = (pow, [1, 2, 3], [2, 2, 2])
         assert queue.map(*calls, name="j").result(20) == [1, 4, 9]

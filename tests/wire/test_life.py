@@ -189,7 +189,7 @@ class Life(RuleBasedStateMachine):
         assert record is not None
         table = JobTable(job, "f", abs, self.named[job])
         table.title = record.name
-        table.add_chunks(record.chunks)
+        table.set_chunks(record.chunks)
         for event in self._history(job):
             if table.expects(event):
                 table.apply(event)
