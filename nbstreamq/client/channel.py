@@ -170,10 +170,11 @@ class Sender:
     Attributes
     ----------
     meanwhile
-        Called when a lone call is on its way: it asks for the result while the server is awake.
+        Asks for results, if nobody has. Called while a lone call is on its way, when the server is
+        awake; else when it has what was sent.
     """
 
-    meanwhile: Callable[[], object] | None = None
+    meanwhile: Callable[[], object]
 
     def __init__(
         self,
@@ -414,6 +415,7 @@ class Sender:
         except NbstreamqError as error:
             self._fail_batch(error)
         self._batch = ()
+        self.meanwhile()  # if it was not called yet
 
     def _submit(self, batch: Sequence[Any], meanwhile: Callable[[], object] | None) -> None:
         is_retry, self._is_retry = self._is_retry, True
@@ -734,7 +736,8 @@ class Listener:
         """Ask for the next events before a caller waits for them, if no thread has."""
         if not self._asked and not self._lost and self._reading.acquire(blocking=False):
             try:
-                self._ask()
+                if not self._ended:  # else the farewell would wait for the answer
+                    self._ask()
             except Exception as error:  # noqa: BLE001 - our thread meets it again, or is not hurt
                 self._start_over(error)
             finally:

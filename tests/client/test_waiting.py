@@ -67,6 +67,13 @@ class TestCallbacks:
         assert not held.leave.is_set()
         held.leave.set()
 
+    def test_is_called_though_nobody_waits_after_a_call_that_was_waited_for(self, queue):
+        """The caller has read the result of the first call, and nobody has asked for more."""
+        assert queue.submit(abs, -1).result() == 1
+        called = threading.Event()
+        queue.options(delay=0.01).submit(abs, -2).add_done_callback(lambda _: called.set())
+        assert called.wait(HANGS)
+
     def test_that_takes_long_keeps_nobody_from_a_result_that_is_there(self, queue, gate, hold_up):
         first = hold_up(queue.submit(abs, -1))
         assert first.entered.wait(HANGS)
