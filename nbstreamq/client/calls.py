@@ -94,8 +94,8 @@ class Call(Outstanding):
         """Return its arguments, as they are sent."""
         return Payload(self.index, 1, "apply", self.args)
 
-    def finish(self, value: Any, error: BaseException | None, news: Event) -> None:
-        """End with a result or an error, as `news` says."""
+    def finish(self, value: Any, error: BaseException | None, news: Event) -> bool:
+        """End with a result or an error, as `news` says; return False if it had ended before."""
         raise NotImplementedError
 
 
@@ -123,6 +123,7 @@ class Calls:
         self.function = function
         self.lane = lane
         self.options = options
+        self._opts = options.encode()
         self.outer = outer
         self.pace = Pace()
         self.open: dict[int, Call] = {}
@@ -153,7 +154,7 @@ class Calls:
             name=self.function.name,
             call="apply" if n == 1 else "calls",
             args=payload,
-            opts=self.options.encode(),
+            opts=self._opts,
         )
 
     def apply(self, event: Event) -> None:

@@ -11,10 +11,12 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence, Sized
+from typing import Any
 
-from ..errors import DataLost, NbstreamqError, ServerUnreachable, SignatureError
+import msgspec
+
+from ..errors import NbstreamqError, ServerUnreachable, SignatureError
 from ..locks import Condition, Event
 from ..objects.large_values import refers_to_server
 from ..tracebacks import trace_of
@@ -27,70 +29,10 @@ from .calls import MESSAGE_BYTES, Call, Calls, gather
 from .table import JobTable
 from .waiting import uninterrupted
 
-#: Seconds for which the server must know a batch; far less than it keeps the number.
-REMEMBERED = DAY / 2
-
-
-class DataLossCheck:
-    """Notices that the server has lost data: it must know the number of the last batch it took.
-
-    A server without data, or with an old snapshot, knows no number, or a smaller one.
-
-    Parameters
-    ----------
-    session, queue
-        Id of the session, and name of its queue.
-    """
-
-    def __init__(self, session: str, queue: str) -> None:
-        self._session = session
-        self._queue = queue
-        self._lock = threading.Lock()
-        self._last = (0, 0.0)
-
-    def took(self, batch: int, previous: int) -> bool:
-        """Note that the server has just taken a batch; return whether it has lost none before that.
-
-        Parameters
-        ----------
-        previous
-            The number of the last batch that the server knew before.
-        """
-        last, at = self._last
-        # By the wall clock: the monotonic one stops while a machine sleeps.
-        now = time.time()
-        self._last = (batch, now)
-        return previous >= last or now > at + REMEMBERED
-
-    def lost(self) -> DataLost:
-        """Return the error of calls that the server has forgotten."""
-        return DataLost(
-            f"The server has lost the data of queue {self._queue!r}, this call's too; probably it"
-            " was restarted without them. Calls can be submitted again, after what they need of"
-            " everywhere() and put(). So that a server keeps its data: appendonly yes."
-        )
-
-    def check(self, ask: Callable[[Callable[[Store], Any]], Any]) -> DataLost | None:
-        """Return an error, once, if the server has forgotten the queue, or what it took for it.
-
-        Parameters
-        ----------
-        ask
-            Returns the server's answer to a question.
-        """
-        with self._lock:
-            batch, at = self._last
-            if time.time() > at + REMEMBERED:
-                batch = 0
-            if ask(lambda store: store.remembers(self._session, batch)):
-                return None
-            self._last = (0, 0.0)
-            ask(Store.check_secret)
-        return self.lost()
-
-
 logger = logging.getLogger(__name__)
 
+#: Seconds for which the server must know a batch; far less than it keeps the number.
+REMEMBERED = DAY / 2
 #: Bytes that may wait to be sent; then `submit` waits. More hides a longer outage.
 MAX_WAITING_BYTES = 64 * 2**20
 #: Most tasks, and bytes, in one message to the server: it does nothing else meanwhile.
@@ -104,27 +46,20 @@ MOST_TRIES = 3
 MAX_IMMEDIATE_BYTES = 2**16
 
 
-class Submission(NamedTuple):
+class Submission(msgspec.Struct, frozen=True):
     """A message on its way to the server.
 
     Attributes
     ----------
-    lane, delay
-        Where it goes, and in how many seconds.
-    fields
-        What `Store.encode_task` returned.
-    job
-        Which job it is a chunk of; "": it is no chunk.
+    message
+        What `Store.submit` takes: lane, delay in seconds, fields, and the job of a chunk.
     size_bytes
         About how much that is.
     owner, items
         The calls that fail if the server refuses it.
     """
 
-    lane: str
-    delay: float
-    fields: Fields
-    job: str
+    message: tuple[str, float, Fields, str]
     size_bytes: int
     owner: Calls | JobTable
     items: range
@@ -133,7 +68,7 @@ class Submission(NamedTuple):
         return all(map(self.owner.has_ended, self.items))
 
 
-class Command(NamedTuple):
+class Command(msgspec.Struct, frozen=True):
     """Something else to be done at the server, in its turn."""
 
     carry_out: Callable[[Store], object]
@@ -141,8 +76,7 @@ class Command(NamedTuple):
     size_bytes: int = 0
 
 
-#: What `Store.submit` needs of a submission: lane, delay, fields and job.
-_message = operator.itemgetter(slice(4))
+_message = operator.attrgetter("message")
 
 
 class Sender:
@@ -151,17 +85,20 @@ class Sender:
     While nothing else is being sent, a call is sent by the thread that submits it: that saves the
     time of waking another. What comes in quick succession is batched by the sender's own thread.
 
+    A server without data, or with an old snapshot, does not know the number of the last batch that
+    it took. So lost data are noticed with the next batch, and after each lost connection.
+
     Parameters
     ----------
     store
         A connection of its own.
     session
         Id of the session.
+    outstanding
+        The calls and jobs that are open.
     on_trouble
         Called with the error when the server can't be reached, and with None before it is told
         anything again; raises `ServerUnreachable` if it is still away.
-    memory
-        Is told what the server took.
     on_forgotten
         Called with a number of calls when the server took these, and had forgotten all before.
     on_refused
@@ -170,8 +107,7 @@ class Sender:
     Attributes
     ----------
     meanwhile
-        Asks for results, if nobody has. Called while a lone call is on its way, when the server is
-        awake; else when it has what was sent.
+        Asks for results, if nobody has; called while calls are on their way.
     """
 
     meanwhile: Callable[[], object]
@@ -181,15 +117,17 @@ class Sender:
         store: Store,
         session: str,
         *,
+        outstanding: Sized,
         on_trouble: Callable[[ServerUnreachable | None], None],
-        memory: DataLossCheck,
         on_forgotten: Callable[[int], None],
         on_refused: Callable[[Calls | JobTable, BaseException, range], None],
     ) -> None:
         self._store = store
+        self._outstanding = outstanding
         self._on_forgotten, self._on_refused = on_forgotten, on_refused
         self._session = session
-        self._memory = memory
+        #: Number of the last batch that the server took, and when.
+        self._taken, self._checking = (0, 0.0), threading.Lock()
         self._on_trouble = on_trouble
         self._queue: deque[Call | Submission | Command] = deque()
         self._waiting_bytes = 0
@@ -213,21 +151,29 @@ class Sender:
         item: Call | Submission | Command,
         shield: uninterrupted | None = None,
         *,
-        immediate: bool = False,
+        immediate: bool = True,
     ) -> None:
         """Send `item` soon; blocks while too much waits to be sent.
+
+        A small one is sent now, in this thread, if it is about the only call or job that is open,
+        and nothing else is being sent.
 
         Parameters
         ----------
         shield
             Already around the call: Ctrl-C could leave a lock held, or half an item.
         immediate
-            Send it now, in this thread, if nothing else is being sent; it is small.
+            False: leave it to our thread anyway; more items come.
         """
         if shield is None:
             with uninterrupted() as own:
                 self.send(item, own, immediate=immediate)
             return
+        if isinstance(item, Call):
+            immediate, n_bytes = len(item.group.open) == 1, len(item.args)
+        else:
+            n_bytes = item.size_bytes
+        immediate = immediate and n_bytes < MAX_IMMEDIATE_BYTES and len(self._outstanding) <= 1
         if immediate and self._sending.acquire(blocking=False):
             try:
                 if not (self._queue or self._batch or self._is_closing):
@@ -267,7 +213,7 @@ class Sender:
         self._is_retry = False
         self._batch = (item,)
         try:
-            self._send_batch(self.meanwhile)
+            self._send_batch()
         except ServerUnreachable:
             self._lost = True
         except Exception:
@@ -277,6 +223,24 @@ class Sender:
             if self._batch:  # after a second Ctrl-C, too
                 with self._changed:
                     self._changed.notify_all()
+
+    def has_lost_data(self, ask: Callable[[Callable[[Store], Any]], Any]) -> bool:
+        """Return, once, whether the server has forgotten the queue, or what it took for it.
+
+        Parameters
+        ----------
+        ask
+            Returns the server's answer to a question.
+        """
+        with self._checking:
+            batch, at = self._taken
+            if time.time() > at + REMEMBERED:
+                batch = 0
+            if ask(lambda store: store.remembers(self._session, batch)):
+                return False
+            self._taken = (0, 0.0)
+            ask(Store.check_secret)
+        return True
 
     @property
     def is_busy(self) -> bool:
@@ -394,17 +358,17 @@ class Sender:
         if n > 1:
             n_bytes = sum(call.size_bytes for call in calls)
         fields = self._store.encode_task(group.task(calls))
-        items = range(first.index, first.index + n)
-        return Submission(group.lane, group.options.delay, fields, "", n_bytes, group, items)
+        message = group.lane, group.options.delay, fields, ""
+        return Submission(message, n_bytes, group, range(first.index, first.index + n))
 
-    def _send_batch(self, meanwhile: Callable[[], object] | None = None) -> None:
-        batch = self._batch
+    def _send_batch(self) -> None:
+        batch: Sequence[Any] = self._batch
         try:
-            first = batch[0]
-            if isinstance(first, Command):
-                first.carry_out(self._store)
+            if type(batch[0]) is Command:
+                batch[0].carry_out(self._store)
+                self.meanwhile()
             else:
-                self._submit(batch, meanwhile)
+                self._submit(batch)
         except ServerUnreachable:
             raise
         except MessageTooLarge as error:
@@ -415,9 +379,8 @@ class Sender:
         except NbstreamqError as error:
             self._fail_batch(error)
         self._batch = ()
-        self.meanwhile()  # if it was not called yet
 
-    def _submit(self, batch: Sequence[Any], meanwhile: Callable[[], object] | None) -> None:
+    def _submit(self, batch: Sequence[Any]) -> None:
         is_retry, self._is_retry = self._is_retry, True
         if is_retry:
             batch = [submission for submission in batch if not submission.has_ended()]
@@ -428,9 +391,13 @@ class Sender:
             self._number,
             list(map(_message, batch)),
             again=is_retry,
-            meanwhile=meanwhile,
+            meanwhile=self.meanwhile,
         )
-        if not self._memory.took(self._number, previous):
+        last, at = self._taken
+        # By the wall clock: the monotonic one stops while a machine sleeps.
+        now = time.time()
+        self._taken = (self._number, now)
+        if previous < last and now <= at + REMEMBERED:
             self._on_forgotten(sum(len(submission.items) for submission in batch))
 
     def _fail_batch(self, error: BaseException) -> None:
@@ -468,14 +435,15 @@ class _Watch:
 
     def __init__(self) -> None:
         self._bell, self._ring = socket.socketpair()
-        self._server: socket.socket | None = None
+        #: The connection that is watched, while it is shown.
+        self.server: socket.socket | None = None
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll:
             self._epoll.register(self._bell, select.EPOLLIN)
 
     def show(self, server: socket.socket | None) -> None:
         """Wake the thread when there is something to read from `server`."""
-        is_new, self._server = server is not self._server, server
+        is_new, self.server = server is not self.server, server
         if self._epoll and server is not None:
             try:
                 if is_new:
@@ -483,15 +451,15 @@ class _Watch:
                 else:
                     self._epoll.modify(server, select.EPOLLIN)
             except (OSError, ValueError):
-                self._server = None  # it is closed
+                self.server = None  # it is closed
 
     def hide(self) -> None:
         """Do not wake it for that until the next `show`."""
-        if self._epoll and self._server is not None:
+        if self._epoll and self.server is not None:
             try:
-                self._epoll.modify(self._server, 0)
+                self._epoll.modify(self.server, 0)
             except (OSError, ValueError):
-                self._server = None  # it is closed
+                self.server = None  # it is closed
 
     def sleep(self, seconds: float) -> None:
         """Wait until there is something to read, or `wake` is called."""
@@ -499,7 +467,7 @@ class _Watch:
             ready = dict(self._epoll.poll(seconds))
         else:
             poll = select.poll()
-            for one in filter(None, (self._bell, self._server)):
+            for one in filter(None, (self._bell, self.server)):
                 poll.register(one, select.POLLIN)
             ready = dict(poll.poll(seconds * 1000))
         if self._bell.fileno() in ready:
@@ -536,8 +504,8 @@ class Listener:
         Called with an event that could not be delivered, and why; returns the same.
     on_trouble
         Called with the error when the server can't be reached, and with None when it can again.
-    is_needed
-        Returns whether events may come now.
+    awaited
+        Events may come while any of these holds something.
     """
 
     def __init__(
@@ -548,12 +516,12 @@ class Listener:
         deliver: Callable[[messages.Event], bool],
         on_fault: Callable[[messages.Event, Exception], bool],
         on_trouble: Callable[[ServerUnreachable | None], None],
-        is_needed: Callable[[], object],
+        awaited: Sequence[Sized],
     ) -> None:
         self._store = store
         self._session = session
         self._deliver, self._on_fault = deliver, on_fault
-        self._on_trouble, self._is_needed = on_trouble, is_needed
+        self._on_trouble, self._awaited = on_trouble, awaited
         self._closing = Event()
         #: Session, and each named job that is followed -> the last entry that was read.
         self._after = {session: b"0"}
@@ -574,6 +542,7 @@ class Listener:
         self._bell, self._ring = socket.socketpair()
         #: Where our thread sleeps, and whether it does; what it waits for between two callers.
         self._watch, self._is_asleep, self._resume = _Watch(), False, Event()
+        self._thread_id = 0
         self._thread = threading.Thread(
             target=self._run, name=f"nbstreamq-listener-{store.keys.queue}", daemon=True
         )
@@ -584,7 +553,7 @@ class Listener:
         self._closing.set()
         self._resume.set()
         self._watch.wake()
-        if threading.get_ident() not in (self._reader, self._thread.ident):
+        if threading.get_ident() not in (self._reader, self._thread_id):
             self._thread.join(timeout)
 
     # -- a caller reads ------------------------------------------------------------------------
@@ -620,8 +589,8 @@ class Listener:
                 self._reader, self._led = 0, time.monotonic()
                 self._watch.show(self._store.wire.socket)
                 self._reading.release()
-                # There may be more to read.
-                if self._is_asleep and not self._asked and self._is_needed():
+                is_left = self._events or (not self._asked and any(self._awaited))
+                if is_left and self._is_asleep:
                     self._watch.wake()
                 if self._is_followed:  # else we may be back before our thread is awake
                     self._is_followed = False
@@ -673,6 +642,7 @@ class Listener:
     # -- the thread reads ----------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._thread_id = threading.get_ident()
         is_open = True
         while is_open:
             try:
@@ -690,7 +660,8 @@ class Listener:
         try:
             self._step_aside()
             with self._reading:
-                left, self._is_asleep = self._ask(), True
+                left = 0.0 if self._events else self._ask()
+                self._is_asleep = True
             self._watch.sleep(left)  # without the lock: a caller that comes meanwhile reads at once
             self._is_asleep = False
             if self._ended:  # a caller has read the last event
@@ -757,8 +728,8 @@ class Listener:
             block = RECONNECT if self._lost else BLOCK
             self._store.await_events(self._session, self._after, block)
             self._asked, self._overdue = True, now + block + REPLY_TIMEOUT
-            if not self._n_leads:
-                self._watch.show(self._store.wire.socket)
+            if not self._n_leads and self._store.wire.socket is not self._watch.server:
+                self._watch.show(self._store.wire.socket)  # it was opened now
         elif now > self._overdue:
             # A firewall, or a machine that slept, may have cut the connection without a word.
             self._store.close()
@@ -817,7 +788,7 @@ class Listener:
 
     def _deliver_all(self) -> bool:
         """Deliver what was read; return whether to go on."""
-        events, is_own = self._events, not self._n_leads or self._reader == self._thread.ident
+        events, is_own = self._events, self._reader == self._thread_id
         while events:
             event = events[0]
             if isinstance(event, SignatureError):
@@ -853,6 +824,10 @@ class Listener:
 
     def _forget(self) -> None:
         self._ended = True
+        self.look_again()
+        with self._reading:
+            if self._asked:  # after a fault: its answer would be taken for another one
+                self._store.close()
         try:
             with contextlib.suppress(NbstreamqError):  # else its keys expire by themselves
                 self._store.forget_session(self._session)

@@ -407,25 +407,19 @@ class CallFuture(TaskFuture[T], Call):
         is_running = self.news is not None and self.news.kind == "started"
         return State.RUNNING if is_running else State.WAITING
 
-    def finish(self, value: Any, error: BaseException | None, news: Event) -> None:
-        self.news = news
-        if error is not None:
-            annotate(error, self.index, self.payload(), news, job=self.job, name=self.name)
-        self._end(_FINISHED, value, error)
-
     def fail(self, error: BaseException, chosen: Sequence[int] | None = None) -> None:  # noqa: ARG002
-        self._end(_FINISHED, None, error)
+        self.finish(None, error)
         self._session.look_again()
 
     def mark_cancelled(self, chosen: Iterable[int]) -> ItemRanges:
-        if not list(chosen) or not self._end(_CANCELLED):
+        if not list(chosen) or not self.finish(None, None, state=_CANCELLED):
             return ()
         self._session.look_again()
         return ONE
 
     def orphan(self, error: NbstreamqError, lock: threading.RLock) -> None:  # noqa: ARG002
         self._changed = None
-        self._end(_FINISHED, None, error)
+        self.finish(None, error)
 
     def wait(self, is_reached: Callable[[], bool], timeout: float | None) -> bool:
         with self._condition:
@@ -433,11 +427,21 @@ class CallFuture(TaskFuture[T], Call):
                 self._changed = Condition(self._session.calls_lock)
             return self._changed.wait_for(is_reached, timeout)
 
-    def _end(self, state: str, value: Any = None, error: BaseException | None = None) -> bool:
+    def finish(
+        self,
+        value: Any,
+        error: BaseException | None,
+        news: Event | None = None,
+        state: str = _FINISHED,
+    ) -> bool:
         """Write how it ended, and tell everyone who waits for that; False if it had ended before.
 
         The future's own state changes in one go, so that an exception in between changes nothing.
         """
+        if news is not None:
+            self.news = news
+            if error is not None:
+                annotate(error, self.index, self.payload(), news, job=self.job, name=self.name)
         with self._condition:
             is_first = self._state == _PENDING
             if is_first:

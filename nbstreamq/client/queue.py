@@ -395,11 +395,11 @@ class TaskQueue(Executor, TaskOnly):
                     call.progress_after = self._progress_after
                 session.add_call(call, function, lane, options, worker, is_plain)
                 if not needed and not options.cache:
-                    session.send_call(call, shield)
+                    session.send(call, shield)
             if needed:
                 submit_when_done(session, call, needed)
             elif options.cache and not recall(session, call, (args, kwargs)):
-                session.send_call(call)
+                session.send(call)
         except BaseException:
             if call is not None and call.job:
                 session.cancel(call, [0])

@@ -27,7 +27,14 @@ from contextlib import suppress
 from typing import Any
 
 from .. import locks
-from ..errors import DataDamaged, JobNotFound, NbstreamqError, QueueClosed, ServerUnreachable
+from ..errors import (
+    DataDamaged,
+    DataLost,
+    JobNotFound,
+    NbstreamqError,
+    QueueClosed,
+    ServerUnreachable,
+)
 from ..home import Home, how_to_start
 from ..launch.local import LocalWorkers
 from ..locks import Condition
@@ -41,14 +48,13 @@ from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
-from .channel import MAX_IMMEDIATE_BYTES, Command, DataLossCheck, Listener, Sender, Submission
+from .channel import Command, Listener, Sender, Submission
 from .functions import Functions, LargeValues, Repeats
 from .progress import LongWait
 from .table import JobTable, Outstanding
 from .waiting import (
     interrupted,
     interruptible,
-    uninterrupted,
 )
 
 #: The sessions that end with the interpreter, and are detached after a fork.
@@ -214,12 +220,11 @@ class Session:
         self._set_ups: dict[str, JobTable] = {}
         self._said = set[str]()
         self._state, self._has_ended = "open", locks.Event()
-        self._memory = DataLossCheck(session, store.keys.queue)
         self._sender = Sender(
             store.clone(),
             self.id,
+            outstanding=self.outstanding,
             on_trouble=self._on_trouble,
-            memory=self._memory,
             on_forgotten=self._on_forgotten,
             on_refused=self.fail,
         )
@@ -236,9 +241,10 @@ class Session:
             deliver=self.take,
             on_fault=self._on_fault,
             on_trouble=self._on_trouble,
-            is_needed=lambda: self.outstanding or self._set_ups,
+            awaited=(self.outstanding, self._set_ups),
         )
         self._sender.meanwhile = self._listener.ask
+        self.send = self._sender.send  # a call that was added, or a command
         _sessions.add(self)
         WorkerContext.has_open_calls = _has_open_calls
 
@@ -330,12 +336,6 @@ class Session:
             group.open[call.index] = call
             self.outstanding[group.job] = group
 
-    def send_call(self, call: Call, shield: uninterrupted | None = None) -> None:
-        """Send a call that was added; `shield` is around it already, see `uninterrupted`."""
-        is_lone = len(self.outstanding) == len(call.group.open) == 1
-        immediate = is_lone and len(call.args) < MAX_IMMEDIATE_BYTES
-        self._sender.send(call, shield, immediate=immediate)
-
     def register(self, table: JobTable) -> None:
         """Have a job told of its events; a named one, of those behind its `position`."""
         table.wake = self.look_again
@@ -377,15 +377,8 @@ class Session:
         fields = self.encode_task(task)
         n_bytes = len(task.args) + MESSAGE_BYTES
         chosen = range(task.n + task.span[0].start, task.n + task.span[-1].stop)
-        self._sender.send(
-            Submission(table.lane, delay, fields, task.job, n_bytes, table, chosen),
-            immediate=immediate and len(self.outstanding) == 1 and n_bytes < MAX_IMMEDIATE_BYTES,
-        )
-
-    def send(self, command: Command) -> None:
-        """Have a command carried out, in its turn."""
-        is_small = command.size_bytes < MAX_IMMEDIATE_BYTES
-        self._sender.send(command, immediate=is_small and len(self.outstanding) == 1)
+        message = table.lane, delay, fields, task.job
+        self.send(Submission(message, n_bytes, table, chosen), immediate=immediate)
 
     def look_again(self) -> None:
         """Wake the caller that reads events: what it waits for may have come without one."""
@@ -398,13 +391,12 @@ class Session:
 
     def tell(self, do: Callable[[Store], object], size: int) -> None:
         """Have something done at the server, in its turn, that sends `size` bytes."""
-        immediate = not self.outstanding and size < MAX_IMMEDIATE_BYTES
-        self._sender.send(Command(do, self._on_refusal, size), immediate=immediate)
+        self.send(Command(do, self._on_refusal, size))
 
     def set_up(self, table: JobTable, command: Command) -> None:
         """Send a set-up, and go on to show what workers that join later print of it."""
         self._set_ups[table.job] = table
-        self._sender.send(command)
+        self.send(command, immediate=False)
 
     def fail(
         self, row: Calls | JobTable, error: BaseException, chosen: Sequence[int] | None = None
@@ -447,7 +439,7 @@ class Session:
             said.set()
 
         command = Command(carry_out, lambda error: self.warn(str(error)))
-        self._sender.send(command, immediate=True)
+        self.send(command)
         # A call that was still waiting must not begin after `cancel` has returned.
         said.wait(FAREWELL)
 
@@ -783,7 +775,15 @@ class Session:
         self.large.value_store.forget()
         self.ask(Store.check_secret, patience=0.0)
         if self.n_outstanding() > n_calls:
-            self._on_refusal(self._memory.lost())
+            self._on_refusal(self._data_lost())
+
+    def _data_lost(self) -> DataLost:
+        """Return the error of calls that the server has forgotten."""
+        return DataLost(
+            f"The server has lost the data of queue {self._store.keys.queue!r}, this call's too;"
+            " probably it was restarted without them. Calls can be submitted again, after what they"
+            " need of everywhere() and put(). So that a server keeps its data: appendonly yes."
+        )
 
     def _on_fault(self, event: Event, error: Exception) -> bool:
         """Take an event that `take` failed with once more; else what it is about fails."""
@@ -834,8 +834,8 @@ class Session:
 
     def check_memory(self) -> None:
         """Fail what is open if the server has lost it: nothing else would ever end it."""
-        if error := self._memory.check(functools.partial(self.ask, patience=0.0)):
-            self._on_refusal(error)
+        if self._sender.has_lost_data(functools.partial(self.ask, patience=0.0)):
+            self._on_refusal(self._data_lost())
 
     def _on_refusal(self, error: BaseException) -> None:
         """Fail everything that is open: it is not known what the server has refused or lost."""
@@ -913,7 +913,7 @@ class Session:
         say_so = Command(lambda store: store.publish([last], own=True), _ignore)
         steps = (
             self.large.value_store.close,
-            functools.partial(self._sender.send, say_so),
+            functools.partial(self.send, say_so, immediate=False),
             functools.partial(self._sender.close, farewell),
             functools.partial(self._listener.close, farewell or FAREWELL),
             functools.partial(self.workers.close, wait=wait),
@@ -1045,7 +1045,7 @@ class Session:
                 store.cancel(self.id, EVERYTHING, EVERYTHING)
                 said.set()
 
-            self._sender.send(Command(carry_out, lambda _: said.set()))
+            self.send(Command(carry_out, lambda _: said.set()), immediate=False)
             said.wait(FAREWELL)
             say(f"dropped {_calls(n)} of queue {self._store.keys.queue!r}.")
         return n

@@ -318,7 +318,7 @@ def submit_when_done(
                 value_store = session.large.value_store
                 results = [dump(f.result(), f"the result of {f.id}", value_store) for f in needed]
                 call.args = dump(Dependent(call.args, results), "arguments", value_store)
-                session.send_call(call)
+                session.send(call)
         except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
             error = failure
         if error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -115,6 +116,8 @@ class Store:
         self.keys = Keys(queue)
         self._client = client
         self._signer = signer
+        #: Returns the stream fields of a task, for `submit`; in C, since each call needs it.
+        self.encode_task: Callable[[Task], Fields] = operator.methodcaller("encode", signer)
         self._replays = replays or ReplayCache()
         #: The connection, for those that wait for what it brings.
         self.wire = self._wire = Wire(client, self.keys.meta, scripts.texts())
@@ -145,10 +148,6 @@ class Store:
 
     # -- tasks: the client's side --------------------------------------------------------------
 
-    def encode_task(self, task: Task) -> Fields:
-        """Return the stream fields of `task`, for `submit`."""
-        return task.encode(self._signer)
-
     def submit(
         self,
         session: str,
@@ -172,7 +171,7 @@ class Store:
         again
             Whether this batch may have been sent before.
         meanwhile
-            Called, if it is a single task, while the server is at it.
+            Called while the server is at it.
 
         Returns
         -------
@@ -203,11 +202,12 @@ class Store:
             args += (int(delay * 1000), len(fields), *fields)
         keys = self.keys
         command = scripts.submit(key, keys.control, keys.workers, table, batch, args)
-        return int(self._submit({lane for lane, *_ in tasks}, command)[0])
+        lanes = {lane for lane, *_ in tasks}
+        return int(self._submit(lanes, command, meanwhile=meanwhile)[0])
 
-    def _submit(self, lanes: Iterable[str], *commands: Command) -> list[Any]:
+    def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
         """Send commands that put tasks into `lanes`."""
-        replies = self._wire.call(*commands)
+        replies = self._wire.call(*commands, **options)
         self._tell_of_use(lanes)
         return replies
 
