@@ -8,6 +8,7 @@ from .client.job import Job
 from .client.progress import show_waits as _show_waits
 from .client.queue import TaskQueue
 from .client.registration import register_backend as _register_backend
+from .client.status import DeadLetters, JobList, QueueStatus, WorkerList
 from .errors import (
     DataDamaged,
     DataLost,
@@ -109,6 +110,18 @@ def _adapt_notebook() -> None:
 
 _show_waits(_show_in_terminal)
 _register_backend()
+
+
+def _repr_html(value: Any) -> str:
+    """Return the HTML of a value, for notebooks that ask the value itself for it."""
+    from .notebook.html import html_of
+
+    return html_of(value)
+
+
+_kind: Any
+for _kind in (TaskFuture, Ref, DeadLetters, JobList, QueueStatus, WorkerList):
+    _kind._repr_html_ = _repr_html
 if "IPython" in sys.modules:
     _adapt_notebook()
 if "marimo" in sys.modules and sys.modules["marimo"].running_in_notebook():

@@ -128,6 +128,14 @@ class TaskFuture(Future[T], Generic[T]):
         ------
         TimeoutError
             The result is not there yet. The call goes on.
+
+        Examples
+        --------
+        >>> future = q.submit(abs, -1)
+        >>> future()
+        1
+        >>> future(block=False)
+        1
         """
         __tracebackhide__ = True
         try:
@@ -137,7 +145,14 @@ class TaskFuture(Future[T], Generic[T]):
         return self.result(timeout)
 
     def done(self) -> bool:
-        """Return whether the call is over: done, failed or cancelled."""
+        """Return whether the call is over: done, failed or cancelled.
+
+        Examples
+        --------
+        >>> future = q.submit(abs, -1)
+        >>> future.result(), future.done()
+        (1, True)
+        """
         return self._state != "PENDING"
 
     def result(self, timeout: float | None = None) -> T:
@@ -158,6 +173,11 @@ class TaskFuture(Future[T], Generic[T]):
             The call was cancelled.
         WorkerLost
             The call's worker died at its last allowed attempt.
+
+        Examples
+        --------
+        >>> q.submit(pow, 2, 10).result(timeout=60)
+        1024
         """
         __tracebackhide__ = True  # IPython leaves such frames out
         if self._state == "PENDING" or timeout is not None:
@@ -185,6 +205,11 @@ class TaskFuture(Future[T], Generic[T]):
             The call is not over yet. It goes on.
         CancelledError
             The call was cancelled.
+
+        Examples
+        --------
+        >>> q.submit(int, "x").exception()
+        ValueError("invalid literal for int() with base 10: 'x'")
         """
         __tracebackhide__ = True
         if self._state == "PENDING" or timeout is not None:
@@ -246,7 +271,14 @@ class TaskFuture(Future[T], Generic[T]):
         return self.cancelled()
 
     def running(self) -> bool:
-        """Return whether a worker runs the call now, as of about 0.1 s ago."""
+        """Return whether a worker runs the call now, as of about 0.1 s ago.
+
+        Examples
+        --------
+        >>> future = q.options(delay=3600).submit(abs, -1)
+        >>> future.running(), future.cancel()
+        (False, True)
+        """
         return self.status is State.RUNNING
 
     # -- what is known of it -------------------------------------------------------------------
@@ -270,29 +302,65 @@ class TaskFuture(Future[T], Generic[T]):
 
     @property
     def status(self) -> State:
-        """State of the call: waiting, running, done, failed or cancelled."""
+        """State of the call: waiting, running, done, failed or cancelled.
+
+        Examples
+        --------
+        >>> future = q.submit(abs, -1)
+        >>> future.result(), str(future.status)
+        (1, 'done')
+        """
         return self._owner.state(self._index)
 
     @property
     def worker(self) -> str | None:
-        """Id of the worker that ran the call last; None if no worker has started it."""
+        """Id of the worker that ran the call last; None if no worker has started it.
+
+        Examples
+        --------
+        >>> future = q.submit(abs, -1)
+        >>> future.result(), future.worker in [worker.id for worker in q.workers()]
+        (1, True)
+        """
         report = self._report()
         return report.worker if report else None
 
     @property
     def attempts(self) -> int:
-        """How often a worker has started the call, as far as is known here."""
+        """How often a worker has started the call, as far as is known here.
+
+        Examples
+        --------
+        >>> future = q.submit(abs, -1)
+        >>> future.result(), future.attempts
+        (1, 1)
+        """
         report = self._report()
         return report.attempt if report else 0
 
     @property
     def logs(self) -> str:
-        """What the call has printed so far, to standard output and standard error."""
+        """What the call has printed so far, to standard output and standard error.
+
+        Examples
+        --------
+        >>> future = q.submit(print, "hello"); future.result()
+        [print 0] hello
+        >>> future.logs
+        'hello\\n'
+        """
         raise NotImplementedError
 
     @property
     def progress(self) -> tuple[int, int | None] | None:
-        """(items done, number of items or None), as `track` reports them; None without `track`."""
+        """(items done, number of items or None), as `track` reports them; None without `track`.
+
+        Examples
+        --------
+        >>> future = q.submit(lambda: sum(track(range(10))))
+        >>> future.result(), future.progress
+        (45, (10, 10))
+        """
         raise NotImplementedError
 
     @property
@@ -300,6 +368,12 @@ class TaskFuture(Future[T], Generic[T]):
         """``started`` (seconds since the epoch) and ``seconds`` of the call's last run.
 
         Items of a chunk share those of the chunk. Empty if no run is known.
+
+        Examples
+        --------
+        >>> future = q.submit(abs, -1)
+        >>> future.result(), sorted(future.timing)
+        (1, ['seconds', 'started'])
         """
         report = self._report()
         return {"started": report.started, "seconds": report.seconds} if report else {}
@@ -312,6 +386,12 @@ class TaskFuture(Future[T], Generic[T]):
         NbstreamqError
             The arguments were dropped, because the call is an item of a map and the items around it
             are done.
+
+        Examples
+        --------
+        >>> future = q.submit(pow, 2, 10)
+        >>> future.replay()
+        1024
         """
         raise NotImplementedError
 
@@ -388,6 +468,10 @@ class CallFuture(TaskFuture[T], Call):
         self._session = session
         self.fn = fn
         self.args = args
+
+    def __dir__(self) -> Iterable[str]:
+        # Tab shows what users use. The rest is for the session.
+        return dir(TaskFuture)
 
     # -- for the session -----------------------------------------------------------------------
 

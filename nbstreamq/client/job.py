@@ -296,6 +296,13 @@ class Job(Generic[T]):
         ------
         TimeoutError
             Not all calls are over. They go on.
+
+        Examples
+        --------
+        >>> job = q.map(abs, [-1, -2])
+        >>> job.wait(timeout=60)
+        >>> job.done()
+        True
         """
         __tracebackhide__ = True
         timeout = check_timeout("timeout", timeout)
@@ -445,17 +452,41 @@ class Job(Generic[T]):
 
     @property
     def errors(self) -> dict[int, BaseException]:
-        """Item index -> exception of each call that has failed so far."""
+        """Item index -> exception of each call that has failed so far.
+
+        Examples
+        --------
+        >>> job = q.map(int, ["1", "x"])
+        >>> job.wait()
+        >>> job.errors
+        {1: ValueError("invalid literal for int() with base 10: 'x'")}
+        """
         return self._table.errors()
 
     @property
     def logs(self) -> dict[int, str]:
-        """Item index -> printed text of each call that has printed something so far."""
+        """Item index -> printed text of each call that has printed something so far.
+
+        Examples
+        --------
+        >>> job = q.map(print, ["one"]); job.wait()
+        [print 0] one
+        >>> job.logs
+        {0: 'one\\n'}
+        """
         texts = {i: self._table.output.text(i) for i in range(len(self))}
         return {i: text for i, text in texts.items() if text}
 
     def counts(self) -> dict[State, int]:
-        """Return how many calls are waiting, running, done, failed and cancelled."""
+        """Return how many calls are waiting, running, done, failed and cancelled.
+
+        Examples
+        --------
+        >>> job = q.map(int, ["1", "2", "x"])
+        >>> job.wait()
+        >>> {str(state): n for state, n in job.counts().items() if n}
+        {'done': 2, 'failed': 1}
+        """
         return self._table.counts()
 
     @concise
@@ -476,11 +507,28 @@ class Job(Generic[T]):
         ------
         NbstreamqError
             pandas is not installed.
+
+        Examples
+        --------
+        >>> job = q.map(abs, [-1, -2])
+        >>> job.wait()
+        >>> job.to_frame()[["item", "status", "value"]]
+           item status  value
+        0     0   done      1
+        1     1   done      2
         """
         return frame_of(self._table)
 
     def done(self) -> bool:
-        """Return whether all calls are over."""
+        """Return whether all calls are over.
+
+        Examples
+        --------
+        >>> job = q.map(abs, [-1, -2])
+        >>> job.wait()
+        >>> job.done()
+        True
+        """
         return self._table.is_over
 
     @concise
@@ -654,13 +702,29 @@ class Job(Generic[T]):
 
     @concise
     def keep(self) -> None:
-        """Keep this named job until it is deleted, instead of a week after its last call."""
+        """Keep this named job until it is deleted, instead of a week after its last call.
+
+        Examples
+        --------
+        >>> job = q.map(abs, [-1, -2], name="distances")
+        >>> job.keep()
+        >>> job.delete()
+        """
         self._check_kept()
         self._session.ask(lambda store: store.keep_job(self.id))
 
     @concise
     def delete(self) -> None:
-        """Delete this named job and its results for all clients; open calls are cancelled."""
+        """Delete this named job and its results for all clients; open calls are cancelled.
+
+        Examples
+        --------
+        >>> job = q.map(abs, [-1, -2], name="distances")
+        >>> job.wait()
+        >>> job.delete()
+        >>> q.jobs()
+        no named jobs
+        """
         self._check_kept()
         # First: it makes room on a full server, which could not even note what is cancelled.
         self._session.ask(lambda store: store.delete_job(self._table.title, self.id))
@@ -679,6 +743,12 @@ class Job(Generic[T]):
 
         Running calls are interrupted by an exception, and killed with their worker if they still
         run a second later.
+
+        Examples
+        --------
+        >>> job = q.options(delay=3600).map(abs, [-1, -2])
+        >>> job.cancel(), job.done()
+        (True, True)
         """
         if self.done():
             return False
@@ -689,7 +759,17 @@ class Job(Generic[T]):
 
     @concise
     def add_done_callback(self, fn: Callable[[Job[T]], object]) -> None:
-        """Call ``fn(job)`` when all calls are over; at once if they are over now."""
+        """Call ``fn(job)`` when all calls are over; at once if they are over now.
+
+        Examples
+        --------
+        >>> over = []
+        >>> job = q.map(abs, [-1, -2])
+        >>> job.wait()
+        >>> job.add_done_callback(lambda job: over.append(job.name))
+        >>> over
+        ['abs']
+        """
         check_callable("fn", fn)
         self._table.when_over(lambda: fn(self))
 

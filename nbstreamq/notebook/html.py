@@ -159,6 +159,11 @@ HTML_OF: dict[type, Callable[[Any], str]] = {
 }
 
 
+def html_of(value: Any) -> str:
+    """Return the HTML of an object whose type, or whose base, is in `HTML_OF`."""
+    return next(html for kind, html in HTML_OF.items() if isinstance(value, kind))(value)
+
+
 # -- rows of tables -----------------------------------------------------------------------------
 
 

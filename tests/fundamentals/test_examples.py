@@ -8,6 +8,7 @@ import inspect
 import pytest
 
 import nbstreamq
+from nbstreamq import TaskFuture
 
 
 def documented():
@@ -45,8 +46,16 @@ def test_an_example_prints_what_it_says(name, names):
 
 def test_tab_shows_what_users_use(q):
     hidden = {"session", "table", "survey", "add_worker", "reduce_for_task", "reduce_durable"}
-    job = q.map(abs, [1])
+    job, call = q.map(abs, [1]), q.submit(abs, 1)
     assert not hidden & {*dir(q), *dir(job), *dir(job[0]), *dir(q.put(1))}
+    assert {name for name in dir(call) if name[0] != "_"} <= {*dir(TaskFuture)}
+
+
+def test_every_method_has_an_example():
+    simple = {"closed", "id", "name", "set_result"}
+    members = {name for name in DOCUMENTED if "." in name and name.split(".")[1] not in simple}
+    classes = ("TaskQueue.", "Job.", "TaskFuture.")
+    assert sorted(n for n in members - WITH_EXAMPLES.keys() if n.startswith(classes)) == []
 
 
 def test_everything_public_has_a_docstring():

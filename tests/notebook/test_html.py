@@ -239,3 +239,15 @@ def test_named_jobs_are_a_table():
         read.texts + read.headers
     )
     assert "No named jobs" in "".join(Reader(jobs_html(JobList())).texts)
+
+
+def test_notebooks_without_ipython_ask_a_value_for_its_html(shared_queue):
+    future = shared_queue.submit(abs, -1)
+    future.result(20)
+    for value, text in (
+        (future, "done"),
+        (shared_queue.workers(), "2 workers"),
+        (shared_queue.status(), shared_queue.name),
+        (shared_queue.jobs(), "named"),
+    ):
+        assert text in value._repr_html_()
