@@ -42,7 +42,7 @@ from ..objects.pickling import dump, dump_plain_call
 from ..objects.references import Ref, TaskOnly, collecting_futures
 from ..secret import Address, Secret
 from ..settings import Settings
-from ..tracebacks import concise, shortened
+from ..tracebacks import concise, shortened, warn
 from ..wire.connection import Client, check_client, check_url, open_client, same_server, url_of
 from ..wire.keys import DAY, nested_lane
 from ..wire.messages import Options
@@ -53,6 +53,7 @@ from ..worker_context import WorkerContext
 from .everywhere import everywhere
 from .future import CallFuture, TaskFuture
 from .job import Job
+from .pool import Pool
 from .session import LOOK_PATIENCE, Session
 from .status import (
     DeadLetters,
@@ -66,7 +67,7 @@ from .status import (
     queue_status,
     warn_of_risks,
 )
-from .submit import InputFeeder, call_of, pace_of, recall, submit_when_done
+from .submit import InputFeeder, Inputs, pace_of, recall, submit_when_done
 from .table import PROGRESS_AFTER
 from .waiting import uninterrupted
 
@@ -92,17 +93,15 @@ class MapArguments(NamedTuple):
     seed: int | Sequence[int] | None
 
 
-def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArguments:
-    """Return `how` a map is done, in the form that it uses.
+def check_map(fn: Any, how: MapArguments) -> MapArguments:
+    """Return `how` a map of `fn` is done, in the form that it uses.
 
     Raises
     ------
     TypeError, ValueError
-        An argument can't be used; nothing was taken of the iterables.
+        An argument can't be used.
     """
     check_callable("fn", fn)
-    for number, one in enumerate(iterables, 1):
-        check_iterable(f"iterable {number} of map()", one)
     chunksize = check_count_or_auto("chunksize", how.chunksize, least=1)
     buffersize, name = how.buffersize, how.name
     if buffersize is not None:
@@ -112,7 +111,9 @@ def check_map(fn: Any, iterables: tuple[Any, ...], how: MapArguments) -> MapArgu
     if name is not None and buffersize is not None:
         raise ValueError("name and buffersize: a job that is kept keeps all its inputs and results")
     timeout = check_timeout("timeout", how.timeout)
-    replace = how.replace if how.replace == "auto" else check_flag("replace", how.replace)
+    replace: bool | Literal["auto"] = "auto"
+    if not isinstance(how.replace, str) or how.replace != "auto":
+        replace = check_flag("replace", how.replace)
     seed = None if how.seed is None else check_seed("seed", how.seed)
     return MapArguments(timeout, chunksize, buffersize, name, replace, seed)
 
@@ -297,6 +298,10 @@ class TaskQueue(Executor, TaskOnly):
         fsspec URL for large values, such as ``s3://bucket/folder``. Workers on other machines need
         it in ``$NBSTREAMQ_STORE``. None: that variable; if it is not set, files in memory with the
         embedded server, and the server itself with a url or a client.
+    initializer, initargs
+        A function that every worker calls with these arguments before it runs any call of this
+        queue; the local workers start at once. Calls run even if it fails, and a warning says so.
+        It is what `everywhere` does. None: no such call.
 
     Raises
     ------
@@ -330,6 +335,8 @@ class TaskQueue(Executor, TaskOnly):
         secret: str | Secret | None = None,
         insecure: bool = False,
         store: str | Address | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
     ) -> None:
         # First, so that no traceback shows them: see `Secret`.
         url = None if url is None else Address(url)
@@ -337,11 +344,22 @@ class TaskQueue(Executor, TaskOnly):
         store = None if store is None else Address(store)
         if name is not None:
             name = check_queue_name("name", name)
+        if initializer is not None:
+            check_callable("initializer", initializer)
+        check_iterable("initargs", initargs)
         self.name, self._url = name or "", url or self._url
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self.name, self._url, self._embedded, self._open_other = opened
         self._options = Options()
         self._progress_after = PROGRESS_AFTER if Settings.from_environment().progress else math.inf
+        if initializer is not None:
+            set_up = self.everywhere(initializer, *initargs)
+            set_up.add_done_callback(self._warn_of_failure)
+
+    def _warn_of_failure(self, set_up: Job[Any]) -> None:
+        for error in list(set_up.errors.values())[:1]:
+            what = f"{type(error).__name__}: {error}"
+            warn(f"The initializer of queue {self.name!r} failed, and calls run without it: {what}")
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -486,18 +504,54 @@ class TaskQueue(Executor, TaskOnly):
         {0: ZeroDivisionError('integer division or modulo by zero')}
         """
         how = MapArguments(timeout, chunksize, buffersize, name, replace, seed)
-        return self._map(fn, iterables, check_map(fn, iterables, how))
+        how = check_map(fn, how)
+        for number, one in enumerate(iterables, 1):
+            check_iterable(f"iterable {number} of map()", one)
+        return self._map(fn, Inputs.zipped(iterables), how)
 
-    def _map(
-        self, fn: Callable[..., T], iterables: tuple[Iterable[Any], ...], how: MapArguments
+    @concise
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Iterable[Any]],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int | Literal["auto"] = "auto",
+        buffersize: int | None = None,
+        name: str | None = None,
+        replace: bool | Literal["auto"] = False,
+        seed: int | Sequence[int] | None = None,
     ) -> Job[T]:
+        """Call ``fn(*item)`` for every item in the workers, as `map` does with zipped items.
+
+        Parameters
+        ----------
+        fn
+            Called once for each item.
+        items
+            The positional arguments of each call.
+        timeout, chunksize, buffersize, name, replace, seed
+            As in `map`.
+
+        Examples
+        --------
+        >>> list(q.starmap(pow, [(2, 5), (3, 2)]))
+        [32, 9]
+        """
+        how = MapArguments(timeout, chunksize, buffersize, name, replace, seed)
+        how = check_map(fn, how)
+        check_iterable("items", items)
+        return self._map(fn, Inputs.starred(items), how)
+
+    def _map(self, fn: Callable[..., T], inputs: Inputs, how: MapArguments) -> Job[T]:
         timeout, chunksize, buffersize, name, replace, seed = how
         options = self._options if seed is None else dataclasses.replace(self._options, seed=seed)
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn, durable=name is not None)
-        pace = pace_of(session, iterables, chunksize=chunksize, buffersize=buffersize)
-        lane, (call, items) = self._lane(), call_of(iterables)
+        pace = pace_of(session, inputs, chunksize=chunksize, buffersize=buffersize)
+        lane, (call, items, _) = self._lane(), inputs
         first = 0
         if name is None:
             table = session.new_table(fn, function.name, lane)
@@ -740,6 +794,19 @@ class TaskQueue(Executor, TaskOnly):
         from joblib.parallel import BACKENDS  # it has ours, see `registration`
 
         return BACKENDS["nbstreamq"](queue=self, name=name)
+
+    def pool(self) -> Pool:
+        """Return this queue as a pool: an object with the methods of `multiprocessing.Pool`.
+
+        Closing or terminating the pool leaves the queue as it is.
+
+        Examples
+        --------
+        >>> with q.pool() as pool:
+        ...     pool.map(abs, [-1, -2])
+        [1, 2]
+        """
+        return Pool(self)
 
     # -- workers -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import JobNotFound, NbstreamqError, SignatureError
 from ..objects.functions import FunctionPickle
@@ -137,12 +137,40 @@ def chunks(items: Iterable[Any], pace: Pace) -> Iterator[list[Any]]:
 ASSUMED_WORKERS = 8
 
 
+class Inputs(NamedTuple):
+    """What a map calls its function with.
+
+    Attributes
+    ----------
+    call
+        How the function is called with an item, as in `Task`.
+    items
+        An item for each call.
+    n
+        How many there are; None if it is not known.
+    """
+
+    call: str
+    items: Iterable[Any]
+    n: int | None
+
+    @classmethod
+    def zipped(cls, iterables: tuple[Iterable[Any], ...]) -> Inputs:
+        """Return the inputs of a call for each item of the shortest of `iterables`."""
+        sizes = [len(i) for i in iterables if isinstance(i, Sized)]
+        n = min(sizes, default=0) if len(sizes) == len(iterables) else None
+        if len(iterables) == 1:
+            return cls("map", iterables[0], n)
+        return cls("starmap", zip(*iterables, strict=False), n)
+
+    @classmethod
+    def starred(cls, items: Iterable[Iterable[Any]]) -> Inputs:
+        """Return the inputs of a call for each item, which has all arguments."""
+        return cls("starmap", items, len(items) if isinstance(items, Sized) else None)
+
+
 def pace_of(
-    session: Session,
-    iterables: tuple[Iterable[Any], ...],
-    *,
-    chunksize: int | str,
-    buffersize: int | None,
+    session: Session, inputs: Inputs, *, chunksize: int | str, buffersize: int | None
 ) -> Pace:
     """Return how the items of a map are to be cut; the arguments are those of `TaskQueue.map`."""
     n_workers = session.workers.n_workers or ASSUMED_WORKERS
@@ -150,16 +178,7 @@ def pace_of(
         return Pace.fixed(min(chunksize, buffersize or chunksize), n_workers)
     if buffersize is not None:
         return Pace.fixed(max(1, buffersize // (4 * n_workers)), n_workers)
-    sizes = [len(i) for i in iterables if isinstance(i, Sized)]
-    is_known = len(sizes) == len(iterables)
-    return Pace(min(sizes, default=0) if is_known else None, n_workers)
-
-
-def call_of(iterables: tuple[Iterable[Any], ...]) -> tuple[str, Iterable[Any]]:
-    """Return how the items of a map are called, as in `Task`, and the items."""
-    if len(iterables) == 1:
-        return "map", iterables[0]
-    return "starmap", zip(*iterables, strict=False)
+    return Pace(inputs.n, n_workers)
 
 
 class InputFeeder:

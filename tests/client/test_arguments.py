@@ -127,6 +127,7 @@ TAKES = {
     "a limit of memory or None": {"None", "2**31"} | SIZES,
     "a timeout": {"None", "2**31", "-1", "-0.5", "a negative int of NumPy"} | NUMBERS | SIZES,
     "a flag": {"True", "False", "a bool of NumPy"},
+    "a flag or auto": {"True", "False", "a bool of NumPy", "auto"},
     "a flag or None": {"None", "True", "False", "a bool of NumPy"},
     "the name of a queue or None": NAMES | {"None", "@worker", "a:b"} | URLS,
     "the name of a job": NAMES | {"@worker"},
@@ -214,6 +215,15 @@ OPTIONS = {
     "progress": "a flag or None",
 }
 
+MAP_OPTIONS = {
+    "timeout": "a timeout",
+    "chunksize": "a count from 1, or auto",
+    "buffersize": "a count from 1, or None",
+    "name": "the name of a job or None",
+    "seed": "a seed or None",
+    "replace": "a flag or auto",
+}
+
 ROWS = {
     "TaskQueue.name": ("the name of a queue or None", lambda c, v: c.make(v, c.url)),
     "TaskQueue.url": ("a server or None", lambda c, v: v is None or c.make(c.name, v)),
@@ -225,33 +235,34 @@ ROWS = {
     "TaskQueue.secret": ("a secret or None", lambda c, v: c.make(c.new_name, c.url, secret=v)),
     "TaskQueue.insecure": ("a flag", lambda c, v: c.make(c.name, c.url, insecure=v)),
     "TaskQueue.store": ("a store or None", lambda c, v: c.make(c.name, c.url, store=v)),
+    "TaskQueue.initializer": (
+        "a function or None",
+        lambda c, v: c.make(c.name, c.url, initializer=v, initargs=(1,)),
+    ),
+    "TaskQueue.initargs": ("an iterable", lambda c, v: c.make(c.name, c.url, initargs=v)),
+    "TaskQueue.joblib.name": ("the name of a job or None", lambda c, v: c.queue.joblib(v)),
     "TaskQueue.submit.fn": ("a function", lambda c, v: c.queue.submit(v, 1).result(20)),
     "TaskQueue.submit.args": ("anything", _anything),
     "TaskQueue.submit.kwargs": ("anything", _anything),
     "TaskQueue.map.fn": ("a function", lambda c, v: c.drop(c.queue.map(v, [1]))),
     "TaskQueue.map.iterables": ("an iterable", lambda c, v: c.drop(c.queue.map(str, v))),
-    "TaskQueue.map.timeout": (
-        "a timeout",
-        lambda c, v: c.drop(c.queue.map(abs, [1], timeout=v)),
-    ),
-    "TaskQueue.map.chunksize": (
-        "a count from 1, or auto",
-        lambda c, v: c.drop(c.queue.map(abs, [1], chunksize=v)),
-    ),
-    "TaskQueue.map.buffersize": (
-        "a count from 1, or None",
-        lambda c, v: c.drop(c.queue.map(abs, [1], buffersize=v)),
-    ),
-    "TaskQueue.map.name": (
-        "the name of a job or None",
-        lambda c, v: c.drop(c.queue.map(abs, [1], name=v)),
-    ),
-    "TaskQueue.map.seed": (
-        "a seed or None",
-        lambda c, v: c.drop(c.queue.map(abs, [1], seed=v)),
-    ),
+    "TaskQueue.starmap.fn": ("a function", lambda c, v: c.drop(c.queue.starmap(v, [(1,)]))),
+    "TaskQueue.starmap.items": ("an iterable", lambda c, v: c.queue.starmap(str, v).wait()),
+    **{
+        f"TaskQueue.map.{name}": (
+            kind,
+            lambda c, v, name=name: c.drop(c.queue.map(abs, [1], **{name: v})),
+        )
+        for name, kind in MAP_OPTIONS.items()
+    },
+    **{
+        f"TaskQueue.starmap.{name}": (
+            kind,
+            lambda c, v, name=name: c.drop(c.queue.starmap(abs, [(1,)], **{name: v})),
+        )
+        for name, kind in MAP_OPTIONS.items()
+    },
     "TaskQueue.jobs.all": ("a flag", lambda c, v: c.queue.jobs(all=v)),
-    "TaskQueue.map.replace": ("a flag", lambda c, v: c.drop(c.queue.map(abs, [1], replace=v))),
     "TaskQueue.task.fn": ("a function or None", lambda c, v: c.queue.task(v)),
     "TaskQueue.task.options": ("a pause or None", lambda c, v: c.queue.task(delay=v)),
     **{

@@ -30,7 +30,6 @@ class QueueExecutor(TaskQueue):
         if mp_context is not None:
             os.environ["NBSTREAMQ_START_METHOD"] = mp_context.get_start_method()
         name = f"conformance-{os.getpid()}-{next(_numbers)}"
-        super().__init__(name, workers="auto" if max_workers is None else max_workers)
+        workers = "auto" if max_workers is None else max_workers
+        super().__init__(name, workers=workers, initializer=initializer, initargs=initargs)
         self.opened.append(self)
-        if initializer is not None:
-            self.everywhere(initializer, *initargs)

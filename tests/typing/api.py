@@ -73,6 +73,16 @@ def jobs(q: TaskQueue) -> None:
     q.map(area, [1.0], chunksize="large")  # type: ignore[arg-type]
 
 
+def as_a_pool(q: TaskQueue) -> None:
+    with q.pool() as pool:
+        assert_type(pool.map(area, [1.0]), list[float])
+        assert_type(pool.starmap(area, [(1.0, 2.0)]), list[float])
+        assert_type(pool.apply_async(area, (1.0,)).get(timeout=1), float)
+        assert_type(list(pool.imap_unordered(area, [1.0])), list[float])
+        assert_type(pool.size, int)
+    assert_type(q.starmap(area, [(1.0, 2.0)], name="areas"), Job[float])
+
+
 async def in_an_event_loop(q: TaskQueue) -> None:
     assert_type(await q.submit(area, 1.0), float)
     assert_type(await q.map(area, [1.0]), list[float])
@@ -99,6 +109,7 @@ def queues() -> None:
     TaskQueue()
     TaskQueue("name", "redis://host:6379/0", workers=4, secret="from somewhere safe")
     TaskQueue("name", workers="auto", insecure=True)
+    TaskQueue(initializer=area, initargs=(1.0,))
     TaskQueue("name", workers="all")  # type: ignore[arg-type]
     TaskQueue("name", client=redis.Redis())
     TaskQueue("name", None, 4)  # type: ignore[call-arg, arg-type]
