@@ -38,8 +38,7 @@ class NotebookQueue(TaskQueue):
 
     def introduce(self) -> str:
         """Return in one line what it is."""
-        does = f"`q` is the queue {self.name!r}: q.map(f, inputs) calls f on its workers."
         if Settings.from_environment().url is not None:
-            return f"{does} Its server is {self._url}."
+            return f"`q` is the queue {self.name!r} at {self._url}. q.map(f, inputs) calls f there."
         workers = plural(n_cores(), "local worker")
-        return f"{does} The first call starts a server and {workers}."
+        return f"`q` is the queue {self.name!r}. q.map(f, inputs) calls f on {workers}."
