@@ -141,6 +141,7 @@ class WorkerProcess:
         return {
             "pid": self.pid,
             "state": self.slot.state.name.lower(),
+            "waits": int(self.slot.waits),
             "memory": memory_of(self.pid),
             "cpu": round(self.meter.share(), 2),
         }

@@ -731,14 +731,26 @@ class Supervisor:
             worker.cut_output()
 
     def _deepest(self) -> int:
-        """Return the process id of the last worker, if all wait, and no more may be started."""
+        """Return the process id of the last worker, if all wait, and no more may be started.
+
+        0 otherwise, and while workers of other machines may run what they wait for.
+        """
         workers, now = self._workers.values(), time.monotonic()
         if len(workers) < self.n_workers + MOST_STAND_INS or not all(w.slot.waits for w in workers):
             self._stuck_since = now
         elif now - self._stuck_since > STAND_IN_TIME:
             self._stuck_since = now
-            return max(workers, key=lambda worker: worker.born).pid
+            with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
+                if not any(map(self._may_help, self._store.workers().values())):
+                    return max(workers, key=lambda worker: worker.born).pid
         return 0
+
+    def _may_help(self, worker: dict[str, Any]) -> bool:
+        """Return whether a worker, as it was described, may run what ours wait for."""
+        homes = worker.get("homes")
+        return not worker.get("waits") and (
+            not homes or not self._homes or bool({*homes} & {*self._homes})
+        )
 
     def _why_stop(self, task: RunningTask, now: float) -> Stop:
         """Return why the item is to stop, if it is."""
