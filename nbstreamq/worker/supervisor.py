@@ -466,19 +466,23 @@ class Supervisor:
         sockets: list[HasFile] = [] if self._skips_control() else [*self._control.sockets()]
         if control_socket:
             sockets += control_socket.sockets()
-        ready, until, left = set[int](), time.monotonic() + timeout, timeout
-        while not ready and left >= 0:
-            ready = self._poll(sockets, min(left, LONG) if self._turns.look() else left)
-            left = until - time.monotonic()
+        ready = self._poll(sockets, timeout)
         for session in control_socket.serve(ready, self.scale) if control_socket else ():
             self._drop_session(session)
 
     def _poll(self, sockets: Sequence[HasFile], timeout: float) -> set[int]:
-        """Wait for a signal, or something to read; return the descriptors that can be read."""
+        """Wait for a signal, or something to read; return the descriptors that can be read.
+
+        Meanwhile the turn is given away if its holder runs tasks for long.
+        """
         poll = select.poll()  # Unlike select(), it takes descriptors above 1023.
         for descriptor in (self._wakeup, *(one.fileno() for one in sockets)):
             poll.register(descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+        ready, left, until = set[int](), timeout, time.monotonic() + timeout
+        while not ready and left >= 0:
+            seconds = min(left, LONG) if self._turns.look() else left
+            ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
+            left = until - time.monotonic()
         if self._wakeup in ready:
             os.read(self._wakeup, 4096)
         return ready
