@@ -69,16 +69,19 @@ def _render(template: str, **values: Any) -> str:
 # -- what there is HTML of ----------------------------------------------------------------------
 
 
-def job_html(picture: JobPicture, place: str = "") -> str:
+def job_html(picture: JobPicture, place: str = "", *, keeps_buttons: bool = False) -> str:
     """Return the HTML of a job.
 
     Parameters
     ----------
     place
         Class of an empty element in which a live notebook may offer to run failed items again.
+    keeps_buttons
+        Whether the live view stays when the job is over, with its button for failed items.
     """
     printed = [f"[{p.item}] {line}" for p in picture.output for line in p.text.splitlines()]
-    return _render("job.html", job=picture, output="\n".join(printed), place=place)
+    output = "\n".join(printed)
+    return _render("job.html", job=picture, output=output, place=place, keeps_buttons=keeps_buttons)
 
 
 def future_html(future: TaskFuture[Any]) -> str:

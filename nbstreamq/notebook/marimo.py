@@ -87,22 +87,26 @@ def _of_this_cell(call: Any) -> Any:
 
 
 def show_job(job: Job[Any]) -> Any:
-    """Return what marimo displays of a job: a live view; HTML if it is over, or is saved now."""
-    view = JobView(job)
+    """Return what marimo displays of a job: a live view; HTML if it is done, or is saved now."""
     if _is_saved():
         with contextlib.suppress(NbstreamqError):  # a job that grows as it is read has no end
             job.wait()
-    picture = view.picture()
-    if picture.is_over or _is_saved():
+    picture = JobView(job).picture()
+    if _is_saved() or (picture.is_over and not picture.counts["failed"]):
         return marimo.Html(job_html(picture))
-    job._table.show = lambda *_: None  # the view shows what the items print
-    widget = JobWidget(html=job_html(picture))
+    widget = JobWidget(html=job_html(picture, keeps_buttons=bool(picture.counts["failed"])))
     widget.on_msg(lambda _, message, __: _obey(job, widget, message))
+    return _follow_job(job, widget)
+
+
+def _follow_job(job: Job[Any], widget: JobWidget) -> JobWidget:
+    view = JobView(job)
+    job._table.show = lambda *_: None  # the view shows what the items print
 
     def draw() -> str:
         picture = view.picture()
         widget.can_retry = picture.counts["failed"] > 0
-        return job_html(picture)
+        return job_html(picture, keeps_buttons=widget.can_retry)
 
     return _follow(widget, draw, job.done, FRAME)
 
@@ -115,6 +119,11 @@ def _obey(job: Job[Any], widget: JobWidget, message: Any) -> None:
             job.cancel()
         elif message == "add":
             job._session.add_worker()
+        elif message == "retry":
+            was_over = job.done()
+            job.retry_failed()
+            if was_over:  # nothing follows it any more
+                _follow_job(job, widget)
     except NbstreamqError as error:
         widget.trouble = str(error)
 

@@ -95,6 +95,17 @@ def _(q):
 
 
 @app.cell
+def _(Path, q):
+    def fails(x):
+        assert Path("gate 3").exists()
+        return x
+
+    broken = q.map(fails, [1])
+    broken
+    return (broken,)
+
+
+@app.cell
 def _(q):
     q.workers()
     return
@@ -178,7 +189,14 @@ def test_a_slider_runs_a_cell_again_and_cancels_its_old_job(url, folder, page, w
     (folder / "gate 3").touch()
     expect(view).to_contain_text("3 of 3 done", timeout=30_000)
 
-    # and the named job to go on
+    # When a job has failed, I expect its view to offer another try
+    broken = page.locator(VIEW.format("fails"))
+    expect(broken).to_contain_text("0 of 1 done · 1 failed")
+    expect(broken.get_by_role("button", name="Cancel")).to_be_hidden()
+    broken.get_by_role("button", name="Retry failed").click()
+    expect(broken).to_contain_text("1 of 1 done", timeout=30_000)
+
+    # When the slider has moved, I expect the named job to go on
     expect(kept).to_contain_text("1 running", timeout=30_000)
     (folder / "gate").touch()
     expect(kept).to_contain_text("1 of 1 done", timeout=30_000)

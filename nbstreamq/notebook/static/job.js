@@ -187,7 +187,13 @@ function makeButtons(model) {
     cancel.disabled = !isLive || isCancelling;
     if (!isLive) cancel.textContent = "Cancel";
   };
-  return { parts: [row, forbidden, trouble, ended], update, connect };
+  // Where the view stays when the job is over, failed items can be run again.
+  const end = (isOver) => {
+    cancel.hidden = add.hidden = isOver;
+    if (isOver) isCancelling = cancel.disabled = false;
+    if (!isCancelling) cancel.textContent = "Cancel";
+  };
+  return { parts: [row, forbidden, trouble, ended], update, connect, end };
 }
 
 // JupyterLab tells its widgets of a restart, but not that the kernel was shut down or has died.
@@ -215,6 +221,7 @@ function render({ model, el }) {
     const own = root.querySelector("[data-own]");
     if (own && !own.firstChild) own.append(...buttons.parts);
     buttons.update();
+    if (own) buttons.end(own.dataset.own === "over");
   };
   // The page is told only that something about the connection has changed: a new picture says that it works.
   const part = () => {
