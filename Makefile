@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-foreign test-faults test-redis test-all crash fuzz soak
-.PHONY: bench bench-call bench-scale clean lock
+.PHONY: bench bench-call bench-order bench-scale clean lock
 
 help:  ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -117,6 +117,9 @@ PEERS ?=
 ROUNDS ?= 5
 bench: $(BENCH)/.ready  ## Compare with what people would use instead: make bench PEERS="ray rq" ROUNDS=5
 	$(BENCH)/bin/python -m benchmarks --rounds $(ROUNDS) --peers $(PEERS)
+
+bench-order: $(BENCH)/.ready  ## Measure when the results of a map come, and how jobs share the workers
+	$(BENCH)/bin/python -m benchmarks.order --long
 
 bench-scale: $(BENCH)/.ready  ## Measure how nbstreamq itself scales, and what one server carries
 	$(BENCH)/bin/python -m benchmarks.scaling

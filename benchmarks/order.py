@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from .calls import sleep
@@ -169,10 +169,19 @@ def second_job(tool: Tool) -> float:
     """Return when the first result of a job comes that is behind a long one."""
     first = tool.map(sleep, [SECONDS] * N_LONG)
     next(iter(first))
-    time.sleep(0.3)
-    found = arrivals(tool, SECONDS, 20, 1)[0]
+    found: list[float] = []
+
+    def wait() -> None:
+        with suppress(BaseException):  # it is cancelled in the end
+            found.extend(arrivals(tool, SECONDS, 20, 1))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(SHARING)
+    n_found = len(found)
     tool.drop()
-    return found
+    thread.join()
+    return found[0] if n_found else float("inf")
 
 
 def shares(tool: Tool) -> tuple[float, float]:
@@ -183,41 +192,36 @@ def shares(tool: Tool) -> tuple[float, float]:
     counts, is_over = [0, 0, 0], threading.Event()
 
     def consume(at: int, results: Iterable[Any]) -> None:
-        try:
+        with suppress(BaseException):  # they are cancelled in the end
             for _ in results:
-                if is_over.is_set():
-                    return
-                counts[at] += 1
-        except BaseException:  # it was cancelled
-            return
+                counts[at] += not is_over.is_set()
 
     jobs = [tool.map(sleep, [SECONDS] * N_LONG) for _ in counts]
     threads = [threading.Thread(target=consume, args=pair) for pair in enumerate(jobs)]
     for thread in threads:
         thread.start()
     began = time.perf_counter()
-    pauses = []
-    lone = threading.Thread(target=lambda: pauses.extend(lone_calls(tool)), daemon=True)
+    pauses: list[float] = []
+    lone = threading.Thread(target=lone_calls, args=(tool, pauses))
     lone.start()
     time.sleep(max(0.0, SHARING - (time.perf_counter() - began)))
-    found = counts.copy()
-    lone.join(1.0)
+    found, answered = counts.copy(), pauses.copy()
     is_over.set()
     tool.drop()
-    for thread in threads:
+    for thread in (*threads, lone):
         thread.join()
-    largest = max(found) / max(1, min(found)) if max(found) else float("nan")
-    return largest, statistics.median(pauses) if pauses else float("inf")
+    largest = max(found) / min(found) if min(found) else float("inf")
+    return largest, statistics.median(answered) if answered else float("inf")
 
 
-def lone_calls(tool: Tool) -> list[float]:
-    found = []
-    for _ in range(N_LONE):
-        began = time.perf_counter()
-        tool.call(sleep, 0.0)
-        found.append(time.perf_counter() - began)
-        time.sleep(0.05)
-    return found
+def lone_calls(tool: Tool, found: list[float]) -> None:
+    """Add to `found` how long each of some calls takes, until they are cancelled."""
+    with suppress(BaseException):
+        for _ in range(N_LONE):
+            began = time.perf_counter()
+            tool.call(sleep, 0.0)
+            found.append(time.perf_counter() - began)
+            time.sleep(SECONDS)
 
 
 def largest_step(times: Sequence[float]) -> float:

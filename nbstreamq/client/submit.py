@@ -30,7 +30,7 @@ from .waiting import uninterrupted
 
 #: Chunks for each worker, if all were of the usual size. More let results come in order, since each
 #: worker has a chunk in work; fewer cost fewer messages.
-CHUNKS_PER_WORKER = 12
+CHUNKS_PER_WORKER = 14
 #: How many chunks for each worker have one item, so that the first results come soon; and by what
 #: the next ones are larger, up to the usual size. More single ones cost more messages.
 N_SINGLE, GROWTH = 2, 8
