@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from ..errors import JobNotFound, NbstreamqError, SignatureError
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import size_of
-from ..objects.pickling import dump
+from ..objects.pickling import dump, load
 from ..objects.references import Dependent
 from ..objects.results import dump_outcomes
 from ..wire.item_ranges import size
-from ..wire.messages import Event, Fields
+from ..wire.messages import Event
 from ..wire.records import Chunk
 from ..wire.store import Store
 from .channel import Command
@@ -271,44 +271,56 @@ class InputFeeder:
         if generators:
             session.repeats.items(table.name, generators, len(chunk))
         payload = Payload(self._end, len(chunk), table.call, data)
-        task = payload.task(table.job, self._function, options)
         self._end += len(chunk)
         if table.title:
-            self._append(payload, chunk, session.encode_task(task))
+            self._append(payload, chunk)
         else:
             with uninterrupted():
                 table.add(payload)
+            task = payload.task(table.job, self._function, options)
             session.submit(table, task, options.delay, immediate=self._pace.immediate)
         for news in table.reports(-1):
             if news.kind == "finished":
                 self._pace.took(news.seconds, size(news.span))
         self._pace.sent(len(chunk), size_of(data))
 
-    def _append(self, payload: Payload, chunk: list[Any], task: Fields) -> None:
+    def _append(self, chunk: Payload, items: list[Any]) -> None:
         """Add a chunk to a named job on the server, which keeps its inputs, and submit it."""
         from ..objects.stable_hash import inputs_hash  # needs cloudpickle, which is slow to import
 
-        session, table, data = self._session, self._table, payload.args
-        added = Chunk(payload.n, payload.n_items, inputs_hash(chunk))
-        lane, delay = table.lane, table.options.delay
-        table.add(payload._replace(args=b""))
+        session, table, function = self._session, self._table, self._function
+        digest, lane, options = inputs_hash(items), table.lane, table.options
+        table.add(chunk._replace(args=b""))
 
         def carry_out(store: Store) -> None:
-            if store.append_chunk(table.job, added, data, lane=lane, delay=delay, task=task):
-                return
-            # Another client was first, or this is the second time; or it can't be there at all.
-            record = store.job_record(table.job)
-            if record is None:
-                raise JobNotFound(f"Job {table.title!r} was deleted while it was being submitted.")
-            if record.n_items < added.first:
-                raise NbstreamqError(f"What comes before item {added.first} was refused.")
+            part, mark = chunk, digest
+            while not store.append_chunk(
+                table.job,
+                Chunk(part.n, part.n_items, mark),
+                part.args,
+                lane=lane,
+                delay=options.delay,
+                task=store.encode_task(part.task(table.job, function, options)),
+            ):
+                # Another client was first, or this is the second time; or it can't be there at all.
+                record = store.job_record(table.job)
+                if record is None:
+                    raise JobNotFound(f"Job {table.title!r} was deleted while it was submitted.")
+                n_there = record.n_items - part.n
+                if n_there < 0:
+                    raise NbstreamqError(f"What comes before item {part.n} was refused.")
+                if n_there >= part.n_items:
+                    return
+                rest = load(part.args)[n_there:]  # the other client has cut the items in other ways
+                part = Payload(record.n_items, len(rest), table.call, dump(rest, "items"))
+                mark = inputs_hash(rest)
 
         def fail(error: BaseException) -> None:
             # All of it here, so that the next call looks what the server has, and goes on there.
             table.fail(error)
             session.stop_growing(table)
 
-        session.send(Command(carry_out, fail, 2 * len(data) + 500))
+        session.send(Command(carry_out, fail, 2 * len(chunk.args) + 500))
 
     def _say_the_end(self) -> None:
         table, n_items = self._table, self._end

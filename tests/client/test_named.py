@@ -194,6 +194,23 @@ class TestTheSameCallAgain:
         assert first.map(abs, inputs(), name="j", chunksize=1).result(20) == [1, 2, 3]
         assert second.attach("j").result(20) == [1, 2, 3]
 
+    def test_that_another_client_cuts_in_another_way(self, make_queue, wait_until):
+        first, second = make_queue(), make_queue()
+
+        def fails():
+            yield 0
+            raise RuntimeError
+
+        def inputs():
+            yield 0
+            with pytest.raises(RuntimeError):
+                second.map(abs, fails(), name="j", chunksize=1)
+            wait_until(lambda: len(second.attach("j")) == 1, describe="the other client's item")
+            yield from (1, 2, 3)
+
+        assert first.map(abs, inputs(), name="j", chunksize=2).result(20) == [0, 1, 2, 3]
+        assert second.attach("j").result(20) == [0, 1, 2, 3]
+
     def test_with_several_iterables(self, queue):
         calls = (pow, [1, 2, 3], [2, 2, 2])
         assert queue.map(*calls, name="j").result(20) == [1, 4, 9]
