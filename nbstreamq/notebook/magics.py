@@ -98,8 +98,8 @@ class NbstreamqMagics(Magics):
     @argument("n", nargs="?", type=_integer, help="number of local workers to run")
     @argument("--lane", nargs="+", metavar="L", default=(), help="list the workers of these lanes")
     @line_magic
-    def workers(self, line: str) -> WorkerList:
-        """Run `n` local workers for the queue `q`, and list them. Without a number, list all.
+    def workers(self, line: str) -> WorkerList | None:
+        """Run `n` local workers for the queue `q`. Without a number, list all workers.
 
         If there is no `q`, this makes one, as `%load_ext nbstreamq` does.
 
@@ -123,9 +123,11 @@ class NbstreamqMagics(Magics):
             queue = self._queue()
             queue.run(args.n)
         until = time.monotonic() + JOIN_SECONDS
-        while queue._session.n_local_workers() != args.n and time.monotonic() < until:
+        while (n := queue._session.n_local_workers()) != args.n and time.monotonic() < until:
             time.sleep(JOIN_PAUSE)
-        return queue.workers()
+        of_all = "" if n == args.n else f" of {args.n}"
+        _write(f"{n}{of_all} local {'worker is' if n == 1 else 'workers are'} running.")
+        return None
 
     @magic_arguments()
     @argument("name", help="name of the queue")

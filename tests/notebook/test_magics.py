@@ -440,10 +440,13 @@ def test_a_wrong_queue_is_refused_in_a_line(shell, line, says):
     assert shell.user_ns["q"] is before
 
 
-def test_workers_are_started_and_shown(empty_shell, queue):
+def test_workers_are_started_and_counted(empty_shell, queue, capsys):
     empty_shell.user_ns["q"] = queue
-    assert len(empty_shell.run_line_magic("workers", "1")) == 1
-    assert len(empty_shell.run_line_magic("workers", "2")) == 2
+    for n in (1, 2):
+        empty_shell.run_line_magic("workers", str(n))
+        assert len(queue.workers()) == n
+    said = "1 local worker is running.\n2 local workers are running.\n"
+    assert capsys.readouterr().out == said
 
 
 def test_another_queue(empty_shell, server_url, queue_name, new_queue):
@@ -614,7 +617,7 @@ def test_in_a_kernel(jupyter_home, tmp_path):
         r"\n0 processes\n",
         outputs[0][0].text,
     )
-    assert outputs[1][0].data["text/plain"].count("worker ") == 1
+    assert outputs[1][0].text == "1 local worker is running.\n"
     assert "task 1" in outputs[2][0].data["text/plain"] or "42" in outputs[2][0].data["text/plain"]
     assert outputs[3][-1].data["text/plain"] == "(42, 42)"
     assert outputs[5][-1].data["text/plain"] == "[42, 43, 44]"
