@@ -75,9 +75,18 @@ PYTHONS := 3.12 3.13
 test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
 	$(foreach version,$(PYTHONS),.venv-$(version)/bin/python -m pytest tests -m "not browser" &&) true
 
-test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors and joblib's of backends with queues
+test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors and joblib's of backends, and jobs of other tools
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
 	$(BIN)/python -m tests.foreign.joblib_parallel
+	$(MAKE) .venv-tools/.ready
+	.venv-tools/bin/python -m pytest tests/foreign/tools.py
+
+# In an environment of its own, with what takes an executor or a pool.
+.venv-tools/.ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade --group dev --group tools -e .
+	@touch $@
 
 # The folders whose tests depend on what a server does; the others would just say the same again.
 SERVER_TESTS := tests/wire tests/worker tests/crash tests/fundamentals
