@@ -155,7 +155,7 @@ def show_queue(queue: TaskQueue) -> Any:
 def _follow(
     widget: JobWidget, draw: Callable[[], str], is_over: Callable[[], bool], pause: float
 ) -> JobWidget:
-    """Draw a widget again and again, until there is no more to see, or its cell runs again."""
+    """Draw a widget again and again, until nothing changes, or its cell runs again."""
 
     def follow() -> None:
         ended = False

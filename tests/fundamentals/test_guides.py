@@ -13,7 +13,7 @@ from nbstreamq.launch.server import stop_server
 from nbstreamq.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "guides").glob("*.md"))]
+PAGES = [DOCS / "tutorial.md", DOCS / "joblib.md", *sorted((DOCS / "guides").glob("*.md"))]
 #: A block of Python, and below it what it prints, if that is shown.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)
 #: What the script prints after each block.
