@@ -83,6 +83,7 @@ VALUES = {
     "umlauts": "ä" * 40,
     "too many umlauts": "ä" * 150,
     "auto": "auto",
+    "return": "return",
     "a number as text": "2",
     "-n": "-n",
     "--help": "--help",
@@ -100,7 +101,7 @@ VALUES = {
     "a URL of a page": "http://example.org",
 }
 
-NAMES = {"a name", "a text of NumPy", "an enum", "umlauts", "auto", "a number as text"}
+NAMES = {"a name", "a text of NumPy", "an enum", "umlauts", "auto", "return", "a number as text"}
 #: What is a text, and neither blank nor impossible to encode.
 TEXTS = {
     name
@@ -127,6 +128,7 @@ TAKES = {
     "a limit of memory or None": {"None", "2**31"} | SIZES,
     "a timeout": {"None", "2**31", "-1", "-0.5", "a negative int of NumPy"} | NUMBERS | SIZES,
     "a flag": {"True", "False", "a bool of NumPy"},
+    "raise or return": {"return"},
     "a flag or auto": {"True", "False", "a bool of NumPy", "auto"},
     "a flag or None": {"None", "True", "False", "a bool of NumPy"},
     "the name of a queue or None": NAMES | {"None", "@worker", "a:b"} | URLS,
@@ -291,6 +293,7 @@ ROWS = {
     "TaskFuture.result.timeout": ("a timeout", lambda c, v: c.future.result(v)),
     "TaskFuture.exception.timeout": ("a timeout", lambda c, v: c.future.exception(v)),
     "Job.result.timeout": ("a timeout", lambda c, v: c.job.result(v)),
+    "Job.result.errors": ("raise or return", lambda c, v: c.job.result(errors=v)),
     "Job.wait.timeout": ("a timeout", lambda c, v: c.job.wait(v)),
     "Job.as_completed.timeout": ("a timeout", lambda c, v: c.job.as_completed(v)),
     "Job.retry_failed.fn": ("a function or None", lambda c, v: c.retry(v)),

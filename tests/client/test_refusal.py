@@ -28,15 +28,17 @@ def canary(tmp_path):
     assert not path.exists()
 
 
-def test_forged_events_are_said_once_and_counted(queue, client, canary, wait_until):
+def test_forged_events_are_said_once_and_counted(queue, client, canary, wait_until, gate):
     session = queue._session
     key = session._store.keys.events(session.id)
-    queue.submit(abs, -1).result(20)
+    waiting = queue.submit(gate.hold)  # without calls, a client reads no events
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(5):
             client.xadd(key, {"event": b"x" * 16 + pickle.dumps(Evil(canary))})
         wait_until(lambda: queue.status().refused == {"event": 5}, describe="five refusals")
+        gate.open()
+        assert waiting.result(20) is None
         assert queue.submit(abs, -2).result(20) == 2
     (warning,) = [w for w in caught if "refused" in str(w.message)]
     assert "q.status()" in str(warning.message)

@@ -48,7 +48,7 @@ def test_a_task_s_whole_life_on_a_cluster(cluster_url, make_task, finish, wait_u
         store.cancel("s.1", parse_ranges("0:1"), parse_ranges("0:1"))
         store.await_control(b"0")
         wait_until(lambda: store.wire.wait(0), describe="the order")
-        assert len(store.controls(b"0")[1]) == 1
+        assert [order.kind for order in store.controls(b"0")[1]] == ["everywhere", "cancel"]
         store.put_function("d", b"f")
         assert store.get_function("d") == b"f"
         client.xadd(store.keys.lane("default"), {"no": "task"})

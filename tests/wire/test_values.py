@@ -116,7 +116,8 @@ class TestANewSecret:
             assert len(other.join(f"w{n}", {})) == n
             reader = other.clone()
             reader.await_control(b"0")
-            assert len(reader.controls(b"0")[1]) == n
+            orders = [order.kind for order in reader.controls(b"0")[1]]
+            assert orders == ["everywhere", "cancel"] * n
             reader.close()
             (event,) = read_events(other)[1]
             assert isinstance(event, Event) == bool(n)

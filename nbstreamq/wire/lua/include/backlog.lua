@@ -5,8 +5,7 @@
 
 -- Adds a chunk to a lane, as one of those that others follow.
 local function place(at, lane, fields)
-  local id = redis.pcall('XADD', lane, '*', unpack(fields))
-  if type(id) == 'string' then redis.call('HSET', at.placed, id, '') end
+  redis.call('HSET', at.placed, redis.call('XADD', lane, '*', unpack(fields)), '')
 end
 
 -- Returns how many chunks there is room for, if each worker is to have `n` of them.
@@ -31,7 +30,7 @@ local function advance(at, n)
   local chunks = n > 0 and redis.call('LPOP', at.backlog, n) or {}
   for _, chunk in ipairs(chunks) do
     local known, fields = pcall(cmsgpack.unpack, chunk)  -- others may have written anything
-    if known and type(fields) == 'table' and #fields == 8 then place(at, at.lane, fields) end
+    if known and type(fields) == 'table' and #fields == 8 then pcall(place, at, at.lane, fields) end
   end
   for _, key in ipairs({at.backlog, at.placed}) do redis.call('EXPIRE', key, 2592000) end
   if #chunks < n then redis.call('HDEL', at.backlogs, at.job) end
