@@ -80,9 +80,16 @@ def settle(control: str, workers: str, keys: Iterable[str], entries: list[Any]) 
 
 
 def top_up(
-    lane: str, backlog: str, placed: str, backlogs: str, workers: str, job: str, entry_id: bytes
+    lane: str,
+    backlog: str,
+    placed: str,
+    backlogs: str,
+    workers: str,
+    homes: Sequence[str],
+    job: str,
+    entry_id: bytes,
 ) -> Command:
-    return _run("top_up", (lane, backlog, placed, backlogs, workers), (job, entry_id))
+    return _run("top_up", (lane, backlog, placed, backlogs, workers, *homes), (job, entry_id))
 
 
 def retire_lane(lanes: str, stream: str, delayed: str, lane: str) -> Command:

@@ -32,7 +32,7 @@ from .keys import (
     session_of,
     tail_of,
 )
-from .messages import HEADER, VERSION, ControlMessage, Event, Fields, Task
+from .messages import HEADER, JOB, VERSION, ControlMessage, Event, Fields, Task
 from .records import (
     Chunk,
     DeadEntry,
@@ -540,6 +540,8 @@ class Store:
         is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
         if not is_trusted:
             self._wire.call(return_command(self.keys, lane, entry_id, fields))
+        elif len(fields) > JOB:  # It may be a chunk, signed with a secret that nobody accepts now.
+            self._leave(lane, fields[JOB].decode(errors="replace"), entry_id)
         return is_trusted
 
     def _cancelled(self, version: bytes) -> dict[str, ItemRanges]:
@@ -589,6 +591,8 @@ class Store:
                 if d.is_wanted and not is_over:
                     return
                 self._wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
+                if d.task.call in CHUNKED:
+                    self._leave(lane, d.task.job, d.entry_id)
             if not entries:
                 return
 
@@ -1041,20 +1045,32 @@ class Store:
         lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
         self._wire.call(wake, *lasting)
 
-    def top_up(self, lanes: Iterable[str]) -> None:
-        """Move chunks that wait in backlogs into `lanes`: there may be more workers than before."""
-        keys = self.keys
-        lanes = list(lanes)
-        found = (
-            self._wire.call(*(("HGETALL", keys.backlogs(lane)) for lane in lanes)) if lanes else []
-        )
-        commands = [
-            scripts.top_up(*chunk_keys(keys, job, lane), keys.workers, job, b"")
-            for lane, jobs in zip(lanes, found, strict=True)
-            for job in (name.decode(errors="replace") for name in mapping(jobs))
-        ]
-        if commands:
-            self._wire.call(*commands)
+    def top_up(self, lanes: Collection[str]) -> None:
+        """Move chunks that wait in backlogs into `lanes`, where there is room for them.
+
+        There may be more workers than before, or somebody else has deleted what they follow.
+        """
+        asked = [("HGETALL", self.keys.backlogs(lane)) for lane in lanes]
+        with suppress(ServerRefused):  # others may have spoilt these keys
+            found = zip(lanes, self._wire.call(*asked) if asked else (), strict=True)
+            jobs = [(lane, name) for lane, names in found for name in mapping(names)]
+            homes = self.home_lanes() if jobs else []
+            commands = [
+                self._top_up(lane, name.decode(errors="replace"), homes) for lane, name in jobs
+            ]
+            if commands:
+                self._wire.call(*commands)
+
+    def _top_up(self, lane: str, job: str, homes: Iterable[str], gone: bytes = b"") -> Command:
+        """Return the call of ``top_up.lua`` for a job, once the entry `gone` has left its lane."""
+        keys, base = self.keys, base_lane(lane)
+        parts = [keys.lane(home) for home in homes if base_lane(home) == base]
+        return scripts.top_up(*chunk_keys(keys, job, lane), keys.workers, parts, job, gone)
+
+    def _leave(self, lane: str, job: str, entry_id: bytes) -> None:
+        """Have the next chunk follow an entry that has left its lane, but was not settled."""
+        with suppress(ServerRefused):  # as above
+            self._wire.call(self._top_up(lane, job, self.home_lanes(), entry_id))
 
     # -- supervision ---------------------------------------------------------------------------
 
@@ -1273,11 +1289,10 @@ class Store:
 
     def refuse_copy(self, delivery: Delivery) -> None:
         """Move a copy of a task that has been run to the dead stream."""
-        keys, lane, job = self.keys, delivery.lane, delivery.task.job
-        self._refuse("task", keys.lane(lane), delivery.entry_id, SignatureError(REPLAYED))
-        if delivery.task.call in CHUNKED:  # the copy may have been settled instead of this
-            places = chunk_keys(keys, job, lane)
-            self._wire.call(scripts.top_up(*places, keys.workers, job, delivery.entry_id))
+        lane, task, entry_id = delivery.lane, delivery.task, delivery.entry_id
+        self._refuse("task", self.keys.lane(lane), entry_id, SignatureError(REPLAYED))
+        if task.call in CHUNKED:  # the copy may have been settled instead of this
+            self._leave(lane, task.job, entry_id)
 
     def _check_new(self, signature: bytes, *place: object) -> None:
         if self._replays.is_copy(signature, *place):

@@ -820,6 +820,7 @@ class Supervisor:
             logger.warning("the server's clock went back by %.0f s", step)
             self._store.hasten(step, self._store.known_lanes())
         self._store.forget_cancellations()
+        self._store.top_up(self._lanes)
         self._tell_trouble()
         if now > self._renewal_due:
             self._store.renew(self._lanes)

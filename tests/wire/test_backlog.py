@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 
-from nbstreamq.wire.item_ranges import ONE, split
+from nbstreamq.wire.item_ranges import EVERYTHING, ONE, split
 from nbstreamq.wire.keys import MONTH
 from nbstreamq.wire.messages import Event
 from nbstreamq.wire.records import Chunk
 from nbstreamq.wire.settlement import Requeue, Settlement
+from nbstreamq.wire.signing import Signer
 
 JOB = "s.1"
 #: Longer than what a worker is to have in its lane.
@@ -285,4 +286,54 @@ def test_a_message_that_was_settled_as_its_copy_leaves_no_place_taken(
     send(2)
     (delivery,) = take()
     store.refuse_copy(delivery)
+    assert numbers(take()) == [1]
+
+
+def test_what_somebody_else_deletes_from_a_lane_leaves_no_place_taken(
+    store, join, send, take, client
+):
+    join(2)
+    send(5)
+    client.xtrim(store.keys.lane("default"), maxlen=0)
+    store.top_up(["default"])
+    assert numbers(take()) == [2, 3]
+    store.top_up(["default"])  # They are in work.
+    assert take() == []
+
+
+def test_what_is_in_the_lane_of_a_home_keeps_its_place(store, join, send, take):
+    join(1)
+    send(2)
+    (delivery,) = take()
+    lane = "default@0f0f0f0f"
+    store.use_lanes([lane])
+    store.ensure_lanes([lane])
+    moved = Requeue(task=delivery.task, lane=lane)
+    store.settle([Settlement(delivery=delivery, successors=[moved])])
+    store.top_up(["default"])
+    assert take() == []
+
+
+def test_a_chunk_that_is_refused_leaves_no_place_taken(
+    store, join, send, take, make_task, queue_name
+):
+    join(1)
+    other = Signer("another secret", queue_name)
+    store.submit("s", 7, [("default", 0.0, make_task(9).encode(other), JOB)])
+    task = store.encode_task(make_task(1))
+    store.submit("s", 8, [("default", 0.0, task, JOB)])
+    assert take() == []
+    assert numbers(take()) == [1]
+
+
+def test_what_nobody_wants_in_the_lane_of_a_home_makes_room(store, join, send, take, client):
+    join(1)
+    send(2)
+    (delivery,) = take()
+    lane = "default@0f0f0f0f"
+    store.ensure_lanes([lane])
+    moved = Requeue(task=delivery.task, lane=lane)
+    store.settle([Settlement(delivery=delivery, successors=[moved])])
+    store.cancel("s", EVERYTHING, EVERYTHING)
+    store.drop_unwanted(lane)
     assert numbers(take()) == [1]

@@ -4,6 +4,7 @@
 -- KEYS[3] placed (hash)
 -- KEYS[4] backlogs (hash)
 -- KEYS[5] workers (hash)
+-- KEYS[6..] where else its chunks may be: the lanes of homes (streams)
 -- ARGV[1] job
 -- ARGV[2] id of an entry that has left the lane without being settled; '' for none
 -- Returns how many chunks there was room for
@@ -13,6 +14,10 @@ local at = {
   job = ARGV[1],
 }
 redis.call('HDEL', at.placed, ARGV[2])
+local n_there = redis.call('XLEN', at.lane)
+for k = 6, #KEYS do n_there = n_there + redis.call('XLEN', KEYS[k]) end
+-- Somebody else may have deleted chunks from a lane: no other chunk would ever follow them.
+if n_there == 0 then redis.call('DEL', at.placed) end
 local n = room(at, 1)
 advance(at, n)
 return n
