@@ -132,9 +132,9 @@ def do_what_clients_do(queue, gate):
     job.delete()
 
     def nest():
-        return queue.submit(abs, -4).result(20)
+        return sum(queue.map(abs, range(-100, 0), chunksize=1)), queue.status().trouble
 
-    assert queue.submit(nest).result(20) == 4
+    assert queue.submit(nest).result(20) == (5050, "")
 
 
 def do_what_follows_from_a_death(queue, gate):
