@@ -966,8 +966,11 @@ class Store:
     def has_tasks(self, lanes: Iterable[str]) -> bool:
         """Return whether anything waits, runs or is delayed in `lanes`."""
         keys = self.keys
-        asked = [(("XLEN", keys.lane(n)), ("ZCARD", keys.delayed(n))) for n in lanes]
-        return any(self._wire.call(*(command for pair in asked for command in pair)))
+        asked = [
+            (("XLEN", keys.lane(n)), ("ZCARD", keys.delayed(n)), ("HLEN", keys.backlogs(n)))
+            for n in lanes
+        ]
+        return any(self._wire.call(*(command for three in asked for command in three)))
 
     def ensure_lanes(self, lanes: Iterable[str]) -> None:
         """Create the lanes, and their consumer group, that do not exist."""

@@ -295,6 +295,7 @@ def test_what_somebody_else_deletes_from_a_lane_leaves_no_place_taken(
     join(2)
     send(5)
     client.xtrim(store.keys.lane("default"), maxlen=0)
+    assert store.has_tasks(["default"])
     store.top_up(["default"])
     assert numbers(take()) == [2, 3]
     store.top_up(["default"])  # They are in work.
