@@ -463,8 +463,10 @@ class JobTable(Outstanding):
     def when_over(self, callback: Callable[[], object]) -> None:
         """Call `callback` when all items are over; at once if they are."""
         with self._lock:
-            self._over_callbacks += (callback,)
-        self._tell()
+            if not self.is_over:
+                self._over_callbacks += (callback,)
+                return
+        _call(callback)  # Here: another thread that tells of the end might call it later.
 
     def release(self, item: int) -> Any:
         """Return the value of an item and forget it."""
@@ -678,11 +680,7 @@ class JobTable(Outstanding):
                 self.wake()
         finally:
             for callback in callbacks:
-                try:
-                    callback()
-                except Exception as error:  # noqa: BLE001 - of a user
-                    text = trace_of(error)
-                    logger.error("exception calling callback %r\n%s", callback, text)  # noqa: TRY400
+                _call(callback)
 
     _ACTIONS: ClassVar[dict[str, Callable[[Any, Event], None]]] = {
         "cancelled": _cancelled,
@@ -697,3 +695,11 @@ class JobTable(Outstanding):
         "started": _started,
         "wanted": lambda _self, _event: None,  # in a job's history; by then it was dealt with
     }
+
+
+def _call(callback: Callable[[], object]) -> None:
+    """Call what somebody wants called at the end of a job; log its error."""
+    try:
+        callback()
+    except Exception as error:  # noqa: BLE001 - of a user
+        logger.error("exception calling callback %r\n%s", callback, trace_of(error))  # noqa: TRY400

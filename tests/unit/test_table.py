@@ -303,6 +303,35 @@ class TestPayloads:
         assert "can't be shown" in table.payload(0).describe(0, "task")
 
 
+class BusyLock:
+    """A lock; each time somebody lets go of it, ``meanwhile`` may happen in another thread."""
+
+    def __init__(self):
+        self._lock = threading.RLock()
+        self.meanwhile = []
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *_error):
+        self._lock.release()
+        if self.meanwhile:
+            self.meanwhile.pop()()
+
+
+def test_a_callback_is_called_at_once_though_another_thread_tells_of_the_end():
+    lock, called = BusyLock(), []
+    table = JobTable("job.1", "task", abs, "default", lock)
+    telling, goes_on = threading.Event(), threading.Event()
+    table.wake = lambda: (telling.set(), goes_on.wait(10))
+    thread = threading.Thread(target=table.stop_growing)
+    lock.meanwhile.append(lambda: (thread.start(), telling.wait(10)))
+    table.when_over(lambda: called.append(1))
+    assert called == [1]
+    goes_on.set()
+    thread.join()
+
+
 def test_release_forgets_the_value():
     table = table_of(2)
     table.apply(finished({0: "a", 1: "b"}))
