@@ -510,7 +510,11 @@ class TaskWorker:
     # -- faults, and connections that were lost --------------------------------------------------
 
     def _until_reachable(self, step: Callable[[], None]) -> None:
-        """Do `step`; repeat it while the server can't be reached."""
+        """Do `step`; repeat it while the server can't be reached.
+
+        The first time at once: perhaps only our connection was lost, and calls wait for us.
+        """
+        last = float("-inf")
         while True:
             try:
                 if self._lost:
@@ -522,7 +526,9 @@ class TaskWorker:
                 self._lost = True
             except ServerUnreachable:
                 self._lost = True
-                time.sleep(RECONNECT)
+                if time.monotonic() < last + RECONNECT:
+                    time.sleep(RECONNECT)
+                last = time.monotonic()
 
     def _recover(self, store: Store) -> None:
         """Take tasks that a lost reply contained: they are ours, and nobody else runs them."""

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from nbstreamq.errors import ServerUnreachable
+from nbstreamq.wire.connection import RECONNECT
 from nbstreamq.wire.messages import Task
 from nbstreamq.wire.settlement import Delivery, Settlement
 from nbstreamq.worker import loop as module
@@ -171,6 +173,23 @@ def test_of_a_batch_that_takes_too_long_it_keeps_the_next(worker, lane):
     assert sorted(order) == list(range(100))
     assert order[:22] == list(range(22))
     assert order[22] > 22, "the others are given back"
+
+
+@pytest.mark.parametrize(("n_failures", "n_pauses"), [(1, 0), (3, 2)])
+def test_only_a_server_that_stays_away_is_paused_for(worker, lane, n_failures, n_pauses):
+    undisturbed, left, began = lane.take, [None] * n_failures, lane.clock.now
+
+    def take(*args, **options):
+        if left:
+            left.pop()
+            raise ServerUnreachable("cut")
+        return undisturbed(*args, **options)
+
+    lane.take = take
+    lane.add(call(0))
+    worker._until_reachable(worker._round)
+    assert worker.execution.order == [0]
+    assert lane.clock.now == pytest.approx(began + n_pauses * RECONNECT)
 
 
 @pytest.mark.parametrize("where", ["collect_unattributed_output", "take"])
