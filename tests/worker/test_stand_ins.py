@@ -2,6 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +12,8 @@ import pytest
 
 from nbstreamq import NestedTooDeep
 from nbstreamq.worker.limits import MOST_STAND_INS
+from nbstreamq.worker.supervisor import STAND_IN_TIME
+from tests.real_workers import node_command
 
 
 def in_asyncio(queue, fn, *args):
@@ -86,3 +91,43 @@ def test_too_deep_ends_with_an_error(one_worker):
     with pytest.raises(NestedTooDeep, match=f"At most {MOST_STAND_INS} more workers"):
         future.result(120)
     assert queue.submit(abs, -1).result(60) == 1
+
+
+@pytest.fixture
+def other_worker(one_worker, server_url, queue_name, wait_until):
+    """A second supervisor with one worker; both workers are there."""
+    command = [sys.executable, *node_command(server_url, queue_name)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            assert one_worker.submit(abs, -1).result(20) == 1
+            wait_until(lambda: len(one_worker.workers()) == 2, 20, "the other worker")
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def test_as_long_as_another_supervisor_may_help_no_task_fails(
+    one_worker, other_worker, gate, wait_until
+):
+    queue = one_worker
+
+    def hold():
+        where = "other" if os.getppid() == other_worker else "own"
+        gate(f"in {where}").open()
+        gate(f"go {where}").wait(60)
+
+    for _ in range(2):
+        queue.submit(hold)
+    for where in ("own", "other"):
+        wait_until(gate(f"in {where}").is_open, 20, "a task in each worker")
+    gate("go own").open()
+
+    def count(n):
+        return 1 + in_asyncio(queue, count, n - 1) if n else 0
+
+    future = queue.submit(count, MOST_STAND_INS + 1)
+    wait_until(lambda: len(queue.workers()) == MOST_STAND_INS + 2, 60, "all stand-ins")
+    with pytest.raises(TimeoutError):
+        future.result(2.5 * STAND_IN_TIME)
+    gate("go other").open()
+    assert future.result(60) == MOST_STAND_INS + 1
