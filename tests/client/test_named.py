@@ -583,6 +583,20 @@ class TestKept:
                 assert client.ttl(key) == -1
         job.delete()
 
+    def test_a_kept_one_stays_so_while_it_grows(self, queue, server_url):
+        def inputs():
+            yield 1
+            queue.attach("j").keep()
+            yield 2
+
+        job = queue.map(abs, inputs(), name="j", chunksize=1)
+        assert job.result(20) == [1, 2]
+        with open_client(server_url) as client:
+            keys = Keys(queue.name)
+            for key in (keys.job(job.id), keys.inputs(job.id), keys.events(job.id)):
+                assert client.ttl(key) == -1
+        job.delete()
+
     def test_one_that_expired_is_made_anew(self, queue, square, runs, server_url):
         job = queue.map(square, range(3), name="j")
         job.wait(20)

@@ -27,8 +27,10 @@ if redis.call('HGET', KEYS[1], 'n') ~= ARGV[1] then
 end
 redis.call('HSET', KEYS[1], 'n', ARGV[1] + ARGV[2], ARGV[1], ARGV[3])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[4])
-redis.call('EXPIRE', KEYS[1], ARGV[6])
-redis.call('EXPIRE', KEYS[2], ARGV[6])
+if redis.call('PTTL', KEYS[1]) > 0 then  -- else it is kept for ever
+  redis.call('EXPIRE', KEYS[1], ARGV[6])
+  redis.call('EXPIRE', KEYS[2], ARGV[6])
+end
 if tonumber(ARGV[5]) > 0 then
   local time = redis.call('TIME')
   local at = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[5]
