@@ -1,6 +1,7 @@
 -- Forgets a named job; what of it is in a lane should be cancelled first.
 -- KEYS[1] jobs (hash)
--- KEYS[2..] what there is of the job: job (hash), inputs (hash), events (stream), settled (hash)
+-- KEYS[2..] what there is of the job: job (hash), inputs (hash), events (stream), settled (hash),
+--   backlog (list), placed (hash)
 -- ARGV[1] name
 -- ARGV[2] job
 -- Returns 1, or 0 if it was gone

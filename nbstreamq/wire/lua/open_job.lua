@@ -3,7 +3,7 @@
 -- KEYS[2] job (hash)
 -- KEYS[3] events (stream)
 -- KEYS[4..] what there is of the owner: job (hash), inputs (hash), events (stream),
---   settled (hash)
+--   settled (hash), backlog (list), placed (hash)
 -- ARGV[1] name
 -- ARGV[2] owner that may lose the name, a job's id; '' for none
 -- ARGV[3] job
