@@ -67,10 +67,13 @@ class Turns:
         words, parked = self._words, [*self._parked()]
         while parked and (last := max(parked)):
             place = parked.index(last)
-            words[_HOLDER], words[_RUNS], self._times[_PARKED + place] = place + 1, 0, 0.0
-            with suppress(OSError):  # It may have just died, or a task may have changed the user.
-                os.kill(words[_PIDS + place], WAKE)
-                return
+            words[_HOLDER], words[_RUNS] = place + 1, 0
+            # Else it has gone on by itself, and may run a long task before it sees this.
+            if self._times[_PARKED + place]:
+                self._times[_PARKED + place] = 0.0
+                with suppress(OSError):  # It may have just died, or changed its user in a task.
+                    os.kill(words[_PIDS + place], WAKE)
+                    return
             parked[place] = words[_HOLDER] = 0
 
 

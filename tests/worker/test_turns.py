@@ -41,6 +41,17 @@ def test_who_was_parked_last_gets_it(turns):
         assert (a.take(), b.take(), c.take()) == (False, False, True)
 
 
+def test_one_that_has_just_gone_on_by_itself_does_not_get_it(turns, monkeypatch):
+    (a, b, c), _ = turns
+    assert a.take()
+    with b.parked():
+        with c.parked():
+            seen = a._parked()
+        monkeypatch.setattr(a, "_parked", lambda: seen)
+        a.pass_on()
+        assert (c.take(), b.take()) == (False, True)
+
+
 def test_without_anybody_parked_it_is_free(turns):
     (a, b, _), _ = turns
     assert a.take()
