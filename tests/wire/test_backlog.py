@@ -302,6 +302,17 @@ def test_what_somebody_else_deletes_from_a_lane_leaves_no_place_taken(
     assert take() == []
 
 
+def test_what_waits_lives_as_long_as_there_are_supervisors(store, join, send, client):
+    join(1)
+    send(2)
+    keys = store.keys
+    places = keys.backlog(JOB), keys.placed(JOB), keys.backlogs("default")
+    for key in places:
+        client.expire(key, 100)
+    store.top_up(["default"])
+    assert all(client.ttl(key) > 100 for key in places)
+
+
 def test_what_is_in_the_lane_of_a_home_keeps_its_place(store, join, send, take):
     join(1)
     send(2)

@@ -20,4 +20,5 @@ for k = 6, #KEYS do n_there = n_there + redis.call('XLEN', KEYS[k]) end
 if n_there == 0 then redis.call('DEL', at.placed) end
 local n = room(at, 1)
 advance(at, n)
+redis.call('EXPIRE', at.backlogs, 2592000)
 return n
