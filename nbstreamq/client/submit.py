@@ -49,6 +49,8 @@ DOUBLE_AFTER = 6
 MAX_ITEMS, MAX_BYTES = 10_000, 2**18
 #: Seconds that an item may wait for others to fill its chunk, where the items come slowly.
 MAX_WAIT = 0.02
+#: Iterators whose items never come slowly.
+_PROMPT: tuple[type, ...] = (type(iter([])), type(iter(())), type(iter(range(0))))
 
 
 class Pace:
@@ -118,7 +120,7 @@ class Pace:
 def chunks(items: Iterable[Any], pace: Pace) -> Iterator[list[Any]]:
     """Yield lists of successive items, of the size that `pace` says at each time."""
     iterator = iter(items)
-    if isinstance(items, list | tuple | range):
+    if isinstance(iterator, _PROMPT):
         while chunk := list(islice(iterator, pace.size)):
             yield chunk
         return
