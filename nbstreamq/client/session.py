@@ -672,6 +672,8 @@ class Session:
         """
         home, lane = home_of(what.job), what.lane
         ours = [about for about in workers.values() if accepts(about, home)]
+        if not ours and self.workers.are_starting and home in self.homes:
+            return ""
         if not ours and isinstance(what, JobTable) and what.title:
             return self._no_worker_left(what.title, what.job, what.about)
         if not ours:

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import subprocess
 import threading
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds in which a new supervisor must open its control socket.
 START_TIMEOUT = 20.0
+#: Seconds in which new workers join, on a machine that is busy. Longer tells later that none come.
+STARTING = 5.0
 #: Seconds in which a supervisor must stop its workers.
 STOP_TIMEOUT = 10.0
 #: Seconds in which a supervisor may die, or fail to start, `MAX_RESTARTS` times. Then it is started
@@ -97,9 +100,15 @@ class LocalWorkers:
         self._closing = Event()
         self._watcher: threading.Thread | None = None
         self.n_workers = 0
+        self._asked_at = -math.inf
         self._trouble = ""
         #: Whether the supervisor has died, and will soon be there again.
         self.is_restarting = False
+
+    @property
+    def are_starting(self) -> bool:
+        """Whether they were asked for a moment ago: they may not have joined yet."""
+        return self.n_workers > 0 and time.monotonic() < self._asked_at + STARTING
 
     @property
     def trouble(self) -> str:
@@ -143,7 +152,7 @@ class LocalWorkers:
             The supervisor did not start; the message quotes its log.
         """
         with self._lock:
-            self.n_workers = n_workers
+            self.n_workers, self._asked_at = n_workers, time.monotonic()
             answer = self._ask()
             if self._watcher is None:
                 self._watcher = threading.Thread(

@@ -128,6 +128,11 @@ def test_a_job_without_workers_says_what_to_do(new_queue):
     assert "Nothing can run" in job_html(picture)
 
 
+def test_workers_that_are_starting_are_no_obstacle(new_queue):
+    queue = new_queue(workers=1)
+    assert JobView(queue.map(abs, [1])).picture().obstacle == ""
+
+
 def test_drawing_a_large_job_takes_no_time(new_queue):
     job = new_queue(workers=0).map(abs, range(100_000))
     view = JobView(job)
