@@ -116,6 +116,8 @@ def catch_up(*_: object) -> None:
     """
     for live in [live for views in list(_views.values()) for live in views]:
         live.catch_up()
+    while _calls_of_cell:
+        _calls_of_cell.pop().draw()
 
 
 class LiveJob:
@@ -370,10 +372,22 @@ def show_wait(session: Session, what: Outstanding) -> Display | None:
     # A thread that a user started has no cell; one that asyncio started has that of its caller.
     if threading.current_thread() is threading.main_thread() or len(contextvars.copy_context()):
         if isinstance(what, CallFuture):
-            return ShownCalls(CallsView(session, what))
+            return _shown_calls(session, what)
         if isinstance(what, JobTable) and not _is_followed(what):
             show_job(Job(session, what))
     return None
+
+
+#: What the cell that runs shows of single calls.
+_calls_of_cell: list[ShownCalls] = []
+
+
+def _shown_calls(session: Session, call: CallFuture[Any]) -> ShownCalls:
+    for shown in _calls_of_cell:
+        if shown.view.shows(call):
+            return shown
+    _calls_of_cell.append(ShownCalls(CallsView(session, call)))
+    return _calls_of_cell[-1]
 
 
 def _is_followed(table: JobTable) -> bool:
@@ -388,13 +402,14 @@ class ShownCalls(Display):
     """The progress of single calls in a notebook."""
 
     def __init__(self, view: CallsView) -> None:
-        self._view = view
-        self._html = job_html(view.picture())
+        self.view = view
+        data = _data(view.picture())
+        self._html = data["text/html"]
         self._handle = Output()
-        self._handle.display(_data(view.picture()))
+        self._handle.display(data)
 
     def draw(self) -> None:
-        data = _data(self._view.picture())
+        data = _data(self.view.picture())
         if data["text/html"] != self._html:
             self._html = data["text/html"]
             self._handle.update(data)

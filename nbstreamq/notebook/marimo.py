@@ -15,23 +15,27 @@ from typing import Any
 
 import marimo
 from marimo._runtime.cell_lifecycle_item import CellLifecycleItem
+from marimo._runtime.cell_output_list import CellOutputList
 from marimo._runtime.context import RuntimeContext, safe_get_context
 
 from ..client import queue
 from ..client.future import TaskFuture
 from ..client.job import Job
+from ..client.progress import Display, show_waits
 from ..client.queue import TaskQueue
-from ..client.session import drop_calls_at_exit
+from ..client.session import Session, drop_calls_at_exit
+from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
 from .html import HTML_OF, future_html, job_html
 from .live import FRAME, MAX_DRAWING, REFRESH, JobWidget, LiveQueue
-from .view import JobView
+from .view import CallsView, JobView, view_of_wait
 
 
 def adapt() -> None:
     """Have marimo show jobs and queues live, and cancel a cell's calls when it runs again."""
     drop_calls_at_exit()
     queue.on_new = _of_this_cell
+    show_waits(show_wait)
     for kind, html in HTML_OF.items():
         _show(kind, _table_of(html))
     _show(Job, show_job)
@@ -101,6 +105,7 @@ def show_job(job: Job[Any]) -> Any:
 
 def _follow_job(job: Job[Any], widget: JobWidget) -> JobWidget:
     view = JobView(job)
+    _followed.add(job._table)
     job._table.show = lambda *_: None  # the view shows what the items print
 
     def draw() -> str:
@@ -109,6 +114,10 @@ def _follow_job(job: Job[Any], widget: JobWidget) -> JobWidget:
         return job_html(picture, keeps_buttons=widget.can_retry)
 
     return _follow(widget, draw, job.done, FRAME)
+
+
+#: What live views show already.
+_followed: weakref.WeakSet[JobTable] = weakref.WeakSet()
 
 
 def _obey(job: Job[Any], widget: JobWidget, message: Any) -> None:
@@ -171,6 +180,41 @@ def _follow(
 
     marimo.Thread(target=follow, name="nbstreamq-view", daemon=True).start()
     return widget
+
+
+# -- a wait --------------------------------------------------------------------------------------
+
+
+def show_wait(session: Session, what: Outstanding) -> Display | None:
+    """Show what a cell waits for in its output, unless it is displayed already."""
+    global _last_wait  # noqa: PLW0603 - if another session waits too, a cell shows a wait twice
+    context = safe_get_context()
+    cell = None if context is None else context.execution_context
+    if cell is None or what in _followed:
+        return None
+    shown = _last_wait
+    if shown is None or shown.output is not cell.output or not shown.view.shows(what):
+        _last_wait = shown = ShownWait(view_of_wait(session, what), cell.output)
+    return shown
+
+
+class ShownWait(Display):
+    """The progress of a wait, as a part of the output of the cell that waits."""
+
+    def __init__(self, view: JobView | CallsView, output: CellOutputList) -> None:
+        self.view, self.output = view, output
+        self._at = len(output)
+
+    def draw(self) -> None:
+        html = marimo.Html(job_html(self.view.picture()))
+        marimo.output.replace_at_index(html, self._at)
+
+    def end(self) -> None:
+        self.draw()
+
+
+#: An iteration waits again and again, and shows it in one place.
+_last_wait: ShownWait | None = None
 
 
 def _is_saved() -> bool:

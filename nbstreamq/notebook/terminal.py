@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 BAR_WIDTH, LINE_WIDTH, NAME_WIDTH = 30, 120, 20
 _ERASE = "\r\x1b[2K"
 _one_at_a_time = threading.Lock()
-#: What was shown last, if it is not over, and its view: an iteration waits again and again.
-_last: tuple[Outstanding, JobView | CallsView] | None = None
+#: The view of the last wait, if it is not over: an iteration waits again and again.
+_last: JobView | CallsView | None = None
 
 
 def job_text(picture: JobPicture) -> str:
     """Return a bar, the numbers and the first errors of a job, coloured for terminals."""
     from rich.text import Text
 
-    lines: list[Any] = [_line(picture)]
+    lines: list[Any] = [_line(picture, LINE_WIDTH)]
     if picture.obstacle:
         lines.append(Text(f"Nothing can run: {picture.obstacle}", style="yellow"))
     lines += [Text(f"✗ item {e.item}: {e.summary}", style="red") for e in picture.errors]
@@ -38,19 +38,23 @@ def job_text(picture: JobPicture) -> str:
 
 def line_text(picture: JobPicture, width: int) -> str:
     """Return a bar and the numbers of a job in one line of `width` characters at most."""
-    return _rendered([_line(picture)], width)
+    return _rendered([_line(picture, width)], width)
 
 
-def _line(picture: JobPicture) -> Any:
+def _line(picture: JobPicture, width: int) -> Any:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    name, words = Text(picture.name, style="bold"), Text(describe(picture))
+    room = width - BAR_WIDTH - 2  # for the name and the words
+    name.truncate(max(NAME_WIDTH, room - len(words)), overflow="ellipsis")
+    words.truncate(max(1, room - len(name)), overflow="ellipsis")
     line = Table.grid(padding=(0, 1))
-    for least in (min(len(picture.name), NAME_WIDTH), BAR_WIDTH, 1):
-        line.add_column(no_wrap=True, overflow="ellipsis", min_width=least)
+    for _ in range(3):
+        line.add_column(no_wrap=True)
     bar = ProgressBar(total=max(1, picture.n), completed=picture.n_over, width=BAR_WIDTH)
-    line.add_row(Text(picture.name, style="bold"), bar, Text(describe(picture)))
+    line.add_row(name, bar, words)
     return line
 
 
@@ -69,20 +73,20 @@ def show_in_terminal(session: Session, what: Outstanding) -> Display | None:
     """Begin a line that shows how far something is, if standard error is a terminal."""
     is_terminal = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
     if is_terminal and _one_at_a_time.acquire(blocking=False):
-        return ProgressLine(what, _view_of(session, what))
+        return ProgressLine(_view_of(session, what))
     return None
 
 
 def _view_of(session: Session, what: Outstanding) -> JobView | CallsView:
     global _last  # noqa: PLW0603 - there is one terminal
-    if _last is None or _last[0] is not what:
-        _last = what, view_of_wait(session, what)
-    return _last[1]
+    if _last is None or not _last.shows(what):
+        _last = view_of_wait(session, what)
+    return _last
 
 
-def _forget(what: Outstanding) -> None:
+def _forget_if_over(view: JobView | CallsView) -> None:
     global _last  # noqa: PLW0603 - there is one terminal
-    if what.is_over:
+    if view.is_over:
         _last = None
 
 
@@ -93,8 +97,8 @@ def _is_terminal(stream: TextIO | None) -> bool:
 class ProgressLine(Display):
     """The last line of the terminal, below all that is printed meanwhile."""
 
-    def __init__(self, what: Outstanding, view: JobView | CallsView) -> None:
-        self._what, self._view = what, view
+    def __init__(self, view: JobView | CallsView) -> None:
+        self._view = view
         self._terminal = sys.stderr
         self._lock = threading.RLock()
         self._is_drawn = False
@@ -121,7 +125,7 @@ class ProgressLine(Display):
                 setattr(sys, name, above.stream)
         with self._lock:
             self._erase()
-        _forget(self._what)
+        _forget_if_over(self._view)
         _one_at_a_time.release()
 
     def print_above(self, stream: TextIO, text: str) -> int:

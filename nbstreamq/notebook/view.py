@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections import deque
@@ -353,6 +354,15 @@ class JobView:
         self._workers: dict[str, dict[str, Any]] = {}
         self._obstacle = ""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no item is left."""
+        return self._job.done()
+
+    def shows(self, what: Outstanding) -> bool:
+        """Return whether `what` is the job."""
+        return self._job._table is what
+
     def picture(self) -> JobPicture:
         """Return what there is to show now; asks the server once a second."""
         job, now = self._job, self._clock()
@@ -438,17 +448,29 @@ class CallsView:
         self._session = session
         self._call = call
         self._calls = [found for _, found in sorted(call.group.open.items())] or [call]
+        for one in self._calls:
+            if one.progress_after != math.inf:
+                one.progress_after = 0.0  # they are shown, so a wait for them shows it at once
         self._begun = time.time()
         self._surveyed = 0.0
         self._workers: dict[str, dict[str, Any]] = {}
         self._obstacle = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no call is left."""
+        return all(one.is_over for one in self._calls)
+
+    def shows(self, what: Outstanding) -> bool:
+        """Return whether `what` is one of the calls."""
+        return what in self._calls
 
     def picture(self) -> JobPicture:
         """Return what there is to show now; asks the server once a second."""
         now, call = time.time(), self._call
         states = [one.state(0) for one in self._calls]
         counts = {str(state): states.count(state) for state in State}
-        is_over = all(one.is_over for one in self._calls)
+        is_over = self.is_over
         if not is_over and now - self._surveyed >= SURVEY:
             self._surveyed = now
             self._workers, self._obstacle = self._session.survey(call)

@@ -111,6 +111,16 @@ def _(q):
     return
 
 
+@app.cell
+def _(q, time):
+    def pause(seconds):
+        time.sleep(seconds)
+
+    for _ in q.map(pause, [0.8] * 4, chunksize=1):
+        pass
+    return
+
+
 if __name__ == "__main__":
     app.run()
 """
@@ -218,3 +228,4 @@ def test_an_exported_notebook_holds_the_finished_pictures(folder):
     assert "marimo-anywidget" not in page
     assert "3 workers" in page  # of the queue
     assert "sweep" in page
+    assert page.count("4 of 4 done") == 1  # what a cell waited for

@@ -13,6 +13,12 @@ import pexpect
 import pytest
 from nbclient import NotebookClient
 
+from nbstreamq.notebook.terminal import line_text
+from nbstreamq.notebook.view import JobView
+from tests.real_workers import new_queue, queue
+
+__all__ = ["new_queue", "queue"]
+
 ROOT = Path(__file__).parents[2]
 BEGIN = """\
 import sys, time
@@ -100,6 +106,17 @@ def test_where_it_is_switched_off(write_script, monkeypatch):
     assert on_terminal(write_script("q.submit(time.sleep, 2).result()")) == ""
 
 
+def test_a_line_that_is_too_long_keeps_its_name_and_ends_with_an_ellipsis(queue):
+    def f(x):
+        return x
+
+    job = queue.map(f, range(20_000))
+    job.wait(30)
+    line = ANSI.sub("", line_text(JobView(job).picture(), 50))
+    assert len(line) == 50
+    assert re.fullmatch(r"f ━+ 20,000 of.*…", line)
+
+
 def test_nothing_is_written_where_there_is_no_terminal(write_script):
     done = subprocess.run(
         write_script("q.submit(time.sleep, 2).result()"),
@@ -115,6 +132,7 @@ CELLS = [
     "job = q.map(time.sleep, [0.4] * 8, chunksize=1)\njob",
     "job.result()\n'not twice'",
     "q.options(progress=False).map(time.sleep, [1.5]).wait()",
+    "calls = [q.submit(time.sleep, s) for s in (1.5, 1.5, 3, 3)]\n[c.result() for c in calls]\n4",
     "q.submit(time.sleep, 1.5)\nq.shutdown()",
 ]
 
@@ -128,13 +146,15 @@ def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
         [re.sub("<[^>]*>", "", o.data.get("text/html", o.data["text/plain"])) for o in c.outputs]
         for c in notebook.cells
     ]
-    called, (iterated,), (displayed,), not_twice, switched_off, (ended,) = shown[1:]
+    called, (iterated,), (displayed,), not_twice, switched_off, calls, (ended,) = shown[1:]
     assert "1 of 1 done" in called[0]
     assert called[1:] == ["'waited'"]
     assert "8 of 8 done" in iterated
     assert "8 of 8 done" in displayed
     assert not_twice == ["'not twice'"]
     assert switched_off == []
+    assert len(calls) == 2  # one view of all, and the value
+    assert "4 of 4 done" in calls[0]
     assert "1 of 1 done" in ended
 
 
