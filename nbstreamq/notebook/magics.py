@@ -146,9 +146,7 @@ class NbstreamqMagics(Magics):
             queue = TaskQueue(args.name, args.url)
         previous = self._variables.get("q")
         self._bind("q", queue)
-        if isinstance(previous, NotebookQueue) and not previous.is_open:
-            return queue
-        if isinstance(previous, TaskQueue):
+        if isinstance(previous, TaskQueue) and not isinstance(previous, NotebookQueue):
             previous.shutdown(wait=False)
         return queue
 

@@ -14,7 +14,7 @@ from .html import plural
 
 
 class NotebookQueue(TaskQueue):
-    """The queue of this notebook. Its first use opens it, and starts a server if it needs one."""
+    """The queue of a notebook until it is used: then it opens, and is a plain `TaskQueue`."""
 
     def __init__(self) -> None:
         self._opening = threading.Lock()
@@ -24,17 +24,17 @@ class NotebookQueue(TaskQueue):
 
     def __getattr__(self, name: str) -> Any:
         # What the constructor of `TaskQueue` sets, and nothing has set yet.
-        if name not in ("_session", "_embedded", "_open_other", "_options"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name not in ("_session", "_embedded", "_open_other", "_options", "_progress_after"):
+            raise AttributeError(f"{TaskQueue.__name__!r} object has no attribute {name!r}")
         with self._opening:
-            if name not in vars(self):
+            if isinstance(self, NotebookQueue):  # no other thread has opened it
                 super().__init__()
+                self.__class__ = TaskQueue  # type: ignore[assignment]
         return vars(self)[name]
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it has been used."""
-        return "_session" in vars(self)
+    def __dir__(self) -> list[str]:
+        # Tab shows what users use.
+        return dir(TaskQueue)
 
     def introduce(self) -> str:
         """Return in one line what it is."""
@@ -42,3 +42,7 @@ class NotebookQueue(TaskQueue):
             return f"`q` is the queue {self.name!r} at {self._url}. q.map(f, inputs) calls f there."
         workers = plural(n_cores(), "local worker")
         return f"`q` is the queue {self.name!r}. q.map(f, inputs) calls f on {workers}."
+
+
+#: For `q?`.
+NotebookQueue.__doc__ = TaskQueue.__doc__

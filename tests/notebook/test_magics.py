@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nbstreamq import Job, NotPicklable, TaskFuture, load_ipython_extension
+from nbstreamq import Job, NotPicklable, TaskFuture, TaskQueue, load_ipython_extension
 from tests.real_workers import gate, new_queue, queue, shared_queue
 
 IPython = pytest.importorskip("IPython")
@@ -477,9 +477,12 @@ def test_the_queue_of_the_extension_is_opened_once(empty_shell, server_url, monk
     monkeypatch.setenv("NBSTREAMQ_URL", server_url)
     load_ipython_extension(empty_shell)
     queue = empty_shell.user_ns["q"]
-    assert not queue.is_open
+    assert "_session" not in vars(queue)
     with queue.options(retries=1) as careful:
         assert careful._session is queue._session
+    # I expect it to be what the documents and errors call it
+    assert type(queue) is type(careful) is TaskQueue
+    assert {"introduce"}.isdisjoint(dir(queue))
 
 
 def test_something_else_is_called_q(empty_shell):
