@@ -11,8 +11,8 @@ key                       type               lifetime  holds
                                                        ``<lane>@<home>``, once others met them
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
-``backlog:<job>``         list               30 days   chunks of a map that follow those in its lane
-``placed:<job>``          hash               30 days   ids of those of its chunks that are in a lane
+``backlog:<lane>:<job>``  list               30 days   chunks of a map behind those in the lane
+``placed:<lane>:<job>``   hash               30 days   ids of its chunks that are in the lane
 ``backlogs:<lane>``       hash               30 days   jobs that have a backlog there
 ``lanes``                 hash               30 days   rare lanes that were submitted to, and lanes
                                                        of homes that hold anything

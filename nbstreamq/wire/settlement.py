@@ -180,7 +180,8 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
 def chunk_keys(keys: Keys, job: str, lane: str) -> tuple[str, str, str, str]:
     """Return where chunks of a job wait: its lane, its backlog, and what is known of both."""
     base = base_lane(lane)  # what is in a lane of a home came from there
-    return keys.lane(base), keys.backlog(job), keys.placed(job), keys.backlogs(base)
+    there = f"{base}:{job}"  # A named job may go on in another lane.
+    return keys.lane(base), keys.backlog(there), keys.placed(there), keys.backlogs(base)
 
 
 def _n_ahead(settlement: Settlement) -> int:

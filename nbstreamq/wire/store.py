@@ -838,7 +838,8 @@ class Store:
     def _keys_of(self, job: str) -> tuple[str, ...]:
         keys = self.keys
         known = keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
-        return *known, keys.backlog(job), keys.placed(job)
+        # Workers drop what waits in lanes of people's own.
+        return *known, *(key for lane in LANES for key in chunk_keys(keys, job, lane)[1:3])
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
@@ -938,7 +939,8 @@ class Store:
         n, delayed, jobs = self._wire.call(
             ("XLEN", key), ("ZCARD", self.keys.delayed(lane)), ("HGETALL", self.keys.backlogs(lane))
         )
-        backlogs = [self.keys.backlog(name.decode(errors="replace")) for name in mapping(jobs)]
+        names = (name.decode(errors="replace") for name in mapping(jobs))
+        backlogs = [chunk_keys(self.keys, name, lane)[1] for name in names]
         kept = sum(self._wire.call(*(("LLEN", key) for key in backlogs))) if backlogs else 0
         # Not counted at the same moment: some may have been done in between.
         counts = {"waiting": max(0, n - running) + kept, "running": running, "delayed": delayed}

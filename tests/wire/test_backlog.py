@@ -58,7 +58,7 @@ def numbers(deliveries):
 
 
 def n_kept(client, store, job=JOB):
-    return client.llen(store.keys.backlog(job))
+    return client.llen(store.keys.backlog(f"default:{job}"))
 
 
 @pytest.mark.parametrize("n_workers", [0, 1, 3])
@@ -226,6 +226,20 @@ def test_a_named_job_goes_on_without_its_client(store, join, take, make_task, af
     assert found == [[0], [1], [2]]
 
 
+def test_a_named_job_that_goes_on_in_another_lane(store, join, take, make_task):
+    join(1)
+    store.open_job("j", "j:1", {"function": "f"}, instead_of="")
+    for n, lane in enumerate(["default", "default", "low", "low"]):
+        fields = store.encode_task(make_task(n, job="j:1"))
+        chunk = Chunk(n, 1, "digest")
+        store.append_chunk("j:1", chunk, b"x", lane=lane, delay=0.0, task=fields)
+    found = []
+    while deliveries := take():
+        found += [(d.task.n, d.lane) for d in deliveries]
+        store.settle([Settlement(delivery=d) for d in deliveries])
+    assert sorted(found) == [(0, "default"), (1, "default"), (2, "low"), (3, "low")]
+
+
 def test_what_runs_again_of_a_named_job_waits_in_the_backlog(store, join, take, make_task):
     join(1)
     store.open_job("j", "j:1", {"function": "f"}, instead_of="")
@@ -261,7 +275,7 @@ def test_nothing_is_left_when_all_are_done_and_it_would_expire(store, join, send
     keys = store.keys
     join(1)
     send(3)
-    places = keys.backlog(JOB), keys.placed(JOB), keys.backlogs("default")
+    places = keys.backlog(f"default:{JOB}"), keys.placed(f"default:{JOB}"), keys.backlogs("default")
     assert all(0 < client.ttl(key) <= MONTH for key in places)
     while deliveries := take():
         store.settle([Settlement(delivery=d) for d in deliveries])
@@ -271,7 +285,7 @@ def test_nothing_is_left_when_all_are_done_and_it_would_expire(store, join, send
 def test_a_spoilt_backlog_harms_no_other_chunk(store, join, send, take, client):
     join(1)
     send(2)
-    client.lpush(store.keys.backlog(JOB), b"\xc1", b"text")
+    client.lpush(store.keys.backlog(f"default:{JOB}"), b"\xc1", b"text")
     found = []
     while deliveries := take():
         found += numbers(deliveries)
@@ -306,7 +320,7 @@ def test_what_waits_lives_as_long_as_there_are_supervisors(store, join, send, cl
     join(1)
     send(2)
     keys = store.keys
-    places = keys.backlog(JOB), keys.placed(JOB), keys.backlogs("default")
+    places = keys.backlog(f"default:{JOB}"), keys.placed(f"default:{JOB}"), keys.backlogs("default")
     for key in places:
         client.expire(key, 100)
     store.top_up(["default"])

@@ -75,11 +75,12 @@ while i <= #ARGV do
   if mine > 0 then redis.call('XDEL', lane, id) end
   local of, at, was_placed = next_arg(), nil, false
   if of ~= '' then
-    at = advancing[of] or {job = of, workers = KEYS[2], n = 0}
+    local enough, base, backlog = next_arg(), next_key(), next_key()
+    at = advancing[backlog] or {job = of, workers = KEYS[2], n = 0}
     at.enough, at.lane, at.backlog, at.placed, at.backlogs =
-      next_arg(), next_key(), next_key(), next_key(), next_key()
+      enough, base, backlog, next_key(), next_key()
     was_placed = mine > 0 and redis.call('HDEL', at.placed, id) == 1
-    if mine > 0 then advancing[of], at.n = at, at.n + 8 end  -- not more: the next may take longer
+    if mine > 0 then advancing[backlog], at.n = at, at.n + 8 end  -- not more: the next may take longer
   end
   settled[#settled + 1] = mine
   for _ = 1, n_events do

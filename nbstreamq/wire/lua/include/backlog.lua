@@ -1,5 +1,5 @@
 -- A job has few of its chunks in its lane: as many as there are workers. The others wait, in order,
--- in its backlog. `placed` has the ids of those that are in a lane. A retry, or the second of two
+-- in its backlog for that lane. `placed` has the ids of those that are in the lane. A retry, or the second of two
 -- halves, is not among them, and no other chunk follows it.
 -- `at` says where a job's chunks are: its keys lane, backlog, placed, backlogs, workers; and the job.
 
