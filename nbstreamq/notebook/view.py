@@ -318,8 +318,6 @@ def time_left(n_left: int, rate: float, mean: float, running: list[float]) -> fl
     """
     if not running or mean < LONG_ITEM:
         return n_left / rate if rate else None
-    if not mean:
-        return None
     ends = sorted(max(0.0, mean - seconds) for seconds in running)
     n_waiting = max(0, n_left - len(ends))
     rounds, n_more = divmod(n_waiting, len(ends))

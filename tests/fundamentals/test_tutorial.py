@@ -191,7 +191,10 @@ def test_calls_can_make_calls(q):
     assert q.submit(sum_of_squares, 4)() == 14
 
 
-def test_everywhere_sets_up_each_worker(q):
+def test_everywhere_sets_up_each_worker(q, wait_until):
+    # One that stood in for a task that waited may still be leaving.
+    wait_until(lambda: len(q.workers()) == 2, describe="two workers")
+
     def set_up():
         import os
 
