@@ -393,6 +393,7 @@ class _ControlBody(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     number: int
     job: str
     span: str
+    run: _Natural | None
 
 
 _decode_control = msgspec.msgpack.Decoder(_ControlBody).decode
@@ -403,16 +404,23 @@ class ControlMessage(msgspec.Struct, kw_only=True, frozen=True):
 
     ``resume`` takes that back: the items of the job may run again. ``everywhere`` says that each
     worker has something in its own lane.
+
+    Attributes
+    ----------
+    run
+        Later runs of the job are not concerned: supervisors may read this when items run again.
+        None: all runs are.
     """
 
     kind: str
     job: str
     span: ItemRanges
+    run: int | None = None
 
     def encode(self, signer: Signer) -> Fields:
         """Return the stream fields of this message."""
         span, kind = format_ranges(self.span), self.kind.encode()
-        data = _encode(_ControlBody(number=next(_numbers), job=self.job, span=span))
+        data = _encode(_ControlBody(number=next(_numbers), job=self.job, span=span, run=self.run))
         return [b"kind", kind, b"message", signer.seal(b"control", kind, data)]
 
     @classmethod
@@ -424,6 +432,7 @@ class ControlMessage(msgspec.Struct, kw_only=True, frozen=True):
         data = signer.unseal(b"control", kind, sealed)
         try:
             found = _decode_control(data)
-            return cls(kind=kind.decode(), job=found.job, span=parse_ranges(found.span))
+            span = parse_ranges(found.span)
+            return cls(kind=kind.decode(), job=found.job, span=span, run=found.run)
         except ValueError as error:
             raise SignatureError(f"A malformed control message was refused: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -125,7 +126,7 @@ class Store:
         self._asked: dict[bytes, str] = {}
         self._ask_version = pack(("HGET", self.keys.cancelled, "#"))
         #: Number of the last change that was read, and job -> cancelled items.
-        self._cancellations: tuple[bytes, dict[str, ItemRanges]] = (b"", {})
+        self._cancellations: tuple[bytes, dict[str, tuple[ItemRanges, int]]] = (b"", {})
         #: The lanes that were submitted to through this connection.
         self._told = set[str]()
         #: When this connection sent its last heartbeat, by `_CLOCK`.
@@ -246,16 +247,17 @@ class Store:
         keys, event = self.keys, b""
         if is_named(job):  # other clients follow it
             event = self._news("cancelled", job, span=newly, run=run or 0)
+        message = ControlMessage(kind="cancel", job=job, span=newly, run=run)
         command = scripts.cancel(
             keys.cancelled,
             keys.control,
             keys.job(job),
             keys.events(job),
             this_job=job,
-            span=format_ranges(span),
+            span=format_ranges(span) + ("" if run is None else f"@{run}"),
             run=run if is_named(job) else None,
             event=event,
-            message=ControlMessage(kind="cancel", job=job, span=newly).encode(self._signer),
+            message=message.encode(self._signer),
         )
         return bool(self._wire.call(command)[0])
 
@@ -530,7 +532,9 @@ class Store:
             spans = self._cancelled(version)
             for d in deliveries:
                 # A session that is gone has all its jobs cancelled, under its own name.
-                d.cancelled = spans.get(session_of(d.task.job)) or spans.get(d.task.job, ())
+                found = spans.get(session_of(d.task.job)) or spans.get(d.task.job)
+                if found and d.task.run <= found[1]:
+                    d.cancelled = found[0]
         return deliveries, is_trusted
 
     def _refuse_task(
@@ -544,12 +548,20 @@ class Store:
             self._leave(lane, fields[JOB].decode(errors="replace"), entry_id)
         return is_trusted
 
-    def _cancelled(self, version: bytes) -> dict[str, ItemRanges]:
-        """Return what is cancelled; asks the server only if that has changed."""
+    def _cancelled(self, version: bytes) -> dict[str, tuple[ItemRanges, int]]:
+        """Return job or session -> its cancelled items, and the last run that this concerns.
+
+        Asks the server only if that has changed.
+        """
         known, spans = self._cancellations
         if known != version:
             written = mapping(self._wire.call(("HGETALL", self.keys.cancelled))[0])
-            spans = {n.decode(errors="replace"): read_ranges(s) for n, s in written.items()}
+            spans = {}
+            for name, text in written.items():
+                span, _, run = text.partition(b"@")
+                if found := read_ranges(span):
+                    last = int(run) if run.isdigit() and len(run) < 16 else sys.maxsize
+                    spans[name.decode(errors="replace")] = (found, last)
             self._cancellations = (version, spans)
         return spans
 

@@ -266,6 +266,7 @@ class Runner:
                 delivery.entry_id,
                 task.job,
                 task.n,
+                task.run,
                 memory_limit=memory_limit,
                 is_limited=is_limited,
             )

@@ -42,8 +42,8 @@ _FIRST, _WORDS = 16, 40
 _ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _RARE_BITS = 2**32 - 1
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
-#: Before the text: the lengths of lane, entry id and job, and n.
-_HEADER = struct.Struct("<HHHQ")
+#: Before the text: the lengths of lane, entry id and job; n and run.
+_HEADER = struct.Struct("<HHHQQ")
 #: Slots that a supervisor maps at once. More use address space, fewer use descriptors.
 _BLOCK = 64
 
@@ -91,7 +91,7 @@ class RunningTask:
         Bytes that the worker may use; 0: no limit.
     is_limited
         Whether it has a limit of time or memory.
-    lane, entry_id, job, n
+    lane, entry_id, job, n, run
         Which delivery.
     """
 
@@ -104,6 +104,7 @@ class RunningTask:
     entry_id: bytes
     job: str
     n: int
+    run: int
 
     @property
     def key(self) -> tuple[int, int]:
@@ -144,13 +145,14 @@ class Slot:
         entry_id: bytes,
         job: str,
         n: int,
+        run: int = 0,
         *,
         memory_limit: int = 0,
         is_limited: bool = False,
     ) -> int:
         """Add a delivery to the stack; return where its words begin."""
         words, texts = self.words, (lane.encode(), entry_id, job.encode())
-        text = (_HEADER.pack(*map(len, texts), n) + b"".join(texts))[:_TEXT_BYTES]
+        text = (_HEADER.pack(*map(len, texts), n, run) + b"".join(texts))[:_TEXT_BYTES]
         depth = words[DEPTH]
         at = _FIRST + _WORDS * min(depth, MAX_DEPTH - 1)
         start = (at + _TEXT) * 8
@@ -244,7 +246,7 @@ class Slot:
             return None
         # Copied at once: it may be changed at any moment.
         text = bytes(self._bytes[start : start + length])
-        n_lane, n_id, n_job, n = _HEADER.unpack_from(text)
+        n_lane, n_id, n_job, n, run = _HEADER.unpack_from(text)
         end_lane, end_id = _HEADER.size + n_lane, _HEADER.size + n_lane + n_id
         if end_id + n_job != length:
             return None
@@ -258,6 +260,7 @@ class Slot:
             entry_id=text[end_lane:end_id],
             job=text[end_id:].decode(errors="replace"),
             n=n,
+            run=run,
         )
         return running if self.words[at + SERIAL] == serial else None
 

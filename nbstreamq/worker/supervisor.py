@@ -215,6 +215,7 @@ class ControlListener:
 
 def _concerns(message: ControlMessage, task: RunningTask) -> bool:
     ours = message.job in (task.job, session_of(task.job))
+    ours = ours and (message.run is None or task.run <= message.run)
     return ours and any(task.n + task.item in r for r in message.span)
 
 

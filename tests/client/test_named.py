@@ -20,8 +20,9 @@ import redis
 import nbstreamq
 from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, TaskQueue
 from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.item_ranges import ONE
 from nbstreamq.wire.keys import WEEK, Keys
-from nbstreamq.wire.messages import State
+from nbstreamq.wire.messages import ControlMessage, State
 from tests.client.conftest import Gate
 from tests.counting import Runs
 from tests.proxy import proxy
@@ -114,6 +115,49 @@ class TestTheSameCallAgain:
         assert again.result(20) == [7]
         assert far.attach("j").result(20) == [7]
         assert again.counts()[State.CANCELLED] == 0
+
+    def test_is_not_stopped_by_a_supervisor_that_hears_late_of_a_cancellation(
+        self, queue, gate, tmp_path, wait_until
+    ):
+        fixed, stopped, hold = tmp_path / "fixed", tmp_path / "stopped", gate.hold
+
+        def fails_at_first(x):
+            if fixed.exists():
+                return hold(x)
+            raise ValueError(x)
+
+        def held():
+            try:
+                hold()
+            finally:
+                stopped.touch()
+
+        queue.map(fails_at_first, [7], name="j").wait(20)
+        fixed.touch()
+        job, other = queue.map(fails_at_first, [7], name="j"), queue.submit(held)
+        wait_until(lambda: gate.n_reached == 2, describe="both to run")
+        store = queue._session._store
+        late = ControlMessage(kind="cancel", job=job.id, span=ONE, run=0).encode(store._signer)
+        queue._session.ask(lambda store: store.wire.call(("XADD", store.keys.control, "*", *late)))
+        other.cancel()
+        wait_until(stopped.exists, describe="the supervisor to have read both")
+        gate.open()
+        assert job.result(20) == [7]
+
+    def test_is_not_dropped_by_a_cancellation_that_came_after_the_end(self, queue, tmp_path):
+        fixed = tmp_path / "fixed"
+
+        def fails_at_first(x):
+            if not fixed.exists():
+                raise ValueError(x)
+            return x
+
+        job = queue.map(fails_at_first, [7], name="j")
+        job.wait(20)
+        # Another client had not heard of that yet.
+        assert queue._session.ask(lambda store: store.cancel(job.id, ONE, ONE, run=0))
+        fixed.touch()
+        assert queue.map(fails_at_first, [7], name="j").result(20) == [7]
 
     def test_arrays_are_inputs_like_others(self, queue):
         arrays = [numpy.arange(50_000), numpy.ones((300, 300))]

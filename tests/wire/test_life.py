@@ -351,6 +351,7 @@ class Life(RuleBasedStateMachine):
                 entry_id=delivery.entry_id,
                 job=task.job,
                 n=task.n,
+                run=task.run,
             )
             levels = [level]
         return CrashReport(DeathCertificate(worker=name, cause="SIGKILL"), levels)

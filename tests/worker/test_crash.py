@@ -34,6 +34,7 @@ def ran(item=0, *, entry_id=b"1-1", serial=5):
         entry_id=entry_id,
         job="s.1",
         n=0,
+        run=0,
     )
 
 

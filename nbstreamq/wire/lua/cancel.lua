@@ -4,7 +4,7 @@
 -- KEYS[3] job (hash)
 -- KEYS[4] events (stream)
 -- ARGV[1] job; keys 3 and 4 are there if it is a named one
--- ARGV[2] span of all cancelled items of the job
+-- ARGV[2] span of all cancelled items of the job; '@' and a run: later runs are not concerned
 -- ARGV[3] lifetime of the first two keys (ms)
 -- ARGV[4] how often the job had been run again when this was asked; '' cancels every run
 -- ARGV[5] the sealed event for those who follow a named job; '' for others
