@@ -139,7 +139,9 @@ def test_dropping_one_generator_leaves_another_alone(q, gate):
         assert list(kept) == [*map(square, range(200))]
 
 
-def test_jobs_are_counted_from_all_workers(q, one_worker):
+def test_jobs_are_counted_from_all_workers(q, one_worker, wait_until):
+    # One that stood in for a task that waited may still be leaving.
+    wait_until(lambda: len(q.workers()) == 2, describe="two workers")
     with parallel_config(q.joblib()):
         assert [effective_n_jobs(n) for n in (-1, 1, 7)] == [2, 1, 7]
     # With 1 job, joblib would make the calls in this process.
