@@ -214,9 +214,9 @@ class ControlListener:
 
 
 def _concerns(message: ControlMessage, task: RunningTask) -> bool:
-    ours = message.job in (task.job, session_of(task.job))
-    ours = ours and (message.run is None or task.run <= message.run)
-    return ours and any(task.n + task.item in r for r in message.span)
+    is_its_job = message.job in (task.job, session_of(task.job))
+    is_its_run = message.run is None or task.run <= message.run
+    return is_its_job and is_its_run and any(task.n + task.item in r for r in message.span)
 
 
 #: A worker that dies in its first seconds has died young, unless a task is charged with its death.
