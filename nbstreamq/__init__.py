@@ -1,130 +1,31 @@
 """Parallel map for notebooks: durable like a message broker, as easy as ``map``."""
 
+import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .client.future import TaskFuture
-from .client.job import Job
-from .client.progress import show_waits as _show_waits
-from .client.queue import TaskQueue
 from .client.registration import register_backend as _register_backend
-from .client.status import DeadLetters, JobList, QueueStatus, WorkerList
-from .errors import (
-    DataDamaged,
-    DataLost,
-    DeathCertificate,
-    FolderRefused,
-    FunctionMissing,
-    JobChanged,
-    JobNotFound,
-    MemoryLimitExceeded,
-    NbstreamqError,
-    NestedTooDeep,
-    NoRoom,
-    NotPicklable,
-    PythonMismatch,
-    QueueClosed,
-    RemoteError,
-    ResultNotPicklable,
-    SecretMismatch,
-    SecretMissing,
-    SecretTooWeak,
-    ServerError,
-    ServerNotFound,
-    ServerRefused,
-    ServerStartFailed,
-    ServerUnreachable,
-    SignatureError,
-    TaskError,
-    TimeLimitExceeded,
-    ValueMissing,
-    VersionMismatch,
-    WorkerLost,
-)
-from .objects.references import Ref
-from .worker.track import rng, track
 
-__all__ = [
-    "DataDamaged",
-    "DataLost",
-    "DeathCertificate",
-    "FolderRefused",
-    "FunctionMissing",
-    "Job",
-    "JobChanged",
-    "JobNotFound",
-    "MemoryLimitExceeded",
-    "NbstreamqError",
-    "NestedTooDeep",
-    "NoRoom",
-    "NotPicklable",
-    "PythonMismatch",
-    "QueueClosed",
-    "Ref",
-    "RemoteError",
-    "ResultNotPicklable",
-    "SecretMismatch",
-    "SecretMissing",
-    "SecretTooWeak",
-    "ServerError",
-    "ServerNotFound",
-    "ServerRefused",
-    "ServerStartFailed",
-    "ServerUnreachable",
-    "SignatureError",
-    "TaskError",
-    "TaskFuture",
-    "TaskQueue",
-    "TimeLimitExceeded",
-    "ValueMissing",
-    "VersionMismatch",
-    "WorkerLost",
-    "load_ipython_extension",
-    "rng",
-    "track",
-]
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
 
 
-def load_ipython_extension(ipython: Any) -> None:
-    """Give an IPython shell the queue `q` and the magics: ``%load_ext nbstreamq``."""
-    from .notebook.shell import load
-
-    load(ipython)
-
-
-def _show_in_terminal(session: Any, what: Any) -> Any:
-    """Show the progress of a wait, if there is a terminal."""
-    from .notebook.terminal import show_in_terminal  # rich takes long to import
-
-    return show_in_terminal(session, what)
+def __getattr__(name: str) -> Any:
+    """Load all public names when the first one is used: commands and the watchdog need none."""
+    public = importlib.import_module(".public", __name__)
+    names = globals()
+    names.update({known: getattr(public, known) for known in ("__all__", *public.__all__)})
+    try:
+        return names[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 
 
-def _adapt_notebook() -> None:
-    """Show jobs live where this is imported in a notebook, and learn which notebook it is."""
-    shell = sys.modules["IPython"].get_ipython()
-    if shell is not None:
-        from .notebook.shell import adapt
-
-        adapt(shell)
+def __dir__() -> list[str]:
+    __getattr__("__all__")
+    return sorted(globals())
 
 
-_show_waits(_show_in_terminal)
 _register_backend()
-
-
-def _repr_html(value: Any) -> str:
-    """Return the HTML of a value, for notebooks that ask the value itself for it."""
-    from .notebook.html import html_of
-
-    return html_of(value)
-
-
-_kind: Any
-for _kind in (TaskFuture, Ref, DeadLetters, JobList, QueueStatus, WorkerList):
-    _kind._repr_html_ = _repr_html
-if "IPython" in sys.modules:
-    _adapt_notebook()
-if "marimo" in sys.modules and sys.modules["marimo"].running_in_notebook():
-    from .notebook.marimo import adapt
-
-    adapt()
+if "IPython" in sys.modules or "marimo" in sys.modules:
+    __getattr__("__all__")  # jobs are shown there from now on

@@ -101,7 +101,7 @@ def _make_supervisor(
     # what they load.
     import cloudpickle  # noqa: F401
 
-    from ..client import queue  # noqa: F401
+    from .. import public  # noqa: F401
     from ..launch.control_socket import ControlSocket
     from ..wire.keys import LANES, NESTED
     from ..worker.supervisor import Supervisor, SupervisorSettings
