@@ -19,7 +19,7 @@ from nbstreamq import TaskQueue
 #: Python functions that a lone call enters at most, in the client and in the worker. The client
 #: enters five fewer if the result comes before it sleeps, and the worker three fewer if its task
 #: monitor is awake.
-MOST_IN_CLIENT, MOST_IN_WORKER = 64, 48
+MOST_IN_CLIENT, MOST_IN_WORKER = 58, 42
 
 
 def test_a_session_finds_what_was_asked_and_leaves_no_process(

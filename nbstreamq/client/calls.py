@@ -11,13 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from ..objects.functions import FunctionPickle
 from ..objects.results import load_outcomes
 from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
-from ..wire.messages import Event, Options, Task
+from ..wire.messages import Event, Fields, Options, Task
 from .callbacks import hold_callbacks, let_go
 from .error_notes import Payload
-from .table import Output, Outstanding, print_output
+from .table import JobTable, Output, Outstanding, print_output
 
 #: Most calls that share a job id: what they printed is kept as long as the future of any.
 MAX_CALLS = 1000
@@ -99,6 +101,28 @@ class Call(Outstanding):
         raise NotImplementedError
 
 
+class Submission(msgspec.Struct, frozen=True):
+    """A message on its way to the server.
+
+    Attributes
+    ----------
+    message
+        What `Store.submit` takes: lane, delay in seconds, fields, and the job of a chunk.
+    size_bytes
+        About how much that is.
+    owner, items
+        The calls that fail if the server refuses it.
+    """
+
+    message: tuple[str, float, Fields, str]
+    size_bytes: int
+    owner: Calls | JobTable
+    items: range
+
+    def has_ended(self) -> bool:
+        return all(map(self.owner.has_ended, self.items))
+
+
 class Calls:
     """Calls of one function in quick succession, which share a job id.
 
@@ -141,14 +165,18 @@ class Calls:
         show = print_output if call is None else call.show
         show(self.function.name, event)
 
-    def task(self, calls: Sequence[Call]) -> Task:
+    def submission(
+        self, calls: Sequence[Call], encode_task: Callable[[Task], Fields]
+    ) -> Submission:
         """Return the message that makes some of the calls, which are successive."""
-        n, payload = len(calls), calls[0].args
+        n, payload, first = len(calls), calls[0].args, calls[0].index
+        n_bytes = len(payload) + MESSAGE_BYTES
         if n > 1:
             payload = pickle.dumps([call.args for call in calls], 5)
-        return Task(
+            n_bytes = sum(call.size_bytes for call in calls)
+        task = Task(
             job=self.job,
-            n=calls[0].index,
+            n=first,
             span=ONE if n == 1 else (range(n),),
             fn=self.function.digest,
             name=self.function.name,
@@ -156,6 +184,8 @@ class Calls:
             args=payload,
             opts=self._opts,
         )
+        message = self.lane, self.options.delay, encode_task(task), ""
+        return Submission(message, n_bytes, self, range(first, first + n))
 
     def apply(self, event: Event) -> None:
         """Take note of what happened."""

@@ -23,9 +23,8 @@ from ..tracebacks import trace_of
 from ..wire import messages
 from ..wire.connection import RECONNECT, REPLY_TIMEOUT, MessageTooLarge
 from ..wire.keys import DAY
-from ..wire.messages import Fields
 from ..wire.store import Store
-from .calls import MESSAGE_BYTES, Call, Calls, gather
+from .calls import Call, Calls, Submission, gather
 from .table import JobTable
 from .waiting import uninterrupted
 
@@ -46,34 +45,16 @@ MOST_TRIES = 3
 MAX_IMMEDIATE_BYTES = 2**16
 
 
-class Submission(msgspec.Struct, frozen=True):
-    """A message on its way to the server.
-
-    Attributes
-    ----------
-    message
-        What `Store.submit` takes: lane, delay in seconds, fields, and the job of a chunk.
-    size_bytes
-        About how much that is.
-    owner, items
-        The calls that fail if the server refuses it.
-    """
-
-    message: tuple[str, float, Fields, str]
-    size_bytes: int
-    owner: Calls | JobTable
-    items: range
-
-    def has_ended(self) -> bool:
-        return all(map(self.owner.has_ended, self.items))
-
-
 class Command(msgspec.Struct, frozen=True):
     """Something else to be done at the server, in its turn."""
 
     carry_out: Callable[[Store], object]
     fail: Callable[[BaseException], None]
     size_bytes: int = 0
+
+    def has_ended(self) -> bool:
+        """Return whether it need not be sent again: never."""
+        return False
 
 
 _message = operator.attrgetter("message")
@@ -208,7 +189,7 @@ class Sender:
     def _send_now(self, item: Call | Submission | Command) -> None:
         """Send one item; if that fails, our thread goes on trying."""
         if isinstance(item, Call):
-            item = self._message_of([item])
+            item = item.group.submission([item], self._store.encode_task)
         self._number += 1
         self._is_retry = False
         self._batch = (item,)
@@ -288,7 +269,10 @@ class Sender:
                     # First of all: what it has lost shows in the number of the last batch.
                     self._on_trouble(None)
                     self._lost = False
-                self._send_batch()
+                if self._is_retry:
+                    self._batch = [item for item in self._batch if not item.has_ended()]
+                if self._batch:
+                    self._send_batch()
             except ServerUnreachable as error:
                 self._lost = True
                 self._report(error)
@@ -341,7 +325,7 @@ class Sender:
                 call = item
                 try:
                     calls = gather(queue)
-                    item, n = self._message_of(calls), len(calls)
+                    item, n = item.group.submission(calls, self._store.encode_task), len(calls)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is about this one
                     refused.append((call, error))
                     self._waiting_bytes -= queue.popleft().size_bytes
@@ -352,15 +336,6 @@ class Sender:
                 queue.popleft()
         self._waiting_bytes -= n_bytes
 
-    def _message_of(self, calls: Sequence[Call]) -> Submission:
-        first, n = calls[0], len(calls)
-        group, n_bytes = first.group, len(first.args) + MESSAGE_BYTES
-        if n > 1:
-            n_bytes = sum(call.size_bytes for call in calls)
-        fields = self._store.encode_task(group.task(calls))
-        message = group.lane, group.options.delay, fields, ""
-        return Submission(message, n_bytes, group, range(first.index, first.index + n))
-
     def _send_batch(self) -> None:
         batch: Sequence[Any] = self._batch
         try:
@@ -368,7 +343,19 @@ class Sender:
                 batch[0].carry_out(self._store)
                 self.meanwhile()
             else:
-                self._submit(batch)
+                is_retry, self._is_retry = self._is_retry, True
+                previous = self._store.submit(
+                    self._session,
+                    self._number,
+                    list(map(_message, batch)),
+                    again=is_retry,
+                    meanwhile=self.meanwhile,
+                )
+                last, at = self._taken
+                # By the wall clock: the monotonic one stops while a machine sleeps.
+                self._taken = self._number, time.time()
+                if previous < last and self._taken[1] <= at + REMEMBERED:
+                    self._on_forgotten(sum(len(submission.items) for submission in batch))
         except ServerUnreachable:
             raise
         except MessageTooLarge as error:
@@ -379,26 +366,6 @@ class Sender:
         except NbstreamqError as error:
             self._fail_batch(error)
         self._batch = ()
-
-    def _submit(self, batch: Sequence[Any]) -> None:
-        is_retry, self._is_retry = self._is_retry, True
-        if is_retry:
-            batch = [submission for submission in batch if not submission.has_ended()]
-        if not batch:
-            return
-        previous = self._store.submit(
-            self._session,
-            self._number,
-            list(map(_message, batch)),
-            again=is_retry,
-            meanwhile=self.meanwhile,
-        )
-        last, at = self._taken
-        # By the wall clock: the monotonic one stops while a machine sleeps.
-        now = time.time()
-        self._taken = (self._number, now)
-        if previous < last and now <= at + REMEMBERED:
-            self._on_forgotten(sum(len(submission.items) for submission in batch))
 
     def _fail_batch(self, error: BaseException) -> None:
         for item in self._batch:
@@ -624,7 +591,8 @@ class Listener:
 
     def _sleep(self, seconds: float, shield: uninterrupted | None) -> bool:
         """Wait for events; return whether there are any. An interrupt meanwhile does no harm."""
-        seconds = min(seconds, self._ask())
+        left = self._overdue - time.monotonic() if self._asked else 0.0
+        seconds = min(seconds, left if left > 0 else self._ask())
         if shield is None:
             return self._store.wire.wait(seconds, self._bell)
         try:

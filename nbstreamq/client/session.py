@@ -47,8 +47,8 @@ from ..wire.keys import home_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext
-from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls
-from .channel import Command, Listener, Sender, Submission
+from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls, Submission
+from .channel import Command, Listener, Sender
 from .functions import Functions, LargeValues, Repeats
 from .progress import LongWait
 from .table import JobTable, Outstanding

@@ -31,6 +31,11 @@ def runs(tmp_path):
     return lambda *failing: Flaky(tmp_path / "runs", failing)
 
 
+def n_without_ends(events):
+    """How many entries have no event that ends items."""
+    return sum(b"finished" not in b"".join(fields.values()) for fields in events)
+
+
 @pytest.fixture
 def waiting(client, store, wait_until):
     """``waiting(n, lane)``: the entries of a lane that no worker serves yet, once there are `n`."""
@@ -209,6 +214,8 @@ class TestOnAnotherMachine:
 
 
 class TestAnEvent:
+    """A copy of an end is harmless: the first end counts, and that of an earlier run does not."""
+
     def test_of_a_failure_does_not_undo_the_retry(self, queue, runs, client, store, gate, refused):
         hold, run = gate("hold").path, runs(1)
 
@@ -230,7 +237,7 @@ class TestAnEvent:
             warnings.simplefilter("always")
             for copy in events:
                 client.xadd(store.keys.events(job.id), copy)
-            refused(queue, len(events), "event")
+            refused(queue, n_without_ends(events), "event")
             gate("hold").open()
             assert job.result(20) == [10]
         assert job.counts()[State.DONE] == 1
@@ -246,8 +253,9 @@ class TestAnEvent:
         for copy in events:
             client.xadd(store.keys.events(job.id), copy)
         assert new_queue(workers=0).attach("j").result(5) == [10]
-        assert queue.status().refused == {"replayed event": len(events)}
-        assert client.xlen(store.keys.events(job.id)) == len(events)
+        n_refused = n_without_ends(events)
+        assert queue.status().refused == {"replayed event": n_refused}
+        assert client.xlen(store.keys.events(job.id)) == 2 * len(events) - n_refused
 
 
 def test_an_order_to_cancel_does_not_stop_what_runs_again(
