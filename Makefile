@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Most tests wait, so two run at a time. Those of a file share servers and queues, and stay together.
+PYTEST := python -m pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ lint: setup  ## ruff, mypy --strict, import-linter, and whether docs/protocol.md
 	$(BIN)/python docs/generate.py --check
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/$(PYTEST) tests
 
 # What depends most on other packages: functions, errors, the basics of a notebook, the protocol.
 QUICK_TESTS := tests/objects tests/wire tests/fundamentals \
@@ -40,7 +42,7 @@ QUICK_TESTS := tests/objects tests/wire tests/fundamentals \
 # The environment that `make test-quick` runs in.
 ENVIRONMENT ?= $(VENV)
 test-quick: $(ENVIRONMENT)/.ready  ## Run the tests that depend most on other packages
-	$(ENVIRONMENT)/bin/python -m pytest $(QUICK_TESTS)
+	$(ENVIRONMENT)/bin/$(PYTEST) $(QUICK_TESTS)
 
 # Without a lock file: the newest versions that pip finds.
 .venv-newest/.ready: pyproject.toml
@@ -73,7 +75,7 @@ PYTHONS := 3.12 3.13
 	@touch $@
 
 test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
-	$(foreach version,$(PYTHONS),.venv-$(version)/bin/python -m pytest tests -m "not browser" &&) true
+	$(foreach version,$(PYTHONS),.venv-$(version)/bin/$(PYTEST) tests -m "not browser" &&) true
 
 test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors and joblib's of backends, and jobs of other tools
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
@@ -93,10 +95,10 @@ SERVER_TESTS := tests/wire tests/worker tests/crash tests/fundamentals
 
 test-redis: setup  ## Run the tests that use a server on the redis-server in PATH
 	@command -v redis-server || { echo "no redis-server on PATH: apt-get install redis-server"; exit 1; }
-	NBSTREAMQ_TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest $(SERVER_TESTS)
+	NBSTREAMQ_TEST_SERVER=$$(command -v redis-server) $(BIN)/$(PYTEST) $(SERVER_TESTS)
 
 crash: setup  ## Run the tests that kill real processes
-	$(BIN)/python -m pytest -m crash tests
+	$(BIN)/$(PYTEST) -m crash tests
 
 fuzz: setup  ## Put 100,000 forged messages into a queue at work
 	NBSTREAMQ_FUZZ=100000 $(BIN)/python -m pytest tests/crash/test_fuzz.py

@@ -106,7 +106,7 @@ class TestMap:
         assert list(shared_queue.map(pow, [2, 3, 4], (5, 6))) == [2**5, 3**6]
         assert list(shared_queue.map(pow, itertools.count(2), iter([2, 2]))) == [4, 9]
 
-    @pytest.mark.parametrize("inputs", [[()], [[1], []], [iter(())], [range(0), [1]]], ids=str)
+    @pytest.mark.parametrize("inputs", [[()], [[1], []], [iter(())], [range(0), [1]]])
     def test_no_items(self, shared_queue, inputs):
         job = shared_queue.map(pow, *inputs)
         assert job.done()
