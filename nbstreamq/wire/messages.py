@@ -402,8 +402,7 @@ _decode_control = msgspec.msgpack.Decoder(_ControlBody).decode
 class ControlMessage(msgspec.Struct, kw_only=True, frozen=True):
     """Tells all supervisors to ``cancel`` these items of this job where they run.
 
-    ``resume`` takes that back: the items of the job may run again. ``everywhere`` says that each
-    worker has something in its own lane.
+    ``everywhere`` says that each worker has something in its own lane.
 
     Attributes
     ----------

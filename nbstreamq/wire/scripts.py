@@ -228,7 +228,6 @@ def rerun(
     events: str,
     cancelled: str,
     lane: str,
-    control: str,
     backlog: str,
     placed: str,
     backlogs: str,
@@ -241,11 +240,10 @@ def rerun(
     n_cancelled: int,
     event: bytes,
     token: str,
-    order: Fields,
     messages: list[Fields],
 ) -> Command:
     flat = [part for message in messages for part in message]
-    sizes = (len(messages[0]) if messages else 1, len(order))
-    args = (last, this_job, about, n_failed, n_cancelled, event, *sizes, token, *order, *flat)
-    keys = (job, events, cancelled, lane, control, backlog, placed, backlogs, workers)
+    n_fields = len(messages[0]) if messages else 1
+    args = (last, this_job, about, n_failed, n_cancelled, event, n_fields, token, *flat)
+    keys = (job, events, cancelled, lane, backlog, placed, backlogs, workers)
     return _run("rerun", keys, args)

@@ -817,7 +817,6 @@ class Store:
             keys.events(record.id),
             keys.cancelled,
             stream,
-            keys.control,
             backlog,
             placed,
             backlogs,
@@ -829,7 +828,6 @@ class Store:
             n_cancelled=n_cancelled,
             event=self._news("rerun", record.id, span=span, run=record.n_reruns + 1),
             token=token,
-            order=ControlMessage(kind="resume", job=record.id, span=span).encode(self._signer),
             messages=tasks,
         )
         return int(self._submit([lane], command)[0])

@@ -190,6 +190,7 @@ class TaskWorker:
                 self._lost = True
             except DataLost as error:
                 logger.warning("%s", error)
+                self._turn.pass_on()  # Another one may wait meanwhile.
                 step = join
             except BaseException as error:  # noqa: BLE001 - no fault of ours may end the worker
                 self._survive(error)

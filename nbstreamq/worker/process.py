@@ -184,7 +184,9 @@ class WorkerProcess:
             os.close(descriptor)
 
     def signal(self, number: int) -> None:
-        os.kill(self.pid, number)  # It was not reaped yet, so nobody else has this id.
+        """Send it a signal, unless a task has given the process to another user."""
+        with suppress(PermissionError):
+            os.kill(self.pid, number)  # It was not reaped yet, so nobody else has this id.
 
 
 def shared_file(size: int = 0) -> int:

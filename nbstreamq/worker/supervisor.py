@@ -177,11 +177,7 @@ class ControlListener:
             # A firewall may cut a connection without a word.
             self._store.close()
             self._await(self._last)
-        self.follow()
-
-    def follow(self) -> None:
-        """Read the messages that have come since `take`."""
-        while self._last is not None and self._store.wire.wait(0):
+        while self._store.wire.wait(0):
             self._last, messages = self._store.controls(self._last)
             self.has_news = True
             for message in messages:
@@ -203,10 +199,7 @@ class ControlListener:
         """Remember a cancellation: a worker may have taken its items and not begun them."""
         now = time.monotonic()
         kept = [(t, o) for t, o in self._cancellations if t > now - CANCEL_LIFETIME]
-        if message.kind == "resume":
-            self._cancellations = [(t, o) for t, o in kept if o.job != message.job]
-        else:
-            self._cancellations = [*kept, (now, message)]
+        self._cancellations = [*kept, (now, message)]
 
     def is_cancelled(self, task: RunningTask) -> bool:
         """Return whether the item that runs is cancelled."""
@@ -731,7 +724,7 @@ class Supervisor:
                 self._force(worker, now)
             elif worker.pid == deepest and running:
                 self._ask_to_stop(worker, running[-1], Stop.TOO_DEEP)
-            elif reasons and self._still_holds(*reasons[0]):
+            elif reasons:
                 self._ask_to_stop(worker, *reasons[0])
             worker.cut_output()
 
@@ -764,13 +757,6 @@ class Supervisor:
         if self._control.is_cancelled(task):
             return Stop.CANCELLED
         return Stop.TIME_LIMIT if task.deadline and now > task.deadline else Stop.NONE
-
-    def _still_holds(self, task: RunningTask, why: Stop) -> bool:
-        """Return whether the reason still holds: a cancellation may have been taken back."""
-        if why is Stop.CANCELLED:
-            with suppress(ServerUnreachable, ServerRefused):  # the next tick will meet it
-                self._control.follow()
-        return self._why_stop(task, time.monotonic()) is why
 
     def _ask_to_stop(self, worker: WorkerProcess, task: RunningTask, why: Stop) -> None:
         worker.stopping, worker.dumped, self._watches = task.key, False, True

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nbstreamq.errors import ServerUnreachable
+from nbstreamq.errors import DataLost, ServerUnreachable
 from nbstreamq.wire.connection import RECONNECT
 from nbstreamq.wire.messages import Task
 from nbstreamq.wire.settlement import Delivery, Settlement
@@ -110,11 +110,8 @@ def call(n, seconds=0.0):
 
 
 @pytest.fixture
-def worker(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(WorkerContext, "current", None)  # set back after the test
-    monkeypatch.setattr(module, "fetch_by", lambda _: None)
+def shared():
+    """``shared(size)``: the descriptor of a file of zero bytes."""
     with contextlib.ExitStack() as files:
 
         def shared(size):
@@ -122,19 +119,35 @@ def worker(monkeypatch):
             os.ftruncate(file.fileno(), size)
             return file.fileno()
 
-        worker = TaskWorker(
-            Lane(clock),
-            Slot(shared(SLOT_BYTES)),
-            SettledCache(shared(SETTLED_BYTES)),
-            Turn(shared(TURNS_BYTES), 0, os.getpid()),
-            Output(),
-            worker="w",
-            lanes=["default"],
-            url="",
-            secret="s",
-        )
-        worker.execution = Calls(clock)
-        yield worker
+        yield shared
+
+
+@pytest.fixture
+def turns(shared):
+    """The turn of the worker, and that of another one."""
+    descriptor = shared(TURNS_BYTES)
+    return [Turn(descriptor, place, os.getpid()) for place in range(2)]
+
+
+@pytest.fixture
+def worker(monkeypatch, shared, turns):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(WorkerContext, "current", None)  # set back after the test
+    monkeypatch.setattr(module, "fetch_by", lambda _: None)
+    worker = TaskWorker(
+        Lane(clock),
+        Slot(shared(SLOT_BYTES)),
+        SettledCache(shared(SETTLED_BYTES)),
+        turns[0],
+        Output(),
+        worker="w",
+        lanes=["default"],
+        url="",
+        secret="s",
+    )
+    worker.execution = Calls(clock)
+    return worker
 
 
 @pytest.fixture
@@ -190,6 +203,25 @@ def test_only_a_server_that_stays_away_is_paused_for(worker, lane, n_failures, n
     worker._until_reachable(worker._round)
     assert worker.execution.order == [0]
     assert lane.clock.now == pytest.approx(began + n_pauses * RECONNECT)
+
+
+def test_while_it_makes_lost_lanes_again_another_worker_may_wait(worker, lane, turns, monkeypatch):
+    found = []
+
+    def join(*_):
+        found.append(turns[1].take())
+        worker._leaving = len(found) == 2
+        return []
+
+    def take(*_, **__):
+        turns[1].pass_on()
+        assert turns[0].take()
+        raise DataLost("The lanes are gone.")
+
+    monkeypatch.setattr(worker._monitor, "start", lambda: None)
+    lane.join, lane.take = join, take
+    worker.run({})
+    assert found == [True, True]
 
 
 @pytest.mark.parametrize("where", ["collect_unattributed_output", "take"])
