@@ -30,10 +30,10 @@ from .waiting import uninterrupted
 
 #: Chunks for each worker, if all were of the usual size. More let results come in order, since each
 #: worker has a chunk in work; fewer cost fewer messages.
-CHUNKS_PER_WORKER = 14
+CHUNKS_PER_WORKER = 10
 #: How many chunks for each worker have one item, so that the first results come soon; and by what
 #: the next ones are larger, up to the usual size. More single ones cost more messages.
-N_SINGLE, GROWTH = 2, 8
+N_SINGLE, GROWTH = 2, 32
 #: What part of a worker's share of the rest a chunk is, towards the end; and how much smaller than
 #: usual the last may be. More let workers end closer together, and cost more messages.
 TAIL, SHRINK = 2, 8

@@ -68,11 +68,11 @@ def test_what_is_known_of_durations_loses_no_item(n, n_workers, seconds):
 
 def test_the_first_chunks_are_single_items_and_the_last_are_small():
     found = cut(Pace(1000, 2), 1000)
-    assert found[:8] == [1, 1, 1, 1, 8, 8, 36, 36]
-    assert max(found) == 36
+    assert found[:8] == [1, 1, 1, 1, 32, 32, 50, 50]
+    assert max(found) == 50
     assert sorted(found[6:], reverse=True) == found[6:]
-    assert found[-2:] <= [5, 5]
-    assert len(found) < 45
+    assert found[-2:] <= [6, 6]
+    assert len(found) < 35
 
 
 def test_each_worker_gets_its_first_chunk_by_itself_unless_that_takes_long(monkeypatch):
