@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -72,6 +74,9 @@ MAX_BATCH = 512
 FAULT_PAUSE = (0.01, 1.0)
 #: Seconds that a waiting task pauses between looks for others to run, at first and at most.
 HELP_PAUSE = (0.001, 0.02)
+#: Part of Python's recursion limit above which a waiting task no longer runs others on top of it.
+#: A larger one leaves less for the recursion of these; a smaller one needs more stand-ins.
+HELP_STACK = 0.5
 
 
 class _Leave(BaseException):
@@ -637,7 +642,8 @@ class TaskWorker:
     ) -> None:
         """Run deeper tasks, and those of `lanes`, until ``wait(seconds)`` returns true.
 
-        A worker that is leaving just waits: other workers run them.
+        A worker that is leaving just waits: other workers run them. So does one whose stack is half
+        full: each task on top of a waiting one needs about 17 frames, and those of its function.
 
         Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
         implementing efficient futures", 1993; here by depth instead of by thief.
@@ -648,6 +654,8 @@ class TaskWorker:
         served = {*deeper_lanes(self.execution.depth), *lanes}
 
         self._turn.pass_on()
+        if _stack_height() > HELP_STACK * sys.getrecursionlimit():
+            return
 
         def run_others() -> None:
             pause = HELP_PAUSE[0]
@@ -675,6 +683,10 @@ class TaskWorker:
             self._until_reachable(lambda: self._recover(self._store))
             return False
         return self._work_next() is not None
+
+
+def _stack_height() -> int:
+    return sum(1 for _ in traceback.walk_stack(None))
 
 
 def _may_be_dropped(delivery: Delivery) -> bool:

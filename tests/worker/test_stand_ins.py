@@ -75,6 +75,15 @@ def test_ways_may_be_mixed(one_worker):
     assert queue.submit(count, len(ways) - 1).result(90) == len(ways) - 1
 
 
+def test_waits_in_the_main_thread_may_nest_deeper_than_the_stack(one_worker):
+    queue = one_worker
+
+    def count(n):
+        return 1 + in_the_main_thread(queue, count, n - 1) if n else 0
+
+    assert queue.submit(count, 200).result(60) == 200
+
+
 def test_those_that_stand_in_leave(one_worker, wait_until):
     queue = one_worker
     assert queue.submit(lambda: in_asyncio(queue, abs, -1)).result(60) == 1
