@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import sys
 import threading
 from collections.abc import Collection
@@ -33,6 +34,9 @@ MAX_QUEUE_NAME = 200
 MAX_NAME = 80
 #: Upper limits of a seed, and of how many numbers it consists.
 MAX_SEED, MAX_SEED_WORDS = 2**1024, 1000
+#: How many seconds each unit of a duration has, and a duration such as ``1h30m``.
+_UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS), re.ASCII)
 _SHOWN = 60
 
 
@@ -126,13 +130,18 @@ def check_seconds(
 
 
 def read_seconds(parameter: str, text: str, *, least: float = 0.0) -> float:
-    """Return a number of seconds, from `least` to a year, that is given as text."""
+    """Return seconds, from `least` to a year, given as text such as ``90`` or ``1h30m``."""
+    parts = _DURATION.fullmatch(text) if text else None
     try:
-        seconds = float(text)
+        if parts is None:
+            seconds = float(text)
+        else:
+            numbers = zip(parts.groups(default="0"), _UNITS.values(), strict=True)
+            seconds = math.fsum(float(number) * unit for number, unit in numbers)
     except ValueError:
         seconds = math.nan
     if not least <= seconds <= MAX_SECONDS:
-        allowed = f"a number of seconds from {least:g} to {MAX_SECONDS:,}"
+        allowed = f"seconds, or a time such as 90s, 55m or 1h30m, from {least:g} s to a year"
         raise ValueError(_must_be(parameter, text, allowed))
     return seconds
 
@@ -184,6 +193,11 @@ def check_queue_name(parameter: str, value: Any) -> str:
 def check_job_name(parameter: str, value: Any) -> str:
     """Return the name of a job; ids of named jobs have a colon, those of other jobs a dot."""
     return _check_name(parameter, value, forbidden=" .:{}", most=MAX_NAME)
+
+
+def check_unit(parameter: str, value: Any) -> str:
+    """Return the id of a unit: what started some workers, such as a job of a scheduler."""
+    return _check_name(parameter, value, forbidden=" {}", most=MAX_NAME)
 
 
 def check_lane(parameter: str, value: Any) -> str:

@@ -6,20 +6,25 @@ import argparse
 import functools
 import gc
 import logging
+import math
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import MAX_WORKERS, check_lane, read_seconds, shown
+from ..arguments import MAX_WORKERS, check_lane, check_unit, read_seconds, shown
 from ..cores import n_cores
 from ..secret import Address, Secret
 from ..settings import Settings, conceal, receive
-from .parsing import Commands, add_command, add_queue, add_server, argument
+from .parsing import Commands, Parser, add_command, add_queue, add_server, argument
 from .target import open_store, server
 
 if TYPE_CHECKING:
     from ..wire.store import Store
     from ..worker.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 
 def add_worker(commands: Commands) -> None:
@@ -48,17 +53,42 @@ def add_worker(commands: Commands) -> None:
         help="serve this lane; repeat it for several, most urgent first; default: high, default"
         " and low",
     )
+    _add_life(worker)
+    worker.add_argument("--control-socket", type=Path, help=argparse.SUPPRESS)
+    worker.add_argument("--homes", nargs="+", default=(), help=argparse.SUPPRESS)
+
+
+def _add_life(worker: Parser) -> None:
+    """Add the options that say how long workers live, and how they end."""
     worker.add_argument(
         "--drain",
         type=argument(functools.partial(read_seconds, "it")),
         default=30.0,
-        metavar="SECONDS",
+        metavar="TIME",
         help="after SIGTERM or SIGHUP, take no new calls and let the running ones finish for this"
-        " long; then hand them to other workers. A second signal hands them over at once, Ctrl-C"
-        " after 1 s; default: 30",
+        " long, such as 25 or 5m; then hand them to other workers. A second signal hands them over"
+        " at once, Ctrl-C after 1 s; default: 30",
     )
-    worker.add_argument("--control-socket", type=Path, help=argparse.SUPPRESS)
-    worker.add_argument("--homes", nargs="+", default=(), help=argparse.SUPPRESS)
+    worker.add_argument(
+        "--lifetime",
+        type=argument(functools.partial(read_seconds, "it", least=0.1)),
+        default=math.inf,
+        metavar="TIME",
+        help="after this long, such as 55m, take no new calls, drain and end; default: never",
+    )
+    worker.add_argument(
+        "--idle-timeout",
+        type=argument(functools.partial(read_seconds, "it", least=0.1)),
+        default=math.inf,
+        metavar="TIME",
+        help="end when nothing has run for this long; default: never",
+    )
+    worker.add_argument(
+        "--unit",
+        type=argument(functools.partial(check_unit, "--unit")),
+        metavar="ID",
+        help="what q.workers() shows as the unit of these workers, such as the id of a batch job",
+    )
 
 
 def _number_of_workers(text: str) -> int:
@@ -75,8 +105,7 @@ def _run_workers(options: argparse.Namespace) -> None:
     is_kernels = options.control_socket is not None  # a kernel started this, and scales it
     if options.n == 0 and not is_kernels:
         raise ValueError(f"-n is 0: it must be an integer from 1 to {MAX_WORKERS:,}")
-    if is_kernels:  # q.logs() shows it
-        logging.getLogger("nbstreamq").setLevel(logging.INFO)
+    logging.getLogger("nbstreamq").setLevel(logging.INFO)
     # This comes before anything that could run user code, or start a process that does.
     conceal(**(receive() if is_kernels else {}))
     url, secret = server(options)
@@ -84,14 +113,30 @@ def _run_workers(options: argparse.Namespace) -> None:
     supervisor = _make_supervisor(options, store, url, secret)
     store.check_secret()
     if not is_kernels:
-        n = supervisor.n_workers
-        print(
-            f"nbstreamq: queue {options.queue!r} on {url}: starting {n} worker{'s' * (n != 1)}."
-            " Ctrl-C ends them.",
-            flush=True,
-        )
+        _log_banner(options, supervisor.n_workers, url)
     gc.collect()
     supervisor.run()
+
+
+def _log_banner(options: argparse.Namespace, n_workers: int, url: Address) -> None:
+    """Say what runs here, for whom, and for how long."""
+    from ..wire.messages import VERSION
+
+    times = {"drain": options.drain, "lifetime": options.lifetime, "idle": options.idle_timeout}
+    known = [f"{what} {seconds:g} s" for what, seconds in times.items() if seconds < math.inf]
+    logger.info(
+        "nbstreamq %s, Python %d.%d: starting %d worker%s for queue %r on %s; process %d on %s; %s."
+        " Ctrl-C ends them.",
+        VERSION,
+        *sys.version_info[:2],
+        n_workers,
+        "s" * (n_workers != 1),
+        options.queue,
+        url,
+        os.getpid(),
+        socket.gethostname(),
+        ", ".join([f"unit {options.unit}", *known] if options.unit else known),
+    )
 
 
 def _make_supervisor(
@@ -107,7 +152,7 @@ def _make_supervisor(
     from ..worker.supervisor import Supervisor, SupervisorSettings
 
     settings = Settings.from_environment()
-    socket = options.control_socket
+    path = options.control_socket
     return Supervisor(
         store,
         url=url,
@@ -116,8 +161,13 @@ def _make_supervisor(
         lanes=tuple(dict.fromkeys((*options.lanes, *NESTED))) if options.lanes else LANES,
         homes=options.homes,
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
-        control_socket=ControlSocket(socket) if socket else None,
+        control_socket=ControlSocket(path) if path else None,
+        unit=options.unit or "",
         settings=SupervisorSettings(
-            heartbeat=settings.silence / 4, silence=settings.silence, drain=options.drain
+            heartbeat=settings.silence / 4,
+            silence=settings.silence,
+            drain=options.drain,
+            lifetime=options.lifetime,
+            idle_timeout=options.idle_timeout,
         ),
     )

@@ -56,6 +56,8 @@ class WorkerStatus:
         Lanes that it serves, most urgent first.
     memory_bytes, cpu
         Memory, and share of one processor core, at most a second ago; 0 if unknown.
+    unit
+        What ``nbstreamq worker --unit`` was started with; empty if it was started without.
     """
 
     id: str
@@ -66,6 +68,7 @@ class WorkerStatus:
     lanes: tuple[str, ...]
     memory_bytes: int = 0
     cpu: float = 0.0
+    unit: str = ""
 
     def __str__(self) -> str:
         return f"worker {self.id}: {self.state}, pid {self.pid} on {self.host}"
@@ -248,6 +251,7 @@ def queue_status(
             lanes=tuple(d.get("lanes", ())),
             memory_bytes=d.get("memory", 0),
             cpu=d.get("cpu", 0.0),
+            unit=d.get("unit", ""),
         )
         for name, d in sorted(store.workers().items())
     )

@@ -306,6 +306,7 @@ _DESCRIPTION: dict[str, Any] = {
     "state": str,
     "lanes": list,
     "homes": list,
+    "unit": str,
     "memory": int,
     "cpu": float,
 }

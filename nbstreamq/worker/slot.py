@@ -233,6 +233,11 @@ class Slot:
     def n_running(self) -> int:
         return min(self.words[DEPTH], MAX_DEPTH)
 
+    @property
+    def n_begun(self) -> int:
+        """How many slices have begun, up to the last outermost one; 0 or -1 while one is loaded."""
+        return self.words[_FIRST + SERIAL]
+
     def running(self) -> list[RunningTask]:
         """Return what runs, outermost first, without a task that is just being changed."""
         found = (self._running_task(_FIRST + _WORDS * k) for k in range(self.n_running))

@@ -39,6 +39,7 @@ from ..wire.messages import ControlMessage
 from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
+from .life import Life
 from .limits import MOST_STAND_INS, over_memory
 from .process import (
     DUMP,
@@ -75,8 +76,12 @@ class SupervisorSettings:
     grace
         Time between the request to stop and the kill.
     drain
-        Time for running tasks after a request to end; then they go back to their lanes. Longer
-        loses less work.
+        Time for running tasks after a request to end, or the end of the lifetime; then they go back
+        to their lanes. Longer loses less work.
+    lifetime
+        Time from its start until it takes no more tasks and drains.
+    idle_timeout
+        Time without a task after which it ends.
     farewell
         Time for a worker to end after its last task: for `atexit` handlers and open files.
     hearing
@@ -92,6 +97,8 @@ class SupervisorSettings:
     silence: float = 4.0
     grace: float = 1.0
     drain: float = 30.0
+    lifetime: float = float("inf")
+    idle_timeout: float = float("inf")
     farewell: float = 5.0
     hearing: float = 30.0
     visit: float = 15.0
@@ -249,6 +256,8 @@ class Supervisor:
         ``fork`` or ``spawn``.
     control_socket
         Where kernels connect; None: it serves until it is told to stop.
+    unit
+        What `q.workers` shows as the unit of its workers: a launcher's name for this process.
     settings
         How often it looks, and how long it waits.
     """
@@ -264,6 +273,7 @@ class Supervisor:
         homes: Sequence[str] = (),
         method: str = "fork",
         control_socket: ControlSocket | None = None,
+        unit: str = "",
         settings: SupervisorSettings | None = None,
     ) -> None:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -271,7 +281,9 @@ class Supervisor:
         self._store = store
         self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
-        self.control_socket, self._settings = control_socket, settings or SupervisorSettings()
+        self.control_socket, self._unit = control_socket, unit
+        self._settings = settings or SupervisorSettings()
+        self._life = Life(self._settings.lifetime, self._settings.idle_timeout)
         self._control = ControlListener(store.clone(), self._settings)
         self._workers: dict[int, WorkerProcess] = {}
         self._dead: list[tuple[WorkerProcess, CrashReport]] = []
@@ -287,7 +299,8 @@ class Supervisor:
         self._stuck_since = 0.0  #: since when all workers wait
         self._watches = False  # whether it looks at what runs in each tick
         self._stopping = self._hurrying = False
-        self._patience, self._drained = self._settings.drain, float("inf")
+        #: Why it ends, in words; whether somebody told it to; and when it hands back what runs.
+        self._why_ending, self._was_told, self._drained = "", False, float("inf")
         #: Leaders of sessions whose worker has died -> when the rest of the session is killed.
         self._sessions: dict[int, float] = {}
         self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -324,6 +337,8 @@ class Supervisor:
         try:
             while not self._stopping:
                 self._turn()
+                if why := self._life.why_over(worker.slot for worker in self._workers.values()):
+                    self._begin_to_end(why, self._settings.drain)
                 if (
                     self.control_socket
                     and not self.control_socket.in_use
@@ -362,15 +377,19 @@ class Supervisor:
     def _drain(self) -> None:
         """Take no more tasks, and give running ones some time, so that little work is lost."""
         self.n_workers, self._heartbeat_due = 0, 0.0  # Tell others that the end is planned.
-        self._drained = time.monotonic() + self._patience
         n_busy = sum(worker.slot.n_running > 0 for worker in self._workers.values())
-        if n_busy and not self.control_socket and self._patience > self._settings.grace:
+        patience = self._drained - time.monotonic()
+        if n_busy and not self.control_socket and patience > self._settings.grace:
             logger.warning(
-                "told to end: %d running calls get %g s, then they are handed back. To hand them"
-                " back at once, send the signal again.",
+                "%s: %d running calls get %.3g s, then they are handed back. To hand them back"
+                " at once, send SIGTERM%s.",
+                self._why_ending,
                 n_busy,
-                self._patience,
+                patience,
+                " again" if self._was_told else "",
             )
+        else:
+            logger.info("%s: it ends", self._why_ending)
         while self._workers and not self._hurrying and time.monotonic() < self._drained:
             self._turn()
 
@@ -399,8 +418,15 @@ class Supervisor:
 
         After Ctrl-C somebody waits at the keyboard, so the time to drain is just the grace.
         """
-        self._hurrying, self._stopping = self._stopping, True
-        self._patience = self._settings.grace if number == signal.SIGINT else self._settings.drain
+        self._hurrying, self._was_told = self._was_told, True
+        patience = self._settings.grace if number == signal.SIGINT else self._settings.drain
+        self._begin_to_end(f"told to end ({signal.Signals(number).name})", patience)
+
+    def _begin_to_end(self, why: str, patience: float) -> None:
+        """Take no more tasks, and hand back after `patience` seconds at the latest what runs."""
+        self._why_ending = self._why_ending or why
+        self._drained = min(self._drained, time.monotonic() + patience)
+        self._stopping = True
 
     def scale(self, n_workers: int) -> str:
         """Run `n_workers` from now on; return a warning for the user, or an empty string."""
@@ -607,6 +633,7 @@ class Supervisor:
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
             "lanes": list(self._lanes),
             "homes": list(self._homes),
+            "unit": self._unit,
             "leaving": self._stopping,
         }
 

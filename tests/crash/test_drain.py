@@ -201,3 +201,31 @@ def test_a_worker_that_ignores_the_end_of_its_terminal_goes_on(start_workers, qu
     node.kill(signal.SIGHUP)
 
     assert queue.submit(os.getppid).result(30) == node.pid
+
+
+def test_the_end_of_the_lifetime_is_a_drain(start_workers, queue, gate):
+    begun, go = gate("begun"), gate("go")
+    node = start_workers(60, "--lifetime", "2s")
+    running = queue.submit(lambda: (begun.open(), go.wait(60), os.getppid())[-1])
+    begun.wait()
+
+    assert any("its lifetime of 2 s is over: 1 running" in line for line in iter(node.line, ""))
+    go.open()
+
+    assert running.result(30) == node.pid
+    assert node.wait()[0] == 0
+
+
+def test_workers_that_have_nothing_to_do_for_long_end(start_workers, queue, gate, store):
+    begun, go = gate("begun"), gate("go")
+    node = start_workers(60, "--idle-timeout", "1", "--unit", "job-7")
+    assert [worker.unit for worker in queue.workers()] == ["job-7"]
+    running = queue.submit(lambda: (begun.open(), time.sleep(1.5), go.open())[-1])
+    begun.wait()
+
+    status, said = node.wait()
+
+    assert go.is_open(), "a call that runs is something to do"
+    assert "nothing has run for 1 s: it ends" in said
+    assert status == 0
+    assert running.result(30) is None

@@ -172,9 +172,12 @@ def test_ctrl_c_ends_it(start_cli, wait_for_end, store, queue_name, server_url):
 
     status, said = process.wait()
     assert status == 0
-    assert said == (
-        f"nbstreamq: queue {queue_name!r} on {server_url}: starting 2 workers. Ctrl-C ends them.\n"
-    )
+    banner, *lines = said.splitlines()
+    assert f"starting 2 workers for queue {queue_name!r} on {server_url}; process" in banner
+    assert [line.partition(" INFO: ")[2].split()[-2:] for line in lines[-2:]] == 2 * [
+        ["has", "ended"]
+    ]
+    assert "told to end (SIGINT)" in lines[-3]
     wait_for_end(family)
     assert store.workers() == {}
 

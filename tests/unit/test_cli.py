@@ -42,8 +42,8 @@ def test_help_names_all_options_but_those_of_our_own(capsys):
         cli.main(["worker", "--help"])
 
     text = capsys.readouterr().out
-    options = {"--help", "--queue", "--lane", "--insecure", "--drain"}
-    assert set(re.findall(r"--\w+", text)) == options
+    options = {"--help", "--queue", "--lane", "--insecure", "--drain", "--lifetime"}
+    assert set(re.findall(r"--[\w-]+", text)) == options | {"--idle-timeout", "--unit"}
     assert "URL" in text
     assert "-n N" in text
 
@@ -81,7 +81,9 @@ def test_wrong_arguments_exit_with_2_and_one_line(capsys, arguments):
             for name in ("", "a b", "-", "{a}", "a\n", "a\0", "\udcff", "x" * 10_000)
         ),
         ("--lane", "@worker"),
-        *(("--drain", seconds) for seconds in ("", "soon", "-1", "nan", "inf", "1e30")),
+        ("--unit", "two words"),
+        ("--lifetime", "0"),
+        *(("--drain", time) for time in ("", "soon", "-1", "nan", "inf", "1e30", "1h30", "m")),
         *(
             ("URL", url)
             for url in ("", "h", "http://h", "redis://", "redis://h/abc", "redis://h?foo=bar")

@@ -37,6 +37,7 @@ def test_without_variables_there_are_the_defaults(bare):
         ("MEMORY_DIR", "/run/y", "memory_dir", Path("/run/y")),
         ("STORE", "s3://b/x", "store", Address("s3://b/x")),
         ("SERVER_IDLE", "2.5", "server_idle", 2.5),
+        ("SERVER_IDLE", "1h30m", "server_idle", 5400.0),
         ("START_METHOD", "spawn", "start_method", "spawn"),
         ("SILENCE", "20", "silence", 20.0),
     ],
