@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from ..errors import NbstreamqError
 from ..settings import LOG_FORMAT
+from .completion import add_completion
+from .dead import add_dead
+from .demo import add_demo
 from .doctor import add_doctor
-from .parsing import Parser
+from .jobs import add_jobs
+from .metrics import add_metrics
+from .parsing import Commands, Parser
 from .queues import add_queues
 from .secret import add_secret
+from .servers import add_servers
+from .status import add_status
 from .worker import add_worker
 
 
@@ -30,8 +40,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def make_parser() -> Parser:
     """Return what reads the arguments of all commands."""
-    parser = Parser(prog="nbstreamq", description="Run workers, check servers, manage queues.")
+    parser = Parser(
+        prog="nbstreamq",
+        description="Run workers, look at queues and jobs, manage servers.",
+        epilog="Begin with `nbstreamq demo`. `nbstreamq COMMAND --help` shows an example.",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version, and that of Python")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_worker, add_doctor, add_queues, add_secret):
+    for add in _COMMANDS:
         add(commands)
+    add_completion(commands, make_parser)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes a slow import."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from ..wire.messages import VERSION
+
+        print(f"nbstreamq {VERSION}, Python {platform.python_version()}")
+        parser.exit()
+
+
+_COMMANDS: tuple[Callable[[Commands], None], ...] = (
+    add_worker,
+    add_servers,
+    add_status,
+    add_jobs,
+    add_dead,
+    add_queues,
+    add_doctor,
+    add_metrics,
+    add_secret,
+    add_demo,
+)

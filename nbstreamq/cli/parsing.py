@@ -61,15 +61,20 @@ def add_server(command: Parser) -> None:
     )
 
 
-def add_queue(command: Parser) -> None:
-    """Add the option that says which queue a command uses."""
+def add_queue(command: Parser, *, default: str | None = "default") -> None:
+    """Add the option that says which queue a command uses; without a default, all of them."""
     command.add_argument(
         "--queue",
         type=argument(functools.partial(check_queue_name, "--queue")),
-        default="default",
+        default=default,
         metavar="NAME",
-        help="name of the queue; default: 'default'",
+        help=f"name of the queue; default: {repr(default) if default else 'all queues'}",
     )
+
+
+def add_json(command: Parser) -> None:
+    """Add the option that has a command print JSON."""
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def argument(check: Callable[[str], T]) -> Callable[[str], T]:

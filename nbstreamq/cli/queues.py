@@ -6,10 +6,19 @@ import argparse
 import functools
 from contextlib import closing
 
-from ..arguments import check_queue_name, shown
+from ..arguments import check_queue_name
 from ..errors import NbstreamqError
-from .parsing import Commands, add_command, add_server, argument
-from .target import open_store, server
+from .parsing import Commands, add_command, add_json, add_server, argument
+from .printing import advise, print_rows
+from .target import open_queues, open_store, server
+
+COLUMNS = {
+    "queue": lambda row: row["queue"],
+    "waiting": lambda row: row["waiting"],
+    "running": lambda row: row["running"],
+    "workers": lambda row: row["workers"],
+    "named jobs": lambda row: row["named_jobs"],
+}
 
 
 def add_queues(commands: Commands) -> None:
@@ -25,6 +34,8 @@ def add_queues(commands: Commands) -> None:
         "nbstreamq queues list redis://localhost:6379",
         _list_queues,
     )
+    listing.set_defaults(queue=None)
+    add_json(listing)
     deletion = add_command(
         verbs,
         "delete",
@@ -44,21 +55,26 @@ def add_queues(commands: Commands) -> None:
 
 
 def _list_queues(options: argparse.Namespace) -> None:
-    url, secret = server(options)
-    with closing(open_store(url, secret, "default")) as store:
-        names = store.queue_names()
-    for name in names:
-        with closing(open_store(url, secret, name)) as store:
+    rows = []
+    with open_queues(options) as stores:
+        for store in stores:
             lanes = store.lanes(store.known_lanes())
-            counts = {
-                "waiting": sum(lane["waiting"] + lane["delayed"] for lane in lanes),
-                "running": sum(lane["running"] for lane in lanes),
-                "workers": len(store.workers()),
-                "named jobs": len(store.job_names()),
-            }
-        print(f"{shown(name):30}", *(f"{n} {what}" for what, n in counts.items()), sep="  ")
-    if not names:
-        print("There are no queues on this server.")
+            rows.append(
+                {
+                    "queue": store.keys.queue,
+                    "waiting": sum(lane["waiting"] + lane["delayed"] for lane in lanes),
+                    "running": sum(lane["running"] for lane in lanes),
+                    "workers": len(store.workers()),
+                    "named_jobs": len(store.job_names()),
+                }
+            )
+    print_rows(
+        options,
+        rows,
+        COLUMNS,
+        empty="There are no queues on this server. The first TaskQueue makes one.",
+        then="`nbstreamq status --queue NAME` shows the workers and lanes of one.",
+    )
 
 
 def _delete_queue(options: argparse.Namespace) -> None:
@@ -73,3 +89,4 @@ def _delete_queue(options: argparse.Namespace) -> None:
     if not n_keys:
         raise NbstreamqError(f"there is no queue {options.queue!r}. See `nbstreamq queues list`.")
     print(f"Deleted queue {options.queue!r}.")
+    advise("`nbstreamq queues list` shows those that are left.")

@@ -310,6 +310,14 @@ def examine(store: Store, url: Address) -> Iterator[tuple[str, str]]:
         yield "problem", problem
 
 
+def no_worker(queue: str, url: Address) -> str:
+    """Return what to do about a queue without workers on a server of its own."""
+    return (
+        f"nothing can run: queue {queue!r} has no workers. Start some: `nbstreamq worker {url}"
+        f" --queue {queue}`."
+    )
+
+
 def _skew_text(skew: float) -> str:
     if abs(skew) < 0.001:
         return "agrees with this machine's"

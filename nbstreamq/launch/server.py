@@ -91,6 +91,12 @@ def is_embedded(url: Address | str, settings: Settings) -> bool:
     return Address(url) == Address(embedded_url(settings))
 
 
+def is_running(settings: Settings) -> bool:
+    """Return whether this user's embedded server runs, and answers."""
+    path = _socket_path(settings)
+    return path.parent.exists() and _is_ready(_ask(path, b"PING"))
+
+
 def stop_server(settings: Settings) -> bool:
     """Have the embedded server save and exit, and wait until it is gone; return whether one ran.
 
