@@ -91,11 +91,11 @@ def load_ipython_extension(ipython: Any) -> None:
     load(ipython)
 
 
-def _show_in_terminal(session: Any, what: Any) -> Any:
+def _show_in_terminal(*wait: Any) -> Any:
     """Show the progress of a wait, if there is a terminal."""
     from .notebook.terminal import show_in_terminal  # rich takes long to import
 
-    return show_in_terminal(session, what)
+    return show_in_terminal(*wait)
 
 
 def _adapt_notebook() -> None:

@@ -7,7 +7,7 @@ worker is then paid once for many. Each call still has its own result, error, an
 from __future__ import annotations
 
 import pickle
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from ..objects.functions import FunctionPickle
 from ..objects.results import load_outcomes
 from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
-from ..wire.messages import Event, Fields, Options, Task
+from ..wire.messages import Event, Fields, Options, State, Task
 from .callbacks import hold_callbacks, let_go
 from .error_notes import Payload
 from .table import JobTable, Output, Outstanding, print_output
@@ -138,6 +138,8 @@ class Calls:
         Those that are not over, by their number.
     n
         How many there were.
+    failed, cancelled
+        The numbers of those that ended so.
     """
 
     def __init__(
@@ -153,11 +155,22 @@ class Calls:
         self.open: dict[int, Call] = {}
         self.n = 0
         self.output = Output()
-        self._cancelled: list[int] = []
+        self.failed: list[int] = []
+        self.cancelled: list[int] = []
 
     def has_ended(self, index: int) -> bool:
         """Return whether a call is over."""
         return index not in self.open
+
+    def counts(self, first: int) -> Counter[State]:
+        """Return how many calls are in each state, of those from number `first` on."""
+        n = self.n
+        left = {i: call for i, call in self.open.copy().items() if first <= i < n}
+        found = Counter(call.state(0) for call in left.values())
+        for state, ended in ((State.FAILED, self.failed), (State.CANCELLED, self.cancelled)):
+            found[state] = sum(i >= first and i not in left for i in ended)
+        found[State.DONE] = n - first - len(left) - found[State.FAILED] - found[State.CANCELLED]
+        return found
 
     def show(self, event: Event) -> None:
         """Show what a call printed."""
@@ -237,12 +250,12 @@ class Calls:
             if (call := self.open.get(index)) and call.mark_cancelled([0]):
                 newly.append(index)
             self.open.pop(index, None)
-        self._cancelled += newly
+        self.cancelled += newly
         return ranges_of(newly)
 
     def cancelled_items(self) -> ItemRanges:
         """Return all cancelled calls."""
-        return ranges_of(sorted(self._cancelled))
+        return ranges_of(sorted(self.cancelled))
 
     def fail(self, error: BaseException, chosen: Iterable[int]) -> None:
         """Fail calls that are not over."""

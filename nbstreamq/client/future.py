@@ -533,6 +533,8 @@ class CallFuture(TaskFuture[T], Call):
                 self._result, self._exception, self._state = value, error, state
                 if self._has_listeners:
                     self._tell_waiters()
+                if error is not None:
+                    self.group.failed.append(self.index)
             if self._changed is not None:
                 self._changed.notify_all()
         if self._has_listeners:

@@ -6,41 +6,145 @@ Where progress is shown depends on the place: a notebook, a terminal, nowhere. A
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from ..worker_context import WorkerContext
-from .table import Outstanding
+from .table import JobTable, Outstanding
 
+#: Seconds of waiting, in all, after which progress is shown.
+PROGRESS_AFTER = 1.0
+#: Seconds between two waits that belong together, where there are no cells.
+TOGETHER = 1.0
 #: Seconds between two pictures. Shorter costs the waiting thread more than eyes can see.
 FRAME = 0.2
 
 
 class Display:
-    """Progress as long as one wait lasts; the waiting thread draws it."""
+    """Shows how far something is while a thread waits for it; that thread draws it."""
+
+    def draws_after(self) -> float:
+        """Return how many seconds the next wait has to last until it draws."""
+        raise NotImplementedError
 
     def draw(self) -> None:
         """Show how far it is now."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Show that the wait is over."""
+        """Note that a wait is over. Another one for the same may follow."""
         raise NotImplementedError
 
 
+class Waits:
+    """The waits of a thread that belong together, and what shows how far they are.
+
+    Those of one cell belong together; elsewhere, those with less than a second between them. So
+    many short waits in a row are shown, too. It keeps nothing alive that was waited for.
+
+    Parameters
+    ----------
+    what
+        What is waited for first.
+    cell
+        The cell that runs; None: there are no cells.
+
+    Attributes
+    ----------
+    began
+        When the first wait began, in seconds since the epoch.
+    """
+
+    def __init__(self, what: Outstanding, cell: object) -> None:
+        self.began = time.time()
+        self._first = what.job, getattr(what, "index", 0)
+        self._cell = cell
+        self._seconds = 0.0
+        self._ended = math.inf
+        self._displays: dict[tuple[Any, ...], Display | None] = {}
+
+    @classmethod
+    def of_thread(cls, what: Outstanding) -> Waits:
+        """Return those to which a wait of this thread belongs that begins now."""
+        cell = None if _cell_now is None else _cell_now()
+        found: Waits | None = getattr(_thread, "waits", None)
+        if found is None or not found.goes_on_in(cell):
+            found = _thread.waits = cls(what, cell)
+        return found
+
+    def goes_on_in(self, cell: object) -> bool:
+        """Return whether a wait that begins now, in this cell, belongs to them."""
+        if cell is not None or self._cell is not None:
+            return cell is self._cell
+        return time.monotonic() < self._ended + TOGETHER
+
+    def first_of(self, job: str) -> int | None:
+        """Return the number of the call that was waited for first, if it is of this job."""
+        return self._first[1] if job == self._first[0] else None
+
+    def shows_after(self, session: Any, what: Outstanding) -> float:
+        """Return how many seconds a wait has to last until it shows progress."""
+        if not what.shows_progress or _show is None or WorkerContext.current is not None:
+            return math.inf
+        if self._seconds < PROGRESS_AFTER:
+            return PROGRESS_AFTER - self._seconds
+        key = _key(session, what)
+        if key not in self._displays:
+            return 0.0
+        display = self._displays[key]
+        return math.inf if display is None else display.draws_after()
+
+    def display(self, session: Any, what: Outstanding) -> Display | None:
+        """Return what shows it; None: this thread has nothing to draw."""
+        if _show is None or _is_shown_by_tqdm():
+            return None
+        self._seconds = max(self._seconds, PROGRESS_AFTER)
+        key = _key(session, what)
+        if key not in self._displays:
+            self._displays[key] = _show(session, what, self)
+        return self._displays[key]
+
+    def add(self, what: Outstanding, seconds: float) -> None:
+        """Take note that a wait is over."""
+        self._ended = time.monotonic()
+        if what.shows_progress:
+            self._seconds += seconds
+
+
+_thread = threading.local()
+
 #: Begins to show what a `Session` waits for; None: the waiting thread has nothing to draw.
-Show: TypeAlias = Callable[[Any, Outstanding], Display | None]
+Show: TypeAlias = Callable[[Any, Outstanding, Waits], Display | None]
 _show: Show | None = None
+_cell_now: Callable[[], object] | None = None
 
 
-def show_waits(show: Show) -> None:
-    """Have `show` called when a wait has lasted for a second."""
-    global _show  # noqa: PLW0603 - a process is one notebook, or has one terminal
-    _show = show
+def show_waits(show: Show, cell_now: Callable[[], object] | None = None) -> None:
+    """Have `show` called when waits that belong together have lasted for a second.
+
+    Parameters
+    ----------
+    cell_now
+        Returns an object that stands for the run of the cell that runs; None: none runs.
+    """
+    global _show, _cell_now
+    _show, _cell_now = show, cell_now
+
+
+def _key(session: Any, what: Outstanding) -> tuple[Any, ...]:
+    """Return what two waits have in common that are shown as one."""
+    if isinstance(what, JobTable):
+        return what.job, what.run
+    return session.id, what.name
+
+
+def _is_shown_by_tqdm() -> bool:
+    tqdm = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    return any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
 
 
 class LongWait:
@@ -48,6 +152,8 @@ class LongWait:
 
     Parameters
     ----------
+    waits
+        The waits that it belongs to.
     session, what
         Who waits, and for what.
     began
@@ -58,16 +164,17 @@ class LongWait:
         Seconds until `explain` is called, and from one call to the next.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what it is about
         self,
+        waits: Waits,
         session: Any,
         what: Outstanding,
         began: float,
         explain: Callable[[], object],
         patience: float,
     ) -> None:
-        self._begin = functools.partial(_begin, session, what)
-        self._show_at = began + what.progress_after
+        self._waits, self._session, self._what = waits, session, what
+        self._show_at = began + waits.shows_after(session, what)
         self._explain = explain
         self._explain_at = began + patience
         self._patience = patience
@@ -78,7 +185,7 @@ class LongWait:
         now = time.monotonic()
         if now >= self._show_at:
             self._show_at = math.inf
-            self._display = self._begin()
+            self._display = self._waits.display(self._session, self._what)
         if now >= self._explain_at:
             self._explain()
             self._explain_at = now + self._patience
@@ -88,18 +195,6 @@ class LongWait:
         return min(self._show_at, self._explain_at) - now
 
     def end(self) -> None:
-        """Show that the wait is over."""
+        """Note that the wait is over."""
         if self._display is not None:
             self._display.end()
-
-
-def _begin(session: Any, what: Outstanding) -> Display | None:
-    if WorkerContext.current is not None or _show is None or _is_shown_by_tqdm():
-        return None
-    what.progress_after = 0.0  # the next wait for it shows progress at once
-    return _show(session, what)
-
-
-def _is_shown_by_tqdm() -> bool:
-    tqdm = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
-    return any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -68,7 +67,6 @@ from .status import (
     warn_of_risks,
 )
 from .submit import InputFeeder, Inputs, pace_of, recall, submit_when_done
-from .table import PROGRESS_AFTER
 from .waiting import uninterrupted
 
 #: Gets and returns each new future, and each new job without a name. A notebook that runs cells
@@ -351,7 +349,7 @@ class TaskQueue(Executor, TaskOnly):
         opened = open_session(name, url, client, workers, secret, insecure=insecure, store=store)
         self._session, self.name, self._url, self._embedded, self._open_other = opened
         self._options = Options()
-        self._progress_after = PROGRESS_AFTER if Settings.from_environment().progress else math.inf
+        self._shows_progress = Settings.from_environment().progress
         if initializer is not None:
             set_up = self.everywhere(initializer, *initargs)
             set_up.add_done_callback(self._warn_of_failure)
@@ -409,8 +407,8 @@ class TaskQueue(Executor, TaskOnly):
             with uninterrupted() as shield:
                 lane = options.lane or ("default" if worker is None else self._lane())
                 call = CallFuture(session, fn, data)
-                if self._progress_after != PROGRESS_AFTER:
-                    call.progress_after = self._progress_after
+                if not self._shows_progress:
+                    call.shows_progress = False
                 session.add_call(call, function, lane, options, worker, is_plain)
                 if not needed and not options.cache:
                     session.send(call, shield)
@@ -572,7 +570,7 @@ class TaskQueue(Executor, TaskOnly):
 
     def _with_progress(self, job: Job[T]) -> Job[T]:
         """Return `job`, which shows its progress while it is waited for, or does not."""
-        job._table.progress_after = self._progress_after
+        job._table.shows_progress = self._shows_progress
         return job
 
     @overload
@@ -671,8 +669,7 @@ class TaskQueue(Executor, TaskOnly):
         view.__dict__.update(self.__dict__)
         view._options = options
         if progress is not None:
-            is_shown = check_flag("progress", progress)
-            view._progress_after = PROGRESS_AFTER if is_shown else math.inf
+            view._shows_progress = check_flag("progress", progress)
         return view
 
     @concise

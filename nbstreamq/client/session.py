@@ -50,7 +50,7 @@ from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls, Submission
 from .channel import Command, Listener, Sender
 from .functions import Functions, LargeValues, Repeats
-from .progress import LongWait
+from .progress import LongWait, Waits
 from .table import JobTable, Outstanding
 from .waiting import (
     interrupted,
@@ -513,7 +513,8 @@ class Session:
             self.help_until(functools.partial(what.wait, is_reached), timeout, [what.lane])
         long_wait: LongWait | None = None
         began = time.monotonic()
-        pause = min(max(0.0, what.progress_after), PATIENCE)
+        waits = Waits.of_thread(what)
+        pause = min(waits.shows_after(self, what), PATIENCE)
         try:
             while True:
                 now = time.monotonic()
@@ -527,13 +528,13 @@ class Session:
                     return False
                 if long_wait is None:
                     explain = functools.partial(self._explain, what)
-                    long_wait = LongWait(self, what, began, explain, PATIENCE)
+                    long_wait = LongWait(waits, self, what, began, explain, PATIENCE)
                 pause = long_wait.go_on()
         except KeyboardInterrupt as interrupt:
             interrupted(interrupt, self.cancel, beside or [what])
             raise shortened(interrupt)  # noqa: B904 - it is the same one
         finally:
-            what.progress_after -= time.monotonic() - began
+            waits.add(what, time.monotonic() - began)
             if long_wait is not None:
                 long_wait.end()
 
@@ -1010,14 +1011,15 @@ class Session:
                 time.sleep(PAUSE)
             return not is_busy
         first, began = found[0], time.monotonic()
-        long_wait = LongWait(self, first, began, lambda: None, math.inf)
+        waits = Waits.of_thread(first)
+        long_wait = LongWait(waits, self, first, began, lambda: None, math.inf)
         try:
             while (left := began + PATIENCE - time.monotonic()) > 0:
                 if first.wait(lambda: not first.n_open, min(long_wait.go_on(), left)):
                     return True
             return False
         finally:
-            first.progress_after -= PATIENCE
+            waits.add(first, time.monotonic() - began)
             long_wait.end()
 
     def _reason(self) -> str:

@@ -96,8 +96,6 @@ _WAITING, _RUNNING, _DONE, _FAILED, _CANCELLED = (
     for s in (State.WAITING, State.RUNNING, State.DONE, State.FAILED, State.CANCELLED)
 )
 _ALL_DONE = bytes([_DONE])
-#: Seconds of waiting after which progress is shown.
-PROGRESS_AFTER = 1.0
 #: Kinds of events that are not about items which there must be.
 _ABOUT_JOB = ("opened", "closed", "cancelled")
 #: Most results that are looked for at once.
@@ -127,8 +125,8 @@ class Outstanding:
         Whether more items may come.
     n_when_empty
         How many were open when nothing was found on the server; -1: something was found.
-    progress_after
-        Seconds of further waiting after which progress is shown; infinite: never.
+    shows_progress
+        Whether waits for it show how far it is.
     """
 
     job: str
@@ -139,7 +137,7 @@ class Outstanding:
     title = ""
     growing = False
     n_when_empty = -1
-    progress_after = PROGRESS_AFTER
+    shows_progress = True
     _changed: threading.Condition | None = None
 
     @property

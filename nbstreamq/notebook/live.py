@@ -18,14 +18,14 @@ from IPython.display import DisplayHandle, display
 
 from ..client.future import CallFuture, TaskFuture
 from ..client.job import Job
-from ..client.progress import Display, show_waits
+from ..client.progress import Display, Waits, show_waits
 from ..client.queue import TaskQueue
 from ..client.session import Session, drop_calls_at_exit
 from ..client.status import QueueStatus
 from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
 from .html import HTML_OF, describe, future_html, job_html, status_html
-from .outputs import EndOfCall, Output
+from .outputs import EndOfCall, Output, cell_now
 from .terminal import job_text
 from .view import CallsView, JobPicture, JobView
 
@@ -51,7 +51,7 @@ def show_by_default(shell: Any) -> None:
         html.for_type(kind, html_of)
     if hasattr(shell, "kernel"):
         drop_calls_at_exit()
-        show_waits(show_wait)
+        show_waits(show_wait, cell_now)
         formatter.ipython_display_formatter.for_type(TaskQueue, show_queue)
         formatter.ipython_display_formatter.for_type(Job, show_job)
         formatter.ipython_display_formatter.for_type(TaskFuture, show_future)
@@ -367,27 +367,19 @@ class LiveQueue:
 # -- a wait in a notebook -----------------------------------------------------------------------
 
 
-def show_wait(session: Session, what: Outstanding) -> Display | None:
+def show_wait(session: Session, what: Outstanding, waits: Waits) -> Display | None:
     """Show what a cell waits for, below the cell, unless it is displayed already."""
     # A thread that a user started has no cell; one that asyncio started has that of its caller.
     if threading.current_thread() is threading.main_thread() or len(contextvars.copy_context()):
         if isinstance(what, CallFuture):
-            return _shown_calls(session, what)
+            return ShownCalls(CallsView(session, what, waits))
         if isinstance(what, JobTable) and not _is_followed(what):
             show_job(Job(session, what))
     return None
 
 
-#: What the cell that runs shows of single calls.
+#: What the cell that runs shows of single calls; drawn again when it ends.
 _calls_of_cell: list[ShownCalls] = []
-
-
-def _shown_calls(session: Session, call: CallFuture[Any]) -> ShownCalls:
-    for shown in _calls_of_cell:
-        if shown.view.shows(call):
-            return shown
-    _calls_of_cell.append(ShownCalls(CallsView(session, call)))
-    return _calls_of_cell[-1]
 
 
 def _is_followed(table: JobTable) -> bool:
@@ -402,17 +394,25 @@ class ShownCalls(Display):
     """The progress of single calls in a notebook."""
 
     def __init__(self, view: CallsView) -> None:
-        self.view = view
+        self._view = view
+        self._drawn_at = time.monotonic()
         data = _data(view.picture())
         self._html = data["text/html"]
         self._handle = Output()
         self._handle.display(data)
+        _calls_of_cell.append(self)
+
+    def draws_after(self) -> float:
+        return max(0.0, self._drawn_at + FUTURE_FRAME - time.monotonic())
 
     def draw(self) -> None:
-        data = _data(self.view.picture())
+        self._drawn_at = time.monotonic()
+        data = _data(self._view.picture())
         if data["text/html"] != self._html:
             self._html = data["text/html"]
             self._handle.update(data)
 
     def end(self) -> None:
-        self.draw()
+        # Else many short waits would draw it as many times; the end of the cell brings the rest.
+        if not self.draws_after() or cell_now() is None:
+            self.draw()

@@ -7,6 +7,8 @@ own threads and files use, too: it has no public way.
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from marimo._runtime.context import RuntimeContext, safe_get_context
 from ..client import queue
 from ..client.future import TaskFuture
 from ..client.job import Job
-from ..client.progress import Display, show_waits
+from ..client.progress import FRAME as WAIT_FRAME
+from ..client.progress import Display, Waits, show_waits
 from ..client.queue import TaskQueue
 from ..client.session import Session, drop_calls_at_exit
 from ..client.table import JobTable, Outstanding
@@ -35,7 +38,7 @@ def adapt() -> None:
     """Have marimo show jobs and queues live, and cancel a cell's calls when it runs again."""
     drop_calls_at_exit()
     queue.on_new = _of_this_cell
-    show_waits(show_wait)
+    show_waits(show_wait, _cell_now)
     for kind, html in HTML_OF.items():
         _show(kind, _table_of(html))
     _show(Job, show_job)
@@ -185,36 +188,55 @@ def _follow(
 # -- a wait --------------------------------------------------------------------------------------
 
 
-def show_wait(session: Session, what: Outstanding) -> Display | None:
+def show_wait(session: Session, what: Outstanding, waits: Waits) -> Display | None:
     """Show what a cell waits for in its output, unless it is displayed already."""
-    global _last_wait  # noqa: PLW0603 - if another session waits too, a cell shows a wait twice
+    output = _cell_now()
+    if output is None or what in _followed:
+        return None
+    return ShownWait(view_of_wait(session, what, waits), len(output))
+
+
+def _cell_now() -> CellOutputList | None:
+    """Return the output of the cell that runs in this thread, which is new in each run."""
     context = safe_get_context()
     cell = None if context is None else context.execution_context
-    if cell is None or what in _followed:
-        return None
-    shown = _last_wait
-    if shown is None or shown.output is not cell.output or not shown.view.shows(what):
-        _last_wait = shown = ShownWait(view_of_wait(session, what), cell.output)
-    return shown
+    return None if cell is None else cell.output
 
 
 class ShownWait(Display):
     """The progress of a wait, as a part of the output of the cell that waits."""
 
-    def __init__(self, view: JobView | CallsView, output: CellOutputList) -> None:
-        self.view, self.output = view, output
-        self._at = len(output)
+    def __init__(self, view: JobView | CallsView, at: int) -> None:
+        self._view, self._at = view, at
+        self._drawn_at = -math.inf
+        self._lock = threading.Lock()
+        self._is_due = False
+
+    def draws_after(self) -> float:
+        return max(0.0, self._drawn_at + WAIT_FRAME - time.monotonic())
 
     def draw(self) -> None:
-        html = marimo.Html(job_html(self.view.picture()))
+        self._drawn_at = time.monotonic()
+        html = marimo.Html(job_html(self._view.picture()))
         marimo.output.replace_at_index(html, self._at)
 
     def end(self) -> None:
-        self.draw()
+        if _is_saved() or (isinstance(self._view, JobView) and self._view.is_over):
+            self.draw()
+            return
+        # Many short waits would draw it as many times, and none tells that it was the last one.
+        with self._lock:
+            is_due, self._is_due = self._is_due, True
+        if not is_due:
+            marimo.Thread(target=self._draw_later, name="nbstreamq-view", daemon=True).start()
 
-
-#: An iteration waits again and again, and shows it in one place.
-_last_wait: ShownWait | None = None
+    def _draw_later(self) -> None:
+        time.sleep(self.draws_after())
+        with self._lock:
+            self._is_due = False
+        if not marimo.current_thread().should_exit:  # the cell has not begun to run again
+            with contextlib.suppress(ReferenceError):  # nobody has the job any longer
+                self.draw()
 
 
 def _is_saved() -> bool:

@@ -11,7 +11,8 @@ from IPython.display import DisplayHandle
 
 from ..client.future import TaskFuture
 
-_is_cell_running = False
+#: The run of the cell that runs, if one does.
+_cell: object | None = None
 #: Display id -> what repeats an update that may not have been heard.
 _unheard: dict[str, Callable[[], object]] = {}
 _ends_of_calls: set[EndOfCall] = set()
@@ -19,18 +20,23 @@ _ends_of_calls: set[EndOfCall] = set()
 
 def begin_cell(*_: object) -> None:
     """Note that a cell runs."""
-    global _is_cell_running  # noqa: PLW0603 - a kernel runs one cell at a time
-    _is_cell_running = True
+    global _cell  # noqa: PLW0603 - a kernel runs one cell at a time
+    _cell = object()
+
+
+def cell_now() -> object | None:
+    """Return an object that stands for the run of the cell that runs; None: none does."""
+    return _cell
 
 
 def end_cell(*_: object) -> None:
     """Bring the outputs of calls up to date: what saves the notebook may not wait for them."""
-    global _is_cell_running  # noqa: PLW0603 - as above
+    global _cell  # noqa: PLW0603 - as above
     for end in list(_ends_of_calls):
         end.catch_up()
     for key in list(_unheard):
         _unheard.pop(key)()
-    _is_cell_running = False
+    _cell = None
 
 
 class Output:
@@ -52,7 +58,7 @@ class Output:
         """Show other data in its place."""
         update = functools.partial(self._handle.update, data, metadata=metadata, raw=True)
         update()
-        if _is_cell_running and threading.current_thread() is threading.main_thread():
+        if _cell is not None and threading.current_thread() is threading.main_thread():
             _unheard.pop(self._handle.display_id, None)
         else:
             _unheard[self._handle.display_id] = update

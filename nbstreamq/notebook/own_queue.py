@@ -24,7 +24,7 @@ class NotebookQueue(TaskQueue):
 
     def __getattr__(self, name: str) -> Any:
         # What the constructor of `TaskQueue` sets, and nothing has set yet.
-        if name not in ("_session", "_embedded", "_open_other", "_options", "_progress_after"):
+        if name not in ("_session", "_embedded", "_open_other", "_options", "_shows_progress"):
             raise AttributeError(f"{TaskQueue.__name__!r} object has no attribute {name!r}")
         with self._opening:
             if isinstance(self, NotebookQueue):  # no other thread has opened it

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..client.progress import Display
+from ..client.progress import FRAME, Display
 from .html import describe
 from .view import CallsView, JobPicture, JobView, view_of_wait
 
 if TYPE_CHECKING:
+    from ..client.progress import Waits
     from ..client.session import Session
     from ..client.table import Outstanding
 
 #: Characters of the bar in a terminal, and of a line; and of a long name where there is no room.
 BAR_WIDTH, LINE_WIDTH, NAME_WIDTH = 30, 120, 20
 _ERASE = "\r\x1b[2K"
+#: Seconds that a wait lasts which is not worth a line. Shorter costs calls in a row more.
+BRIEF = 0.002
 _one_at_a_time = threading.Lock()
-#: The view of the last wait, if it is not over: an iteration waits again and again.
-_last: JobView | CallsView | None = None
 
 
 def job_text(picture: JobPicture) -> str:
@@ -69,25 +72,10 @@ def _rendered(lines: list[Any], width: int) -> str:
 # -- while something is waited for ---------------------------------------------------------------
 
 
-def show_in_terminal(session: Session, what: Outstanding) -> Display | None:
-    """Begin a line that shows how far something is, if standard error is a terminal."""
+def show_in_terminal(session: Session, what: Outstanding, waits: Waits) -> Display | None:
+    """Return a line that shows how far something is, if standard error is a terminal."""
     is_terminal = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
-    if is_terminal and _one_at_a_time.acquire(blocking=False):
-        return ProgressLine(_view_of(session, what))
-    return None
-
-
-def _view_of(session: Session, what: Outstanding) -> JobView | CallsView:
-    global _last  # noqa: PLW0603 - there is one terminal
-    if _last is None or not _last.shows(what):
-        _last = view_of_wait(session, what)
-    return _last
-
-
-def _forget_if_over(view: JobView | CallsView) -> None:
-    global _last  # noqa: PLW0603 - there is one terminal
-    if view.is_over:
-        _last = None
+    return ProgressLine(view_of_wait(session, what, waits)) if is_terminal else None
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -95,37 +83,54 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 class ProgressLine(Display):
-    """The last line of the terminal, below all that is printed meanwhile."""
+    """The last line of the terminal while something is waited for, below all that is printed."""
 
     def __init__(self, view: JobView | CallsView) -> None:
         self._view = view
+        self._text, self._text_at = "", -math.inf
         self._terminal = sys.stderr
         self._lock = threading.RLock()
-        self._is_drawn = False
+        self._has_terminal = self._is_drawn = False
         #: Whether the last thing that was printed is a part of a line.
         self._is_held = False
         self._streams: dict[str, Any] = {}
-        for name in ("stdout", "stderr"):
+
+    def draws_after(self) -> float:
+        return BRIEF
+
+    def draw(self) -> None:
+        if not self._has_terminal and not self._take_terminal():
+            return
+        now = time.monotonic()
+        if now >= self._text_at + FRAME:
+            width = shutil.get_terminal_size().columns - 1
+            self._text, self._text_at = line_text(self._view.picture(), width), now
+        with self._lock:
+            if not self._is_held:
+                self._terminal.write(_ERASE + self._text)
+                self._terminal.flush()
+                self._is_drawn = True
+
+    def _take_terminal(self) -> bool:
+        """Have what is printed go above the line, unless another thread has one there."""
+        self._has_terminal = _one_at_a_time.acquire(blocking=False)
+        self._is_held = False
+        for name in ("stdout", "stderr") if self._has_terminal else ():
             stream = getattr(sys, name)
             if _is_terminal(stream):
                 self._streams[name] = above = _Above(stream, self)
                 setattr(sys, name, above)
-
-    def draw(self) -> None:
-        text = line_text(self._view.picture(), shutil.get_terminal_size().columns - 1)
-        with self._lock:
-            if not self._is_held:
-                self._terminal.write(_ERASE + text)
-                self._terminal.flush()
-                self._is_drawn = True
+        return self._has_terminal
 
     def end(self) -> None:
+        if not self._has_terminal:
+            return
         for name, above in self._streams.items():
             if getattr(sys, name) is above:
                 setattr(sys, name, above.stream)
         with self._lock:
             self._erase()
-        _forget_if_over(self._view)
+        self._has_terminal = False
         _one_at_a_time.release()
 
     def print_above(self, stream: TextIO, text: str) -> int:

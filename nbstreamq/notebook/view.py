@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any, NamedTuple, TypeVar
 
+from ..client.calls import Calls
 from ..client.error_notes import RunInfo
 from ..client.future import CallFuture
 from ..client.job import Job
+from ..client.progress import Waits
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
 from ..wire.item_ranges import size
@@ -29,6 +31,8 @@ RATE_WINDOW = 5.0
 LONG_ITEM = 0.5
 #: Reports that the duration of items is the mean of. More follow a change more slowly.
 N_DURATIONS = 100
+#: Calls that must have ended before the mean of their rate is told.
+MIN_ENDED = 10
 #: Seconds between two questions about the workers.
 SURVEY = 1.0
 #: Most errors, printing items, progress bars and workers shown.
@@ -152,6 +156,8 @@ class JobPicture:
         Timelines, how many of their columns have begun, and how many seconds one stands for.
     errors, output, progress
         The first errors, the last items that printed, and the running items that report progress.
+    can_retry
+        Whether an item has failed that may be run again.
     """
 
     id: str
@@ -165,12 +171,13 @@ class JobPicture:
     n_busy: int
     n_workers: int
     obstacle: str
-    workers: list[WorkerRow]
-    n_columns: int
-    column_seconds: float
-    errors: list[FailedItem]
-    output: list[PrintedText]
-    progress: list[ItemProgress]
+    workers: list[WorkerRow] = field(default_factory=list)
+    n_columns: int = 1
+    column_seconds: float = FIRST_COLUMN
+    errors: list[FailedItem] = field(default_factory=list)
+    output: list[PrintedText] = field(default_factory=list)
+    progress: list[ItemProgress] = field(default_factory=list)
+    can_retry: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -325,11 +332,41 @@ def time_left(n_left: int, rate: float, mean: float, running: list[float]) -> fl
     return max(last, ends[-1] + rounds * mean) or None
 
 
-# -- looking at a job ---------------------------------------------------------------------------
+# -- looking at a job, or at calls --------------------------------------------------------------
+
+
+class Workers:
+    """The workers that there are for some calls, and why none may run them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._asked_at = 0.0
+        self._found: dict[str, dict[str, Any]] = {}
+        self.obstacle = ""
+
+    def look(self, what: Outstanding, now: float) -> None:
+        """Ask the server, unless that was a moment ago."""
+        if now - self._asked_at >= SURVEY:
+            self._asked_at = now
+            self._found, self.obstacle = self._session.survey(what)
+
+    def forget(self) -> None:
+        """Forget them: everything is over."""
+        self._found, self.obstacle = {}, ""
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(self._found)
+
+    @property
+    def n_busy(self) -> int:
+        """How many of them run something."""
+        return sum(about.get("state") == "busy" for about in self._found.values())
 
 
 class JobView:
-    """Looks at a job again and again, and says what there is to show.
+    """Looks at a job again and again, and says what there is to show; does not keep it alive.
 
     Parameters
     ----------
@@ -340,7 +377,7 @@ class JobView:
     """
 
     def __init__(self, job: Job[Any], clock: Callable[[], float] = time.time) -> None:
-        self._job = job
+        self._table: JobTable = weakref.proxy(job._table)
         self._clock = clock
         self._begun = clock()
         self._ended: float | None = None
@@ -348,68 +385,61 @@ class JobView:
         self._durations = Durations()
         self._n_reports = 0
         self._samples: deque[tuple[float, int]] = deque()
-        self._surveyed = 0.0
-        self._workers: dict[str, dict[str, Any]] = {}
-        self._obstacle = ""
+        self._workers = Workers(job._session)
 
     @property
     def is_over(self) -> bool:
         """Whether no item is left."""
-        return self._job.done()
-
-    def shows(self, what: Outstanding) -> bool:
-        """Return whether `what` is the job."""
-        return self._job._table is what
+        return self._table.is_over
 
     def picture(self) -> JobPicture:
         """Return what there is to show now; asks the server once a second."""
-        job, now = self._job, self._clock()
-        is_over = job.done()
-        self._survey(is_over, now)
+        table, now = self._table, self._clock()
+        is_over = table.is_over
+        self._look(is_over, now)
         until = self._ended or now
         self._take_reports(until)
-        self._timeline.forget(job._table.has_ended)
-        counts = {str(state): n for state, n in job.counts().items()}
+        self._timeline.forget(table.has_ended)
+        counts = {str(state): n for state, n in table.counts().items()}
         n_run = counts["done"] + counts["failed"]
         rate = self._rate(until, n_run)
-        n_left = len(job) - n_run - counts["cancelled"]
+        n_left = len(table) - n_run - counts["cancelled"]
         return JobPicture(
-            id=job.id,
-            name=job.name,
+            id=table.job,
+            name=table.title or table.name,
             state=_state(is_over, counts),
-            n=len(job),
+            n=len(table),
             counts=counts,
             elapsed=round(until - self._begun, 2),
             rate=round(rate, 2),
             remaining=self._time_left(now, n_left, rate),
-            n_busy=sum(d.get("state") == "busy" for d in self._workers.values()),
-            n_workers=len(self._workers),
-            obstacle="" if is_over or counts["running"] else self._obstacle,
+            n_busy=self._workers.n_busy,
+            n_workers=self._workers.n,
+            obstacle="" if counts["running"] else self._workers.obstacle,
             workers=self._timeline.rows(until),
             n_columns=self._timeline.n_used(until),
             column_seconds=self._timeline.seconds,
-            errors=[_failed_item(*found) for found in job._table.errors(N_ERRORS).items()],
-            output=_output(job),
-            progress=_progress(job),
+            errors=[_failed_item(*found) for found in table.errors(N_ERRORS).items()],
+            output=_output(table),
+            progress=_progress(table),
+            can_retry=counts["failed"] > 0,
         )
 
-    def _survey(self, is_over: bool, now: float) -> None:
-        """Learn about the workers, unless that was a moment ago; or note that the job is over."""
-        if is_over:
-            if self._ended is None:
-                self._ended = now if self._samples else self._last_end(now)
-                self._workers = {}
-        elif now - self._surveyed >= SURVEY:
-            self._surveyed = now
-            self._workers, self._obstacle = self._job._session.survey(self._job._table)
+    def _look(self, is_over: bool, now: float) -> None:
+        """Learn about the workers; or note that the job is over."""
+        if not is_over:
+            self._workers.look(self._table, now)
+        elif self._ended is None:
+            self._ended = now if self._samples else self._last_end(now)
+            self._workers.forget()
 
     def _last_end(self, now: float) -> float:
         """Return when a job ended that was over before this looked at it."""
-        ends = (r.started + r.seconds for r in self._job._table.reports(0) if r.kind == "finished")
+        ends = (r.started + r.seconds for r in self._table.reports(0) if r.kind == "finished")
         return min(now, max(ends, default=now))
 
     def _take_reports(self, now: float) -> None:
-        for run in self._job._table.reports(self._n_reports):
+        for run in self._table.reports(self._n_reports):
             self._n_reports += 1
             if run.started and run.started < self._begun:
                 # The job began before it was shown.
@@ -422,7 +452,7 @@ class JobView:
             self._durations.add(run)
 
     def _time_left(self, now: float, n_left: int, rate: float) -> float | None:
-        if not n_left or self._obstacle or not self._workers:
+        if not n_left or self._workers.obstacle or not self._workers.n:
             return None
         running = [now - run.started for run in self._timeline.running()]
         found = time_left(n_left, rate, self._durations.mean(), running)
@@ -440,67 +470,92 @@ class JobView:
 
 
 class CallsView:
-    """Looks at single calls of one function: at one that is waited for, and at those beside it."""
+    """Looks at the single calls of one function: those of some waits, and those beside them.
 
-    def __init__(self, session: Session, call: CallFuture[Any]) -> None:
+    It keeps no result alive.
+
+    Parameters
+    ----------
+    call
+        One of those that are waited for.
+    waits
+        The waits that show the calls, from the first one on that was waited for.
+    """
+
+    def __init__(self, session: Session, call: CallFuture[Any], waits: Waits) -> None:
         self._session = session
-        self._call = call
-        self._calls = [found for _, found in sorted(call.group.open.items())] or [call]
-        for one in self._calls:
-            if one.progress_after != math.inf:
-                one.progress_after = 0.0  # they are shown, so a wait for them shows it at once
-        self._begun = time.time()
-        self._surveyed = 0.0
-        self._workers: dict[str, dict[str, Any]] = {}
-        self._obstacle = ""
+        self._id, self._name = call.job, call.name
+        self._waits = waits
+        #: Calls that share a job id, and the number of the first one that is shown.
+        self._groups: dict[Calls, int] = {}
+        self._begun = waits.began
+        self._ended: float | None = None
+        self._workers = Workers(session)
+        self._n_at_first = sum(group.n - first for group, first in self._look().items())
 
     @property
     def is_over(self) -> bool:
         """Whether no call is left."""
-        return all(one.is_over for one in self._calls)
-
-    def shows(self, what: Outstanding) -> bool:
-        """Return whether `what` is one of the calls."""
-        return what in self._calls
+        return not any(group.open for group in self._look())
 
     def picture(self) -> JobPicture:
         """Return what there is to show now; asks the server once a second."""
-        now, call = time.time(), self._call
-        states = [one.state(0) for one in self._calls]
-        counts = {str(state): states.count(state) for state in State}
-        is_over = self.is_over
-        if not is_over and now - self._surveyed >= SURVEY:
-            self._surveyed = now
-            self._workers, self._obstacle = self._session.survey(call)
-        begun = [one.news.started for one in self._calls if one.news and one.news.started]
-        self._begun = min([self._begun, *begun])
-        known = call.group.output.all_progress()
-        running = [one.index for one in self._calls if one.state(0) is State.RUNNING]
+        now, groups = time.time(), self._look()
+        states = Counter[State]()
+        for group, first in groups.items():
+            states += group.counts(first)
+        counts = {str(state): states[state] for state in State}
+        is_over = self._survey(groups, now)
+        elapsed = (self._ended or now) - self._begun
+        n, n_over = states.total(), sum(counts[s] for s in ("done", "failed", "cancelled"))
+        rate = n_over / elapsed if n_over >= MIN_ENDED else 0.0
         return JobPicture(
-            id=call.job,
-            name=call.name,
+            id=self._id,
+            name=self._name,
             state=_state(is_over, counts),
-            n=len(states),
+            n=n,
             counts=counts,
-            elapsed=round(now - self._begun, 2),
-            rate=0.0,
-            remaining=None,
-            n_busy=sum(d.get("state") == "busy" for d in self._workers.values()),
-            n_workers=0 if is_over else len(self._workers),
-            obstacle="" if is_over or running else self._obstacle,
-            workers=[],
-            n_columns=1,
-            column_seconds=FIRST_COLUMN,
-            errors=[],
-            output=[],
-            progress=[ItemProgress(i, *known[i]) for i in running if i in known][-N_PROGRESS:],
+            elapsed=round(elapsed, 2),
+            rate=round(rate, 2),
+            remaining=self._time_left(n, n - n_over, rate),
+            n_busy=self._workers.n_busy,
+            n_workers=self._workers.n,
+            obstacle="" if counts["running"] else self._workers.obstacle,
+            progress=list(_progress_of(groups))[-N_PROGRESS:],
         )
 
+    def _look(self) -> dict[Calls, int]:
+        """Return the calls, and the number of the first one that is shown."""
+        for group in list(self._session.outstanding.values()):
+            if not isinstance(group, Calls) or group.function.name != self._name:
+                continue
+            if group not in self._groups and group.open:
+                first = self._waits.first_of(group.job)
+                self._groups[group] = min([*group.open] if first is None else [*group.open, first])
+        return self._groups
 
-def view_of_wait(session: Session, what: Outstanding) -> JobView | CallsView:
+    def _survey(self, groups: Iterable[Calls], now: float) -> bool:
+        """Learn about the workers; or note that the calls are over, and return whether they are."""
+        left = next((call for group in groups for call in group.open.copy().values()), None)
+        if left is not None:
+            self._ended = None
+            self._workers.look(left, now)
+        elif self._ended is None:
+            self._ended = now
+            self._workers.forget()
+        return left is None
+
+    def _time_left(self, n: int, n_left: int, rate: float) -> float | None:
+        """Return how many seconds the calls take; None if that can't be told, or more may come."""
+        if n > self._n_at_first or self._workers.obstacle or not (n_left and rate):
+            return None
+        return round(n_left / rate, 1)
+
+
+def view_of_wait(session: Session, what: Outstanding, waits: Waits) -> JobView | CallsView:
     """Return a view of what a session waits for."""
     if isinstance(what, CallFuture):
-        return CallsView(session, what)
+        return CallsView(session, what, waits)
     if isinstance(what, JobTable):
         return JobView(Job(session, what))
     raise TypeError(f"{what!r} is neither a job nor a call")
@@ -523,12 +578,22 @@ def _failed_item(item: int, error: BaseException) -> FailedItem:
     return FailedItem(item, summary, text[-MAX_TRACEBACK:])
 
 
-def _output(job: Job[Any]) -> list[PrintedText]:
-    printed = job._table.output.last_texts(N_PRINTING)
+def _output(table: JobTable) -> list[PrintedText]:
+    printed = table.output.last_texts(N_PRINTING)
     return [PrintedText(item, text[-MAX_OUTPUT:]) for item, text in printed.items()]
 
 
-def _progress(job: Job[Any]) -> list[ItemProgress]:
-    known = job._table.output.all_progress().items()
-    running = [(i, done) for i, done in known if job._table.state(i) is State.RUNNING]
+def _progress(table: JobTable) -> list[ItemProgress]:
+    known = table.output.all_progress().items()
+    running = [(i, done) for i, done in known if table.state(i) is State.RUNNING]
     return [ItemProgress(item, done, total) for item, (done, total) in running[-N_PROGRESS:]]
+
+
+def _progress_of(groups: dict[Calls, int]) -> Iterator[ItemProgress]:
+    """Yield what running calls have reported; they are counted from the first one that is shown."""
+    n_before = 0
+    for group, first in groups.items():
+        for number, (done, total) in group.output.all_progress().items():
+            if number >= first and not group.has_ended(number):
+                yield ItemProgress(n_before + number - first, done, total)
+        n_before += group.n - first

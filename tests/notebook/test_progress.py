@@ -70,13 +70,15 @@ WAITS = {
     "a result": "q.submit(time.sleep, 2).result()",
     "shutdown": "q.submit(time.sleep, 2); q.shutdown()",
     "the exit": "q.submit(time.sleep, 2)",
+    "short waits": "[f.result() for f in [q.submit(time.sleep, 0.2) for _ in range(20)]]",
+    "short calls": "for _ in range(20): q.submit(time.sleep, 0.1).result()",
 }
 
 
 @pytest.mark.parametrize("how", WAITS)
 def test_a_line_on_a_terminal_moves_while_a_script_waits(write_script, how):
     text = on_terminal(write_script(WAITS[how]))
-    assert re.search(r"\d of [18] done", ANSI.sub("", text))
+    assert re.search(r"\d of (1|8|1?\d|20) done", ANSI.sub("", text))
     stays = [line for line in as_seen(text) if "before Python exits" not in line]
     # What tasks print stays, each in its own line; the progress does not
     printed = [f"[slow {i}] printed {i}" for i in range(8)] if how == "iteration" else []
@@ -133,6 +135,10 @@ CELLS = [
     "job.result()\n'not twice'",
     "q.options(progress=False).map(time.sleep, [1.5]).wait()",
     "calls = [q.submit(time.sleep, s) for s in (1.5, 1.5, 3, 3)]\n[c.result() for c in calls]\n4",
+    "[c.result() for c in [q.submit(time.sleep, 0.2) for _ in range(20)]]\n'short waits'",
+    "for i in range(20): q.submit(time.sleep, 0.1 * (i != 7)).result()\n'short calls'",
+    "def fail(x):\n    time.sleep(0.3)\n    1 / x",
+    "[q.submit(fail, 0).exception() for _ in range(5)]\n5",
     "q.submit(time.sleep, 1.5)\nq.shutdown()",
 ]
 
@@ -146,7 +152,8 @@ def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
         [re.sub("<[^>]*>", "", o.data.get("text/html", o.data["text/plain"])) for o in c.outputs]
         for c in notebook.cells
     ]
-    called, (iterated,), (displayed,), not_twice, switched_off, calls, (ended,) = shown[1:]
+    called, (iterated,), (displayed,), not_twice, switched_off, calls, *others = shown[1:]
+    waits, short, _, failed, (ended,) = others
     assert "1 of 1 done" in called[0]
     assert called[1:] == ["'waited'"]
     assert "8 of 8 done" in iterated
@@ -155,6 +162,14 @@ def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
     assert switched_off == []
     assert len(calls) == 2  # one view of all, and the value
     assert "4 of 4 done" in calls[0]
+    # Waits of one cell belong together, however short each one is
+    assert "20 of 20 done" in waits[0]
+    assert waits[1:] == ["'short waits'"]
+    assert "20 of 20 done" in short[0]
+    assert short[1:] == ["'short calls'"]
+    assert "0 of 5 done · 5 failed" in failed[0]
+    assert "retry" not in failed[0]
+    assert len(failed) == 2
     assert "1 of 1 done" in ended
 
 
