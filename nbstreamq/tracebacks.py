@@ -4,55 +4,53 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from .errors import NbstreamqError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-E = TypeVar("E", bound=BaseException)
 
 #: Files below this folder are nbstreamq's own.
 OWN_FOLDER = f"{Path(__file__).parent}/"
 #: Errors whose message says what to do.
 _CLEAR = (NbstreamqError, KeyboardInterrupt, TimeoutError, CancelledError)
-_on_shortened: Callable[[BaseException], None] | None = None
 
 
-def shortened(error: E) -> E:
-    """Return `error` without the frames of nbstreamq, if it can't be a fault of nbstreamq.
+class _Last(threading.local):
+    """The error that this thread has shortened last."""
 
-    Its message says what to do, or the user's own code raised it, such as an iterable.
+    error_id = 0
+
+
+_last = _Last()
+
+
+def shorten(error: BaseException) -> None:
+    """Take the frames of nbstreamq out of a traceback, if `error` can't be a fault of nbstreamq.
+
+    Its message says what to do, or it was raised by the user's own code, such as a task or an
+    iterable. A bare `raise` that follows in an except clause adds no frame: a public function that
+    ends like that is not seen in the traceback.
     """
     frames = list(_frames(error.__traceback__))
     is_clear = isinstance(error, _CLEAR) or (bool(frames) and _is_of_user(frames[-1]))
-    if not is_clear and isinstance(error, TypeError | ValueError | IndexError):
-        is_clear = bool(frames) and _is_own(frames[-1]) and any(map(_is_told, frames))
-    if not is_clear:
-        return error
-    if _on_shortened is not None:
-        _on_shortened(error)
-    return error.with_traceback(_traceback_of([f for f in frames if not _is_own(f)]))
+    # A public function may have called another one, which has taken out what tells that.
+    if is_clear or any(map(_is_told, frames)) or _last.error_id == id(error):
+        _last.error_id = id(error)
+        error.__traceback__ = _traceback_of([f for f in frames if not _is_own(f)])
 
 
-def without_last_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without the frames of nbstreamq at its end."""
-    frames = list(_frames(trace))
-    while frames and _is_own(frames[-1]):
-        frames.pop()
-    return _traceback_of(frames)
-
-
-def on_shortened(tell: Callable[[BaseException], None]) -> None:
-    """Call `tell` with each error that was shortened: a notebook shows it in its own way."""
-    global _on_shortened  # noqa: PLW0603 - a process is one notebook, or none
-    _on_shortened = tell
+def raise_of_task(error: BaseException) -> NoReturn:
+    """Raise what a task has raised."""
+    raise error
 
 
 def concise(function: Callable[P, T]) -> Callable[P, T]:
@@ -66,10 +64,11 @@ def concise(function: Callable[P, T]) -> Callable[P, T]:
         __tracebackhide__ = True  # IPython leaves such frames out
         try:
             return function(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001 - raised again
+        except BaseException as error:
             # A traceback with variables would show a secret among the arguments.
             args, kwargs = (), {}  # type: ignore[assignment]
-            raise shortened(error)  # noqa: B904 - it is the same error
+            shorten(error)
+            raise
 
     return call
 
@@ -123,7 +122,9 @@ def _is_of_user(frame: TracebackType) -> bool:
 
 
 def _is_told(frame: TracebackType) -> bool:
-    """Return whether a frame is of a check of an argument, or was before it was shortened."""
+    """Return whether a frame is of a check of arguments, or of what raises a task's error."""
     code = frame.tb_frame.f_code
+    if code.co_filename == __file__ and frame.tb_next is None:  # `concise` could not make the call
+        return True
     is_check = code.co_name.startswith(("check_", "_check_"))
-    return _is_own(frame) and (is_check or (frame.tb_next is None and code.co_filename == __file__))
+    return _is_own(frame) and (is_check or code is raise_of_task.__code__)

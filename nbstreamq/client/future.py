@@ -19,7 +19,7 @@ from ..objects import random_numbers
 from ..objects.functions import load_function
 from ..objects.pickling import load
 from ..objects.references import dependency, dependency_number, resolving
-from ..tracebacks import shortened
+from ..tracebacks import raise_of_task, shorten
 from ..wire.item_ranges import ONE, ItemRanges
 from ..wire.messages import Event, Options, State
 from ..worker_context import WorkerContext
@@ -140,9 +140,10 @@ class TaskFuture(Future[T], Generic[T]):
         __tracebackhide__ = True
         try:
             timeout = check_timeout("timeout", timeout) if check_flag("block", block) else 0
-        except (TypeError, ValueError) as error:
-            raise shortened(error)  # noqa: B904 - it is the same error
-        return self.result(timeout)
+            return self._get(timeout)
+        except BaseException as error:
+            shorten(error)
+            raise
 
     def done(self) -> bool:
         """Return whether the call is over: done, failed or cancelled.
@@ -180,15 +181,17 @@ class TaskFuture(Future[T], Generic[T]):
         1024
         """
         __tracebackhide__ = True  # IPython leaves such frames out
-        if self._state == "PENDING" or timeout is not None:
+        try:
+            return self._get(timeout)
+        except BaseException as error:
+            shorten(error)
+            raise
+
+    def _get(self, timeout: float | None) -> T:
+        if self._state != "FINISHED" or timeout is not None:
             self._wait(timeout)
-        if self._state != "FINISHED":
-            raise shortened(CancelledError(f"Task {self.id} ({self._owner.name}) was cancelled."))
         if self._exception is not None:
-            try:
-                raise self._exception
-            finally:
-                del self  # the error's traceback holds this frame
+            raise_of_task(self._exception)
         return self._result  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -212,24 +215,23 @@ class TaskFuture(Future[T], Generic[T]):
         ValueError("invalid literal for int() with base 10: 'x'")
         """
         __tracebackhide__ = True
-        if self._state == "PENDING" or timeout is not None:
+        try:
             self._wait(timeout)
-        if self._state != "FINISHED":
-            raise shortened(CancelledError(f"Task {self.id} ({self._owner.name}) was cancelled."))
+        except BaseException as error:
+            shorten(error)
+            raise
         return self._exception
 
     def _wait(self, timeout: float | None) -> None:
-        __tracebackhide__ = True
-        if timeout is not None:
-            try:
-                timeout = check_timeout("timeout", timeout)
-            except (TypeError, ValueError) as error:
-                raise shortened(error)  # noqa: B904 - it is the same error
+        """Wait until the call is over, and raise if it was cancelled."""
+        timeout = check_timeout("timeout", timeout)
         if self._state == "PENDING" and not self._session.wait_until(
             self._owner, self.done, timeout
         ):
             text = f"Task {self.id} ({self._owner.name}) has no result after {timeout:g} s."
-            raise shortened(TimeoutError(text))
+            raise TimeoutError(text)
+        if self._state != "FINISHED":
+            raise CancelledError(f"Task {self.id} ({self._owner.name}) was cancelled.")
 
     def _make_list(self, name: str) -> list[Any]:
         """Make the list of that name, once and for all: from now on it is found first."""
@@ -531,10 +533,10 @@ class CallFuture(TaskFuture[T], Call):
             if is_first:
                 # The state comes last: `result` reads without the lock.
                 self._result, self._exception, self._state = value, error, state
-                if self._has_listeners:
-                    self._tell_waiters()
                 if error is not None:
                     self.group.failed.append(self.index)
+                if self._has_listeners:
+                    self._tell_waiters()
             if self._changed is not None:
                 self._changed.notify_all()
         if self._has_listeners:

@@ -16,7 +16,7 @@ from ..arguments import check_callable, check_choice, check_timeout, shown
 from ..errors import JobChanged, JobNotFound, NbstreamqError, NotPicklable
 from ..home import how_to_start
 from ..objects.functions import FunctionPickle
-from ..tracebacks import concise, shortened
+from ..tracebacks import concise, raise_of_task, shorten
 from ..wire.item_ranges import ranges_of
 from ..wire.messages import Options, State, Task
 from ..wire.records import DeadEntry, JobRecord
@@ -152,6 +152,14 @@ class Job(Generic[T]):
         __tracebackhide__ = True
         for result in self._ready:
             return result
+        try:
+            return self._await_next()
+        except BaseException as error:
+            shorten(error)
+            raise
+
+    def _await_next(self) -> T:
+        __tracebackhide__ = True
         while True:
             index = self._next
             if self._feed:
@@ -189,7 +197,7 @@ class Job(Generic[T]):
             return next(self._ready)
         self._next += 1
         if table.state(index) is not State.DONE:
-            return self._future(index).result(0)
+            raise_of_task(self._error(index))
         return cast("T", table.release(index) if self._feed else table.value(index))
 
     def close(self) -> None:
@@ -224,7 +232,7 @@ class Job(Generic[T]):
             f"Item {index} of job {self.id} ({self._table.name}) has no result in time;"
             f" {self._table.n_over} of {len(self)} are over. The job goes on."
         )
-        return shortened(TimeoutError(text))
+        return TimeoutError(text)
 
     @overload
     def result(
@@ -274,14 +282,16 @@ class Job(Generic[T]):
                 results += found
             elif returns:
                 results.append(self._error(index))
-            else:  # the call failed, and its future raises that
-                results.append(self._future(index).result(timeout))
+            else:
+                raise_of_task(self._error(index))
         return results
 
     def _error(self, index: int) -> BaseException:
         """Return the exception of a call that is over and has no result."""
         future = self._future(index)
-        return CancelledError() if future.cancelled() else cast("BaseException", future.exception())
+        if future.cancelled():
+            return CancelledError(f"Task {future.id} ({self._table.name}) was cancelled.")
+        return cast("BaseException", future.exception())
 
     @concise
     def wait(self, timeout: float | None = None) -> None:
@@ -375,6 +385,13 @@ class Job(Generic[T]):
 
     def _in_turn(self, deadline: float | None) -> Iterator[TaskFuture[T]]:
         """Yield the futures in the order in which they end."""
+        try:
+            yield from self._as_they_end(deadline)
+        except BaseException as error:
+            shorten(error)
+            raise
+
+    def _as_they_end(self, deadline: float | None) -> Iterator[TaskFuture[T]]:
         __tracebackhide__ = True
         table, n_seen = self._table, 0
         ended = table.ended()
@@ -385,7 +402,7 @@ class Job(Generic[T]):
                 table, functools.partial(table.has_more_ended, n_seen), left
             ):
                 text = f"Job {self.id}: {len(self) - table.n_over} calls are not over"
-                raise shortened(TimeoutError(text))
+                raise TimeoutError(text)
             for span in ended[n_seen:]:
                 n_seen += 1
                 for index in span:
@@ -401,7 +418,11 @@ class Job(Generic[T]):
     async def _awaited(self) -> list[T]:
         __tracebackhide__ = True
         await asyncio.to_thread(self.wait)  # an error of a call would show the thread's frames
-        return self.result()
+        try:
+            return self.result()
+        except BaseException as error:
+            shorten(error)
+            raise
 
     def __aiter__(self) -> AsyncIterator[T]:
         """Iterate in an event loop; ``async for`` and ``for`` share one position."""
@@ -410,6 +431,13 @@ class Job(Generic[T]):
     async def __anext__(self) -> T:
         for result in self._ready:
             return result
+        try:
+            return await self._await_next_in_loop()
+        except BaseException as error:
+            shorten(error)
+            raise
+
+    async def _await_next_in_loop(self) -> T:
         while True:
             index = self._next
             if self._feed:  # the inputs may take long, and so may a full sender
@@ -773,12 +801,13 @@ class Job(Generic[T]):
         check_callable("fn", fn)
         self._table.when_over(lambda: fn(self))
 
+    @concise
     def __reduce__(self) -> NoReturn:
         text = (
             "A Job can't be pickled. Send its results, job.result(); a named job is found by"
             " q.attach(name)."
         )
-        raise shortened(NotPicklable(text))
+        raise NotPicklable(text)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from ..tracebacks import concise
 from .future import TaskFuture
 from .job import Job
 
@@ -47,6 +48,7 @@ class PoolResult(Generic[T]):
             if self._callback:
                 self._callback(result)
 
+    @concise
     def get(self, timeout: float | None = None) -> T:
         """Return the result, or raise the exception of the call.
 
@@ -75,6 +77,7 @@ class PoolResult(Generic[T]):
         """Return whether the call is over."""
         return self._work.done()
 
+    @concise
     def successful(self) -> bool:
         """Return whether the call raised no exception.
 
@@ -83,13 +86,16 @@ class PoolResult(Generic[T]):
         ValueError
             The call is not over.
         """
-        if not self.ready():
-            raise ValueError("The call is not over: wait() for it first.")
+        self._check_over()
         try:
             self._work.result()
         except Exception:  # noqa: BLE001 - `get` raises it
             return False
         return True
+
+    def _check_over(self) -> None:
+        if not self.ready():
+            raise ValueError("The call is not over: wait() for it first.")
 
 
 class Pool:
@@ -126,6 +132,7 @@ class Pool:
 
     # -- one call ------------------------------------------------------------------------------
 
+    @concise
     def apply(
         self,
         func: Callable[..., T],
@@ -135,6 +142,7 @@ class Pool:
         """Return ``func(*args, **kwds)``, called on a worker."""
         return self.apply_async(func, args, kwds).get()
 
+    @concise
     def apply_async(
         self,
         func: Callable[..., T],
@@ -151,6 +159,7 @@ class Pool:
 
     # -- a call for each item ------------------------------------------------------------------
 
+    @concise
     def map(
         self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None
     ) -> list[T]:
@@ -163,6 +172,7 @@ class Pool:
         """
         return self.map_async(func, iterable, chunksize).get()
 
+    @concise
     def map_async(
         self,
         func: Callable[[Any], T],
@@ -174,6 +184,7 @@ class Pool:
         """Do as `map`, and return at once."""
         return PoolResult(self._map("map", func, iterable, chunksize), callback, error_callback)
 
+    @concise
     def starmap(
         self,
         func: Callable[..., T],
@@ -183,6 +194,7 @@ class Pool:
         """Return the list of ``func(*item)`` for each item."""
         return self.starmap_async(func, iterable, chunksize).get()
 
+    @concise
     def starmap_async(
         self,
         func: Callable[..., T],
@@ -194,18 +206,20 @@ class Pool:
         """Do as `starmap`, and return at once."""
         return PoolResult(self._map("starmap", func, iterable, chunksize), callback, error_callback)
 
+    @concise
     def imap(
         self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None
     ) -> Iterator[T]:
         """Return an iterator over ``func(item)`` for each item, in their order."""
         return self._map("map", func, iterable, chunksize)
 
+    @concise
     def imap_unordered(
         self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None
     ) -> Iterator[T]:
         """Return an iterator over ``func(item)`` for each item, in the order in which they end."""
         job = self._map("map", func, iterable, chunksize)
-        return (future.result() for future in job.as_completed())
+        return map(TaskFuture.result, job.as_completed())
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -219,6 +233,7 @@ class Pool:
         for work in list(self._open):
             work.cancel()
 
+    @concise
     def join(self) -> None:
         """Return when all calls are over.
 
@@ -227,11 +242,11 @@ class Pool:
         ValueError
             The pool is neither closed nor terminated.
         """
-        if not self._is_closed:
-            raise ValueError("The pool is still open: call close() or terminate() first.")
+        self._check_closed()
         for work in list(self._open):
             PoolResult(work).wait()
 
+    @concise
     def __enter__(self) -> Self:
         self._check_open()
         return self
@@ -264,3 +279,7 @@ class Pool:
     def _check_open(self) -> None:
         if self._is_closed:
             raise ValueError("The pool is closed: q.pool() returns another one.")
+
+    def _check_closed(self) -> None:
+        if not self._is_closed:
+            raise ValueError("The pool is still open: call close() or terminate() first.")

@@ -41,7 +41,7 @@ from ..objects.pickling import dump, dump_plain_call
 from ..objects.references import Ref, TaskOnly, collecting_futures
 from ..secret import Address, Secret
 from ..settings import Settings
-from ..tracebacks import concise, shortened, warn
+from ..tracebacks import concise, shorten, warn
 from ..wire.connection import Client, check_client, check_url, open_client, same_server, url_of
 from ..wire.keys import DAY, nested_lane
 from ..wire.messages import Options
@@ -247,12 +247,19 @@ class TaskFunction(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
         """Submit a call, and return its future."""
-        return self._queue.submit(self.fn, *args, **kwargs)
+        __tracebackhide__ = True
+        try:
+            return self._queue.submit(self.fn, *args, **kwargs)
+        except BaseException as error:
+            shorten(error)
+            raise
 
+    @concise
     def map(self, *iterables: Iterable[Any], **options: Any) -> Job[T]:
         """Call the function on every item, as `TaskQueue.map` does."""
         return self._queue.map(self.fn, *iterables, **options)
 
+    @concise
     def options(self, **options: Any) -> TaskFunction[P, T]:
         """Return the function with other options; see `TaskQueue.options`."""
         return TaskFunction(self._queue.options(**options), self.fn)
@@ -399,8 +406,9 @@ class TaskQueue(Executor, TaskOnly):
             needed: list[TaskFuture[Any]] = []
             if data is None:
                 data, needed = self._pickle_arguments(function.name, args, kwargs)
-        except BaseException as error:  # noqa: BLE001 - raised again
-            raise shortened(error)  # noqa: B904 - it is the same error
+        except BaseException as error:
+            shorten(error)
+            raise
         call: CallFuture[T] | None = None
         is_plain = not (needed or options.cache or options.delay)
         try:

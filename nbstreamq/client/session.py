@@ -40,7 +40,7 @@ from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import Tell, ValueBackend, refers
-from ..tracebacks import shortened, trace_of, warn
+from ..tracebacks import trace_of, warn
 from ..wire.connection import RECONNECT
 from ..wire.item_ranges import EVERYTHING, ItemRanges, size
 from ..wire.keys import home_of
@@ -532,7 +532,7 @@ class Session:
                 pause = long_wait.go_on()
         except KeyboardInterrupt as interrupt:
             interrupted(interrupt, self.cancel, beside or [what])
-            raise shortened(interrupt)  # noqa: B904 - it is the same one
+            raise
         finally:
             waits.add(what, time.monotonic() - began)
             if long_wait is not None:

@@ -1,9 +1,8 @@
-"""What an IPython shell gets: the magics, the queue `q`, displays, and short tracebacks."""
+"""What an IPython shell gets: the magics, the queue `q`, and displays."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from IPython import get_ipython
 
 from ..client.waiting import handler_after
 from ..home import in_kernel, with_magics
-from ..tracebacks import on_shortened, without_last_frames
 from .live import catch_up, show_by_default
 from .outputs import begin_cell, end_cell
 
@@ -20,9 +18,8 @@ _VSCODE, _JUPYTER = "__vsc_ipynb_file__", "JPY_SESSION_NAME"
 
 
 def adapt(shell: Any) -> None:
-    """Have an IPython shell show jobs, queues and errors in our way; twice does no harm."""
+    """Have an IPython shell show jobs and queues in our way; twice does no harm."""
     show_by_default(shell)
-    _hide_our_frames(shell)
     shell.events.register("pre_run_cell", begin_cell)
     for at_end in (catch_up, end_cell):
         shell.events.register("post_run_cell", at_end)
@@ -41,26 +38,6 @@ def load(shell: Any) -> None:
     complete_magics(shell)
     with_magics()
     magics.bind_queue()
-
-
-def _hide_our_frames(shell: Any) -> None:
-    """Have `shell` end the tracebacks of shortened errors at the user's own code.
-
-    IPython leaves out frames that ask for it, except the last one, which is ours.
-    """
-
-    def render() -> list[str]:
-        # The error is no variable of this function: that would keep it and its frames alive.
-        kind, error, traceback = sys.exc_info()
-        shown = without_last_frames(traceback) or traceback
-        lines: list[str] = shell.InteractiveTB.structured_traceback(kind, error, shown, tb_offset=1)
-        return lines
-
-    def render_by_that(error: BaseException) -> None:
-        # IPython's name of the method by which an error shows itself.
-        error._render_traceback_ = render  # type: ignore[attr-defined]
-
-    on_shortened(render_by_that)
 
 
 def _listen_when_idle(*_: object) -> None:

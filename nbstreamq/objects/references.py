@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, NoReturn
 
 from ..errors import NbstreamqError, NotPicklable
-from ..tracebacks import shortened
+from ..tracebacks import concise
 from .large_values import addresses_of
 from .mapped_files import ValueAddress
 
@@ -35,9 +35,10 @@ class TaskOnly:
     #: What to do instead, for the message.
     _instead: ClassVar[str]
 
+    @concise
     def __reduce__(self) -> NoReturn:
         text = f"A {type(self).__name__} can't be pickled. {self._instead}"
-        raise shortened(NotPicklable(text))
+        raise NotPicklable(text)
 
     def _reduce_for_task(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return how to make the object again in a task, as `__reduce__` does."""
