@@ -41,7 +41,7 @@ from .errors import (
     WorkerLost,
 )
 from .objects.references import Ref
-from .worker.track import rng, track
+from .worker.track import checkpoint, resume, rng, track
 
 __all__ = [
     "DataDamaged",
@@ -78,7 +78,9 @@ __all__ = [
     "ValueMissing",
     "VersionMismatch",
     "WorkerLost",
+    "checkpoint",
     "load_ipython_extension",
+    "resume",
     "rng",
     "track",
 ]

@@ -42,6 +42,8 @@ class WorkerContext:
         the worker's main thread. Raises only what stops the running task.
     progress
         Takes (items done, items in all or None) of the running task.
+    checkpoint, resume
+        Stores a state of the running task; returns the last one, in a tuple, or None.
     put_off
         With true, puts off stops of the running task until it is called with false: in the main
         thread, the exception of a stop could leave a lock held.
@@ -59,6 +61,8 @@ class WorkerContext:
     depth: Callable[[], int]
     help_until: Callable[[Callable[[float], bool], float | None, Collection[str]], None]
     progress: Callable[[int, int | None], None]
+    checkpoint: Callable[[object], None]
+    resume: Callable[[], tuple[object] | None]
     put_off: Callable[[bool], None]
 
     def __repr__(self) -> str:

@@ -27,6 +27,7 @@ key                       type               lifetime  holds
 ``job:<job>``             hash               7 days    what a named job is, its chunks and counts
 ``inputs:<job>``          hash               7 days    its chunks: first item -> pickled items
 ``settled:<job>``         hash               7 days    digests of its messages that were settled
+``checkpoints:<job>``     hash               7 days    states that its tasks have stored
 ``session:<session>``     string             7 days    number of the last batch a client submitted
 ``cancelled``             hash               7 days    job -> items that must not run; # -> changes
 ``control``               stream             7 days    cancellations, and wake-ups: due tasks, lanes
@@ -104,6 +105,7 @@ class Keys:
         self.job: Callable[[str], str] = (start + "job:").__add__
         self.inputs: Callable[[str], str] = (start + "inputs:").__add__
         self.settled: Callable[[str], str] = (start + "settled:").__add__
+        self.checkpoints: Callable[[str], str] = (start + "checkpoints:").__add__
         self.backlog: Callable[[str], str] = (start + "backlog:").__add__
         self.placed: Callable[[str], str] = (start + "placed:").__add__
         self.backlogs: Callable[[str], str] = (start + "backlogs:").__add__

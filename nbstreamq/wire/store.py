@@ -375,7 +375,9 @@ class Store:
     def forget_session(self, session: str) -> None:
         """Drop what the server keeps for a client that is done."""
         self.drop_values(session)
-        self._wire.call(("DEL", self.keys.events(session), self.keys.session(session)))
+        keys = self.keys
+        owned = keys.events(session), keys.session(session), keys.checkpoints(session)
+        self._wire.call(("DEL", *owned))
 
     # -- tasks: the worker's side --------------------------------------------------------------
 
@@ -848,7 +850,8 @@ class Store:
 
     def _keys_of(self, job: str) -> tuple[str, ...]:
         keys = self.keys
-        known = keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)
+        known = [keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)]
+        known.append(keys.checkpoints(job))
         # Workers drop what waits in lanes of people's own.
         return *known, *(key for lane in LANES for key in chunk_keys(keys, job, lane)[1:3])
 
@@ -928,6 +931,33 @@ class Store:
                 whole += part
             return bytes(whole) or None
         return sealed
+
+    # -- states of tasks -----------------------------------------------------------------------
+
+    def put_checkpoint(self, job: str, task: str, data: bytes) -> None:
+        """Keep the state of a task of `job` for a week from now, instead of the last one."""
+        key = self.keys.checkpoints(session_of(job))
+        sealed = self._signer.seal(b"checkpoint", task.encode(), data)
+        self._wire.call(("HSET", key, task, sealed), ("EXPIRE", key, WEEK), timeout=LARGE_TIMEOUT)
+
+    def get_checkpoint(self, job: str, task: str) -> bytes | None:
+        """Return the last state of a task; None if there is none.
+
+        Raises
+        ------
+        SignatureError
+            It is not signed with this queue's secret.
+        """
+        get = ("HGET", self.keys.checkpoints(session_of(job)), task)
+        sealed = self._wire.call(get, timeout=LARGE_TIMEOUT, may_be_large=True)[0]
+        return sealed and self._signer.unseal(b"checkpoint", task.encode(), sealed)
+
+    def drop_checkpoints(self, tasks: Iterable[str]) -> None:
+        """Forget the states of some tasks, which are given by their ids."""
+        jobs = {task: session_of(task.rpartition("-")[0]) for task in tasks}
+        drops = [("HDEL", self.keys.checkpoints(job), task) for task, job in jobs.items()]
+        if drops:
+            self._wire.call(*drops)
 
     # -- lanes ---------------------------------------------------------------------------------
 

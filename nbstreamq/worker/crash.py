@@ -22,6 +22,7 @@ from ..wire.item_ranges import ItemRanges, items, ranges_of, size, split
 from ..wire.messages import Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from ..wire.store import Store
+from .checkpoints import over
 from .limits import memory_limit_error, stop_error, time_limit_error
 from .retries import retry, retry_lost
 from .slot import NO_ITEM, RunningTask, Stop
@@ -93,6 +94,7 @@ def requeue_from_dead_worker(
         except Exception:  # noqa: BLE001 - sending each by itself shows which one can't be sent
             for settlement in settlements:
                 _settle_by_itself(store, settlement, crash)
+        store.drop_checkpoints(over(settlements))
 
 
 def _settle_by_itself(store: Store, settlement: Settlement, crash: CrashReport) -> None:

@@ -34,6 +34,7 @@ from ..wire.signing import Signer
 from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .cache import Values
+from .checkpoints import Checkpoints
 from .execution import Execution, part_cancelled
 from .monitor import TaskMonitor
 from .output import Output
@@ -133,6 +134,7 @@ class TaskWorker:
         self.execution = Execution(worker, self.runner, output, values)
         self._store, self._slot = store, slot
         self._settled_cache, self._turn = settled, turn
+        self._checkpoints = Checkpoints(store.clone())
         #: The lanes that it serves; and with those of homes among them, as far as there are any.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
@@ -158,16 +160,22 @@ class TaskWorker:
         set_waits = self._set_waits
         self._monitor = TaskMonitor(self.execution, output, self._free, set_waits, store.clone())
         fetch_by(values.value)
-        WorkerContext.current = WorkerContext(
-            url=Address(url),
-            queue=store.keys.queue,
-            secret=Secret(secret),
-            homes=homes,
+        WorkerContext.current = self._context(Address(url), Secret(secret))
+
+    def _context(self, url: Address, secret: Secret) -> WorkerContext:
+        """Return what the client code inside a task may use of this worker."""
+        return WorkerContext(
+            url=url,
+            queue=self._store.keys.queue,
+            secret=secret,
+            homes=self._homes,
             home=self._home,
             depth=lambda: self.execution.depth,
             task=lambda: self.execution.task,
             help_until=self.help_until,
             progress=self.execution.report_progress,
+            checkpoint=self._checkpoint,
+            resume=self._resume,
             put_off=self.runner.put_off,
         )
 
@@ -392,7 +400,12 @@ class TaskWorker:
                         count,
                         block=block,
                         spin=0.0 if block is None else self._linger,
-                        on_settled=functools.partial(self._settled_cache.add_settled, settled),
+                        on_settled=functools.partial(
+                            self._drop_states
+                            if self._checkpoints.known
+                            else self._settled_cache.add_settled,
+                            settled,
+                        ),
                     )
                 finally:
                     self._waiting = False
@@ -472,7 +485,7 @@ class TaskWorker:
                 if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
                     self._add_unattributed_output(settled)
                 store.settle(settled)
-                self._settled_cache.add_settled(settled)
+                self._drop_states(settled)
                 self._flushed = time.monotonic()
             except BaseException:
                 # As in `_take`.
@@ -480,6 +493,12 @@ class TaskWorker:
                 with self._lock:
                     self._settled = settled + self._settled
                 raise
+
+    def _drop_states(self, settled: Sequence[Settlement]) -> None:
+        """Note that results were settled, and drop the states that their tasks have stored."""
+        self._settled_cache.add_settled(settled)
+        if self._checkpoints.known:
+            self._checkpoints.drop(settled)
 
     def _add_unattributed_output(self, settled: list[Settlement]) -> None:
         """Send the latest output with the results, and before them: then both are there."""
@@ -619,6 +638,7 @@ class TaskWorker:
         self._output.forked()
         self.runner.forked()
         self._values.forked()
+        self._checkpoints.forked()
         worker, depth = WorkerContext.current, self.execution.depth
         if worker is not None:
             WorkerContext.current = replace(
@@ -627,10 +647,20 @@ class TaskWorker:
                 task=lambda: None,
                 help_until=lambda *_: None,
                 progress=lambda *_: None,
+                checkpoint=lambda _: None,
+                resume=lambda: None,
                 put_off=lambda _: None,
             )
 
     # -- for the running task ------------------------------------------------------------------
+
+    def _checkpoint(self, state: object) -> None:
+        if task := self.execution.task:
+            self._checkpoints.put(task, self._output.item, state)
+
+    def _resume(self) -> tuple[object] | None:
+        task = self.execution.task
+        return self._checkpoints.get(task, self._output.item) if task else None
 
     def _home(self) -> str:
         """Return the tag of the home of what the running task submits."""

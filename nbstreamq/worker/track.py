@@ -1,9 +1,13 @@
-"""What a running task may call: `track` reports its progress, `rng` gives it random numbers."""
+"""What a running task may call.
+
+`track` reports its progress, `rng` gives it random numbers, and `checkpoint` and `resume` carry a
+state over to its next attempt.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..arguments import check_count, check_iterable
 from ..objects import random_numbers
@@ -38,6 +42,58 @@ def rng() -> np.random.Generator:
     True
     """
     return random_numbers.generator()
+
+
+@concise
+def checkpoint(state: object) -> None:
+    """Store a state of the running task on the server, for its next attempt.
+
+    If the task runs again, because its worker died, was told to end or because it raised and has
+    ``retries``, `resume` returns the last state there. It is dropped when the task is over, and a
+    week after the last checkpoint at the latest. Outside tasks, this does nothing.
+
+    Parameters
+    ----------
+    state
+        Anything that can be pickled. It is pickled at once and sent to the server, so store one
+        every few seconds rather than in each step, and keep it small: 100 MB take about a second.
+
+    Raises
+    ------
+    NotPicklable
+        It can't be pickled. The last state stays.
+
+    Examples
+    --------
+    >>> def total(n):
+    ...     first, sum_ = nbstreamq.resume((0, 0))
+    ...     for k in range(first, n):
+    ...         sum_ += k
+    ...         nbstreamq.checkpoint((k + 1, sum_))
+    ...     return sum_
+    >>> q.submit(total, 5).result()
+    10
+    """
+    if (worker := WorkerContext.current) is not None:
+        worker.checkpoint(state)
+
+
+def resume(default: Any = None) -> Any:
+    """Return the last state that an earlier attempt of the running task gave to `checkpoint`.
+
+    Parameters
+    ----------
+    default
+        What to return if there is none, and outside tasks.
+
+    Examples
+    --------
+    >>> nbstreamq.resume(0)
+    0
+    """
+    worker = WorkerContext.current
+    found = None if worker is None else worker.resume()
+    return found[0] if found else default
 
 
 @concise
