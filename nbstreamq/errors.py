@@ -91,7 +91,15 @@ class NoRoom(NbstreamqError, MemoryError):
 
 
 class ValueMissing(NbstreamqError, LookupError):
-    """A large argument, captured value or result is no longer available."""
+    """A large argument, captured value or result is no longer available.
+
+    Attributes
+    ----------
+    address
+        Where it was, and its size in bytes.
+    """
+
+    address: tuple[str, int] = ("", 0)
 
 
 class JobNotFound(NbstreamqError, LookupError):

@@ -226,19 +226,25 @@ def hand_over(pipe: IO[bytes] | None, **known: Secret | None) -> None:
     known["authkey"] = Secret(multiprocessing.current_process().authkey.hex())
     # A process that dies as it starts says why in its log.
     with contextlib.suppress(BrokenPipeError), pipe:
-        pipe.write(json.dumps({k: v.reveal() for k, v in known.items() if v}).encode())
+        pipe.write(handover(**known))
+
+
+def handover(**known: Secret | None) -> bytes:
+    """Return the line that `receive` reads; nobody else may see it."""
+    return json.dumps({k: v.reveal() for k, v in known.items() if v}).encode() + b"\n"
 
 
 def receive() -> dict[str, Secret]:
-    """Return what the parent process wrote with `hand_over`, and empty the standard input."""
+    """Return what the first line of the standard input holds, and empty the standard input."""
     import multiprocessing
 
-    with open(0, "rb", closefd=False) as pipe:
-        known = {field: Secret(text) for field, text in json.load(pipe).items()}
+    with open(0, "rb", buffering=0, closefd=False) as pipe:  # what follows stays in the pipe
+        known = {field: Secret(text) for field, text in json.loads(pipe.readline()).items()}
     empty = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(empty, 0)
     os.close(empty)
-    multiprocessing.current_process().authkey = bytes.fromhex(known.pop("authkey").reveal())
+    if authkey := known.pop("authkey", None):
+        multiprocessing.current_process().authkey = bytes.fromhex(authkey.reveal())
     return known
 
 

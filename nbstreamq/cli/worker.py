@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import MAX_WORKERS, check_lane, check_unit, read_seconds, shown
 from ..cores import n_cores
+from ..launch.lifeline import Lifeline
 from ..secret import Address, Secret
 from ..settings import Settings, conceal, receive
 from .parsing import Commands, Parser, add_command, add_queue, add_server, argument
@@ -89,6 +90,8 @@ def _add_life(worker: Parser) -> None:
         metavar="ID",
         help="what q.workers() shows as the unit of these workers, such as the id of a batch job",
     )
+    worker.add_argument("--secrets-on-stdin", action="store_true", help=argparse.SUPPRESS)
+    worker.add_argument("--lifeline", action="store_true", help=argparse.SUPPRESS)
 
 
 def _number_of_workers(text: str) -> int:
@@ -107,15 +110,24 @@ def _run_workers(options: argparse.Namespace) -> None:
         raise ValueError(f"-n is 0: it must be an integer from 1 to {MAX_WORKERS:,}")
     logging.getLogger("nbstreamq").setLevel(logging.INFO)
     # This comes before anything that could run user code, or start a process that does.
-    conceal(**(receive() if is_kernels else {}))
+    lifeline = Lifeline() if options.lifeline else None  # first, since it is the standard input
+    known = receive() if is_kernels or options.secrets_on_stdin else {}
+    if lifeline is not None:
+        lifeline.take_from(known)
+    conceal(**known)
     url, secret = server(options)
     store = open_store(url, secret, options.queue)
-    supervisor = _make_supervisor(options, store, url, secret)
+    supervisor = _make_supervisor(options, store, url, secret, lifeline)
     store.check_secret()
     if not is_kernels:
         _log_banner(options, supervisor.n_workers, url)
     gc.collect()
-    supervisor.run()
+    process = os.getpid()
+    try:
+        supervisor.run()
+    finally:
+        if lifeline is not None and os.getpid() == process:  # not in a worker, which is a fork
+            lifeline.remove_socket()
 
 
 def _log_banner(options: argparse.Namespace, n_workers: int, url: Address) -> None:
@@ -140,7 +152,11 @@ def _log_banner(options: argparse.Namespace, n_workers: int, url: Address) -> No
 
 
 def _make_supervisor(
-    options: argparse.Namespace, store: Store, url: Address, secret: Secret
+    options: argparse.Namespace,
+    store: Store,
+    url: Address,
+    secret: Secret,
+    lifeline: Lifeline | None,
 ) -> Supervisor:
     # Slow imports come here, so that --help is quick, and before the fork, so that workers share
     # what they load.
@@ -163,6 +179,7 @@ def _make_supervisor(
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
         control_socket=ControlSocket(path) if path else None,
         unit=options.unit or "",
+        lifeline=lifeline,
         settings=SupervisorSettings(
             heartbeat=settings.silence / 4,
             silence=settings.silence,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..objects import mapped_files
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..objects.large_values import (
     ServerBackend,
@@ -17,11 +18,12 @@ from ..objects.large_values import (
     ValueStore,
     ValueWriter,
     addresses_of,
+    copy_of,
     digest_of_values,
     refers,
     register,
 )
-from ..objects.mapped_files import SessionFolder
+from ..objects.mapped_files import SessionFolder, ValueAddress
 from ..objects.pickling import dump, load
 from ..objects.random_numbers import is_spawned, type_name
 from ..objects.references import Ref
@@ -166,7 +168,9 @@ class LargeValues:
         def soon(do: Callable[[Store], object], _: int) -> None:
             send_soon(Command(do, lambda _: None))
 
-        on_server = ServerBackend(ask, tell, soon, session)
+        self._on_server = on_server = ServerBackend(ask, tell, soon, session)
+        #: Files that have a copy on the server, for workers on other machines.
+        self._copies = list[ValueAddress]()
         chosen = backend(soon) if backend else on_server
         self.value_store = ValueStore(session, chosen)
         self.pickler = FunctionPickler(self.value_store)
@@ -183,6 +187,23 @@ class LargeValues:
     def _last(self, data: bytes) -> bytes:
         """Return a message that gives the same value for a week, even if this process ends."""
         return dump(load(data), "the value of a Ref", self._durable)
+
+    def send_copy(self, address: ValueAddress) -> None:
+        """Send a value that is in a file to the server, for workers on other machines."""
+        for sent in [sent for sent in self._copies if not self.value_store.has(sent)]:
+            self._copies.remove(sent)
+            self._on_server.free(copy_of(sent))
+        if address in self._copies or not self.value_store.has(address):
+            return
+        if (data := mapped_files.read(address)) is not None:
+            self._copies.append(address)
+            self._on_server.keep(copy_of(address)[0].partition(":")[2], memoryview(data))
+
+    def close(self) -> None:
+        """Free all values."""
+        for address in self._copies:
+            self._on_server.free(copy_of(address))
+        self.value_store.close()
 
     def discard(self, event: Event) -> None:
         """Free the large results of calls that are over already."""

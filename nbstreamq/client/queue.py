@@ -32,6 +32,7 @@ from ..arguments import (
 from ..cores import n_cores
 from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
 from ..home import here, own_queue
+from ..launch.launcher import Purpose
 from ..launch.local import LocalWorkers
 from ..launch.server import ensure_server, is_embedded
 from ..objects.functions import name_of
@@ -67,6 +68,7 @@ from .status import (
     warn_of_risks,
 )
 from .submit import InputFeeder, Inputs, pace_of, recall, submit_when_done
+from .units import Units
 from .waiting import uninterrupted
 
 #: Gets and returns each new future, and each new job without a name. A notebook that runs cells
@@ -191,10 +193,10 @@ def open_session(
         LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
         default if workers == "auto" else workers,
         revive=functools.partial(ensure_server, settings) if embedded else None,
-        session=session,
         home=home,
         server="" if embedded else "URL" if found.has_password() else str(found),
         place=_place(settings, found, session, signer),
+        purpose=Purpose(url=found, queue=name, secret=secret, session=session, settings=settings),
     )
     if not embedded:
         warn_of_risks(opened)
@@ -831,24 +833,53 @@ class TaskQueue(Executor, TaskOnly):
         """The same by the name that others look for in an executor of the standard library."""
         return self.size
 
+    @overload
+    def run(self, nworkers: int | None = None) -> None: ...
+    @overload
+    def run(self, nworkers: int, on: Any, **options: Any) -> Units: ...
     @concise
-    def run(self, nworkers: int | None = None) -> None:
-        """Start or stop local workers of this kernel, until there are `nworkers`.
+    def run(self, nworkers: int | None = None, on: Any = None, **options: Any) -> Units | None:
+        """Start or stop workers of this kernel, until there are `nworkers`.
 
         Parameters
         ----------
         nworkers
             Number of workers, 0 to 10,000. None: one for each core.
+        on
+            Where: ``"ssh://me@host"`` for a machine that ssh leads to without a password. It needs
+            this version of Python and of nbstreamq, and nothing else; the server may be the
+            embedded one. None: on this machine.
+        **options
+            Of that place. For ssh: ``python="/path/to/python"``, ``folder="work"``,
+            ``prologue=["module load cuda"]``, ``drain=30``, ``ssh=["ssh", "-F", "config"]``.
+
+        Returns
+        -------
+        Units
+            The workers in that place: it lists, scales and stops them, and shows what is started
+            there. Nothing for local workers.
+
+        Raises
+        ------
+        NbstreamqError
+            The place refuses to start them; the message says why.
 
         Examples
         --------
         >>> q.run(2)
         """
+        if on is not None:
+            most = MAX_WORKERS
+            n = check_count("nworkers", 1 if nworkers is None else nworkers, most=most)
+            return self._session.scale_units(n, on, options)
+        if options:
+            raise TypeError(f"{next(iter(options))} is an option of a place: say on=... as well")
         if nworkers is None:
             n = n_cores()
         else:
             n = check_count("nworkers", nworkers, most=MAX_WORKERS, instead="None")
         self._session.scale(n)
+        return None
 
     def workers(self) -> WorkerList:
         """Return all workers of the queue, on all machines.

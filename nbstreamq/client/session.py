@@ -36,10 +36,12 @@ from ..errors import (
     ServerUnreachable,
 )
 from ..home import Home, how_to_start
+from ..launch.launcher import Purpose, find_launcher
 from ..launch.local import LocalWorkers
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import Tell, ValueBackend, refers
+from ..objects.mapped_files import is_file
 from ..tracebacks import trace_of, warn
 from ..wire.connection import RECONNECT
 from ..wire.item_ranges import EVERYTHING, ItemRanges, size
@@ -52,6 +54,7 @@ from .channel import Command, Listener, Sender
 from .functions import Functions, LargeValues, Repeats
 from .progress import LongWait, Waits
 from .table import JobTable, Outstanding
+from .units import Units
 from .waiting import (
     interrupted,
     interruptible,
@@ -185,6 +188,8 @@ class Session:
         Address for the command of workers that may run its calls; empty: the embedded server's.
     place
         Opens the place of large values; None: they go to the server.
+    purpose
+        What workers in other places need to get in.
     """
 
     def __init__(
@@ -194,13 +199,13 @@ class Session:
         n_workers: int | None,
         revive: Callable[[], object] | None,
         *,
-        session: str,
         home: Home,
         server: str,
         place: Callable[[Tell], ValueBackend] | None,
+        purpose: Purpose,
     ) -> None:
-        self.id = session
-        self.home = home
+        self.id, self.home, self._purpose = purpose.session, home, purpose
+        self._units: dict[str, Units] = {}  # workers in other places, by these
         self._server = server
         self.workers = workers
         self.trouble: ServerUnreachable | None = None
@@ -229,7 +234,7 @@ class Session:
             on_refused=self.fail,
         )
         try:
-            self.large = LargeValues(session, self.ask, self.tell, self._sender.send_soon, place)
+            self.large = LargeValues(self.id, self.ask, self.tell, self._sender.send_soon, place)
         except BaseException:
             self._sender.close(0)
             raise
@@ -467,6 +472,21 @@ class Session:
         self._n_workers = None
         self.workers.scale(n_workers)
 
+    def scale_units(self, n_workers: int, on: Any, options: dict[str, Any]) -> Units:
+        """Start or stop workers in another place until there are `n_workers`, and return them."""
+        self.check_open()
+        units = self._units.get(str(on))
+        if units is None or options:
+            launcher = find_launcher(on, self._purpose, options)
+            if units is not None and units.n_workers:
+                raise ValueError(
+                    f"Workers on {on} run with other options: stop them first, by q.run(0, on=...)."
+                )
+            units = Units(launcher, self._purpose.settings.silence, self.ask, self.warn)
+        units.scale(n_workers)
+        self._n_workers, self._units[str(on)] = None, units
+        return units
+
     def n_local_workers(self) -> int:
         """Return how many workers of this kernel there are."""
         found = self.ask(Store.workers, patience=LOOK_PATIENCE).values()
@@ -480,7 +500,8 @@ class Session:
         """Return how many workers may run calls, with those that the first call starts."""
         there = self.ask(Store.workers, patience=LOOK_PATIENCE)
         n_there = sum(accepts(description, self.homes[0]) for description in there.values())
-        return max(n_there, self._n_workers or self.workers.n_workers)
+        n_expected = sum(units.n_pending for units in self._units.values())
+        return max(n_there, self._n_workers or self.workers.n_workers) + n_expected
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -675,6 +696,8 @@ class Session:
         ours = [about for about in workers.values() if accepts(about, home)]
         if not ours and self.workers.are_starting and home in self.homes:
             return ""
+        if not ours and (expected := [*filter(None, map(Units.obstacle, self._all_units()))]):
+            return "; ".join(expected)
         if not ours and isinstance(what, JobTable) and what.title:
             return self._no_worker_left(what.title, what.job, what.about)
         if not ours:
@@ -687,6 +710,9 @@ class Session:
             command = self.worker_command(lane=lane)
             return f"no worker serves its lane {lane!r}. Start one: {command}"
         return ""
+
+    def _all_units(self) -> list[Units]:
+        return list(self._units.values())
 
     def stranded(self, store: Store) -> list[str]:
         """Return, for each named job that no worker can run, how to start some."""
@@ -757,12 +783,15 @@ class Session:
             set_up.show(set_up.name, event)
         return True
 
-    def _supply(self, row: Calls | JobTable | None, digest: str) -> None:
-        """Send a function again that the server has lost; and values when they are used next."""
+    def _supply(self, row: Calls | JobTable | None, what: str) -> None:
+        """Send what a worker asks for: see `Values.want`."""
         function = row.function if row else None
-        if function is not None and function.digest == digest:
+        if function is not None and function.digest == what:
             self._functions.send_again(function)
-        elif not digest:
+        elif is_file(what):
+            path, _, size = what.rpartition(" ")
+            self.large.send_copy((path, int(size)))
+        elif not what:
             self.large.value_store.forget()
             self._functions.forget()
 
@@ -914,11 +943,12 @@ class Session:
         """
         last = Event(kind=_KIND_CLOSE, job=self.id, n=0, worker="")
         say_so = Command(lambda store: store.publish([last], own=True), _ignore)
-        steps = (
-            self.large.value_store.close,
+        steps: tuple[Callable[[], object], ...] = (
+            self.large.close,
             functools.partial(self.send, say_so, immediate=False),
             functools.partial(self._sender.close, farewell),
             functools.partial(self._listener.close, farewell or FAREWELL),
+            *(units.close for units in self._all_units()),
             functools.partial(self.workers.close, wait=wait),
             self._close_store,
         )
@@ -1066,6 +1096,8 @@ class Session:
         # In its place: futures refer to it.
         self.condition.__init__(self.calls_lock)  # type: ignore[misc]
         self.workers.forget()
+        for units in self._all_units():
+            units.forget()
         self.large.forget()
         for what in self.open():
             what.orphan(forked(self._store.keys.queue), self.calls_lock)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .lifeline import Lifeline
+
 #: Seconds in which a supervisor must answer.
 ANSWER_TIMEOUT = 10.0
 #: Bytes of a C int.
@@ -160,7 +162,7 @@ class Process:
             self._file = -1
 
 
-HasFile = socket.socket | Process
+HasFile = socket.socket | Process | Lifeline
 
 
 class ControlSocket:

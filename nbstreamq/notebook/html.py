@@ -25,6 +25,7 @@ from ..client.status import (
     WorkerList,
     WorkerStatus,
 )
+from ..client.units import Units
 from ..home import how_to_start
 from ..objects.references import Ref
 from ..wire.keys import NESTED
@@ -140,6 +141,13 @@ def workers_html(workers: Sequence[WorkerStatus]) -> str:
     return _render("workers.html", workers=workers, worker_rows=_worker_rows(workers))
 
 
+def units_html(units: Units, note: str = "") -> str:
+    """Return a table of the units in another place; `note` is a last sentence."""
+    rows = units.status()
+    cells = [(u.id, u.state, f"{u.n_alive} of {u.n_workers}", _cut(u.why)) for u in rows]
+    return _render("units.html", units=units, rows=rows, unit_rows=cells, note=note)
+
+
 def dead_html(letters: DeadLetters) -> str:
     """Return a table of what was refused, or failed for good, the newest last."""
     rows = [_letter_row(letter) for letter in letters[-MAX_LETTERS:]]
@@ -151,7 +159,7 @@ def jobs_html(jobs: JobList) -> str:
     return _render("jobs.html", jobs=jobs, job_rows=_job_rows(jobs))
 
 
-#: Type -> what returns the HTML of such an object. Jobs and queues have live views besides.
+#: Type -> what returns the HTML of such an object. Jobs, queues and units have live views besides.
 HTML_OF: dict[type, Callable[[Any], str]] = {
     TaskFuture: future_html,
     Ref: ref_html,
@@ -159,6 +167,7 @@ HTML_OF: dict[type, Callable[[Any], str]] = {
     JobList: jobs_html,
     QueueStatus: status_html,
     WorkerList: workers_html,
+    Units: units_html,
 }
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from ..client.queue import TaskQueue
 from ..client.session import Session, drop_calls_at_exit
 from ..client.status import QueueStatus
 from ..client.table import JobTable, Outstanding
+from ..client.units import Units
 from ..errors import NbstreamqError
-from .html import HTML_OF, describe, future_html, job_html, status_html
+from .html import HTML_OF, describe, future_html, job_html, status_html, units_html
 from .outputs import EndOfCall, Output, cell_now
 from .terminal import job_text
 from .view import CallsView, JobPicture, JobView
@@ -53,6 +55,7 @@ def show_by_default(shell: Any) -> None:
         drop_calls_at_exit()
         show_waits(show_wait, cell_now)
         formatter.ipython_display_formatter.for_type(TaskQueue, show_queue)
+        formatter.ipython_display_formatter.for_type(Units, show_units)
         formatter.ipython_display_formatter.for_type(Job, show_job)
         formatter.ipython_display_formatter.for_type(TaskFuture, show_future)
     else:
@@ -316,22 +319,53 @@ class LiveFuture:
         return {"text/html": future_html(self._future), "text/plain": repr(self._future)}
 
 
-# -- a queue in a notebook ----------------------------------------------------------------------
+# -- a queue, or units, in a notebook -----------------------------------------------------------
 
-#: Queue -> what ends its view: a new view ends the old one.
-_ends: weakref.WeakKeyDictionary[TaskQueue, threading.Event] = weakref.WeakKeyDictionary()
+#: What is shown -> what ends its view: a new view ends the old one.
+_ends: weakref.WeakKeyDictionary[TaskQueue | Units, threading.Event] = weakref.WeakKeyDictionary()
 
 
 def show_queue(queue: TaskQueue) -> None:
     """Display a queue here, and keep the view current for ten minutes, in the background."""
+    _show_current(queue, queue.name, LiveQueue(queue).data)
+
+
+def show_units(units: Units) -> None:
+    """Display the workers in another place in the same way."""
+
+    def data() -> dict[str, str]:
+        return {"text/html": units_html(units, _as_of_now()), "text/plain": str(units)}
+
+    _show_current(units, units.place, data)
+
+
+def _show_current(it: TaskQueue | Units, name: str, data: Callable[[], dict[str, str]]) -> None:
     end = threading.Event()
-    if previous := _ends.get(queue):
+    if previous := _ends.get(it):
         previous.set()
-    _ends[queue] = end
-    view = LiveQueue(queue)
-    handle = display(view.data(), raw=True, display_id=True)
-    name = f"nbstreamq-watch-{queue.name}"
-    threading.Thread(target=view.follow, args=(handle, end), name=name, daemon=True).start()
+    _ends[it] = end
+    handle = display(data(), raw=True, display_id=True)
+    name = f"nbstreamq-watch-{name}"
+    threading.Thread(target=_follow, args=(it, data, handle, end), name=name, daemon=True).start()
+
+
+def _follow(
+    it: TaskQueue | Units,
+    data: Callable[[], dict[str, str]],
+    handle: DisplayHandle,
+    end: threading.Event,
+) -> None:
+    """Keep the output current until `end`, or until there is no more to see."""
+    until = time.monotonic() + QUEUE_VIEW_SECONDS
+    while not end.wait(REFRESH) and time.monotonic() < until and not it.closed:
+        try:
+            handle.update(data(), raw=True)
+        except NbstreamqError:  # its server is gone: the last picture stays
+            return
+
+
+def _as_of_now() -> str:
+    return f"as of {datetime.now():%H:%M:%S}"
 
 
 class LiveQueue:
@@ -344,18 +378,8 @@ class LiveQueue:
     def data(self) -> dict[str, str]:
         """Return what there is to show now: MIME type -> text."""
         status = self._queue.status()
-        note = f"as of {datetime.now():%H:%M:%S}"
-        html = status_html(status, self._rate(status), self._queue.jobs(), note)
+        html = status_html(status, self._rate(status), self._queue.jobs(), _as_of_now())
         return {"text/html": html, "text/plain": str(status)}
-
-    def follow(self, handle: DisplayHandle, end: threading.Event) -> None:
-        """Keep the output current until `end`, or until there is no more to see."""
-        until = time.monotonic() + QUEUE_VIEW_SECONDS
-        while not end.wait(REFRESH) and time.monotonic() < until and not self._queue.closed:
-            try:
-                handle.update(self.data(), raw=True)
-            except NbstreamqError:  # its server is gone: the last picture stays
-                return
 
     def _rate(self, status: QueueStatus) -> float | None:
         """Return the messages a second since the last look."""

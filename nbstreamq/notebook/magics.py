@@ -25,6 +25,7 @@ from ..client.everywhere import everywhere
 from ..client.job import Job
 from ..client.queue import TaskQueue
 from ..client.status import JobList, WorkerList
+from ..client.units import Units
 from ..errors import JobNotFound, NbstreamqError
 from .cells import Cell, CellFuture, CellOutput, Loop, WorkerOutputDisplay
 from .outputs import Output
@@ -95,17 +96,19 @@ class NbstreamqMagics(Magics):
             _write(f"`q` stays as it is: {_NOT_A_QUEUE.format(type(found).__name__)}")
 
     @magic_arguments()
-    @argument("n", nargs="?", type=_integer, help="number of local workers to run")
+    @argument("n", nargs="?", type=_integer, help="number of workers to run")
+    @argument("--on", metavar="PLACE", help="where, as in ssh://me@host; default: this machine")
     @argument("--lane", nargs="+", metavar="L", default=(), help="list the workers of these lanes")
     @line_magic
-    def workers(self, line: str) -> WorkerList | None:
-        """Run `n` local workers for the queue `q`. Without a number, list all workers.
+    def workers(self, line: str) -> WorkerList | Units | None:
+        """Run `n` workers for the queue `q`. Without a number, list all workers.
 
         If there is no `q`, this makes one, as `%load_ext nbstreamq` does.
 
         Examples::
 
             %workers 4
+            %workers 8 --on ssh://me@host
             %workers
             %workers --lane gpu
         """
@@ -121,6 +124,8 @@ class NbstreamqMagics(Magics):
             )
         with _usage_errors():
             queue = self._queue()
+            if args.on:
+                return queue.run(args.n, on=args.on)
             queue.run(args.n)
         until = time.monotonic() + JOIN_SECONDS
         while (n := queue._session.n_local_workers()) != args.n and time.monotonic() < until:

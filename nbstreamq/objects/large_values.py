@@ -231,6 +231,11 @@ class ValueStore(ValueWriter):
         alike.add(value)
         return value
 
+    def has(self, address: ValueAddress) -> bool:
+        """Return whether a value is there that was written to this address."""
+        known = [value for alike in list(self._known.values()) for value in list(alike)]
+        return any(value.address == address for value in known)
+
     def forget(self) -> None:
         """Write each value again when it is needed next: what was written may be gone."""
         self._known.clear()
@@ -293,16 +298,30 @@ def _read(session: str, address: ValueAddress, what: str) -> Any:
     source = _source(session, address)
     try:
         found = None if source is None else source.read(address)
+        if found is None and source is mapped_files:  # a file of another machine
+            found = _read_copy(session, address)
     except SignatureError as error:
         raise refused(what) from error
     if found is None:
-        raise ValueMissing(
+        missing = ValueMissing(
             f"{what} is no longer available: {in_units(address[1])} of it are gone from"
             f" {hide_password(address[0])}. The queue that sent it was shut down, its kernel has"
             " ended, the server lost its data, or it is a Ref of another queue. Submit the call"
             " again."
         )
+        missing.address = address
+        raise missing
     return found
+
+
+def copy_of(address: ValueAddress) -> ValueAddress:
+    """Return the address on the server of the copy of a file, for other machines."""
+    return f"server:{os.path.basename(address[0])}", address[1]  # noqa: PTH119 - quick
+
+
+def _read_copy(session: str, address: ValueAddress) -> Any:
+    reader = _readers.get(session) or next(iter(_readers.values()), None)
+    return reader and reader.read(copy_of(address))
 
 
 def refused(what: str) -> SignatureError:
@@ -380,9 +399,13 @@ class ServerBackend:
     def write(self, data: memoryview) -> str:
         """Keep a copy of `data`; return its address, which is never used again."""
         name = uuid.uuid4().hex
+        self.keep(name, data)
+        return f"server:{name}"
+
+    def keep(self, name: str, data: memoryview) -> None:
+        """Keep a copy of `data` under a name, the last part last."""
         for k, part in enumerate(_parts(data.nbytes)):
             self._put(f"{name}.{k}", bytes(data[part]))
-        return f"server:{name}"
 
     def _put(self, name: str, data: bytes) -> None:
         self._tell(lambda store: store.put_value(name, data), len(data))
@@ -418,6 +441,11 @@ class ServerResults(ServerBackend):
 
 def _parts(size: int) -> Iterator[slice]:
     return (slice(begin, begin + PART_BYTES) for begin in range(0, size, PART_BYTES))
+
+
+def last_part(address: ValueAddress) -> str:
+    """Return the name of the part of a value on the server that is written last."""
+    return _part_names(address)[-1]
 
 
 def _part_names(address: ValueAddress) -> list[str]:

@@ -290,7 +290,8 @@ class Event(msgspec.Struct, kw_only=True):
     ----------
     kind
         ``finished`` (body: pickled outcomes), ``started``, ``output``, ``progress``, ``retried`` or
-        ``lost`` (bodies: JSON), ``wanted`` (body: digest of a function that the server lacks).
+        ``lost`` (bodies: JSON), ``wanted`` (body: what the server lacks, see
+        `Values.want`).
     job, n, span
         The items it concerns, as in `Task`.
     worker

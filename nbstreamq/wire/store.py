@@ -1139,6 +1139,20 @@ class Store:
                     )
         return found
 
+    def living_workers(self, silence: float) -> dict[str, dict[str, Any]]:
+        """Return the registered workers of machines heard within `silence` seconds.
+
+        Workers of a lost machine stay registered until another supervisor misses it.
+        """
+        beats, now = self._wire.call(("ZRANGE", self.keys.nodes, 0, -1, "WITHSCORES"), ("TIME",))
+        earliest = (int(now[0]) - silence) * 1000
+        heard = {
+            node.decode(errors="replace")
+            for node, at in mapping(beats).items()
+            if float(at) >= earliest
+        }
+        return {w: about for w, about in self.workers().items() if about.get("node") in heard}
+
     def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
         """Register a worker, and return the set-up tasks that it must run first."""
         keys = self.keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,8 @@ from ..objects.large_values import (
     ValueBackend,
     ValueReader,
     ValueWriter,
+    copy_of,
+    last_part,
     refused,
     register,
 )
@@ -145,6 +147,8 @@ class Values:
         register(worker, self._reader)
         #: The job whose values are asked for.
         self._job = ""
+        #: Copies that clients were asked for of late: they are not asked for the same one again.
+        self._sent = deque[ValueAddress](maxlen=1000)
         self._results = _Results("", self._backend_of)
         self.edits = Edits(self._forget)
 
@@ -222,19 +226,38 @@ class Values:
     def _await_function(self, task: Task) -> bytes | None:
         """Ask the client for a function that the server lacks, and wait for it."""
         self.want(task, task.fn)
-        until = time.monotonic() + SUPPLY
-        while (data := self._ask(lambda store: store.get_function(task.fn))) is None:
-            if time.monotonic() > until:
-                return None
-            time.sleep(SUPPLY_PAUSE)
-        found: bytes = data
+        found: bytes | None = self._await(lambda store: store.get_function(task.fn))
         return found
 
-    def want(self, task: Task, digest: str = "") -> None:
-        """Tell the client that the server lacks a function or, without a digest, a value."""
-        event = Event.about(
-            task, task.span, kind="wanted", worker=self._worker, body=digest.encode()
-        )
+    def _await(self, get: Callable[[Store], Any]) -> Any:
+        """Wait until the client has sent something that it was asked for; None if it does not."""
+        until = time.monotonic() + SUPPLY
+        while (found := self._ask(get)) is None and time.monotonic() < until:
+            time.sleep(SUPPLY_PAUSE)
+        return found
+
+    def has_been_sent(self, task: Task, address: ValueAddress) -> bool:
+        """Ask the client to send a value that is in a file of its machine; return whether it did.
+
+        On that machine, a file that is missing was freed.
+        """
+        copy = copy_of(address)
+        if self._has_files or not is_file(address[0]) or copy in self._sent:
+            return False
+        self._sent.append(copy)
+        self.want(task, f"{address[0]} {address[1]}")
+        return self._await(lambda store: store.get_value(last_part(copy))) is not None
+
+    def want(self, task: Task, what: str = "") -> None:
+        """Tell the client that the server lacks something.
+
+        Parameters
+        ----------
+        what
+            Digest of a function; or path and size of a file with a value; nothing: a value that was
+            on the server.
+        """
+        event = Event.about(task, task.span, kind="wanted", worker=self._worker, body=what.encode())
         self._ask(lambda store: store.publish([event]))
 
     def has_other_secret(self) -> bool:

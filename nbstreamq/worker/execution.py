@@ -271,6 +271,14 @@ class Execution:
             )
         if len(self.running) == 1:
             self._values.edits.forget_edited()
+        while True:
+            try:
+                return self._load_now(task)
+            except ValueMissing as error:
+                if not self._values.has_been_sent(task, error.address):
+                    raise
+
+    def _load_now(self, task: Task) -> tuple[LoadedFunction, Any, Surroundings | None]:
         function = self._values.function(task)
         if OUR_NAME not in task.args:
             return function, pickle.loads(task.args), None

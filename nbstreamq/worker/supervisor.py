@@ -29,6 +29,7 @@ from ..errors import (
     ServerUnreachable,
 )
 from ..launch.control_socket import ControlSocket, HasFile
+from ..launch.lifeline import HURRY, Lifeline
 from ..launch.server import is_embedded
 from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
@@ -258,6 +259,8 @@ class Supervisor:
         Where kernels connect; None: it serves until it is told to stop.
     unit
         What `q.workers` shows as the unit of its workers: a launcher's name for this process.
+    lifeline
+        A pipe whose end tells it to stop; None: there is none.
     settings
         How often it looks, and how long it waits.
     """
@@ -274,6 +277,7 @@ class Supervisor:
         method: str = "fork",
         control_socket: ControlSocket | None = None,
         unit: str = "",
+        lifeline: Lifeline | None = None,
         settings: SupervisorSettings | None = None,
     ) -> None:
         self.node = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -282,6 +286,7 @@ class Supervisor:
         self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
         self.control_socket, self._unit = control_socket, unit
+        self._lifeline = lifeline
         self._settings = settings or SupervisorSettings()
         self._life = Life(self._settings.lifetime, self._settings.idle_timeout)
         self._control = ControlListener(store.clone(), self._settings)
@@ -486,7 +491,11 @@ class Supervisor:
         sockets: list[HasFile] = [] if self._skips_control() else [*self._control.sockets()]
         if control_socket:
             sockets += control_socket.sockets()
+        if self._lifeline:
+            sockets.append(self._lifeline)
         ready = self._poll(sockets, timeout)
+        if self._lifeline and self._lifeline.fileno() in ready:
+            self._end_of_lifeline(self._lifeline)
         for session in control_socket.serve(ready, self.scale) if control_socket else ():
             self._drop_session(session)
 
@@ -506,6 +515,15 @@ class Supervisor:
         if self._wakeup in ready:
             os.read(self._wakeup, 4096)
         return ready
+
+    def _end_of_lifeline(self, lifeline: Lifeline) -> None:
+        """Stop, as the client says; if it is gone, nobody waits for what it has submitted."""
+        self._lifeline, said = None, lifeline.last_words()
+        if not said:
+            self._drop_session(lifeline.session)
+        self.stop()
+        if said == HURRY:
+            self.stop()
 
     def _drop_session(self, session: str) -> None:
         """Cancel what a kernel has submitted: it has died, and nobody waits for the results."""
@@ -620,6 +638,8 @@ class Supervisor:
             worker.close()
         if self.control_socket:
             self.control_socket.forget()
+        if self._lifeline:
+            self._lifeline.close()
         self._control.close()
         self._store.close()
         os.close(self._wakeup)

@@ -1,0 +1,263 @@
+"""Workers on a machine that `ssh` leads to, with nothing set up there but Python and nbstreamq.
+
+::
+
+    Units ── stdin: script, secrets, lifeline ──> ssh ──> sh ──exec──> nbstreamq worker
+    server's socket <────────── ssh -R ─────────────────── a socket in /tmp there
+
+The system's own client is used, with the user's configuration, agent and jump hosts. It never asks
+for anything. No port is opened on either side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import IO
+from urllib.parse import unquote, urlsplit
+
+from ..errors import NbstreamqError
+from ..secret import Address, Secret
+from ..settings import environment_without_secrets, handover
+from ..wire.trust import is_local
+from .launcher import LOG_LINES, Launcher, Purpose, Setting, UnitReport, last_line, new_id
+from .lifeline import DRAIN, HURRY
+
+#: Seconds in which a unit must have found its Python. Longer suits slower networks.
+START_TIMEOUT = 30.0
+#: Seconds in which units end at the end of the session, if they run nothing.
+STOP_TIMEOUT = 10.0
+#: Seconds between two looks at the log of a unit that starts.
+POLL = 0.02
+#: Ask for nothing; fail without the forwarded socket; notice a lost connection within a minute.
+_OPTIONS = (
+    "-T -o BatchMode=yes -o ExitOnForwardFailure=yes -o ConnectTimeout=10"
+    " -o ServerAliveInterval=15 -o ServerAliveCountMax=3"
+)
+#: Runs the script in the first line, which leaves the rest of the input to it. All login shells
+#: understand it.
+_READ_SCRIPT = """exec sh -c 'IFS= read -r script; eval "$(printf %b "$script")"'"""
+#: What ssh says -> what to do about it.
+_HINTS = {
+    "Host key verification failed": "connect once by hand, to accept its key: ssh {host}",
+    "Permission denied": "ssh must get in without a password: see ssh-copy-id and ssh-add",
+    "forwarding failed": "its sshd must allow it: AllowStreamLocalForwarding yes",
+    "forwarding disabled": "its sshd must allow it: AllowStreamLocalForwarding yes",
+}
+
+
+@dataclass
+class _Unit:
+    """A unit, and the client that keeps it alive."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def log(self) -> str:
+        return os.pread(self.output.fileno(), 2**20, 0).decode(errors="replace")
+
+    def tail(self) -> str:
+        return "\n".join(self.log().splitlines()[-LOG_LINES:])
+
+    def say(self, word: bytes) -> None:
+        """Write a word to the lifeline, and let it go."""
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or was told before
+            if self.process.stdin:
+                self.process.stdin.write(word)
+        self.let_go()
+
+    def let_go(self) -> None:
+        with contextlib.suppress(OSError):  # what is left to write can't be written
+            if self.process.stdin:
+                self.process.stdin.close()
+
+    def close(self) -> None:
+        self.let_go()
+        self.output.close()
+
+
+class SshLauncher(Launcher):
+    """Starts units on another machine, each by a connection that keeps it alive.
+
+    Parameters
+    ----------
+    on
+        ``ssh://me@host``, or ``ssh://host:2222``; what `host` means is up to the user's ssh.
+    ssh
+        The client, with more options if need be: ``["ssh", "-F", "config"]``.
+    python, folder, prologue, drain
+        See `Setting`.
+    """
+
+    unit_size = None  # one connection for each machine: servers refuse many at a time
+    look_every = 1.0
+
+    def __init__(
+        self,
+        on: str,
+        purpose: Purpose,
+        *,
+        ssh: Sequence[str] = ("ssh",),
+        python: str | None = None,
+        folder: str | None = None,
+        prologue: Sequence[str] = (),
+        drain: float = 30.0,
+    ) -> None:
+        super().__init__(on, purpose)
+        parts = urlsplit(on)
+        if not parts.hostname or parts.path.strip("/") or parts.query or parts.password:
+            raise ValueError(f"on is {on!r}: it must look like ssh://me@host or ssh://host:2222")
+        self.host = parts.netloc
+        self._ssh = list(ssh)
+        self._setting = Setting(python=python, folder=folder, prologue=prologue, drain=drain)
+        self._units: dict[str, _Unit] = {}
+
+    def start(self, sizes: Sequence[int]) -> list[str]:
+        return [self._start(size) for size in sizes]
+
+    def _start(self, n_workers: int) -> str:
+        unit = new_id()
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the unit
+        process = subprocess.Popen(  # noqa: S603 - what the user has told us to run
+            [*self._command(unit), _READ_SCRIPT],
+            env=environment_without_secrets(),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C in this terminal must not reach it
+        )
+        started = _Unit(process, output)
+        try:
+            self._hand_over(started, unit, n_workers)
+            self._await(started, unit)
+        except BaseException:
+            process.kill()
+            process.wait()
+            started.close()
+            raise
+        self._units[unit] = started
+        return unit
+
+    def _hand_over(self, started: _Unit, unit: str, n_workers: int) -> None:
+        purpose, script = self.purpose, self._script(unit, n_workers)
+        line = script.replace("\\", r"\0134").replace("\n", r"\n").encode() + b"\n"
+        known: dict[str, Secret | None] = {
+            "url": self._url(unit),
+            "secret": purpose.secret,
+            "store": purpose.settings.store,
+            "session": Secret(purpose.session),
+            "socket": Secret(_socket(unit)) if self._target() else None,
+        }
+        with contextlib.suppress(BrokenPipeError):  # its log says why
+            if started.process.stdin:
+                started.process.stdin.write(line + handover(**known))
+                started.process.stdin.flush()
+
+    def _await(self, started: _Unit, unit: str) -> None:
+        """Return when the unit has found its Python."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while f"nbstreamq: unit {unit}" not in started.log():
+            if started.process.poll() is not None:
+                raise NbstreamqError(f"No workers start on {self.on}: {self._why(started)}")
+            if time.monotonic() > deadline:
+                raise NbstreamqError(
+                    f"No workers start on {self.on}: it has not answered for {START_TIMEOUT:g} s."
+                    f" Its last line: {last_line(started.log()) or '(none)'}"
+                )
+            time.sleep(POLL)
+
+    def _why(self, unit: _Unit) -> str:
+        """Return in a line why a unit has ended, and what to do about it."""
+        log = unit.log()
+        said = last_line(log) or f"ssh exited with code {unit.process.returncode}"
+        for text, hint in _HINTS.items():
+            if text in log:
+                said = next(line for line in reversed(log.splitlines()) if text in line)
+                return f"{said.strip().rstrip('.')}; {hint.format(host=self.host)}"
+        return said.removeprefix("nbstreamq: ")
+
+    # -- the server ----------------------------------------------------------------------------
+
+    def _target(self) -> str:
+        """Return what ssh forwards to, if only this machine can reach the server; else nothing."""
+        url = self.purpose.url
+        parts = urlsplit(url.reveal())
+        if not is_local(url) or parts.scheme not in ("unix", "redis", "valkey"):
+            return ""
+        return (
+            unquote(parts.path) or "/" if parts.scheme == "unix" else _host_and_port(parts.netloc)
+        )
+
+    def _url(self, unit: str) -> Address:
+        """Return the server's address in the unit."""
+        if not self._target():
+            return self.purpose.url
+        parts = urlsplit(self.purpose.url.reveal())
+        login, _, _ = parts.netloc.rpartition("@")
+        database = "" if parts.scheme == "unix" else parts.path.strip("/")
+        query = "&".join(filter(None, [parts.query, f"db={database}" if database else ""]))
+        place = f"{login}@{_socket(unit)}" if login else _socket(unit)
+        return Address(f"unix://{place}" + (f"?{query}" if query else ""))
+
+    def _command(self, unit: str) -> list[str]:
+        forward = ["-R", f"{_socket(unit)}:{target}"] if (target := self._target()) else []
+        return [*self._ssh, *_OPTIONS.split(), *forward, "--", f"ssh://{self.host}"]
+
+    # -- what becomes of them ------------------------------------------------------------------
+
+    def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
+        return {unit: self._report(self._units[unit]) for unit in units}
+
+    def _report(self, unit: _Unit) -> UnitReport:
+        code = unit.process.poll()
+        if code is None:
+            return UnitReport(state="running", log=unit.tail())
+        return UnitReport(state="ended", why=self._why(unit), log=unit.tail(), is_planned=code == 0)
+
+    def stop(self, units: Collection[str], *, drain: bool) -> None:
+        for unit in units:
+            self._units[unit].say(DRAIN if drain else HURRY)
+
+    def script(self, n_workers: int) -> str:
+        command = shlex.join([*self._command("UNIT"), _READ_SCRIPT])
+        return (
+            f"# {command}\n# Its standard input has this script in one line, then the server's"
+            " address and the secret, and stays\n# open as long as the workers are wanted.\n"
+            + self._script("UNIT", n_workers)
+        )
+
+    def _script(self, unit: str, n_workers: int) -> str:
+        # sshd leaves the socket behind; a unit that starts removes it at its end.
+        tidy = f"trap 'rm -f {_socket(unit)}' EXIT"
+        return self._setting.shell(unit, self.purpose.queue, n_workers, tidy, "--lifeline")
+
+    def close(self, *, is_fork: bool) -> None:
+        if is_fork:
+            for unit in self._units.values():
+                unit.close()
+            self._units = {}
+            return
+        living = [unit for unit in self._units.values() if unit.process.poll() is None]
+        for unit in living:
+            unit.say(DRAIN)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        for unit in living:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                unit.process.wait(max(0.0, deadline - time.monotonic()))
+        for unit in self._units.values():
+            unit.close()
+
+
+def _socket(unit: str) -> str:
+    return f"/tmp/nbstreamq-{unit}.sock"  # noqa: S108 - sshd lets only its user connect to it
+
+
+def _host_and_port(netloc: str) -> str:
+    place = netloc.rpartition("@")[2] or "localhost"
+    return place if place.rpartition(":")[2].isdigit() else f"{place}:6379"
