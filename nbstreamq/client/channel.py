@@ -205,7 +205,7 @@ class Sender:
                 with self._changed:
                     self._changed.notify_all()
 
-    def has_lost_data(self, ask: Callable[[Callable[[Store], Any]], Any]) -> bool:
+    def has_lost_data(self, ask: Callable[..., Any]) -> bool:
         """Return, once, whether the server has forgotten the queue, or what it took for it.
 
         Parameters
@@ -217,7 +217,7 @@ class Sender:
             batch, at = self._taken
             if time.time() > at + REMEMBERED:
                 batch = 0
-            if ask(lambda store: store.remembers(self._session, batch)):
+            if ask(Store.remembers, self._session, batch):
                 return False
             self._taken = (0, 0.0)
             ask(Store.check_secret)

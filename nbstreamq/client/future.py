@@ -7,24 +7,29 @@ A single call is a `CallFuture`, which holds everything that is known of it. An 
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from ..arguments import check_flag, check_timeout
-from ..errors import FunctionMissing, NbstreamqError
+from ..errors import FunctionMissing, NbstreamqError, SignatureError
 from ..locks import Condition
 from ..objects import random_numbers
 from ..objects.functions import load_function
-from ..objects.pickling import load
-from ..objects.references import dependency, dependency_number, resolving
+from ..objects.pickling import dump, load
+from ..objects.references import Dependent, dependency, dependency_number, resolving
+from ..objects.results import dump_outcomes
 from ..tracebacks import raise_of_task, shorten
 from ..wire.item_ranges import ONE, ItemRanges
 from ..wire.messages import Event, Options, State
+from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .callbacks import invoke_callbacks
 from .calls import Call
+from .channel import Command
 from .error_notes import Payload, RunInfo, annotate
 from .session import Session
 from .table import JobTable, Outstanding
@@ -41,7 +46,7 @@ def stored_function(session: Session, digest: str, what: str) -> Callable[..., A
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        data = session.ask(lambda store: store.get_function(digest))
+        data = session.ask(Store.get_function, digest)
         if data is None:
             raise FunctionMissing(f"The server no longer holds the function {what}.")
         return load_function(data)(*args, **kwargs)
@@ -552,6 +557,64 @@ class CallFuture(TaskFuture[T], Call):
                 waiter.add_exception(self)
             else:
                 waiter.add_result(self)
+
+    def send_when_done(self, needed: Sequence[TaskFuture[Any]]) -> None:
+        """Send the call once the results that it needs are there; fail it if one of them fails."""
+        missing, lock = set(range(len(needed))), threading.Lock()
+        session = self._session
+
+        def one_is_done(index: int, future: TaskFuture[Any]) -> None:
+            with lock:  # two may be done at once, in two threads
+                missing.remove(index)
+                is_last = not missing
+            if self.done():
+                return
+            try:
+                error = future.exception()
+                if error is None and is_last:
+                    store = session.large.value_store
+                    results = [dump(f.result(), f"the result of {f.id}", store) for f in needed]
+                    self.args = dump(Dependent(self.args, results), "arguments", store)
+                    session.send(self)
+            except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
+                error = failure
+            if error is not None:
+                session.fail(self.group, error, [self.index])
+
+        for index, future in enumerate(needed):
+            future.add_done_callback(functools.partial(one_is_done, index))
+
+    def recall(self, arguments: Any) -> bool:
+        """Return whether the result is cached; then the future has it.
+
+        If it is not cached, it will be, once the call is done.
+
+        Parameters
+        ----------
+        arguments
+            (args, kwargs).
+        """
+        from ..objects.stable_hash import stable_hash  # needs cloudpickle, which is slow to import
+
+        names = f"{stable_hash(self.fn)}{stable_hash(arguments)}".encode()
+        digest = hashlib.blake2b(names, digest_size=16, person=b"nbq call").hexdigest()
+        try:
+            body = self._session.ask(Store.get_value, digest)
+        except SignatureError:  # counted and set aside; a good one takes its place
+            body = None
+        if body is None:
+            self.add_done_callback(functools.partial(CallFuture._keep_result, digest=digest))
+            return False
+        news = Event(kind="finished", job=self.job, n=self.index, worker="kept", body=body)
+        self._session.take(news)
+        return True
+
+    def _keep_result(self, digest: str) -> None:
+        if self.cancelled() or self.exception() is not None:
+            return
+        body = dump_outcomes([self.result()], {}, lambda _: self.id)
+        keep = functools.partial(Store.put_value, digest=digest, data=body)
+        self._session.send(Command(keep, lambda _: None, len(body)))
 
     # -- for its user --------------------------------------------------------------------------
 

@@ -638,7 +638,7 @@ class Job(Generic[T]):
             tasks = list(table.tasks(chosen, function, options or table.options))
             letters = self._letters(chosen)
             if self._send_again(record, chosen, tasks):
-                session.ask(functools.partial(Store.forget_dead, entries=letters))
+                session.ask(Store.forget_dead, letters)
                 table.fn = fn or table.fn
                 break
             if time.monotonic() > deadline:
@@ -650,7 +650,7 @@ class Job(Generic[T]):
 
     def _record(self) -> JobRecord:
         """Return what the server keeps of this named job."""
-        record: JobRecord | None = self._session.ask(lambda store: store.job_record(self.id))
+        record = self._session.ask(Store.job_record, self.id)
         if record is None:
             raise JobNotFound(
                 f"Job {self.name!r} is not there any more: it was deleted or replaced, or has"
@@ -682,7 +682,7 @@ class Job(Generic[T]):
 
         function = session.pickle_function(fn, durable=True)
         # Now, since the tasks do not wait for what the sender has before them.
-        session.ask(lambda store: store.put_function(function.digest, function.data))
+        session.ask(Store.put_function, function.digest, function.data)
         about.update(fn=function.digest, function=function.name)
         if (now := part_hashes(fn)) not in about["identities"]:
             about["identities"].append(now)
@@ -690,7 +690,7 @@ class Job(Generic[T]):
 
     def _letters(self, chosen: Sequence[int]) -> list[DeadEntry]:
         """Return the job's dead letters that are about nothing else once `chosen` run again."""
-        found: list[DeadEntry] = self._session.ask(lambda store: store.letters_of(self.id))
+        found = self._session.ask(Store.letters_of, self.id)
         left = {i for i in range(len(self)) if self._table.state(i) is State.FAILED} - {*chosen}
         return [entry for entry in found if left.isdisjoint(entry.items)]
 
@@ -708,16 +708,17 @@ class Job(Generic[T]):
             for task in tasks:
                 session.submit(table, task, 0.0)
             return True
-        again = functools.partial(
-            Store.rerun,
-            record=record,
-            span=ranges_of(chosen),
-            tasks=[session.encode_task(task) for task in tasks],
-            lane=table.lane,
-            n_cancelled=sum(table.state(i) is State.CANCELLED for i in chosen),
-            token=secrets.token_hex(8),
-        )
-        answer = session.ask(again) if record.n_reruns == table.run else 0
+        answer = 0
+        if record.n_reruns == table.run:
+            answer = session.ask(
+                Store.rerun,
+                record,
+                ranges_of(chosen),
+                [session.encode_task(task) for task in tasks],
+                lane=table.lane,
+                n_cancelled=sum(table.state(i) is State.CANCELLED for i in chosen),
+                token=secrets.token_hex(8),
+            )
         if answer == 0:
             raise JobChanged(
                 f"Job {self.name!r} was run again by another client. Call q.attach({self.name!r})"
@@ -739,7 +740,7 @@ class Job(Generic[T]):
         >>> job.delete()
         """
         self._check_kept()
-        self._session.ask(lambda store: store.keep_job(self.id))
+        self._session.ask(Store.keep_job, self.id)
 
     @concise
     def delete(self) -> None:
@@ -755,7 +756,7 @@ class Job(Generic[T]):
         """
         self._check_kept()
         # First: it makes room on a full server, which could not even note what is cancelled.
-        self._session.ask(lambda store: store.delete_job(self._table.title, self.id))
+        self._session.ask(Store.delete_job, self._table.title, self.id)
         self._session.forget_job(self.id)
 
     def _check_kept(self) -> None:

@@ -31,6 +31,7 @@ from ..objects.pickling import dump, load
 from ..objects.stable_hash import stable_hash
 from ..tracebacks import trace_of, warn
 from ..wire.messages import Options
+from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .queue import TaskQueue, queue_in_task
 
@@ -258,7 +259,7 @@ def _call_unless_kept(
     key = f"{name}{stable_hash(_what_counts(fn, args, kwargs))}".encode()
     digest = hashlib.blake2b(key, digest_size=16, person=b"nbq joblib").hexdigest()
     try:
-        kept = session.ask(lambda store: store.get_value(digest))
+        kept = session.ask(Store.get_value, digest)
     except SignatureError:  # It is counted, and a good one takes its place.
         kept = None
     if kept is not None:
@@ -266,7 +267,7 @@ def _call_unless_kept(
     value = fn(*args, **kwargs)
     try:
         data = dump(value, f"the result of {name_of(fn)}()")
-        session.ask(lambda store: store.put_value(digest, data))
+        session.ask(Store.put_value, digest, data)
     except NbstreamqError as error:
         warn(f"A result of {name_of(fn)}() is not kept under the name {name!r}: {error}")
     return value

@@ -16,6 +16,7 @@ from ..objects.stable_hash import inputs_hash, part_hashes
 from ..wire.messages import Options, State
 from ..wire.records import Chunk, JobRecord
 from ..wire.replies import printable
+from ..wire.store import Store
 from .future import stored_function
 from .job import Job
 from .session import Session
@@ -36,7 +37,7 @@ class NamedJob:
     def __init__(self, session: Session, name: str) -> None:
         self._session = session
         self._name = name
-        self._found: JobRecord | None = session.ask(lambda store: store.find_job(name))
+        self._found = session.ask(Store.find_job, name)
 
     @property
     def _record(self) -> JobRecord:
@@ -136,10 +137,10 @@ class NamedJob:
         """Make it, instead of the one there was; or find one that another client made meanwhile."""
         session, name, old = self._session, self._name, self._found
         new, instead_of = f"{name}:{session.homes[1]}{secrets.token_hex(4)}", old.id if old else ""
-        is_made = session.ask(lambda store: store.open_job(name, new, about, instead_of=instead_of))
+        is_made = session.ask(Store.open_job, name, new, about, instead_of=instead_of)
         if is_made and old:
             session.forget_job(old.id)
-        self._found = session.ask(lambda store: store.find_job(name))
+        self._found = session.ask(Store.find_job, name)
 
     def _compare(self, about: dict[str, Any], items: Iterable[Any]) -> Iterator[Any]:
         """Compare the job with what a call says of it; return the items that it does not have."""
@@ -194,7 +195,7 @@ class NamedJob:
         """Return the pickled inputs of a chunk, by its first item; None if they can't be had."""
         job, data = self._record.id, None
         with suppress(NbstreamqError):
-            data = self._session.ask(lambda store: store.job_inputs(job, first))
+            data = self._session.ask(Store.job_inputs, job, first)
         return data
 
     def _table(self, fn: Callable[..., Any]) -> JobTable:

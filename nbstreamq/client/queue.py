@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 from ..arguments import (
     MAX_RETRIES,
@@ -67,7 +67,7 @@ from .status import (
     queue_status,
     warn_of_risks,
 )
-from .submit import InputFeeder, Inputs, pace_of, recall, submit_when_done
+from .submit import InputFeeder, Inputs, Pace
 from .units import Units
 from .waiting import uninterrupted
 
@@ -423,8 +423,8 @@ class TaskQueue(Executor, TaskOnly):
                 if not needed and not options.cache:
                     session.send(call, shield)
             if needed:
-                submit_when_done(session, call, needed)
-            elif options.cache and not recall(session, call, (args, kwargs)):
+                call.send_when_done(needed)
+            elif options.cache and not call.recall((args, kwargs)):
                 session.send(call)
         except BaseException:
             if call is not None and call.job:
@@ -558,7 +558,8 @@ class TaskQueue(Executor, TaskOnly):
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn, durable=name is not None)
-        pace = pace_of(session, inputs, chunksize=chunksize, buffersize=buffersize)
+        n_workers = session.workers.n_workers
+        pace = Pace.of(inputs, n_workers, chunksize=chunksize, buffersize=buffersize)
         lane, (call, items, _) = self._lane(), inputs
         first = 0
         if name is None:
@@ -907,11 +908,11 @@ class TaskQueue(Executor, TaskOnly):
         """
         session, url = self._session, str(self._url)
         n_open, trouble = len(session.outstanding), str(session.trouble or "")
-        found = session.ask(
-            lambda store: queue_status(store, url, n_open, trouble, session.stranded(store)),
-            patience=LOOK_PATIENCE,
-        )
-        return cast("QueueStatus", found)
+
+        def look(store: Store) -> QueueStatus:
+            return queue_status(store, url, n_open, trouble, session.stranded(store))
+
+        return session.ask_within(LOOK_PATIENCE, look)
 
     @concise
     def logs(self) -> Log:
@@ -970,8 +971,8 @@ class TaskQueue(Executor, TaskOnly):
         """
         session = self._session
         if not check_flag("all", all):
-            return cast("JobList", session.ask(job_statuses, patience=LOOK_PATIENCE))
-        names = session.ask(lambda store: store.queue_names("jobs"), patience=LOOK_PATIENCE)
+            return session.ask_within(LOOK_PATIENCE, job_statuses)
+        names = session.ask_within(LOOK_PATIENCE, Store.queue_names, "jobs")
         return jobs_of(map(self._open_other, names))
 
     @property

@@ -24,7 +24,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .. import locks
 from ..errors import (
@@ -153,6 +153,8 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
@@ -450,8 +452,8 @@ class Session:
 
     def forget_job(self, job: str) -> None:
         """Let nothing more run of a named job that was deleted, and drop its dead letters."""
-        self.ask(lambda store: store.cancel(job, EVERYTHING, EVERYTHING))
-        self.ask(lambda store: store.forget_dead(store.letters_of(job)))
+        self.ask(Store.cancel, job, EVERYTHING, EVERYTHING)
+        self.ask(Store.forget_dead, self.ask(Store.letters_of, job))
         if table := self.table(job):
             self.cancel(table, range(len(table)))
             self.stop_growing(table)
@@ -482,14 +484,14 @@ class Session:
                 raise ValueError(
                     f"Workers on {on} run with other options: stop them first, by q.run(0, on=...)."
                 )
-            units = Units(launcher, self._purpose.settings.silence, self.ask, self.warn)
+            units = Units(launcher, self._purpose.settings.silence, self.ask_within, self.warn)
         units.scale(n_workers)
         self._n_workers, self._units[str(on)] = None, units
         return units
 
     def n_local_workers(self) -> int:
         """Return how many workers of this kernel there are."""
-        found = self.ask(Store.workers, patience=LOOK_PATIENCE).values()
+        found = self.ask_within(LOOK_PATIENCE, Store.workers).values()
         return sum(self.home.calls in about.get("homes", ()) for about in found)
 
     def add_worker(self) -> None:
@@ -498,7 +500,7 @@ class Session:
 
     def n_workers(self) -> int:
         """Return how many workers may run calls, with those that the first call starts."""
-        there = self.ask(Store.workers, patience=LOOK_PATIENCE)
+        there = self.ask_within(LOOK_PATIENCE, Store.workers)
         n_there = sum(accepts(description, self.homes[0]) for description in there.values())
         n_expected = sum(units.n_pending for units in self._units.values())
         return max(n_there, self._n_workers or self.workers.n_workers) + n_expected
@@ -559,45 +561,50 @@ class Session:
             if long_wait is not None:
                 long_wait.end()
 
-    def ask(self, question: Callable[[Store], Any], *, patience: float | None = None) -> Any:
-        """Return the answer of the server to `question`, which can be asked again.
+    def ask(
+        self, question: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what a method of `Store` returns, which can be called again.
 
         While the server can't be reached this waits, as calls do, and says so after a while.
+        """
+        return self.ask_within(math.inf, question, *args, **kwargs)
+
+    def ask_within(
+        self,
+        patience: float,
+        question: Callable[Concatenate[Store, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Do as `ask`, and raise `ServerUnreachable` if the server is away for longer.
 
         Parameters
         ----------
         patience
-            Seconds to wait at most; None: as long as it takes. 0: ask twice at once, since the
-            connection may be older than a restart of the server.
-
-        Raises
-        ------
-        ServerUnreachable
-            It was away for longer.
+            Seconds to wait at most. 0: ask twice at once, since the connection may be older than a
+            restart of the server.
         """
         self._check_owner()
         begun, n_asked = time.monotonic(), 0
         while True:
             n_asked += 1
             try:
-                return self._ask_once(question)
+                with self._store_lock:
+                    try:
+                        return question(self._store, *args, **kwargs)
+                    finally:
+                        if self._state == "closed":  # after a shutdown, too, can be asked
+                            self._store.close()
             except ServerUnreachable as error:
                 away = time.monotonic() - begun
                 is_closed = self._state == "closed"
-                if n_asked > 1 and (is_closed or (patience is not None and away >= patience)):
+                if n_asked > 1 and (is_closed or away >= patience):
                     raise
                 if away > PATIENCE:
                     self.warn(f"waiting for the server: {error}")
                 if n_asked > 1:
                     time.sleep(RECONNECT)
-
-    def _ask_once(self, question: Callable[[Store], Any]) -> Any:
-        with self._store_lock:
-            try:
-                return question(self._store)
-            finally:
-                if self._state == "closed":  # after a shutdown, too, can be asked
-                    self._store.close()
 
     def help_until(
         self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
@@ -636,8 +643,8 @@ class Session:
         try:
             self.check_memory()
             # With another secret, neither this client nor its workers can do anything here.
-            self.ask(lambda store: store.check_secret(write=False), patience=0.0)
-            workers = self.ask(Store.workers, patience=0.0)
+            self.ask_within(0.0, Store.check_secret, write=False)
+            workers = self.ask_within(0.0, Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
         reason = self.workers.trouble or self._why_no_worker(workers, what)
@@ -648,7 +655,7 @@ class Session:
         if not what.title or not isinstance(what, JobTable):
             return ""
         try:
-            record = self.ask(lambda store: store.job_record(what.job), patience=0.0)
+            record = self.ask_within(0.0, Store.job_record, what.job)
         except NbstreamqError:
             return ""
         if record is None:
@@ -667,7 +674,7 @@ class Session:
         At the second look only: a result may be on its way.
         """
         try:
-            is_there = self.ask(_has_tasks, patience=0.0)
+            is_there = self.ask_within(0.0, _has_tasks)
         except NbstreamqError:
             return ""
         n_left, name = what.n_open, what.title or what.name
@@ -764,8 +771,7 @@ class Session:
         before = None
         while table.position != before:
             before = table.position
-            history = functools.partial(Store.history, job=table.job, after=before)
-            table.position, events = self.ask(history)
+            table.position, events = self.ask(Store.history, table.job, before)
             for event in events:
                 if table.expects(event):
                     table.apply(event)
@@ -805,7 +811,7 @@ class Session:
         """
         self._functions.forget_sent()
         self.large.value_store.forget()
-        self.ask(Store.check_secret, patience=0.0)
+        self.ask_within(0.0, Store.check_secret)
         if self.n_outstanding() > n_calls:
             self._on_refusal(self._data_lost())
 
@@ -866,7 +872,7 @@ class Session:
 
     def check_memory(self) -> None:
         """Fail what is open if the server has lost it: nothing else would ever end it."""
-        if self._sender.has_lost_data(functools.partial(self.ask, patience=0.0)):
+        if self._sender.has_lost_data(functools.partial(self.ask_within, 0.0)):
             self._on_refusal(self._data_lost())
 
     def _on_refusal(self, error: BaseException) -> None:

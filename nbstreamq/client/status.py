@@ -14,7 +14,7 @@ from ..secret import Address
 from ..wire.item_ranges import items
 from ..wire.keys import LANES, is_named
 from ..wire.messages import State, Task
-from ..wire.records import DeadEntry, ServerFacts
+from ..wire.records import DeadEntry
 from ..wire.replies import MAX_TIME, printable
 from ..wire.settlement import KEPT_BYTES
 from ..wire.store import REPLAYED, Store
@@ -276,7 +276,7 @@ def warn_of_risks(session: Session) -> None:
     """Warn of what endangers tasks on the server; inside a task, nobody would read it."""
     if WorkerContext.current is None:
         with suppress(NbstreamqError):
-            facts: ServerFacts = session.ask(Store.server_facts, patience=0.0)
+            facts = session.ask_within(0.0, Store.server_facts)
             for problem in facts.problems():
                 session.warn(problem)
 
@@ -410,7 +410,7 @@ class DeadLetter:
             The named job was deleted or replaced, or has expired.
         """
         session, entry_id = self._session, self.id.encode()
-        found: DeadEntry | None = session.ask(lambda store: store.dead_entry(entry_id))
+        found = session.ask(Store.dead_entry, entry_id)
         if found is None:
             raise NbstreamqError(
                 f"Entry {self.id} ({self.task or self.kind}) is no longer in the dead stream: it"
@@ -424,7 +424,7 @@ class DeadLetter:
             else _anew(session, found.task, found.lane)
         )
         with suppress(NbstreamqError):  # it is sent; at worst it is still listed
-            session.ask(lambda store: store.forget_dead([found]))
+            session.ask(Store.forget_dead, [found])
         return futures if len(futures) > 1 else futures[0]
 
     @property
@@ -447,7 +447,7 @@ class DeadLetters(list[DeadLetter]):
 
 def dead_letters(session: Session) -> DeadLetters:
     """Return what was refused by a queue, or failed for good in it, the newest last."""
-    found: Iterable[DeadEntry] = session.ask(Store.dead, patience=LOOK_PATIENCE)
+    found = session.ask_within(LOOK_PATIENCE, Store.dead)
     return DeadLetters(_letter(entry, session) for entry in found)
 
 

@@ -1,9 +1,8 @@
-"""How calls become messages: chunks of a map, calls that wait for others, cached calls."""
+"""How the items of a map become messages."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 import threading
 import time
@@ -11,19 +10,15 @@ from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..errors import JobNotFound, NbstreamqError, SignatureError
+from ..errors import JobNotFound, NbstreamqError
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import size_of
 from ..objects.pickling import dump, load
-from ..objects.references import Dependent
-from ..objects.results import dump_outcomes
 from ..wire.item_ranges import size
-from ..wire.messages import Event
 from ..wire.records import Chunk
 from ..wire.store import Store
 from .channel import Command
 from .error_notes import Payload
-from .future import CallFuture, TaskFuture
 from .session import Session
 from .table import JobTable
 from .waiting import uninterrupted
@@ -45,6 +40,8 @@ WORTH = 0.002
 HURRY = 0.005
 #: Where the number of items is not known: so many chunks for each worker, then larger ones.
 DOUBLE_AFTER = 6
+#: Number of workers that chunks are cut for, when it is not known how many there are.
+ASSUMED_WORKERS = 8
 #: Most items, and bytes, in a chunk. Larger ones are copied more often than they need be.
 MAX_ITEMS, MAX_BYTES = 10_000, 2**18
 #: Seconds that an item may wait for others to fill its chunk, where the items come slowly.
@@ -75,6 +72,26 @@ class Pace:
         self._usual = 1 if n is None else -(-n // (CHUNKS_PER_WORKER * self._n_workers))
         #: The usual size, as far as chunks have grown.
         self._grown = self.size = 1
+
+    @classmethod
+    def of(
+        cls, inputs: Inputs, n_workers: int, *, chunksize: int | str, buffersize: int | None
+    ) -> Pace:
+        """Return how the items of a map are to be cut.
+
+        Parameters
+        ----------
+        n_workers
+            0 if it is not known.
+        chunksize, buffersize
+            As for `TaskQueue.map`.
+        """
+        n_workers = n_workers or ASSUMED_WORKERS
+        if isinstance(chunksize, int):
+            return cls.fixed(min(chunksize, buffersize or chunksize), n_workers)
+        if buffersize is not None:
+            return cls.fixed(max(1, buffersize // (4 * n_workers)), n_workers)
+        return cls(inputs.n, n_workers)
 
     @classmethod
     def fixed(cls, size: int, n_workers: int) -> Pace:
@@ -135,10 +152,6 @@ def chunks(items: Iterable[Any], pace: Pace) -> Iterator[list[Any]]:
         yield chunk
 
 
-#: Number of workers that chunks are cut for, when it is not known how many there are.
-ASSUMED_WORKERS = 8
-
-
 class Inputs(NamedTuple):
     """What a map calls its function with.
 
@@ -169,18 +182,6 @@ class Inputs(NamedTuple):
     def starred(cls, items: Iterable[Iterable[Any]]) -> Inputs:
         """Return the inputs of a call for each item, which has all arguments."""
         return cls("starmap", items, len(items) if isinstance(items, Sized) else None)
-
-
-def pace_of(
-    session: Session, inputs: Inputs, *, chunksize: int | str, buffersize: int | None
-) -> Pace:
-    """Return how the items of a map are to be cut; the arguments are those of `TaskQueue.map`."""
-    n_workers = session.workers.n_workers or ASSUMED_WORKERS
-    if isinstance(chunksize, int):
-        return Pace.fixed(min(chunksize, buffersize or chunksize), n_workers)
-    if buffersize is not None:
-        return Pace.fixed(max(1, buffersize // (4 * n_workers)), n_workers)
-    return Pace(inputs.n, n_workers)
 
 
 class InputFeeder:
@@ -331,63 +332,3 @@ class InputFeeder:
             self._session.send(Command(close, lambda _: None))
         else:
             self._session.stop_growing(table)
-
-
-def submit_when_done(
-    session: Session, call: CallFuture[Any], needed: list[TaskFuture[Any]]
-) -> None:
-    """Submit a call once the results that it needs are there; fail it if one of them fails."""
-    missing, lock = set(range(len(needed))), threading.Lock()
-
-    def one_is_done(index: int, future: TaskFuture[Any]) -> None:
-        with lock:  # two may be done at once, in two threads
-            missing.remove(index)
-            is_last = not missing
-        if call.done():
-            return
-        try:
-            error = future.exception()
-            if error is None and is_last:
-                value_store = session.large.value_store
-                results = [dump(f.result(), f"the result of {f.id}", value_store) for f in needed]
-                call.args = dump(Dependent(call.args, results), "arguments", value_store)
-                session.send(call)
-        except BaseException as failure:  # noqa: BLE001 - it is the dependent call that fails
-            error = failure
-        if error is not None:
-            session.fail(call.group, error, [call.index])
-
-    for index, future in enumerate(needed):
-        future.add_done_callback(functools.partial(one_is_done, index))
-
-
-def recall(session: Session, call: CallFuture[Any], arguments: Any) -> bool:
-    """Return whether the call's result is cached; then the future has it.
-
-    If it is not cached, it will be, once the call is done.
-
-    Parameters
-    ----------
-    arguments
-        (args, kwargs).
-    """
-    from ..objects.stable_hash import stable_hash  # needs cloudpickle, which is slow to import
-
-    names = f"{stable_hash(call.fn)}{stable_hash(arguments)}".encode()
-    digest = hashlib.blake2b(names, digest_size=16, person=b"nbq call").hexdigest()
-    try:
-        body = session.ask(lambda store: store.get_value(digest))
-    except SignatureError:  # counted and set aside; a good one takes its place
-        body = None
-    if body is None:
-        call.add_done_callback(lambda done: _remember(session, digest, done))
-        return False
-    session.take(Event(kind="finished", job=call.job, n=call.index, worker="kept", body=body))
-    return True
-
-
-def _remember(session: Session, digest: str, future: Any) -> None:
-    if future.cancelled() or future.exception() is not None:
-        return
-    body = dump_outcomes([future.result()], {}, lambda _: future.id)
-    session.send(Command(lambda store: store.put_value(digest, body), lambda _: None, len(body)))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..errors import NbstreamqError
 from ..launch.launcher import Launcher, UnitReport
 from ..locks import Event
+from ..wire.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ class Units:
         What starts the units.
     silence
         Seconds without a heartbeat after which a machine counts as lost.
-    ask
-        `Session.ask`.
+    ask_within
+        `Session.ask_within`.
     warn
         Says a text once.
 
@@ -118,10 +119,11 @@ class Units:
         self,
         launcher: Launcher,
         silence: float,
-        ask: Callable[..., Any],
+        ask_within: Callable[..., Any],
         warn: Callable[[str], object],
     ) -> None:
-        self._launcher, self._silence, self._ask, self._warn = launcher, silence, ask, warn
+        self._launcher, self._silence, self._warn = launcher, silence, warn
+        self._ask_within = ask_within
         self._lock = threading.RLock()
         self._units: dict[str, _Unit] = {}
         self._wanted = 0
@@ -294,9 +296,7 @@ class Units:
     def _look(self) -> None:
         """Learn from the server who lives; and from the launcher what has become of the others."""
         try:
-            workers = self._ask(
-                lambda store: store.living_workers(self._silence), patience=0.0
-            ).values()
+            workers = self._ask_within(0.0, Store.living_workers, self._silence).values()
         except NbstreamqError:  # nobody can be heard
             return
         alive = Counter(about.get("unit", "") for about in workers)

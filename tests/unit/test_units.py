@@ -52,7 +52,7 @@ class Server:
     def __init__(self):
         self.units = []
 
-    def ask(self, _question, patience):
+    def ask_within(self, _patience, _question, _silence):
         return {f"w{k}": {"unit": unit} for k, unit in enumerate(self.units)}
 
 
@@ -69,7 +69,7 @@ def make(server, monkeypatch):
 
     def make(place):
         warnings = []
-        units = Units(place, 4.0, server.ask, warnings.append)
+        units = Units(place, 4.0, server.ask_within, warnings.append)
         made.append(units)
         return units, warnings
 
