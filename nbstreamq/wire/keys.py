@@ -96,6 +96,7 @@ class Keys:
         self.jobs = start + "jobs"
         # A call makes several of these: bound methods of text cost no Python function.
         self.lane: Callable[[str], str] = (start + "lane:").__add__
+        self.own_lane: Callable[[str], str] = (start + "lane:@").__add__
         self.delayed: Callable[[str], str] = (start + "delayed:").__add__
         self.function: Callable[[str], str] = (start + "fn:").__add__
         self.value: Callable[[str], str] = (start + "value:").__add__
@@ -166,6 +167,21 @@ def is_home_lane(lane: str) -> bool:
 def owner_key(keys: Keys, owner: str) -> str:
     """Return the key that is there as long as `owner` is, a session or a named job."""
     return keys.job(owner) if is_named(owner) else keys.session(owner)
+
+
+def chunk_keys(keys: Keys, job: str, lane: str) -> tuple[str, str, str, str]:
+    """Return where chunks of a job wait: its lane, its backlog, and what is known of both."""
+    base = base_lane(lane)  # what is in a lane of a home came from there
+    there = f"{base}:{job}"  # A named job may go on in another lane.
+    return keys.lane(base), keys.backlog(there), keys.placed(there), keys.backlogs(base)
+
+
+def keys_of_job(keys: Keys, job: str) -> tuple[str, ...]:
+    """Return all keys of a named job."""
+    known = [keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)]
+    known.append(keys.checkpoints(job))
+    # Workers drop what waits in lanes of people's own.
+    return *known, *(key for lane in LANES for key in chunk_keys(keys, job, lane)[1:3])
 
 
 def nested_lane(depth: int) -> str:

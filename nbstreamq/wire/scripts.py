@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from .connection import Command
-from .keys import DAY, WEEK
+from .keys import DAY, WEEK, Keys, chunk_keys, keys_of_job, tail_of
 from .messages import Fields
 
 NAMES = (
@@ -67,174 +67,129 @@ def _run(name: str, keys: Sequence[str], args: Iterable[Any]) -> Command:
 
 
 def submit(
-    session: str,
-    control: str,
-    workers: str,
-    keys: Iterable[str],
-    batch: int,
-    entries: list[Any],
+    keys: Keys, session: str, batch: int, others: Iterable[str], entries: list[Any]
 ) -> Command:
-    return _run("submit", (session, control, workers, *keys), (batch, WEEK * 1000, *entries))
+    known = (keys.session(session), keys.control, keys.workers, *others)
+    return _run("submit", known, (batch, WEEK * 1000, *entries))
 
 
-def settle(control: str, workers: str, keys: Collection[str], entries: list[Any]) -> Command:
+def settle(keys: Keys, others: Collection[str], entries: list[Any]) -> Command:
     # Not through `_run`: each call of a user needs this.
-    n_keys = 2 + len(keys)
-    return ("EVALSHA", _settle, n_keys, control, workers, *keys, WEEK * 1000, *entries)
+    known = (keys.control, keys.workers, *others)
+    return ("EVALSHA", _settle, len(known), *known, WEEK * 1000, *entries)
 
 
-def top_up(
-    lane: str,
-    backlog: str,
-    placed: str,
-    backlogs: str,
-    workers: str,
-    homes: Sequence[str],
-    job: str,
-    entry_id: bytes,
-) -> Command:
-    return _run("top_up", (lane, backlog, placed, backlogs, workers, *homes), (job, entry_id))
+def top_up(keys: Keys, job: str, lane: str, homes: Iterable[str], entry_id: bytes) -> Command:
+    """Call it for the chunks of `job` in `lane`, and in these lanes of homes."""
+    parts = map(keys.lane, homes)
+    return _run("top_up", (*chunk_keys(keys, job, lane), keys.workers, *parts), (job, entry_id))
 
 
-def retire_lane(lanes: str, stream: str, delayed: str, lane: str) -> Command:
-    return _run("retire_lane", (lanes, stream, delayed), (lane, DAY))
+def retire_lane(keys: Keys, lane: str) -> Command:
+    return _run("retire_lane", (keys.lanes, keys.lane(lane), keys.delayed(lane)), (lane, DAY))
 
 
-def promote(delayed: str, lane: str, dead: str, refused: str, source: str) -> Command:
-    return _run("promote", (delayed, lane, dead, refused), (WEEK * 1000, source))
+def promote(keys: Keys, lane: str) -> Command:
+    delayed = keys.delayed(lane)
+    known = (delayed, keys.lane(lane), keys.dead, keys.refused)
+    return _run("promote", known, (WEEK * 1000, tail_of(delayed)))
 
 
-def heartbeat(
-    nodes: str,
-    workers: str,
-    own_lanes: Sequence[str],
-    node: str,
-    elapsed: float,
-    descriptions: Iterable[str],
-) -> Command:
-    args = (node, int(elapsed * 1000), WEEK * 1000, *descriptions)
-    return _run("heartbeat", (nodes, workers, *own_lanes), args)
+def heartbeat(keys: Keys, node: str, elapsed: float, workers: dict[str, str]) -> Command:
+    known = (keys.nodes, keys.workers, *map(keys.own_lane, workers))
+    described = [part for worker in workers.items() for part in worker]
+    return _run("heartbeat", known, (node, int(elapsed * 1000), WEEK * 1000, *described))
 
 
-def hasten(control: str, delayed: Sequence[str], seconds: float) -> Command:
-    return _run("hasten", (control, *delayed), (int(seconds * 1000),))
+def hasten(keys: Keys, lanes: Iterable[str], seconds: float) -> Command:
+    return _run("hasten", (keys.control, *map(keys.delayed, lanes)), (int(seconds * 1000),))
 
 
 def read_piece(stream: str, entry_id: bytes, start: int, size: int) -> Command:
     return _run("read_piece", (stream,), (entry_id, start, size))
 
 
-def forget_worker(workers: str, own_lane: str, lanes: Sequence[str], worker: str) -> Command:
-    return _run("forget_worker", (workers, own_lane, *lanes), (worker,))
+def forget_worker(keys: Keys, worker: str, lanes: Iterable[str]) -> Command:
+    known = (keys.workers, keys.own_lane(worker), *map(keys.lane, lanes))
+    return _run("forget_worker", known, (worker,))
 
 
-def join(workers: str, setup: str, own_lane: str, worker: str, description: str) -> Command:
-    return _run("join", (workers, setup, own_lane), (worker, description, WEEK * 1000))
+def join(keys: Keys, worker: str, description: str) -> Command:
+    known = (keys.workers, keys.setup, keys.own_lane(worker))
+    return _run("join", known, (worker, description, WEEK * 1000))
 
 
 def everywhere(
-    workers: str, setup: str, lanes: Sequence[str], names: Sequence[str], messages: list[Fields]
+    keys: Keys, names: Sequence[str], others: Sequence[str], messages: list[Fields]
 ) -> Command:
     flat = [part for message in messages for part in message]
-    args = (len(names), len(messages[0]), *names, *flat)
-    return _run("everywhere", (workers, setup, *lanes), args)
+    args = (len(names) + len(others), len(messages[0]), *names, *others, *flat)
+    return _run("everywhere", (keys.workers, keys.setup, *map(keys.own_lane, names)), args)
 
 
 def cancel(
-    cancelled: str,
-    control: str,
-    job: str,
-    events: str,
-    *,
-    this_job: str,
-    span: str,
-    run: int | None,
-    event: bytes,
-    message: Fields,
+    keys: Keys, job: str, span: str, run: int | None, event: bytes, message: Fields
 ) -> Command:
-    keys = cancelled, control, job, events
-    known = "" if run is None else run
-    return _run("cancel", keys, (this_job, span, WEEK * 1000, known, event, *message))
+    known = (keys.cancelled, keys.control, keys.job(job), keys.events(job))
+    this_run = "" if run is None else run
+    return _run("cancel", known, (job, span, WEEK * 1000, this_run, event, *message))
 
 
 def refuse(
+    keys: Keys,
     stream: str,
-    dead: str,
-    refused: str,
-    meta: str,
     entry_id: bytes,
     reason: str,
     kind: str,
-    source: str,
     fingerprints: Iterable[bytes],
 ) -> Command:
-    args = (entry_id, reason, WEEK * 1000, kind, source, *fingerprints)
-    return _run("refuse", (stream, dead, refused, meta), args)
+    args = (entry_id, reason, WEEK * 1000, kind, tail_of(stream), *fingerprints)
+    return _run("refuse", (stream, keys.dead, keys.refused, keys.meta), args)
 
 
-def check_secret(meta: str, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
-    return _run("check_secret", (meta,), (write, fingerprint, *others))
+def check_secret(keys: Keys, write: int, fingerprint: bytes, others: Iterable[bytes]) -> Command:
+    return _run("check_secret", (keys.meta,), (write, fingerprint, *others))
 
 
 def open_job(
-    jobs: str,
-    job: str,
-    events: str,
-    name: str,
-    owner: str,
-    new_job: str,
-    about: bytes,
-    event: bytes,
-    *,
-    owned: Sequence[str],
+    keys: Keys, name: str, owner: str, new_job: str, about: bytes, event: bytes
 ) -> Command:
-    return _run("open_job", (jobs, job, events, *owned), (name, owner, new_job, about, WEEK, event))
+    known = (keys.jobs, keys.job(new_job), keys.events(new_job), *keys_of_job(keys, owner))
+    return _run("open_job", known, (name, owner, new_job, about, WEEK, event))
 
 
-def delete_job(jobs: str, owned: Sequence[str], name: str, job: str) -> Command:
-    return _run("delete_job", (jobs, *owned), (name, job))
+def delete_job(keys: Keys, name: str, job: str) -> Command:
+    return _run("delete_job", (keys.jobs, *keys_of_job(keys, job)), (name, job))
 
 
 def append_chunk(
+    keys: Keys,
     job: str,
-    inputs: str,
-    control: str,
     lane: str,
-    delayed: str,
-    backlog: str,
-    placed: str,
-    backlogs: str,
-    workers: str,
     *,
     first: int,
     number: int,
     mark: str,
     arguments: bytes,
     delay: float,
-    job_id: str,
     task: Fields,
 ) -> Command:
-    keys = (job, inputs, control, lane, delayed, backlog, placed, backlogs, workers)
-    args = (first, number, mark, arguments, int(delay * 1000), WEEK, job_id, *task)
-    return _run("append_chunk", keys, args)
+    stream, *places = chunk_keys(keys, job, lane)
+    known = (keys.job(job), keys.inputs(job), keys.control, stream, keys.delayed(lane), *places)
+    args = (first, number, mark, arguments, int(delay * 1000), WEEK, job, *task)
+    return _run("append_chunk", (*known, keys.workers), args)
 
 
-def close_job(job: str, events: str, items: int, event: bytes) -> Command:
-    return _run("close_job", (job, events), (items, event))
+def close_job(keys: Keys, job: str, items: int, event: bytes) -> Command:
+    return _run("close_job", (keys.job(job), keys.events(job)), (items, event))
 
 
 def rerun(
+    keys: Keys,
     job: str,
-    events: str,
-    cancelled: str,
     lane: str,
-    backlog: str,
-    placed: str,
-    backlogs: str,
-    workers: str,
     *,
     last: int,
-    this_job: str,
     about: bytes,
     n_failed: int,
     n_cancelled: int,
@@ -242,8 +197,8 @@ def rerun(
     token: str,
     messages: list[Fields],
 ) -> Command:
+    known = (keys.job(job), keys.events(job), keys.cancelled, *chunk_keys(keys, job, lane))
     flat = [part for message in messages for part in message]
     n_fields = len(messages[0]) if messages else 1
-    args = (last, this_job, about, n_failed, n_cancelled, event, n_fields, token, *flat)
-    keys = (job, events, cancelled, lane, backlog, placed, backlogs, workers)
-    return _run("rerun", keys, args)
+    args = (last, job, about, n_failed, n_cancelled, event, n_fields, token, *flat)
+    return _run("rerun", (*known, keys.workers), args)

@@ -10,7 +10,7 @@ import msgspec
 from . import scripts
 from .connection import Command
 from .item_ranges import ItemRanges, size, split
-from .keys import Keys, base_lane, is_named, session_of
+from .keys import Keys, chunk_keys, is_named, session_of
 from .messages import HEADER, JOB, Event, Fields, Task
 from .signing import SIGNATURE_BYTES, Signer
 
@@ -174,14 +174,7 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
             for key in (keys.dead, letters, function):
                 args.append(index(key, len(table)))
             args += _letter(what, delivery.lane, signer)
-    return scripts.settle(keys.control, keys.workers, table, args)
-
-
-def chunk_keys(keys: Keys, job: str, lane: str) -> tuple[str, str, str, str]:
-    """Return where chunks of a job wait: its lane, its backlog, and what is known of both."""
-    base = base_lane(lane)  # what is in a lane of a home came from there
-    there = f"{base}:{job}"  # A named job may go on in another lane.
-    return keys.lane(base), keys.backlog(there), keys.placed(there), keys.backlogs(base)
+    return scripts.settle(keys, table, args)
 
 
 def _n_ahead(settlement: Settlement) -> int:
@@ -197,7 +190,7 @@ def return_command(keys: Keys, lane: str, entry_id: bytes, fields: Fields) -> Co
     job = fields[JOB].decode(errors="replace") if len(fields) > JOB else ""
     places = chunk_keys(keys, job, lane)  # It may be a chunk.
     args = [0, entry_id, 0, 1, 0, "", job or "?", 1, *range(1, 5), 0, 0, "", 0]
-    return scripts.settle(keys.control, keys.workers, (keys.lane(lane), *places), args)
+    return scripts.settle(keys, (keys.lane(lane), *places), args)
 
 
 def letter_name(source: bytes, fields: Fields) -> bytes:

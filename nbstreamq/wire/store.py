@@ -25,9 +25,11 @@ from .keys import (
     WEEK,
     Keys,
     base_lane,
+    chunk_keys,
     home_of,
     is_home_lane,
     is_named,
+    keys_of_job,
     old_meta,
     owner_key,
     session_of,
@@ -51,7 +53,6 @@ from .settlement import (
     KEPT_BYTES,
     Delivery,
     Settlement,
-    chunk_keys,
     return_command,
     settle_command,
 )
@@ -179,12 +180,11 @@ class Store:
         int
             The number of the last batch that the server knew before; 0: none.
         """
-        key = self.keys.session(session)
         lane, delay, fields, job = tasks[0]
         # The same without a script takes half the time.
         if not (again or len(tasks) > 1 or delay or job):
             add = ("XADD", self.keys.lane(lane), "*", *fields)
-            write = ("SET", key, batch, "EX", WEEK, "GET")
+            write = ("SET", self.keys.session(session), batch, "EX", WEEK, "GET")
             replies = self._wire.call(_MULTI, add, write, _EXEC, spin=SPIN, meanwhile=meanwhile)
             last = replies[-1][-1]
             if lane not in self._told:
@@ -201,8 +201,7 @@ class Store:
             if job:
                 args += [index(place, len(table)) for place in places]
             args += (int(delay * 1000), len(fields), *fields)
-        keys = self.keys
-        command = scripts.submit(key, keys.control, keys.workers, table, batch, args)
+        command = scripts.submit(self.keys, session, batch, table, args)
         lanes = {lane for lane, *_ in tasks}
         return int(self._submit(lanes, command, meanwhile=meanwhile)[0])
 
@@ -244,20 +243,17 @@ class Store:
         bool
             False, and nothing is cancelled, if the job was run again since then.
         """
-        keys, event = self.keys, b""
+        event = b""
         if is_named(job):  # other clients follow it
             event = self._news("cancelled", job, span=newly, run=run or 0)
         message = ControlMessage(kind="cancel", job=job, span=newly, run=run)
         command = scripts.cancel(
-            keys.cancelled,
-            keys.control,
-            keys.job(job),
-            keys.events(job),
-            this_job=job,
-            span=format_ranges(span) + ("" if run is None else f"@{run}"),
-            run=run if is_named(job) else None,
-            event=event,
-            message=message.encode(self._signer),
+            self.keys,
+            job,
+            format_ranges(span) + ("" if run is None else f"@{run}"),
+            run if is_named(job) else None,
+            event,
+            message.encode(self._signer),
         )
         return bool(self._wire.call(command)[0])
 
@@ -271,15 +267,12 @@ class Store:
         bool
             False, and nothing sent, if `names` and `others` are not exactly the registered workers.
         """
-        lanes = [self.keys.lane(f"@{name}") for name in names]
         messages = [self.encode_task(task) for task in tasks]
         # Of a kind of its own: no other task may become one that every new worker runs.
         messages[-1] = tasks[-1].encode(self._signer, b"setup")
-        keys = self.keys
-        everybody = (*names, *others)
-        command = scripts.everywhere(keys.workers, keys.setup, lanes, everybody, messages)
+        command = scripts.everywhere(self.keys, names, others, messages)
         # Otherwise a session that does nothing else would seem to be gone.
-        there = ("SET", keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
+        there = ("SET", self.keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
         # Most idle workers do not wait on their own lanes: their supervisors wake them.
         job = tasks[-1].job
         return bool(self._wire.call(command, there, *self._control("everywhere", job))[0])
@@ -694,7 +687,8 @@ class Store:
     def job_bytes(self, job: str) -> int | None:
         """Return how much memory the server needs for a job; None if it does not tell."""
         try:
-            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in self._keys_of(job)))
+            keys = keys_of_job(self.keys, job)
+            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in keys))
             return sum(n or 0 for n in usage)
         except ServerRefused:
             return None
@@ -732,45 +726,26 @@ class Store:
 
         That one is deleted; cancel its tasks that are in a lane now.
         """
-        keys = self.keys
         owner = self.job_names().get(name, "")
         if owner not in (job, instead_of) and self.job_record(owner) is not None:
             return False
-        command = scripts.open_job(
-            keys.jobs,
-            keys.job(job),
-            keys.events(job),
-            name,
-            owner,
-            job,
-            self._about(job, about),
-            self._news("opened", job),
-            owned=self._keys_of(owner),
-        )
+        sealed, event = self._about(job, about), self._news("opened", job)
+        command = scripts.open_job(self.keys, name, owner, job, sealed, event)
         return bool(self._wire.call(command)[0])
 
     def append_chunk(
         self, job: str, chunk: Chunk, args: bytes, *, lane: str, delay: float, task: Fields
     ) -> bool:
         """Add a chunk to a job and submit it; False if the job does not end where it begins."""
-        keys = self.keys
-        stream, backlog, placed, backlogs = chunk_keys(keys, job, lane)
         command = scripts.append_chunk(
-            keys.job(job),
-            keys.inputs(job),
-            keys.control,
-            stream,
-            keys.delayed(lane),
-            backlog,
-            placed,
-            backlogs,
-            keys.workers,
+            self.keys,
+            job,
+            lane,
             first=chunk.first,
             number=chunk.n_items,
             mark=f"{chunk.n_items}:{chunk.digest}",
             arguments=self._signer.seal(b"inputs", _name(job, chunk.first), args),
             delay=delay,
-            job_id=job,
             task=task,
         )
         return bool(self._submit([lane], command)[0])
@@ -778,10 +753,7 @@ class Store:
     def close_job(self, job: str, n_items: int) -> bool:
         """Mark a job as complete; False if it does not have `n_items` items."""
         event = self._news("closed", job, n=n_items)
-        keys = self.keys
-        return bool(
-            self._wire.call(scripts.close_job(keys.job(job), keys.events(job), n_items, event))[0]
-        )
+        return bool(self._wire.call(scripts.close_job(self.keys, job, n_items, event))[0])
 
     def rerun(
         self,
@@ -812,19 +784,11 @@ class Store:
             1; 0 if another client has run it again, or it is gone; -1 while cancelled items are
             still in a lane, until a worker drops them.
         """
-        keys = self.keys
-        stream, backlog, placed, backlogs = chunk_keys(keys, record.id, lane)
         command = scripts.rerun(
-            keys.job(record.id),
-            keys.events(record.id),
-            keys.cancelled,
-            stream,
-            backlog,
-            placed,
-            backlogs,
-            keys.workers,
+            self.keys,
+            record.id,
+            lane,
             last=record.n_reruns,
-            this_job=record.id,
             about=self._about(record.id, record.about),
             n_failed=size(span) - n_cancelled,
             n_cancelled=n_cancelled,
@@ -836,24 +800,17 @@ class Store:
 
     def keep_job(self, job: str) -> None:
         """Keep a job, and the queue's secret, for ever."""
-        keys = *self._keys_of(job), self.keys.jobs, self.keys.meta
+        keys = *keys_of_job(self.keys, job), self.keys.jobs, self.keys.meta
         self._wire.call(*(("PERSIST", key) for key in keys))
 
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; cancel its tasks that are in a lane first."""
         keys = self.keys
-        self._wire.call(scripts.delete_job(keys.jobs, self._keys_of(job), name, job))
+        self._wire.call(scripts.delete_job(keys, name, job))
         others = self.job_names().values()
         if -1 not in (self._wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
             # No job that is left is kept for ever.
             self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
-
-    def _keys_of(self, job: str) -> tuple[str, ...]:
-        keys = self.keys
-        known = [keys.job(job), keys.inputs(job), keys.events(job), keys.settled(job)]
-        known.append(keys.checkpoints(job))
-        # Workers drop what waits in lanes of people's own.
-        return *known, *(key for lane in LANES for key in chunk_keys(keys, job, lane)[1:3])
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
@@ -1074,9 +1031,7 @@ class Store:
 
     def retire_lanes(self, lanes: Iterable[str]) -> None:
         """Forget those of `lanes`, all of homes, that hold nothing."""
-        keys = self.keys
-        retire = [scripts.retire_lane(keys.lanes, keys.lane(n), keys.delayed(n), n) for n in lanes]
-        if retire:
+        if retire := [scripts.retire_lane(self.keys, lane) for lane in lanes]:
             self._wire.call(*retire)
 
     def _control(self, kind: str, job: str) -> tuple[Command, ...]:
@@ -1109,9 +1064,8 @@ class Store:
 
     def _top_up(self, lane: str, job: str, homes: Iterable[str], gone: bytes = b"") -> Command:
         """Return the call of ``top_up.lua`` for a job, once the entry `gone` has left its lane."""
-        keys, base = self.keys, base_lane(lane)
-        parts = [keys.lane(home) for home in homes if base_lane(home) == base]
-        return scripts.top_up(*chunk_keys(keys, job, lane), keys.workers, parts, job, gone)
+        parts = [home for home in homes if base_lane(home) == base_lane(lane)]
+        return scripts.top_up(self.keys, job, lane, parts, gone)
 
     def _leave(self, lane: str, job: str, entry_id: bytes) -> None:
         """Have the next chunk follow an entry that has left its lane, but was not settled."""
@@ -1156,10 +1110,7 @@ class Store:
     def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
         """Register a worker, and return the set-up tasks that it must run first."""
         keys = self.keys
-        own = keys.lane(f"@{worker}")
-        entries = self._wire.call(
-            scripts.join(keys.workers, keys.setup, own, worker, json.dumps(description))
-        )[0]
+        entries = self._wire.call(scripts.join(keys, worker, json.dumps(description)))[0]
         self.top_up(description.get("lanes", LANES))
         tasks = []
         for entry_id, fields in entries:
@@ -1182,46 +1133,32 @@ class Store:
             By how many seconds the server's clock went back since this connection's last heartbeat,
             0 if it did not: see `hasten`; and the last heartbeat of each node, by that clock.
         """
-        descriptions = [part for w, d in workers.items() for part in (w, json.dumps(d))]
-        keys = self.keys
-        own_lanes = [keys.lane(f"@{worker}") for worker in workers]
+        descriptions = {worker: json.dumps(about) for worker, about in workers.items()}
         before, self._last_beat = self._last_beat, time.clock_gettime(_CLOCK)
         elapsed = 0.0 if before is None else self._last_beat - before
-        command = scripts.heartbeat(
-            keys.nodes, keys.workers, own_lanes, node, elapsed, descriptions
-        )
+        command = scripts.heartbeat(self.keys, node, elapsed, descriptions)
         step, *flat = self._wire.call(command)[0]
         beats = {}
         for name, beat in mapping(flat).items():
             try:
                 beats[name.decode()] = float(beat)
             except ValueError:  # not UTF-8
-                self._wire.call(("ZREM", keys.nodes, name))
+                self._wire.call(("ZREM", self.keys.nodes, name))
         return int(step) / 1000, beats
 
     def hasten(self, seconds: float, lanes: Iterable[str]) -> None:
         """Make delayed tasks due earlier by as much as the server's clock went back."""
-        delayed = [self.keys.delayed(lane) for lane in lanes]
-        self._wire.call(scripts.hasten(self.keys.control, delayed, seconds))
+        self._wire.call(scripts.hasten(self.keys, lanes, seconds))
 
     def promote(self, lanes: Iterable[str]) -> float | None:
         """Move due tasks into their lanes; return seconds until the next is due, None if none."""
-        keys = self.keys
-        moves = []
-        for lane in lanes:
-            delayed = keys.delayed(lane)
-            source = tail_of(delayed)
-            moves.append(scripts.promote(delayed, keys.lane(lane), keys.dead, keys.refused, source))
-        waits = self._wire.call(*moves)
+        waits = self._wire.call(*(scripts.promote(self.keys, lane) for lane in lanes))
         due = [wait / 1000 for wait in waits if wait >= 0]
         return min(due) if due else None
 
     def forget_worker(self, worker: str, lanes: Iterable[str]) -> bool:
         """Forget a dead worker; False if it still holds entries, which `held` then returns."""
-        keys = self.keys
-        lane_keys = [keys.lane(lane) for lane in lanes]
-        command = scripts.forget_worker(keys.workers, keys.lane(f"@{worker}"), lane_keys, worker)
-        return bool(self._wire.call(command)[0])
+        return bool(self._wire.call(scripts.forget_worker(self.keys, worker, lanes))[0])
 
     def forget_node(self, node: str) -> None:
         """Drop a node whose workers are all buried."""
@@ -1285,7 +1222,7 @@ class Store:
         """
         self._check_version()
         mine, *others = self._signer.fingerprints()
-        command = scripts.check_secret(self.keys.meta, int(write), mine, others)
+        command = scripts.check_secret(self.keys, int(write), mine, others)
         if not self._wire.call(command)[0]:
             raise self._mismatch()
 
@@ -1328,20 +1265,10 @@ class Store:
         bool
             False, and nothing is done, if the queue has a new secret that others may know.
         """
-        keys = self.keys
         if str(error) == REPLAYED:
             kind = f"replayed {kind}"
-        command = scripts.refuse(
-            stream,
-            keys.dead,
-            keys.refused,
-            keys.meta,
-            entry_id,
-            str(error),
-            kind,
-            tail_of(stream),
-            self._signer.fingerprints(),
-        )
+        ours = self._signer.fingerprints()
+        command = scripts.refuse(self.keys, stream, entry_id, str(error), kind, ours)
         # The server may be full, or forbid it: sound messages must not wait for that.
         with suppress(ServerRefused):
             return bool(self._wire.call(command)[0] >= 0)
@@ -1387,9 +1314,8 @@ class Store:
         entry_id, lengths, data = found
         whole = bytearray(data)
         while len(whole) < sum(lengths):
-            found = self._wire.call(scripts.read_piece(stream, entry_id, len(whole), PIECE_BYTES))[
-                0
-            ]
+            more = scripts.read_piece(stream, entry_id, len(whole), PIECE_BYTES)
+            found = self._wire.call(more)[0]
             if not found or found[0] != entry_id:  # it was deleted meanwhile
                 return None
             whole += found[2]

@@ -104,9 +104,7 @@ def test_what_succeeded_beside_a_forgotten_script_is_not_repeated(client, queue_
     wire = Wire(client, keys.meta, scripts.texts())
     client.script_flush()
     key = keys.session("s")
-    promote = scripts.promote(
-        keys.delayed("x"), keys.lane("x"), keys.dead, keys.refused, "delayed:x"
-    )
+    promote = scripts.promote(keys, "x")
     replies = wire.call(("INCR", key), promote, ("INCR", key), ("EXPIRE", key, 60))
     assert replies == [1, -1, 2, 1]
     wire.close()
