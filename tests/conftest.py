@@ -275,9 +275,8 @@ def _surroundings() -> dict[Any, str]:
     for thread in threading.enumerate():
         if not thread.daemon or thread.name.startswith("nbstreamq-"):
             found[thread] = f"thread {thread.name}"
-    for file in Path("/dev/shm").glob("*nbstreamq*"):
-        if not _used_by_strangers(file):
-            found[file] = str(file)
+    for file in Path(os.environ["NBSTREAMQ_MEMORY_DIR"]).glob("*"):
+        found[file] = str(file)
     for process in psutil.Process().children(recursive=True):
         # Not by its command: servers change theirs.
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -285,18 +284,6 @@ def _surroundings() -> dict[Any, str]:
             if not any(helper in command for helper in STANDARD_HELPERS):
                 found[process] = f"process {process.pid} ({process.status()}: {command[:120]})"
     return found
-
-
-def _used_by_strangers(file: Path) -> bool:
-    """Return whether a process that is not ours holds `file`, such as a second test session."""
-    ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if int(folder.name) not in ours and file.name in (folder / "maps").read_text():
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def _keys_of(client: Any, queue: str) -> list[str]:
