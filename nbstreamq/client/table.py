@@ -684,6 +684,7 @@ class JobTable(Outstanding):
         "cancelled": _cancelled,
         "closed": _closed,
         "finished": _finished,
+        "handed_back": _again,
         "lost": _again,
         "opened": lambda _self, _event: None,  # it holds the place for those that follow
         "output": lambda self, event: self.output.add_text(event),

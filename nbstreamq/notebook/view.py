@@ -214,6 +214,8 @@ class WorkerTimeline:
         ran = self._ran.setdefault(run.worker, [()] * N_COLUMNS)
         if run.kind == "started":
             self._running[run.worker] = run
+        elif run.kind == "handed_back":
+            self._running.pop(run.worker, None)
         elif run.kind in ("retried", "lost"):
             self._running.pop(run.worker, None)
             trouble[self._column(now)] += 1

@@ -123,6 +123,8 @@ class _Header(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     attempt: _Natural
     losses: _Natural
     run: _Natural
+    hand_backs: _Natural
+    ran: _Natural
 
 
 _decode_header = msgspec.msgpack.Decoder(_Header).decode
@@ -173,6 +175,10 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
         How often its items had been run again, after they had ended, when it was submitted.
     version
         The version of nbstreamq that wrote it.
+    hand_backs
+        How often in a row workers that had to end handed it back without progress.
+    ran
+        For how many seconds it had run then, at most.
     """
 
     job: str
@@ -187,6 +193,8 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
     losses: int = 0
     run: int = 0
     version: str = VERSION
+    hand_backs: int = 0
+    ran: int = 0
 
     def encode(self, signer: Signer, kind: bytes = b"task") -> Fields:
         """Return the signed stream fields of this task.
@@ -209,6 +217,8 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
                 attempt=self.attempt,
                 losses=self.losses,
                 run=self.run,
+                hand_backs=self.hand_backs,
+                ran=self.ran,
             )
         )
         sealed = signer.sign(kind, name, job, header, self.args) + header
@@ -243,6 +253,8 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
                 losses=header.losses,
                 run=header.run,
                 version=header.version,
+                hand_backs=header.hand_backs,
+                ran=header.ran,
             )
         except ValueError as error:
             raise SignatureError(f"A malformed task was refused: {error}") from error
@@ -290,8 +302,8 @@ class Event(msgspec.Struct, kw_only=True):
     ----------
     kind
         ``finished`` (body: pickled outcomes), ``started``, ``output``, ``progress``, ``retried`` or
-        ``lost`` (bodies: JSON), ``wanted`` (body: what the server lacks, see
-        `Values.want`).
+        ``lost`` (bodies: JSON), ``handed_back`` (its worker had to end), ``wanted`` (body: what the
+        server lacks, see `Values.want`).
     job, n, span
         The items it concerns, as in `Task`.
     worker

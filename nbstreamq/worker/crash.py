@@ -24,7 +24,7 @@ from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from ..wire.store import Store
 from .checkpoints import over
 from .limits import memory_limit_error, stop_error, time_limit_error
-from .retries import retry, retry_lost
+from .retries import hand_back, retry, retry_lost
 from .slot import NO_ITEM, RunningTask, Stop
 
 
@@ -42,12 +42,18 @@ class CrashReport:
         Serial and number of the item that it was killed for, and why.
     is_planned
         Whether somebody asked for the end: then what ran goes back and is not charged.
+    ran
+        For how many seconds the outermost item of `running` had run.
+    has_progress
+        Whether that has stored a state meanwhile.
     """
 
     certificate: DeathCertificate
     running: Sequence[RunningTask] = ()
     stopped: tuple[int, int, Stop] = (0, 0, Stop.NONE)
     is_planned: bool = False
+    ran: float = 0.0
+    has_progress: bool = False
 
 
 def cause_of(status: int) -> str:
@@ -146,7 +152,7 @@ def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -
         running = ran.get((delivery.lane, delivery.entry_id))
         try:
             if crash.is_planned and not (running and _is_stopped(running, crash)):
-                settlement.successors.append(Requeue(task=delivery.task))
+                _settle_planned(settlement, running, crash)
             elif (running and running.item == NO_ITEM) or not known:
                 _settle_unknown(settlement, crash)
             elif running and any(running.item in r for r in delivery.task.span):
@@ -161,7 +167,27 @@ def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -
 
 def _is_stopped(running: RunningTask, crash: CrashReport) -> bool:
     """Return whether the worker was killed because of the item that ran there."""
-    return (running.serial, running.item) == crash.stopped[:2]
+    serial, item, why = crash.stopped
+    return (running.serial, running.item) == (serial, item) and why is not Stop.HANDED_BACK
+
+
+def _settle_planned(
+    settlement: Settlement, running: RunningTask | None, crash: CrashReport
+) -> None:
+    """Put back what a worker held that had to end: nothing of it is charged."""
+    task = settlement.delivery.task
+    rest = task.span
+    if running and running == crash.running[0] and any(running.item in r for r in rest):
+        others = ranges_of(i for i in items(rest) if i != running.item)
+        rest = hand_back(
+            settlement,
+            ((range(running.item, running.item + 1)), *others),
+            worker=crash.certificate.worker,
+            seconds=crash.ran,
+            has_progress=crash.has_progress,
+        )
+    if rest:
+        settlement.successors.append(Requeue(task=task.again(rest)))
 
 
 def _settle_item(settlement: Settlement, running: RunningTask, crash: CrashReport) -> None:

@@ -24,7 +24,7 @@ from ..wire.messages import VERSION, Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from .cache import Values
 from .output import Output, Piece
-from .retries import retry, retry_lost
+from .retries import hand_back, retry, retry_lost
 from .run import Run, Runner, Stopped
 
 logger = logging.getLogger(__name__)
@@ -325,8 +325,14 @@ class Execution:
             reason = _reason([run.errors[k] for k in failed])
             lost = task.again(ranges_of(map(run.item, failed)))
             settlement.given_up.append(PermanentFailure(task=lost, reason=reason))
-        if run.rest:
-            settlement.continue_with(task.again(run.rest))
+        rest = run.rest
+        if run.is_handed_back:
+            has_progress, seconds = self._runner.has_progress, time.time() - run.started
+            rest = hand_back(
+                settlement, rest, worker=self._worker, seconds=seconds, has_progress=has_progress
+            )
+        if rest:
+            settlement.continue_with(task.again(rest))
 
     def _note_retry(self, settlement: Settlement, run: Run, again: Requeue) -> None:
         """Requeue the failed items of `run`, and tell the client."""

@@ -657,6 +657,7 @@ class TaskWorker:
     def _checkpoint(self, state: object) -> None:
         if task := self.execution.task:
             self._checkpoints.put(task, self._output.item, state)
+            self._slot.note_progress()
 
     def _resume(self) -> tuple[object] | None:
         task = self.execution.task

@@ -111,10 +111,14 @@ class WorkerProcess:
         Whether it was told to exit, or does so by itself.
     leave_by
         When it is killed, if somebody else told it to exit.
+    hand_back_by
+        When it is killed, if it does not give back what it runs.
     is_planned
         Whether it was killed because its end was asked for, and not because of what it ran.
     is_stopped
         Whether somebody has stopped it (SIGSTOP).
+    outermost, since
+        Key of the outermost item that ran at the last look, and since when it is known to run.
     stopping, kill_at, dumped
         Key of the item that was asked to stop; when it is killed if it does not; and whether the
         stack was asked for.
@@ -127,8 +131,11 @@ class WorkerProcess:
     born: float = field(default_factory=time.monotonic)
     leaving: bool = False
     leave_by: float = float("inf")
+    hand_back_by: float = float("inf")
     is_planned: bool = False
     is_stopped: bool = False
+    outermost: tuple[int, int] = (0, 0)
+    since: float = 0.0
     stopping: tuple[int, int] = (0, 0)
     kill_at: float = 0.0
     dumped: bool = False
@@ -165,6 +172,8 @@ class WorkerProcess:
             or any(task.is_limited or task.key == self.stopping for task in running)
         )
         self.slot.set_watched(look_again)
+        if running and running[0].key != self.outermost:
+            self.outermost, self.since = running[0].key, time.monotonic()
         return running, look_again
 
     def cut_output(self) -> None:
@@ -177,6 +186,12 @@ class WorkerProcess:
         """Kill it; what it runs goes back to its lane and is not charged."""
         self.is_planned = True
         self.signal(signal.SIGKILL)
+
+    def ran(self) -> float:
+        """Return for how many seconds the outermost item has run, as far as is known."""
+        running = self.slot.running()
+        is_known = running and running[0].key == self.outermost
+        return time.monotonic() - self.since if is_known else 0.0
 
     def close(self) -> None:
         """Close the files that it shares with the supervisor."""

@@ -1,13 +1,18 @@
-"""What runs again: items that raised, and items whose worker died."""
+"""What runs again: items that raised, and items whose worker died or had to end."""
 
 from __future__ import annotations
 
-from ..wire.item_ranges import ItemRanges
-from ..wire.messages import Options, Task
-from ..wire.settlement import Requeue
+import json
+import math
+
+from ..wire.item_ranges import ItemRanges, items, ranges_of
+from ..wire.messages import Event, Options, Task
+from ..wire.settlement import Requeue, Settlement
 
 #: How many workers one item may kill. More survives more bad luck; fewer wastes less on a bad item.
 MAX_LOSSES = 3
+#: After how many hand-backs in a row without progress an item's output says so.
+MANY_HAND_BACKS = 5
 
 
 def retry(task: Task, failed: ItemRanges) -> Requeue | None:
@@ -24,3 +29,41 @@ def retry_lost(task: Task) -> Requeue | None:
     if task.losses + 1 >= MAX_LOSSES:
         return None
     return Requeue(task=task.again(task.span, losses=1))
+
+
+def hand_back(
+    settlement: Settlement, rest: ItemRanges, *, worker: str, seconds: float, has_progress: bool
+) -> ItemRanges:
+    """Put the first item of `rest` back, which its worker can't finish; return the others.
+
+    It is not charged.
+
+    Parameters
+    ----------
+    seconds
+        How long it has run.
+    has_progress
+        Whether it has stored a state meanwhile.
+    """
+    task = settlement.delivery.task
+    first, *others = items(rest)
+    again = task.again((range(first, first + 1),)).with_changes(
+        hand_backs=0 if has_progress else task.hand_backs + 1,
+        ran=0 if has_progress else max(task.ran, math.ceil(seconds)),
+    )
+    settlement.successors.append(Requeue(task=again))
+    settlement.events.append(
+        Event.about(task, again.span, kind="handed_back", worker=worker, seconds=seconds)
+    )
+    if again.hand_backs >= MANY_HAND_BACKS:
+        text = (
+            f"nbstreamq: {again.hand_backs} workers that had to end have handed this call back,"
+            f" after {again.ran} s at most, and it has stored no state. Let workers live longer"
+            " (--lifetime, --drain), split the call, or store its state with"
+            " nbstreamq.checkpoint().\n"
+        )
+        body = json.dumps([[first, "stderr", text]]).encode()
+        settlement.events.append(
+            Event.about(task, again.span, kind="output", worker=worker, body=body)
+        )
+    return ranges_of(others)

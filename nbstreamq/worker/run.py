@@ -16,7 +16,7 @@ from ..objects import random_numbers
 from ..objects.pickling import load
 from ..objects.remote_errors import definition_of, dump_error
 from ..tracebacks import trace_of
-from ..wire.item_ranges import ItemRanges, items, ranges_of
+from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Options, Task
 from ..wire.settlement import Delivery
 from .limits import stop_error
@@ -59,6 +59,8 @@ class Run:
         Items that were stopped because they were cancelled.
     rest
         Items that had not begun when the slice was over.
+    is_handed_back
+        Whether the first item of `rest` had begun, and was stopped because the worker has to end.
     stopped
         Set when a waiting task further down the stack is stopped: to be raised again there.
     """
@@ -70,6 +72,7 @@ class Run:
     errors: dict[int, bytes] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
     rest: ItemRanges = ()
+    is_handed_back: bool = False
     stopped: Stopped | None = None
     _items: list[int] = field(default_factory=list)
 
@@ -83,7 +86,15 @@ class Run:
         """Return the run without the items that failed."""
         kept = [k for k in range(len(self.values)) if k not in self.errors]
         done, values = [*ranges_of(map(self.item, kept))], [self.values[k] for k in kept]
-        return Run(self.started, self.seconds, done, values, rest=self.rest)
+        is_handed_back = self.is_handed_back
+        return Run(
+            self.started,
+            self.seconds,
+            done,
+            values,
+            rest=self.rest,
+            is_handed_back=is_handed_back,
+        )
 
     def fail(self, error: bytes) -> None:
         """Note an error in place of the next value."""
@@ -240,6 +251,11 @@ class Runner:
             if running == serial != 0 and self._slot.words[at] == item:
                 raise Stopped(serial, item, why)
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether the last outermost slice has stored a state."""
+        return self._slot.has_progress
+
     def watch(self) -> None:
         """Run the rest of the delivery item by item: it takes long."""
         if not self._long:
@@ -341,7 +357,9 @@ class Runner:
         # Not by isinstance(), which asks an error of user code for its class.
         if type(error) is Stopped and error.serial == self._slot.words[at + SERIAL]:
             self._clean_up_after_stop(at, started)
-            if error.why is Stop.TOO_DEEP:
+            if error.why is Stop.HANDED_BACK:
+                run.rest, run.is_handed_back = ONE, True
+            elif error.why is Stop.TOO_DEEP:
                 run.done = [range(1)]
                 run.fail(_dump_stop(task, error))
             else:
@@ -439,6 +457,9 @@ class Runner:
                 return False
             if not work.left or work.left[0].start != stop.item:
                 return not self.is_torn  # It was over before it was stopped.
+            if stop.why is Stop.HANDED_BACK:
+                work.run.is_handed_back = True
+                return False
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)
             else:

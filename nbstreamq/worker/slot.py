@@ -12,6 +12,7 @@ the supervisor when it begins a task that has limits, and when it is about to le
     q[6] process id of the supervisor   q[7] whether that watches closely
     q[8] whether the worker leaves, and why
     q[9] whether its task waits for calls that only other workers can run
+    q[10] serial of the last outermost slice that has stored a state
     task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, length of text, text: three lengths and n, then lane, entry id and job
 """
@@ -37,7 +38,7 @@ MAX_DEPTH = 50
 NO_ITEM = -1
 #: Which word holds what; see above.
 STATE, DEPTH, _STOP_SERIAL, _STOP_REASON, _STOP_ITEM = range(5)
-LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING, _WAITS = range(5, 10)
+LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING, _WAITS, _PROGRESS = range(5, 11)
 _FIRST, _WORDS = 16, 40
 _ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
 _RARE_BITS = 2**32 - 1
@@ -73,6 +74,7 @@ class Stop(IntEnum):
     TIME_LIMIT = 2
     MEMORY_LIMIT = 3
     TOO_DEEP = 4  #: it waits for tasks that no worker is left to run
+    HANDED_BACK = 5  #: its worker has to end, and another one runs it again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,10 @@ class Slot:
             self.words[_WAITS] = waits
             self._wake_supervisor()
 
+    def note_progress(self) -> None:
+        """Say that the outermost slice has stored a state."""
+        self.words[_PROGRESS] = self.words[_FIRST + SERIAL]
+
     def begin(self, at: int, serial: int) -> None:
         """Say that the items in ``words[at]`` run from now on."""
         self.words[at + SERIAL] = serial
@@ -237,6 +243,11 @@ class Slot:
     def n_begun(self) -> int:
         """How many slices have begun, up to the last outermost one; 0 or -1 while one is loaded."""
         return self.words[_FIRST + SERIAL]
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether the last outermost slice has stored a state."""
+        return 0 < self.words[_PROGRESS] == self.words[_FIRST + SERIAL]
 
     def running(self) -> list[RunningTask]:
         """Return what runs, outermost first, without a task that is just being changed."""

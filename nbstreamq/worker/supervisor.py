@@ -537,22 +537,21 @@ class Supervisor:
             self._dropped.pop(0)
 
     def _end(self) -> None:
-        """Stop the workers: what they run after the grace goes back to its lane."""
+        """Stop the workers: what they run goes back to its lane."""
         if self.control_socket:
             self.control_socket.close()
         for worker in self._workers.values():
             worker.leave()
-        now = time.monotonic()
-        # Tasks that were drained had their time.
-        grace = now if self._stopping else now + self._settings.grace
-        farewell = now + self._settings.farewell
+        farewell = time.monotonic() + self._settings.farewell
         while self._workers or self._sessions:
+            for worker in self._workers.values():
+                if worker.slot.n_running:
+                    self._hand_back(worker)
+                elif time.monotonic() > farewell:
+                    worker.hand_over()
             self._poll((), self._settings.tick)
             self._wait_for_workers()
             self._end_sessions()
-            for worker in self._workers.values():
-                if time.monotonic() > (grace if worker.slot.n_running else farewell):
-                    worker.hand_over()
         self._sweep()
         try:
             self._requeue_from_dead_workers()
@@ -686,7 +685,14 @@ class Supervisor:
             )
             running = worker.slot.running()
             stopped = worker.slot.stop_request()
-            crash = CrashReport(certificate, running, stopped, is_planned=worker.is_planned)
+            crash = CrashReport(
+                certificate,
+                running,
+                stopped,
+                is_planned=worker.is_planned,
+                ran=worker.ran(),
+                has_progress=worker.slot.has_progress,
+            )
             self._dead.append((worker, crash))
             self._slots.give_back(worker.spec.number)
             self._sessions[pid] = float("inf")
@@ -761,7 +767,7 @@ class Supervisor:
             if worker.slot.state is State.ENDING:
                 worker.leave_by = min(worker.leave_by, now + self._settings.farewell)
             if now > worker.leave_by:
-                worker.hand_over()
+                self._hand_back(worker)
             elif hog := over_memory(worker.pid, running):
                 # Kill it now: until it reacts to a request it may have filled the memory.
                 worker.slot.ask_to_stop(hog, Stop.MEMORY_LIMIT)
@@ -810,6 +816,17 @@ class Supervisor:
         worker.kill_at = time.monotonic() + self._settings.grace
         worker.slot.ask_to_stop(task, why)
         worker.signal(STOP)
+
+    def _hand_back(self, worker: WorkerProcess) -> None:
+        """Stop what a worker runs, so that it gives that back; kill it if it does not."""
+        now, running = time.monotonic(), worker.slot.running()
+        worker.hand_back_by = min(worker.hand_back_by, now + self._settings.grace)
+        if now > worker.hand_back_by or worker.slot.state is State.ENDING:
+            worker.hand_over()
+        elif running and running[0].item != NO_ITEM and running[0].key != worker.stopping:
+            worker.stopping = running[0].key
+            worker.slot.ask_to_stop(running[0], Stop.HANDED_BACK)
+            worker.signal(STOP)
 
     def _force(self, worker: WorkerProcess, now: float) -> None:
         if now > worker.kill_at + self._settings.tick:

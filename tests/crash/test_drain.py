@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from nbstreamq import checkpoint, resume
 from tests.real_workers import node_command
 
 ENDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
@@ -55,9 +56,8 @@ def test_what_runs_is_finished_and_what_waits_is_given_back(
     assert first.wait()[0] == 0
 
 
-@pytest.mark.parametrize("number", ENDS)
 def test_what_takes_longer_than_the_drain_is_handed_back_uncharged(
-    start_workers, queue, gate, number, tmp_path
+    start_workers, queue, gate, tmp_path
 ):
     go = gate("go")
 
@@ -67,7 +67,7 @@ def test_what_takes_longer_than_the_drain_is_handed_back_uncharged(
         return "done"
 
     future = queue.submit(work, tmp_path)
-    for _ in range(4):  # a loss more than a call may have
+    for number in (*ENDS, *ENDS[:2]):  # two losses more than a call may have
         node = start_workers(0.2)
         while not (tmp_path / str(node.pid)).exists():
             time.sleep(0.01)
@@ -78,7 +78,79 @@ def test_what_takes_longer_than_the_drain_is_handed_back_uncharged(
     start_workers(1)
 
     assert future.result(30) == "done"
+    assert "5 workers that had to end have handed this call back" in future.logs
     assert queue.dead() == []
+
+
+def test_what_a_chunk_has_finished_is_kept(start_workers, queue, gate, tmp_path):
+    begun, go = gate("begun"), gate("go")
+
+    def work(k):
+        with (tmp_path / f"{k}.log").open("a") as log:
+            log.write("x")
+        if k == 3:
+            begun.open()
+            go.wait(60)
+        return k
+
+    node = start_workers(0.2)
+    job = queue.map(work, range(6), chunksize=6, name="chunk")
+    begun.wait()
+    node.kill(signal.SIGTERM)
+
+    assert node.wait()[0] == 0
+    go.open()
+    start_workers(1)
+    assert job.result(30) == [*range(6)]
+    runs = [len((tmp_path / f"{k}.log").read_text()) for k in range(6)]
+    assert runs == [1, 1, 1, 2, 1, 1]
+    job.delete()
+
+
+def test_a_task_that_waits_for_others_is_handed_back_with_its_state(start_workers, queue, gate):
+    begun, go = gate("begun"), gate("go")
+
+    def inner():
+        begun.open()
+        go.wait(60)
+        return "inner"
+
+    def outer(q):
+        state = resume("first")
+        checkpoint("second")
+        return state, q.submit(inner).result()
+
+    node = start_workers(0.2)
+    future = queue.submit(outer, queue)
+    begun.wait()
+    node.kill(signal.SIGTERM)
+    assert node.wait()[0] == 0
+    go.open()
+    start_workers(1)
+
+    assert future.result(30) == ("second", "inner")
+    assert future.attempts == 1
+
+
+def test_a_call_that_ignores_the_end_of_its_worker_is_killed(start_workers, queue, gate):
+    begun, go = gate("begun"), gate("go")
+
+    def work():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        begun.open()
+        go.wait(60)
+        return "done"
+
+    node = start_workers(0.2)
+    future = queue.submit(work)
+    begun.wait()
+    node.kill(signal.SIGTERM)
+    assert node.wait()[0] == 0
+    go.open()
+    start_workers(1)
+
+    assert future.result(30) == "done"
+    assert future.attempts == 1
 
 
 def test_a_second_signal_hands_over_at_once(start_workers, queue, gate):

@@ -138,7 +138,7 @@ def test_what_is_no_message_at_all_is_refused(flat):
 
 
 SOUND = {
-    Task: [VERSION, 0, "0:1", "f", "map", b"", 1, 0, 0],
+    Task: [VERSION, 0, "0:1", "f", "map", b"", 1, 0, 0, 0, 0],
     Event: [1, "finished", "s.1", 0, "0:1", "w", 1, 0.0, 0.0, b"", 0],
     ControlMessage: [1, "s.1", "0:1", 0],
 }
