@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from .client.estimate import Estimate
 from .client.future import TaskFuture
 from .client.job import Job
 from .client.progress import show_waits as _show_waits
@@ -47,6 +48,7 @@ __all__ = [
     "DataDamaged",
     "DataLost",
     "DeathCertificate",
+    "Estimate",
     "FolderRefused",
     "FunctionMissing",
     "Job",

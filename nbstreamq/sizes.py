@@ -1,4 +1,4 @@
-"""Sizes as people read them."""
+"""Sizes and durations as people read them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def in_units(n_bytes: float) -> str:
     size = n_bytes / 1000**power
     digits = 0 if power == 0 or size >= 100 else 1
     return f"{size:,.{digits}f} {_UNITS[power]}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: ``0.42 s``, ``3 min 20 s``, ``2 h 5 min``, ``7 days``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes_left = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {rest} s"
+    return f"{hours} h {minutes_left} min" if hours < 48 else f"{round(hours / 24)} days"

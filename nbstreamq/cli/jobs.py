@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import check_job_name
 from ..errors import NbstreamqError
-from ..sizes import in_units
+from ..sizes import duration, in_units
 from .parsing import Commands, Parser, add_command, add_json, add_queue, add_server, argument
-from .printing import advise, age, console, print_json, print_rows, table
+from .printing import advise, console, print_json, print_rows, table
 from .target import open_job, open_queues
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ COLUMNS = {
     "failed": lambda job: job.failed,
     "cancelled": lambda job: job.cancelled,
     "function": lambda job: job.function,
-    "made": lambda job: f"{age(time.time() - job.made)} ago",
-    "kept for": lambda job: "ever" if job.expires is None else age(job.expires),
+    "made": lambda job: f"{duration(max(0.0, time.time() - job.made))} ago",
+    "kept for": lambda job: "ever" if job.expires is None else duration(job.expires),
     "size": lambda job: "-" if job.size_bytes is None else in_units(job.size_bytes),
 }
 ERRORS = {
@@ -103,6 +103,7 @@ def _show(options: argparse.Namespace) -> None:
     with open_job(options) as (queue, job):
         (about,) = (found for found in queue.jobs() if found.name == options.name)
         errors = [{"item": i, "error": error_text(e)} for i, e in job.errors.items()]
+        rest = str(job.estimate()) if about.state == "open" and about.done else ""
     if options.json:
         print_json({**vars(about), "state": about.state, "errors": errors})
         return
@@ -113,6 +114,8 @@ def _show(options: argparse.Namespace) -> None:
         out.print(table(errors[:N_ERRORS], ERRORS))
     if len(errors) > N_ERRORS:
         out.print(f"and {len(errors) - N_ERRORS:,} more errors: --json prints all")
+    if rest:
+        out.print(f"\nTo do: {rest}")
     advise(_after(about.state, about.name))
 
 

@@ -91,13 +91,3 @@ def _cell(value: object) -> RenderableType:
 def advise(text: str) -> None:
     """Print what to do next."""
     console().print(f"Next: {text}", style="dim")
-
-
-def age(seconds: float | None) -> str:
-    """Return a duration as people say it: ``3 min``; ``-`` if there is none."""
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

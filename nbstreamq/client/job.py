@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Generator, Iter
 from concurrent.futures import CancelledError
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
-from ..arguments import check_callable, check_choice, check_timeout, shown
+from ..arguments import check_callable, check_choice, check_count, check_timeout, shown
 from ..errors import JobChanged, JobNotFound, NbstreamqError, NotPicklable
 from ..home import how_to_start
 from ..objects.functions import FunctionPickle
@@ -22,8 +22,9 @@ from ..wire.messages import Options, State, Task
 from ..wire.records import DeadEntry, JobRecord
 from ..wire.store import Store
 from .error_notes import RunInfo, error_text
+from .estimate import Estimate, estimate_of
 from .future import ItemFuture, TaskFuture
-from .session import Session
+from .session import LOOK_PATIENCE, Session
 from .table import JobTable
 
 
@@ -95,7 +96,9 @@ T = TypeVar("T")
 
 #: Seconds that a rerun leaves to workers to drop what was cancelled.
 DROP_PATIENCE = 10.0
-#: Seconds between two looks whether they have.
+#: Seconds that an estimate leaves to new workers to tell how much memory they use.
+MEMORY_PATIENCE = 2.0
+#: Seconds between two looks.
 PAUSE = 0.02
 
 
@@ -516,6 +519,57 @@ class Job(Generic[T]):
         {'done': 2, 'failed': 1}
         """
         return self._table.counts()
+
+    @concise
+    def estimate(self, n_items: int | None = None) -> Estimate:
+        """Return what the items will take on 2, 8 and 64 workers; waits for the first result.
+
+        It assumes that all items are like those that are over. So a few items of a large map tell
+        what all of it would cost.
+
+        Parameters
+        ----------
+        n_items
+            Number of items to estimate for. None: those that are not over yet; all of a job that is
+            over.
+
+        Returns
+        -------
+        Estimate
+            Seconds for any number of workers, memory of a worker, and bytes of arguments and
+            results. Printed, it is a table.
+
+        Raises
+        ------
+        NbstreamqError
+            All items were cancelled before one of them ran.
+
+        Examples
+        --------
+        >>> def slow(x):
+        ...     import time
+        ...     time.sleep(0.01)
+        >>> estimate = q.map(slow, range(4)).estimate(n_items=8000)
+        >>> estimate.n_items, estimate.seconds(8) >= 10
+        (8000, True)
+        """
+        if n_items is not None:
+            n_items = check_count("n_items", n_items, least=1, instead="None")
+        session, table = self._session, self._table
+        session.wait_until(table, lambda: table.n_over > 0 or table.is_over, None)
+        deadline = time.monotonic() + MEMORY_PATIENCE
+        while True:
+            workers = session.ask(Store.workers, patience=LOOK_PATIENCE)
+            found = estimate_of(table, workers, n_items)
+            if found is None or found.worker_bytes or time.monotonic() > deadline:
+                break
+            time.sleep(PAUSE)
+        if found is None:
+            raise NbstreamqError(
+                f"No item of job {self.id} ({self._table.name}) has run, so nothing is known of how"
+                " long one takes. Submit some again."
+            )
+        return found
 
     @concise
     def to_frame(self) -> Any:

@@ -56,6 +56,8 @@ class WorkerStatus:
         Lanes that it serves, most urgent first.
     memory_bytes, cpu
         Memory, and share of one processor core, at most a second ago; 0 if unknown.
+    peak_bytes
+        The most memory that it had resident since it started; 0 if unknown.
     unit
         What ``nbstreamq worker --unit`` was started with; empty if it was started without.
     """
@@ -68,6 +70,7 @@ class WorkerStatus:
     lanes: tuple[str, ...]
     memory_bytes: int = 0
     cpu: float = 0.0
+    peak_bytes: int = 0
     unit: str = ""
 
     def __str__(self) -> str:
@@ -251,6 +254,7 @@ def queue_status(
             lanes=tuple(d.get("lanes", ())),
             memory_bytes=d.get("memory", 0),
             cpu=d.get("cpu", 0.0),
+            peak_bytes=d.get("peak", 0),
             unit=d.get("unit", ""),
         )
         for name, d in sorted(store.workers().items())

@@ -28,6 +28,7 @@ from ..client.status import (
 from ..client.units import Units
 from ..home import how_to_start
 from ..objects.references import Ref
+from ..sizes import duration
 from ..wire.keys import NESTED
 from ..wire.messages import State
 from .view import MAX_OUTPUT, N_COLUMNS, Ends, JobPicture, WorkerRow
@@ -58,7 +59,17 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.globals["how_to_start"] = how_to_start
-    filters = (columns, describe, describe_worker, duration, number, plural, size, tail)
+    filters = (
+        columns,
+        describe,
+        describe_outlook,
+        describe_worker,
+        duration,
+        number,
+        plural,
+        size,
+        tail,
+    )
     templates.filters.update({one.__name__: one for one in filters})
     return templates
 
@@ -295,6 +306,13 @@ def describe(job: JobPicture) -> str:
     return " · ".join(words)
 
 
+def describe_outlook(job: JobPicture) -> str:
+    """Return how long the rest takes with other numbers of workers, and what memory each needs."""
+    times = [f"{duration(seconds)} on {n} workers" for n, seconds in job.outlook.items()]
+    memory = [f"{size(job.worker_bytes)} of memory for each"] if job.worker_bytes else []
+    return " · ".join([f"the rest takes {times[0]}", *times[1:], *memory])
+
+
 def describe_worker(worker: WorkerRow, elapsed: float) -> str:
     """Return what a worker did, in words: ``98% busy · 12 items · 1 retried or lost``."""
     words = [f"{min(1.0, worker.seconds / max(1e-3, elapsed)):.0%} busy"]
@@ -310,19 +328,6 @@ def describe_items(ends: Ends) -> str:
         return ""
     first, final = ends
     return f"item {first}" if first == final else f"items {first} to {final}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: ``0.42 s``, ``3 min 20 s``, ``2 h 5 min``, ``7 days``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, minutes_left = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes} min {rest} s"
-    return f"{hours} h {minutes_left} min" if hours < 48 else f"{round(hours / 24)} days"
 
 
 def plural(n: int, noun: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..client.calls import Calls
 from ..client.error_notes import RunInfo
+from ..client.estimate import OFFERED, peak_of, seconds_on
 from ..client.future import CallFuture
 from ..client.job import Job
 from ..client.progress import Waits
@@ -29,6 +30,8 @@ FIRST_COLUMN = 0.05
 RATE_WINDOW = 5.0
 #: Seconds that an item takes whose duration, and not the rate, tells the time that is left.
 LONG_ITEM = 0.5
+#: Seconds to the end from which it is told what more workers would bring.
+LONG_WAIT = 60.0
 #: Reports that the duration of items is the mean of. More follow a change more slowly.
 N_DURATIONS = 100
 #: Calls that must have ended before the mean of their rate is told.
@@ -148,6 +151,9 @@ class JobPicture:
         Number of items, and how many are in each state.
     elapsed, rate, remaining
         Seconds since the job began; items a second; seconds to the end, if that can be told.
+    outlook, worker_bytes
+        Number of workers -> seconds to the end on so many, if that is long; and the most memory
+        that one has used, if that is known.
     n_busy, n_workers
         Of the workers that the server knows; 0 when the job is over.
     obstacle
@@ -171,6 +177,8 @@ class JobPicture:
     n_busy: int
     n_workers: int
     obstacle: str
+    outlook: dict[int, float] = field(default_factory=dict)
+    worker_bytes: int | None = None
     workers: list[WorkerRow] = field(default_factory=list)
     n_columns: int = 1
     column_seconds: float = FIRST_COLUMN
@@ -366,6 +374,11 @@ class Workers:
         """How many of them run something."""
         return sum(about.get("state") == "busy" for about in self._found.values())
 
+    @property
+    def peak(self) -> int | None:
+        """The most memory that one of them has used; None if that is not known."""
+        return peak_of(self._found.values())
+
 
 class JobView:
     """Looks at a job again and again, and says what there is to show; does not keep it alive.
@@ -406,6 +419,7 @@ class JobView:
         n_run = counts["done"] + counts["failed"]
         rate = self._rate(until, n_run)
         n_left = len(table) - n_run - counts["cancelled"]
+        remaining = self._time_left(now, n_left, rate)
         return JobPicture(
             id=table.job,
             name=table.title or table.name,
@@ -414,7 +428,9 @@ class JobView:
             counts=counts,
             elapsed=round(until - self._begun, 2),
             rate=round(rate, 2),
-            remaining=self._time_left(now, n_left, rate),
+            remaining=remaining,
+            outlook=self._outlook(n_left) if (remaining or 0.0) >= LONG_WAIT else {},
+            worker_bytes=self._workers.peak,
             n_busy=self._workers.n_busy,
             n_workers=self._workers.n,
             obstacle="" if counts["running"] else self._workers.obstacle,
@@ -459,6 +475,10 @@ class JobView:
         running = [now - run.started for run in self._timeline.running()]
         found = time_left(n_left, rate, self._durations.mean(), running)
         return None if found is None else round(found, 1)
+
+    def _outlook(self, n_left: int) -> dict[int, float]:
+        mean = self._durations.mean()
+        return {n: seconds_on(n, n_left, mean) for n in OFFERED} if mean else {}
 
     def _rate(self, now: float, n_run: int) -> float:
         """Return items a second: of late, or of the whole job when it is over."""

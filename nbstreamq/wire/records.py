@@ -308,6 +308,7 @@ _DESCRIPTION: dict[str, Any] = {
     "homes": list,
     "unit": str,
     "memory": int,
+    "peak": int,
     "cpu": float,
 }
 #: Process ids are below; os.kill takes no others.

@@ -34,7 +34,7 @@ from .output import FILE_LIMIT_BYTES, Output
 from .settled import SETTLED_BYTES, SettledCache
 from .slot import RunningTask, Slot, Slots
 from .turns import TURNS_BYTES, WAKE, Turn
-from .usage import Meter, memory_of
+from .usage import Meter, memory_and_peak
 
 #: Signals to a worker: exit after the running task; stop the item that the slot names; write the
 #: stack to the crash file; read the lanes that the slot says are in use.
@@ -145,11 +145,13 @@ class WorkerProcess:
 
     def describe(self) -> dict[str, Any]:
         """Return what `q.workers` shows of it now."""
+        memory, peak = memory_and_peak(self.pid)
         return {
             "pid": self.pid,
             "state": self.slot.state.name.lower(),
             "waits": int(self.slot.waits),
-            "memory": memory_of(self.pid),
+            "memory": memory,
+            "peak": peak,
             "cpu": round(self.meter.share(), 2),
         }
 

@@ -15,10 +15,16 @@ _OWN = ("RssAnon:", "RssShmem:", "VmSwap:")
 
 
 def memory_of(pid: int) -> int:
-    """Return the bytes that a process uses for itself; 0 where that can't be known.
+    """Return the bytes that a process uses for itself; 0 where that can't be known."""
+    return memory_and_peak(pid)[0]
 
-    On Linux these are all that it can't read again from a file, in memory or swapped out. Elsewhere
-    it is the resident set, with the files that the process maps.
+
+def memory_and_peak(pid: int) -> tuple[int, int]:
+    """Return the bytes that a process uses for itself, and the most that it had resident.
+
+    On Linux the first are all that it can't read again from a file, in memory or swapped out.
+    Elsewhere it is the resident set, with the files that the process maps. What can't be known is
+    0: the second one, anywhere but on Linux.
     """
     if sys.platform == "linux":
         # psutil tells neither what was swapped out nor what is shared, unless it walks through all
@@ -26,14 +32,16 @@ def memory_of(pid: int) -> int:
         try:
             lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
         except OSError:  # it has just ended
-            return 0
-        return sum(1024 * int(v.split()[1]) for v in lines.splitlines() if v.startswith(_OWN))
+            return 0, 0
+        found = [line.split() for line in lines.splitlines() if line.endswith(" kB")]
+        sizes = {name: 1024 * int(n) for name, n, *_ in found}
+        return sum(sizes.get(name, 0) for name in _OWN), sizes.get("VmHWM:", 0)
     import psutil  # takes 15 ms
 
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        return int(psutil.Process(pid).memory_info().rss), 0
     except psutil.Error:
-        return 0
+        return 0, 0
 
 
 class Meter:

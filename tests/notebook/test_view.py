@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from html.parser import HTMLParser
 
@@ -9,7 +10,7 @@ import pytest
 
 from nbstreamq import track
 from nbstreamq.client.error_notes import RunInfo
-from nbstreamq.notebook.html import describe, describe_items, describe_worker, duration, job_html
+from nbstreamq.notebook.html import describe, describe_items, describe_worker, job_html
 from nbstreamq.notebook.terminal import job_text
 from nbstreamq.notebook.view import (
     FIRST_COLUMN,
@@ -255,21 +256,6 @@ def test_a_long_error_is_one_line_until_it_is_opened(shared_queue):
     assert "long end" in error.traceback
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (0.4213, "0.42 s"),
-        (12.3, "12 s"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 5 min"),
-        (604_800, "7 days"),
-    ],
-)
-def test_durations_are_said_as_people_do(seconds, text):
-    assert duration(seconds) == text
-
-
 def test_items_in_words():
     assert [describe_items(e) for e in ((), (3, 3), (3, 17))] == ["", "item 3", "items 3 to 17"]
 
@@ -282,6 +268,18 @@ def picture_of(**known):
     counts |= known.pop("counts", {})
     known = {"counts": counts, "column_seconds": 0.05, **empty, **about, **numbers, **known}
     return JobPicture(**known)
+
+
+def test_a_long_job_tells_what_more_workers_would_bring(shared_queue, wait_until):
+    job = shared_queue.map(time.sleep, [0.05] * 20_000)
+    view = JobView(job)
+    picture = wait_until(lambda: (found := view.picture()).outlook and found, timeout=30)
+    job.cancel()
+
+    assert picture.outlook[2] == pytest.approx(4 * picture.outlook[8], rel=0.01)
+    assert picture.worker_bytes > 10 * 2**20
+    text = Plain(job_html(picture)).text
+    assert re.search(r"the rest takes 8 min .* on 2 workers · .* on 64 workers · .* for each", text)
 
 
 def test_numbers_in_words():

@@ -1,10 +1,10 @@
-"""Sizes as people read them."""
+"""Sizes and durations as people read them."""
 
 from __future__ import annotations
 
 import pytest
 
-from nbstreamq.sizes import in_units
+from nbstreamq.sizes import duration, in_units
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,18 @@ from nbstreamq.sizes import in_units
 )
 def test_a_size_has_a_unit_that_fits(n_bytes, text):
     assert in_units(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.4213, "0.42 s"),
+        (12.3, "12 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (604_800, "7 days"),
+    ],
+)
+def test_durations_are_said_as_people_do(seconds, text):
+    assert duration(seconds) == text
