@@ -77,11 +77,12 @@ PYTHONS := 3.12 3.13
 test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
 	$(foreach version,$(PYTHONS),.venv-$(version)/bin/$(PYTEST) tests -m "not browser" &&) true
 
-test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors and joblib's of backends, and jobs of other tools
+test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors, joblib's of backends, jobs of other tools, and as if on another system
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
 	$(BIN)/python -m tests.foreign.joblib_parallel
 	$(MAKE) .venv-tools/.ready
 	.venv-tools/bin/python -m pytest tests/foreign/tools.py
+	$(BIN)/python -m pytest tests/foreign/platforms.py
 
 # In an environment of its own, with what takes an executor or a pool.
 .venv-tools/.ready: pyproject.toml

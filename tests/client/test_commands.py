@@ -240,6 +240,7 @@ def test_the_embedded_server_is_started_and_stopped(capsys, monkeypatch, short_f
 def test_the_version_is_the_package_s(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
-    text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
-    version = re.search(r'^version = "(.*)"', text, re.M)[1]
+    root = Path(__file__).parents[2]
+    version = re.search(r'^version = "(.*)"', (root / "pyproject.toml").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
     assert capsys.readouterr().out.startswith(f"nbstreamq {version}, Python 3.")
