@@ -7,7 +7,7 @@ PYTEST := python -m pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-foreign test-faults test-redis test-all crash fuzz soak
+.PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-packages test-foreign test-faults test-redis test-all crash fuzz soak
 .PHONY: bench bench-call bench-order bench-scale clean lock
 
 help:  ## Show what there is to make
@@ -84,6 +84,9 @@ test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors, jobl
 	.venv-tools/bin/python -m pytest tests/foreign/tools.py
 	$(BIN)/python -m pytest tests/foreign/platforms.py
 
+test-packages: setup  ## Install the wheel and the sdist in clean environments on each Python, and use them
+	$(BIN)/python -m pytest tests/foreign/packages.py
+
 # In an environment of its own, with what takes an executor or a pool.
 .venv-tools/.ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
@@ -107,7 +110,7 @@ fuzz: setup  ## Put 100,000 forged messages into a queue at work
 test-faults: setup  ## Raise an error at every call between submission and result, not only at some
 	NBSTREAMQ_FAULTS=all $(BIN)/python -m pytest --timeout 1200 tests/crash/test_faults.py
 
-test-all: lint test test-redis test-newest test-lowest test-pythons test-foreign test-faults soak  ## Everything, about two hours
+test-all: lint test test-redis test-newest test-lowest test-pythons test-packages test-foreign test-faults soak  ## Everything, about two hours
 
 MINUTES ?= 3
 SEED ?=

@@ -559,7 +559,7 @@ class Job(Generic[T]):
         session.wait_until(table, lambda: table.n_over > 0 or table.is_over, None)
         deadline = time.monotonic() + MEMORY_PATIENCE
         while True:
-            workers = session.ask(Store.workers, patience=LOOK_PATIENCE)
+            workers = session.ask_within(LOOK_PATIENCE, Store.workers)
             found = estimate_of(table, workers, n_items)
             if found is None or found.worker_bytes or time.monotonic() > deadline:
                 break

@@ -1,0 +1,60 @@
+"""The wheel and the sdist: built, installed in clean environments, and used there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def run(*words, **options):
+    """Run a command in no folder of the project; return what it printed."""
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=900, check=False, **options
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def new_environment(folder, python, *packages):
+    """Return the Python of a new environment that has only these packages."""
+    run(python, "-m", "venv", folder)
+    run(folder / "bin/python", "-m", "pip", "install", "--quiet", *packages)
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder that has the wheel and the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    builder = new_environment(folder / "builder", sys.executable, "build")
+    run(builder, "-m", "build", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [("3.11", "*.tar.gz"), ("3.11", "*.whl"), ("3.12", "*.whl"), ("3.13", "*.whl")],
+)
+def test_it_is_installed_and_used(version, kind, built, tmp_path):
+    (package,) = built.glob(kind)
+    found = run(ROOT / "tests/find_python", version).strip()
+    python = new_environment(tmp_path / "new", found, package, "mypy")
+    script = tmp_path / "user_script.py"
+    script.write_text((HERE / "user_script.py").read_text())
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def use(*words):
+        return run(python, *words, cwd=tmp_path, env=env)
+
+    assert use(script) == "0.1 0.4 [2.0, 3.0] [1.0, 2.0] True\n"
+    assert "no issues" in use("-m", "mypy", "--strict", script)
+    assert f"Python {version}." in use("-m", "nbstreamq", "--version")
+    assert "one started here and ran a call" in use("-m", "nbstreamq", "doctor")
