@@ -276,7 +276,8 @@ def _surroundings() -> dict[Any, str]:
         if not thread.daemon or thread.name.startswith("nbstreamq-"):
             found[thread] = f"thread {thread.name}"
     for file in Path(os.environ["NBSTREAMQ_MEMORY_DIR"]).glob("*"):
-        found[file] = str(file)
+        if not file.name.startswith("fetched@"):  # workers of other tests may use it
+            found[file] = str(file)
     for process in psutil.Process().children(recursive=True):
         # Not by its command: servers change theirs.
         with contextlib.suppress(psutil.NoSuchProcess):

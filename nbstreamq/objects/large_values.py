@@ -8,7 +8,8 @@
 
 There are three backends. `MappedFiles` are in memory that all processes of this machine share. A
 `ServerBackend` and a `UrlBackend` can be read from other machines; what they hold carries the
-queue's signature, which is checked before anything is unpickled.
+queue's signature, which is checked before anything is unpickled. Workers fetch from these into
+`FetchedFiles`, once for each machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..sizes import in_units
 from ..wire.signing import SIGNATURE_BYTES, Signer
 from ..wire.store import Store
 from . import mapped_files
-from .mapped_files import MappedFiles, ValueAddress
+from .mapped_files import FetchedFiles, MappedFiles, ValueAddress
 
 #: Bytes from which a value goes to the server, or to a URL, by itself: each costs a round trip.
 MIN_EXTERNAL_BYTES = 2**18
@@ -348,6 +349,14 @@ class ValueReader:
         self._server = server
         self._url = url
 
+    def read(self, address: ValueAddress) -> Any:
+        """Return the value in memory of the caller's own; None if it is gone."""
+        return self._backend(address).read(address)
+
+    def free(self, address: ValueAddress) -> None:
+        """Delete the value soon."""
+        self._backend(address).free(address)
+
     def _backend(self, address: ValueAddress) -> ServerBackend | UrlBackend:
         if address[0].startswith("server:"):
             return self._server
@@ -358,11 +367,32 @@ class ValueReader:
             )
         return self._url
 
-    def read(self, address: ValueAddress) -> bytearray | None:
-        return self._backend(address).read(address)
 
-    def free(self, address: ValueAddress) -> None:
-        self._backend(address).free(address)
+class SharedReader(ValueReader):
+    """Reads values once for this machine: further readers map what the first one has fetched.
+
+    Parameters
+    ----------
+    server, url
+        As those of a `ValueReader`.
+    signer
+        Of the queue: no other queue reads the same files.
+    files
+        Where fetched values are kept.
+    """
+
+    def __init__(
+        self, server: ServerBackend, url: UrlBackend | None, signer: Signer, files: FetchedFiles
+    ) -> None:
+        super().__init__(server, url)
+        self._signer = signer
+        self._files = files
+
+    def read(self, address: ValueAddress) -> Any:
+        backend = self._backend(address)
+        # Only a process with the queue's secret can tell the name.
+        name = self._signer.sign(b"fetched", address[0].encode()).hex()
+        return self._files.read(name, address[1], lambda: backend.read(address))
 
 
 # -- the server --------------------------------------------------------------------------------

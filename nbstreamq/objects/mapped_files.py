@@ -12,6 +12,9 @@ user, that only this user can enter, and that are not links: see `_entered`.
 A file in a session's folder proves by its name that nbstreamq made the folder, and by its lock that
 the session lives. Other processes delete only folders that are proved to be a dead session's, and
 in them only files with the names that nbstreamq uses.
+
+Workers keep what they fetch from other machines in one more such folder, which all workers on this
+machine share: see `FetchedFiles`.
 """
 
 from __future__ import annotations
@@ -49,9 +52,14 @@ MAX_FREE_FILES = 64
 MIN_FREE = 2**20
 #: How much larger or smaller than needed a free file may be.
 MISFIT = 2
+#: Most bytes, and largest part of the free memory, of fetched values that no process uses now. More
+#: saves fetching them again; less leaves more memory.
+MAX_FETCHED, MAX_FETCHED_PART = 2**34, 0.25
 _FREE, _DRAFT = "free", "draft"
 #: Names of values, and of files that hold none.
 _VALUE, _FREE_FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"\d+-\d+-\d+")
+#: The name of a value with this end: a file that is locked while the value is fetched.
+_FETCHING = ".fetching"
 #: Follow no links, and do not wait for pipes.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -85,13 +93,17 @@ def read(address: ValueAddress) -> Any:
         # another name.
         if not (_lock(file, fcntl.LOCK_SH) and _is_at(file, name, there.at)):
             return None
-        if len(_mapped) >= _MAX_MAPPED:
-            with mmap.mmap(file, size, access=mmap.ACCESS_READ) as view:
-                return bytearray(view)
-        view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # its descriptor keeps the lock
-        _mapped.add(view)
+        return _map(file, size)
     finally:
         os.close(file)
+
+
+def _map(file: int, size: int) -> Any:
+    if len(_mapped) >= _MAX_MAPPED:
+        with mmap.mmap(file, size, access=mmap.ACCESS_READ) as view:
+            return bytearray(view)
+    view = mmap.mmap(file, size, access=mmap.ACCESS_COPY)  # its descriptor keeps the lock
+    _mapped.add(view)
     return view
 
 
@@ -126,6 +138,11 @@ def _delete(at: int, name: str) -> None:
         if _lock(file, fcntl.LOCK_SH):
             os.unlink(name, dir_fd=at)
         os.close(file)
+
+
+def _delete_free_files(at: int) -> None:
+    for name, _ in _free_files(at):
+        _delete(at, name)
 
 
 def _free_files(at: int) -> list[tuple[str, int]]:
@@ -186,8 +203,8 @@ def _opened(folder: str, at: int | None = None) -> Iterator[int]:
         os.close(there)
 
 
-class _Folder:
-    """A session's folder that was opened and checked; closed when it is no longer used."""
+class _Opened:
+    """A descriptor of a folder that was checked, or of a file; closed when it is no longer used."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -199,10 +216,10 @@ class _Folder:
 # Each process checks a folder once: to open it again for each value takes 20 us. A descriptor stays
 # that of the same folder even if its path is changed.
 @functools.lru_cache(maxsize=4)
-def _entered(folder: str) -> _Folder:
+def _entered(folder: str) -> _Opened:
     """Open and check a session's folder, and the folder around it."""
     with _opened(os.path.dirname(folder)) as around, _opened(folder, around) as there:  # noqa: PTH120
-        return _Folder(os.dup(there))
+        return _Opened(os.dup(there))
 
 
 class MappedFiles:
@@ -266,18 +283,18 @@ class MappedFiles:
 
 
 def _write(folder: str, data: memoryview) -> str:
-    there = _entered(folder)
+    there, name = _entered(folder), uuid.uuid4().hex
     try:
-        return f"{folder}/{_write_once(there.at, data)}"
+        _write_once(there.at, name, data)
     except OSError as error:
         if error.errno not in _FULL:
             raise
-    for name, _ in _free_files(there.at):
-        _delete(there.at, name)
-    return f"{folder}/{_write_once(there.at, data)}"
+        _delete_free_files(there.at)
+        _write_once(there.at, name, data)
+    return f"{folder}/{name}"
 
 
-def _write_once(at: int, data: memoryview) -> str:
+def _write_once(at: int, name: str, data: memoryview) -> None:
     size = data.nbytes
     file, draft = _claim(at, size)
     try:
@@ -286,7 +303,6 @@ def _write_once(at: int, data: memoryview) -> str:
         while written < size:
             # Not through a mapping: without room that would kill the process.
             written += os.pwrite(file, data[written:], written)
-        name = uuid.uuid4().hex
         os.rename(draft, name, src_dir_fd=at, dst_dir_fd=at)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -294,7 +310,6 @@ def _write_once(at: int, data: memoryview) -> str:
         raise
     finally:
         os.close(file)
-    return name
 
 
 def _claim(at: int, size: int) -> tuple[int, str]:
@@ -380,9 +395,7 @@ class SessionFolder(MappedFiles):
 def _make(folder: str) -> IO[bytes]:
     """Create a session's folder; return the locked file that proves that the session lives."""
     root, session = os.path.split(folder)
-    os.makedirs(os.path.dirname(root), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(root, 0o700)  # noqa: PTH102
+    _make_root(root)
     with _opened(root) as around:
         os.mkdir(session, 0o700, dir_fd=around)
         with _opened(folder, around) as at:
@@ -395,6 +408,11 @@ def _make(folder: str) -> IO[bytes]:
     return os.fdopen(owner, "rb")
 
 
+def _make_root(root: str) -> None:
+    os.makedirs(os.path.dirname(root), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
+    _make_folder(root)
+
+
 def _owner_name(session: str) -> str:
     """Return the name of the file that proves which session a folder belongs to.
 
@@ -405,7 +423,7 @@ def _owner_name(session: str) -> str:
 
 
 def sweep(settings: Settings) -> None:
-    """Delete the files of sessions whose processes are dead.
+    """Delete the files of sessions whose processes are dead, and fetched ones that nobody uses.
 
     Raises
     ------
@@ -417,16 +435,19 @@ def sweep(settings: Settings) -> None:
             for name in os.listdir(around):  # noqa: PTH208 - a descriptor
                 # It may be another file, or another process was faster.
                 with contextlib.suppress(OSError):
-                    if _is_dead(around, name):
-                        _remove(around, name)
+                    _sweep_folder(around, name)
 
 
-def _is_dead(root: int, name: str) -> bool:
-    """Return whether a folder is proved to belong to a dead session."""
+def _sweep_folder(root: int, name: str) -> None:
+    """Delete the files of a folder if it is proved to belong to a dead session."""
+    proof = _owner_name(name)
     with _opened(name, root) as at:
-        owner = os.open(_owner_name(name), _WRITE | os.O_NONBLOCK, dir_fd=at)
+        owner = os.open(proof, _WRITE | os.O_NONBLOCK, dir_fd=at)
         try:
-            return stat.S_ISREG(os.fstat(owner).st_mode) and _lock(owner)
+            # Locked until all is deleted: no process can begin to use the folder meanwhile.
+            is_dead = stat.S_ISREG(os.fstat(owner).st_mode) and _lock(owner)
+            if is_dead and _is_at(owner, proof, at):
+                _remove(root, name)
         finally:
             os.close(owner)
 
@@ -440,7 +461,7 @@ def _remove(root: int, name: str) -> None:
         # and the next sweep deletes the rest.
         is_closed = _try(os.rmdir, _FREE, at)
         for file in os.listdir(at):  # noqa: PTH208 - a descriptor
-            if _VALUE.fullmatch(file):
+            if _VALUE.fullmatch(file.removesuffix(_FETCHING)):
                 _try(os.unlink, file, at)
         if is_closed:
             _try(os.unlink, _owner_name(name), at)
@@ -461,3 +482,153 @@ def _try(delete: Callable[..., None], name: str, at: int) -> bool:
 def _roots(settings: Settings) -> tuple[Path, Path]:
     """Return where sessions have their folders: in memory, and on disk when memory is full."""
     return settings.memory_dir, settings.data_dir.absolute() / "values"
+
+
+# -- values from elsewhere ----------------------------------------------------------------------
+
+
+class FetchedFiles:
+    """Values from a server or a URL: one process of this machine fetches each, and all map it.
+
+    The folder is like a session's, but it belongs to all processes that have read from it. Each of
+    them holds a shared lock on the file that proves that the folder is in use.
+
+    A process that fetches a value holds a lock meanwhile, for which the others wait. If it is
+    killed, the system frees the lock, and the next one fetches. A file gets the name of its value
+    when it is complete, so nobody sees a part of one.
+
+    Parameters
+    ----------
+    settings
+        Where files may be.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        name = f"fetched@{socket.gethostname()}"  # machines may share the folder on disk
+        self._paths = tuple(os.fspath(root / name) for root in _roots(settings))
+
+    @functools.cached_property
+    def _joined(self) -> list[tuple[_Opened, _Opened]]:
+        """The folders in memory and on disk, if they can be used, and what proves their use."""
+        found = []
+        for path in self._paths:
+            with contextlib.suppress(FolderRefused, OSError):
+                found.append(_join(path))
+        return found
+
+    def read(self, name: str, size: int, fetch: Callable[[], bytearray | None]) -> Any:
+        """Return a private, writable view of a value; None if it is gone.
+
+        Parameters
+        ----------
+        name
+            32 hexadecimal digits that no other value has.
+        size
+            Bytes of the value.
+        fetch
+            Returns the checked value, or None if it is gone. Called if no process has fetched it
+            yet, and in one process at a time.
+        """
+        if not self._joined:
+            return fetch()
+        view = self._find(name, size)
+        if view is not None:
+            return view
+        with _lock_of(self._joined[0][0].at, name + _FETCHING):
+            view = self._find(name, size)  # another process may have fetched it meanwhile
+            if view is None and (data := fetch()) is not None:
+                self._keep(name, memoryview(data))
+                view = self._find(name, size) or data
+        return view
+
+    def _find(self, name: str, size: int) -> Any:
+        for there, _ in self._joined:
+            try:
+                file = os.open(name, _READ, dir_fd=there.at)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH)  # its writer closes it soon
+                if _is_at(file, name, there.at):
+                    os.utime(file)
+                    return _map(file, size)
+            finally:
+                os.close(file)
+        return None
+
+    def _keep(self, name: str, data: memoryview) -> None:
+        """Write a value for the others, if there is room."""
+        for there, _ in self._joined:
+            for keep_unused in (True, False):
+                _evict(there.at, data.nbytes, keep_unused=keep_unused)
+                try:
+                    return _write_once(there.at, name, data)
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+        return None
+
+
+def _join(folder: str) -> tuple[_Opened, _Opened]:
+    """Create a folder if it is missing; return it, and the locked file that proves its use."""
+    root, name = os.path.split(folder)
+    _make_root(root)
+    with _opened(root) as around:
+        while True:
+            _make_folder(name, around)
+            # A sweep may delete it before we have the lock.
+            with contextlib.suppress(FileNotFoundError), _opened(folder, around) as at:
+                _make_folder(_FREE, at)
+                proof = os.open(_owner_name(name), _WRITE | os.O_CREAT, 0o600, dir_fd=at)
+                owner = _Opened(proof)
+                fcntl.flock(proof, fcntl.LOCK_SH)
+                if _is_at(proof, _owner_name(name), at):
+                    return _Opened(os.dup(at)), owner
+
+
+def _make_folder(name: str, at: int | None = None) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=at)
+
+
+@contextlib.contextmanager
+def _lock_of(at: int, name: str) -> Iterator[None]:
+    """Hold the lock of a file that exists meanwhile; wait until no other process has it."""
+    while True:
+        file = os.open(name, _WRITE | os.O_CREAT, 0o600, dir_fd=at)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, name, at):
+                try:
+                    yield
+                    return
+                finally:
+                    os.unlink(name, dir_fd=at)
+        finally:
+            os.close(file)
+
+
+def _evict(at: int, size: int, *, keep_unused: bool) -> None:
+    """Delete values that no process uses, the longest unused first, to make room for one more."""
+    _delete_free_files(at)
+    unused = sorted(_unused(at), reverse=True)
+    room = os.statvfs(at)
+    kept = sum(n for _, n, _ in unused)
+    limit = min(MAX_FETCHED, int((room.f_bavail * room.f_frsize + kept) * MAX_FETCHED_PART))
+    while unused and (not keep_unused or kept + size > limit):
+        _, n, name = unused.pop()
+        kept -= n
+        _delete(at, name)
+
+
+def _unused(at: int) -> Iterator[tuple[int, int, str]]:
+    """Yield when each value was last used that no process maps now, its size and its name."""
+    for name in filter(_VALUE.fullmatch, os.listdir(at)):
+        with contextlib.suppress(FileNotFoundError):
+            file = os.open(name, _READ, dir_fd=at)
+            try:
+                if _lock(file):
+                    found = os.fstat(file)
+                    yield found.st_mtime_ns, found.st_size, name
+            finally:
+                os.close(file)

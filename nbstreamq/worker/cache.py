@@ -12,19 +12,18 @@ from typing import Any, Generic, TypeVar
 from ..errors import FunctionMissing, SecretMismatch, ServerUnreachable, SignatureError
 from ..objects.functions import LoadedFunction, load_function
 from ..objects.large_values import (
-    Ask,
     ServerBackend,
     ServerResults,
+    SharedReader,
     UrlBackend,
     ValueBackend,
-    ValueReader,
     ValueWriter,
     copy_of,
     last_part,
     refused,
     register,
 )
-from ..objects.mapped_files import MappedFiles, ValueAddress, is_file
+from ..objects.mapped_files import FetchedFiles, MappedFiles, ValueAddress, is_file
 from ..objects.pickling import load
 from ..settings import Settings
 from ..wire.connection import RECONNECT
@@ -91,18 +90,6 @@ class _Cache(Generic[K, V]):
                 self._drop(key)
 
 
-class _KeptOnServer(ServerBackend):
-    """Keeps what it has read, because many tasks may need it."""
-
-    def __init__(self, ask: Ask) -> None:
-        super().__init__(ask, lambda do, _: ask(do), lambda do, _: ask(do))
-        self._parts: _Cache[str, bytes] = _Cache()
-
-    def _get(self, name: str) -> bytes | None:
-        data = self._parts.get(name) or super()._get(name)
-        return None if data is None else self._parts.put(name, len(data), data)
-
-
 class _Results(ValueWriter):
     """Writes large results; finds out where to only when there is one."""
 
@@ -140,10 +127,11 @@ class Values:
         self.with_files = set[tuple[int, Any]]()
         self._functions: _Cache[tuple[str, str], LoadedFunction] = _Cache(self.with_files)
         self._values: _Cache[tuple[str, str], Any] = _Cache(self.with_files)
-        self._on_server = _KeptOnServer(self._ask)
         self._signer = signer
         self._has_files = has_files
-        self._reader = ValueReader(self._on_server, self._at_url(worker))
+        on_server = ServerBackend(self._ask, self._tell, self._tell)
+        files = FetchedFiles(self._settings)
+        self._reader = SharedReader(on_server, self._at_url(worker), signer, files)
         register(worker, self._reader)
         #: The job whose values are asked for.
         self._job = ""
@@ -178,15 +166,11 @@ class Values:
         files = MappedFiles(session, self._settings) if self._has_files else None
         if files is not None and files.exist():
             return files
-
-        def tell(do: Callable[[Store], object], _: int) -> object:
-            return self._ask(do)
-
-        return ServerResults(self._ask, tell, tell, session)
+        return ServerResults(self._ask, self._tell, self._tell, session)
 
     def _at_url(self, session: str) -> UrlBackend | None:
         url = self._settings.store
-        return UrlBackend(url, session, self._signer, lambda do, _: self._ask(do)) if url else None
+        return UrlBackend(url, session, self._signer, self._tell) if url else None
 
     def function(self, task: Task) -> LoadedFunction:
         """Return the function of `task`.
@@ -285,3 +269,6 @@ class Values:
                 return question(self._store)
             except ServerUnreachable:
                 time.sleep(RECONNECT)
+
+    def _tell(self, do: Callable[[Store], object], _: int) -> object:
+        return self._ask(do)

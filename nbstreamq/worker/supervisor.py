@@ -877,7 +877,8 @@ class Supervisor:
             self._store.renew(self._lanes)
             self._renewal_due = now + RENEW_EVERY
         self._heartbeat_due = now + self._settings.heartbeat
-        self._sweep()
+        if first or is_embedded(self._url, Settings.from_environment()):
+            self._sweep()
         silent = self._others.silent(heartbeats, time.monotonic())
         if silent or first:
             self._requeue_from_silent_nodes(silent)
@@ -885,15 +886,13 @@ class Supervisor:
             self._store.check_secret(write=False)
 
     def _sweep(self) -> None:
-        """Delete files with large values of dead clients. With a URL there are none."""
-        settings = Settings.from_environment()
-        if is_embedded(self._url, settings):
-            try:
-                sweep(settings)
-            except (FolderRefused, OSError) as error:
-                if str(error) != self._unswept:  # Log it once, though it is tried every second.
-                    self._unswept = str(error)
-                    logger.warning("%s", error)
+        """Delete files with large values of dead clients, and fetched ones that nobody uses."""
+        try:
+            sweep(Settings.from_environment())
+        except (FolderRefused, OSError) as error:
+            if str(error) != self._unswept:  # Log it once, though it is tried every second.
+                self._unswept = str(error)
+                logger.warning("%s", error)
 
     def _requeue_from_silent_nodes(self, silent: list[str]) -> None:
         """Requeue what workers held whose supervisor fell silent, or has died on this machine."""

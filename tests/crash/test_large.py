@@ -91,6 +91,26 @@ def test_what_a_dead_worker_had_is_there_for_the_next(local, gate):
     assert (local.submit(die_once, array).result(30) == array[1:]).all()
 
 
+def test_two_supervisors_of_a_machine_fetch_a_value_once(new_queue, start_node, gate, client):
+    for _ in range(2):
+        start_node(2)
+    array = np.random.default_rng(1).random(500_000)
+
+    def pick(k):
+        gate(f"worker {k}").open()
+        for other in range(4):
+            gate(f"worker {other}").wait()
+        return float(array[k]), "/fetched@" in Path("/proc/self/maps").read_text()
+
+    def sent():
+        return client.info("stats")["total_net_output_bytes"]
+
+    before = sent()
+    found = new_queue(workers=0).map(pick, range(4), chunksize=1).result(30)
+    assert found == [(float(array[k]), True) for k in range(4)]
+    assert 1 <= (sent() - before) / array.nbytes < 1.2
+
+
 def test_a_fork_frees_nothing_of_its_parent_s(local):
     array = np.arange(200_000)
     ref = local.put(array)

@@ -26,6 +26,7 @@ FUZZ = "crash/test_fuzz.py::test_forgeries_harm_nobody"
 REPLAY = "crash/test_replay.py::"
 ACL = "crash/test_acl.py::test_the_rules_are_enough_and_no_more"
 ROTATION = "crash/test_rotation.py::"
+LARGE = "client/test_large.py::TestUrl::"
 FILES = "client/test_files_of_others.py::"
 SECRETS = "client/test_secrets.py::"
 SIGNING = "unit/test_signing.py::"
@@ -96,12 +97,14 @@ SHOWN = {
         FILES + "test_a_memory_folder_that_is_a_link_is_refused",
     ],
     "Only files that nbstreamq": FILES + "test_what_others_made_stays",
-    "Workers of a queue with a URL": FILES + "test_workers_of_a_url_leave_the_memory_folder_alone",
+    "Workers of a queue with a URL": FILES
+    + "test_workers_of_a_url_use_no_folder_that_is_open_to_others",
     "Large values on a server": [
         "wire/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
-        "client/test_large.py::TestUrl::test_refuses_what_somebody_else_wrote",
+        LARGE + "test_refuses_what_somebody_else_wrote",
     ],
-    "Others can read them there": HERE + "TestSomebodyWhoCanWrite::test_reads_what_travels",
+    "The worker that fetches": LARGE + "test_refuses_what_somebody_else_wrote",
+    "Others can read the values there": HERE + "TestSomebodyWhoCanWrite::test_reads_what_travels",
     "A copy of a message has": EXPLAINS,
     "So each process remembers": EXPLAINS,
     "**Tasks.**": HERE + "test_the_workers_of_a_machine_remember_a_million_messages",

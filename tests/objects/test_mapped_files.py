@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,14 @@ import pytest
 
 import nbstreamq
 from nbstreamq.errors import NbstreamqError, NoRoom
-from nbstreamq.objects.mapped_files import MappedFiles, SessionFolder, free, read, sweep
+from nbstreamq.objects.mapped_files import (
+    FetchedFiles,
+    MappedFiles,
+    SessionFolder,
+    free,
+    read,
+    sweep,
+)
 from nbstreamq.settings import Settings
 
 SIZE = 1_200_000
@@ -34,6 +43,13 @@ def folder(settings):
 
 def write(folder, byte, size=SIZE):
     return folder.write(memoryview(bytes([byte]) * size)), size
+
+
+def surroundings(settings):
+    """Where a Python runs that has the same folders."""
+    folders = {"MEMORY_DIR": settings.memory_dir, "DATA_DIR": settings.data_dir}
+    env = os.environ | {f"NBSTREAMQ_{name}": str(path) for name, path in folders.items()}
+    return {"cwd": Path(nbstreamq.__file__).parents[1], "env": env}
 
 
 def inode(address):
@@ -135,10 +151,7 @@ def test_a_dead_session_is_swept_and_a_living_one_is_not(settings, folder):
         "folder.write(memoryview(bytes(10)))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    folders = {"MEMORY_DIR": settings.memory_dir, "DATA_DIR": settings.data_dir}
-    env = os.environ | {f"NBSTREAMQ_{name}": str(path) for name, path in folders.items()}
-    root = Path(nbstreamq.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", script], cwd=root, env=env, check=False)
+    subprocess.run([sys.executable, "-c", script], check=False, **surroundings(settings))
     assert (settings.memory_dir / "dead").exists()
     assert (settings.data_dir / "values" / "dead").exists()
     sweep(settings)
@@ -188,3 +201,131 @@ def test_a_closed_folder_closes_no_file_that_got_its_number(settings):
     folder.forget()  # as each process does that is forked from now on
     for file in files:
         os.close(file)
+
+
+# -- values from elsewhere ----------------------------------------------------------------------
+
+
+class Source:
+    """Reads values that are all of one byte, and notes which were fetched."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.fetched = []
+
+    def read(self, byte, size=SIZE, before=lambda: None):
+        def fetch():
+            self.fetched.append(byte)
+            return bytearray([byte]) * size
+
+        files = FetchedFiles(self.settings)  # as each worker has
+        before()
+        view = files.read(f"{byte:032x}", size, fetch)
+        assert bytes(view) == bytes([byte]) * size
+        return view, files
+
+    def kept(self):
+        roots = self.settings.memory_dir, self.settings.data_dir / "values"
+        files = [file for root in roots for file in root.glob("fetched@*/*")]
+        return sorted(int(file.name, 16) for file in files if len(file.name) == 32)
+
+
+@pytest.fixture
+def source(settings):
+    return Source(settings)
+
+
+def test_processes_that_read_a_value_at_the_same_time_fetch_it_once(source):
+    n_readers = 4
+    all_are_there = threading.Barrier(n_readers)
+    with ThreadPoolExecutor(n_readers) as pool:
+        found = list(pool.map(lambda _: source.read(1, before=all_are_there.wait), range(4)))
+    assert source.fetched == [1]
+    assert source.kept() == [1]
+    found[0][0][0] = 9
+    assert found[1][0][0] == 1, "each reader has its own view"
+
+
+def test_a_killed_fetcher_leaves_no_part_and_blocks_nobody(source):
+    script = (
+        "import time\n"
+        "from nbstreamq.objects.mapped_files import FetchedFiles\n"
+        "from nbstreamq.settings import Settings\n"
+        "def fetch():\n"
+        "    print('fetching', flush=True)\n"
+        "    time.sleep(60)\n"
+        f"FetchedFiles(Settings.from_environment()).read('{1:032x}', {SIZE}, fetch)\n"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdout=-1, **surroundings(source.settings)
+        ) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert other.stdout.readline() == b"fetching\n"
+        waiting = pool.submit(source.read, 1)
+        assert not waiting.done()
+        assert source.fetched == []
+        other.kill()
+        waiting.result(20)
+    assert source.fetched == [1]
+    assert source.kept() == [1]
+
+
+def test_a_value_that_is_gone_or_refused_is_not_kept(source):
+    files = FetchedFiles(source.settings)
+    assert files.read("0" * 32, SIZE, lambda: None) is None
+    with pytest.raises(ZeroDivisionError):
+        files.read("0" * 32, SIZE, lambda: 1 // 0)
+    source.read(0)
+
+
+def test_the_longest_unused_value_makes_room(source, monkeypatch):
+    monkeypatch.setattr("nbstreamq.objects.mapped_files.MAX_FETCHED", 3 * SIZE)
+    in_use = source.read(1)
+    for byte in (2, 3, 4, 2, 5):
+        source.read(byte)
+    assert source.fetched == [1, 2, 3, 4, 5]
+    assert source.kept() == [1, 2, 4, 5]
+    assert bytes(in_use[0]) == b"\1" * SIZE
+
+
+def test_fetched_values_exist_while_a_process_uses_the_folder(source):
+    _, files = source.read(1)
+    sweep(source.settings)
+    assert source.kept() == [1]
+    del files
+    sweep(source.settings)
+    assert not list(source.settings.memory_dir.iterdir())
+    source.read(1)
+    assert source.fetched == [1, 1]
+
+
+def test_a_full_memory_makes_room_then_the_disk_has_some(small_memory):
+    source = Source(small_memory)
+    source.read(1)
+    in_use = source.read(2)
+    assert source.kept() == [2]
+    source.read(3)
+    source.read(3)
+    assert source.fetched == [1, 2, 3]
+    assert [path.stat().st_size for path in small_memory.data_dir.glob("values/fetched@*/*3")] == [
+        SIZE
+    ]
+    assert bytes(in_use[0]) == b"\2" * SIZE
+
+
+def test_without_any_room_each_process_fetches_for_itself(small_memory):
+    source = Source(replace(small_memory, data_dir=small_memory.memory_dir / "data"))
+    for _ in "12":
+        assert type(source.read(1, 2**22)[0]) is bytearray
+    assert source.fetched == [1, 1]
+    assert source.kept() == []
+
+
+def test_without_a_private_folder_each_process_fetches_for_itself(source):
+    source.settings.memory_dir.mkdir(mode=0o755)
+    source.settings.data_dir.touch()
+    for _ in "12":
+        source.read(1)
+    assert source.fetched == [1, 1]
