@@ -8,7 +8,9 @@ longer if a named job is kept for ever.
 key                       type               lifetime  holds
 ========================  =================  ========  ========================================
 ``lane:<lane>``           stream, one group  30 days   tasks waiting or in flight; a home's in
-                                                       ``<lane>@<home>``, once others met them
+                                                       ``<lane>@<home>``, once others met them;
+                                                       ``<lane>@longcall``: those that take
+                                                       longer than some workers live
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
 ``backlog:<lane>:<job>``  list               30 days   chunks of a map behind those in the lane
@@ -65,6 +67,9 @@ LANES = ("high", *NESTED, "default", "low")
 #: Those that idle workers do not wait on until somebody has submitted to them: with each more that
 #: they wait on, each message costs the server more.
 RARE = tuple(lane for lane in LANES if lane != "default")
+#: In place of a home: calls that the worker which took them could not finish in its lifetime. All
+#: workers that live longer serve such lanes.
+LONG_CALLS = "longcall"
 #: Lifetimes in seconds; renewed on use. Longer keeps more that nobody reads.
 DAY = 86_400
 WEEK = 7 * DAY
@@ -161,6 +166,8 @@ def base_lane(lane: str) -> str:
 def is_home_lane(lane: str) -> bool:
     """Tell whether `lane` is one that `home_lane` may return."""
     base, _, home = lane.partition("@")
+    if home == LONG_CALLS:  # also beside lanes of people's own
+        return bool(base)
     return base in LANES and len(home) == TAG_LENGTH and home.isalnum() and home.isascii()
 
 

@@ -28,7 +28,7 @@ from ..secret import Address, Secret
 from ..settings import Settings
 from ..tracebacks import trace_of
 from ..wire.connection import MOST_CUTS, RECONNECT, SPIN, MessageTooLarge
-from ..wire.keys import base_lane, deeper_lanes, home_lane, home_of
+from ..wire.keys import LONG_CALLS, base_lane, deeper_lanes, home_lane, home_of
 from ..wire.settlement import Delivery, Requeue, Settlement
 from ..wire.signing import Signer
 from ..wire.store import Store
@@ -36,6 +36,7 @@ from ..worker_context import WorkerContext
 from .cache import Values
 from .checkpoints import Checkpoints
 from .execution import Execution, part_cancelled
+from .life import Term
 from .monitor import TaskMonitor
 from .output import Output
 from .run import Runner
@@ -107,6 +108,8 @@ class TaskWorker:
         Lanes that it serves, most urgent first.
     homes
         Tags of the tasks that it runs, see `Home`; others go to lanes of their home. Empty: all.
+    term
+        Which calls it may begin, if its lifetime is limited.
     url, secret
         For queues that tasks use themselves.
     """
@@ -122,6 +125,7 @@ class TaskWorker:
         worker: str,
         lanes: Sequence[str],
         homes: tuple[str, ...] = (),
+        term: Term | None = None,
         url: Address | str,
         secret: Secret | str,
     ) -> None:
@@ -138,7 +142,7 @@ class TaskWorker:
         #: The lanes that it serves; and with those of homes among them, as far as there are any.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
-        self._homes = homes
+        self._homes, self._term = homes, term
         #: Lanes that got tasks of other homes, whose supervisors may not know it yet.
         self._moved = set[str]()
         #: The second is held while we tell the server, or ask it, which tasks are ours.
@@ -302,6 +306,8 @@ class TaskWorker:
             if not is_copy:
                 settlement, stopped = self.execution.execute(delivery)
                 self._settled_cache.add_run(settlement)
+                if self._term is not None:
+                    self._term.learn(settlement)
         except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
             if settlement is None:
                 settlement, stopped = self.execution.rescue(delivery, None, error, depth)
@@ -432,15 +438,22 @@ class TaskWorker:
         self._used_lanes = [lane for lane in self._lanes if lane not in unused]
 
     def _find_lanes(self) -> None:
-        """Serve the lanes of our homes that hold tasks; those of all homes, if we serve all."""
+        """Serve the lanes of our homes that hold tasks; those of all homes, if we serve all.
+
+        And those of long calls, which come first, unless there is too little time for them.
+        """
         n_changes = self._slot.n_lane_changes()
         if n_changes == self._n_lane_changes:
             return
-        parts: dict[str, list[str]] = {}
+        parts: dict[str, list[str]] = {lane: [lane] for lane in self._served}
+        is_old = self._term is not None and self._term.is_old
         for lane in self._store.home_lanes():
-            if not self._homes or lane.partition("@")[2] in self._homes:
-                parts.setdefault(base_lane(lane), []).append(lane)
-        found = [n for lane in self._served for n in (lane, *parts.get(lane, ()))]
+            home, known = lane.partition("@")[2], parts.get(base_lane(lane), [])
+            if home == LONG_CALLS:
+                known[:0] = () if is_old else [lane]
+            elif not self._homes or home in self._homes:
+                known.append(lane)
+        found = [n for lanes in parts.values() for n in lanes]
         self._store.ensure_lanes(set(found) - set(self._lanes))
         self._lanes, self._n_lane_changes = tuple(found), n_changes
 
@@ -449,10 +462,13 @@ class TaskWorker:
         is_mixed = bool(self._batch and taken)
         for delivery in taken:
             home = home_of(delivery.task.job) if self._homes else ""
-            if not self._homes or home in self._homes or _may_be_dropped(delivery):
-                self._batch.append(delivery)
-            else:
+            if self._homes and home not in self._homes and not _may_be_dropped(delivery):
                 self._move(delivery, home)
+            elif self._term is not None and not self._term.allows(delivery):
+                self._term.is_old, self._n_lane_changes, self._lane_bits = True, -1, -1
+                self._move(delivery, LONG_CALLS)
+            else:
+                self._batch.append(delivery)
         if is_mixed:
             self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
 

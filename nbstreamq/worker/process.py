@@ -29,6 +29,7 @@ from ..settings import Settings, conceal, environment_without_secrets, hand_over
 from ..wire.connection import open_client
 from ..wire.signing import Signer
 from ..wire.store import Store
+from .life import Term
 from .loop import TaskWorker
 from .output import FILE_LIMIT_BYTES, Output
 from .settled import SETTLED_BYTES, SettledCache
@@ -78,6 +79,8 @@ class WorkerSpec:
         Descriptors of the files of `SettledCache` and of `Turns`.
     max_files
         How many files it may have open; the supervisor may have more.
+    ends_at, lifetime
+        When its supervisor's lifetime is over, by the monotonic clock, and how long that is.
     description
         What `q.workers` shows of it.
     """
@@ -96,6 +99,8 @@ class WorkerSpec:
     settled: int
     turns: int
     max_files: int
+    ends_at: float
+    lifetime: float
     description: dict[str, Any]
 
 
@@ -376,6 +381,7 @@ def _serve(spec: WorkerSpec, url: Address, secret: Secret) -> None:
         worker=spec.worker,
         lanes=spec.lanes,
         homes=spec.homes,
+        term=Term(spec.ends_at, spec.lifetime) if spec.lifetime < float("inf") else None,
         url=url,
         secret=secret,
     )

@@ -35,7 +35,7 @@ from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
 from ..settings import Settings
 from ..wire.item_ranges import EVERYTHING
-from ..wire.keys import LANES, is_home_lane, session_of
+from ..wire.keys import LANES, LONG_CALLS, is_home_lane, session_of
 from ..wire.messages import ControlMessage
 from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
@@ -620,6 +620,8 @@ class Supervisor:
             settled=self._settled,
             turns=self._turns_file,
             max_files=self._max_files,
+            ends_at=self._life.ends_at,
+            lifetime=self._settings.lifetime,
             description=self._describe(),
         )
         self._workers[worker.pid] = worker
@@ -941,7 +943,7 @@ class Supervisor:
     def _serves(self, lane: str) -> bool:
         """Return whether our workers may run the tasks of `lane`, which may belong to a home."""
         home = lane.partition("@")[2]
-        return not home or not self._homes or home in self._homes
+        return not home or not self._homes or home in self._homes or home == LONG_CALLS
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""

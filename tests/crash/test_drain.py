@@ -301,3 +301,22 @@ def test_workers_that_have_nothing_to_do_for_long_end(start_workers, queue, gate
     assert "nothing has run for 1 s: it ends" in said
     assert status == 0
     assert running.result(30) is None
+
+
+def test_a_call_that_does_not_fit_into_a_lifetime_is_left_to_another_worker(
+    start_workers, queue, tmp_path
+):
+    def work(folder):
+        with (folder / "log").open("a") as log:
+            print(os.getppid(), file=log)
+        time.sleep(3.2)
+
+    node = start_workers(60, "--lifetime", "6")
+    queue.submit(work, tmp_path).result(30)
+    second = queue.submit(work, tmp_path)
+    assert node.wait()[0] == 0
+    assert not second.done()
+    other = start_workers(1)
+
+    second.result(30)
+    assert (tmp_path / "log").read_text().split() == [str(node.pid), str(other.pid)]
