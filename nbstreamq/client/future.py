@@ -402,6 +402,10 @@ class TaskFuture(Future[T], Generic[T]):
         """
         raise NotImplementedError
 
+    def __dir__(self) -> Iterable[str]:
+        # Tab shows what users use. The rest is for the session and for executors.
+        return [name for name in dir(TaskFuture) if not name.startswith("set_")]
+
     def __repr__(self) -> str:
         return f"<TaskFuture {self.id} {self._owner.name}: {self.status}>"
 
@@ -410,13 +414,10 @@ class TaskFuture(Future[T], Generic[T]):
 
 
 class ItemFuture(TaskFuture[T]):
-    """An item of a job.
-
-    Parameters
-    ----------
-    session, table, index
-        The job's table, and the item's index in it.
-    """
+    # An item of a job.
+    __doc__ = TaskFuture.__doc__
+    # `help` takes an object of which it finds this for one of that class.
+    __origin__ = TaskFuture
 
     def __init__(self, session: Session, table: JobTable, index: int) -> None:
         self._prepare(session)
@@ -454,17 +455,10 @@ _PENDING, _FINISHED, _CANCELLED = "PENDING", "FINISHED", "CANCELLED_AND_NOTIFIED
 
 
 class CallFuture(TaskFuture[T], Call):
-    """The future of a single call, which holds everything that is known of that call.
-
-    Parameters
-    ----------
-    session
-        The session that submits it.
-    fn
-        What is called.
-    args
-        The pickled positional and keyword arguments.
-    """
+    # The future of a single call, which holds everything that is known of that call; `fn` is what
+    # is called, `args` are the pickled positional and keyword arguments.
+    __doc__ = TaskFuture.__doc__
+    __origin__ = TaskFuture
 
     def __init__(self, session: Session, fn: Callable[..., T], args: bytes) -> None:
         # This is `_prepare`, without the call.
@@ -475,10 +469,6 @@ class CallFuture(TaskFuture[T], Call):
         self._session = session
         self.fn = fn
         self.args = args
-
-    def __dir__(self) -> Iterable[str]:
-        # Tab shows what users use. The rest is for the session.
-        return dir(TaskFuture)
 
     # -- for the session -----------------------------------------------------------------------
 
