@@ -1,4 +1,4 @@
-"""Sizes and durations as people read them."""
+"""Sizes, durations and counts as people read them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def duration(seconds: float) -> str:
     if not hours:
         return f"{minutes} min {rest} s"
     return f"{hours} h {minutes_left} min" if hours < 48 else f"{round(hours / 24)} days"
+
+
+def plural(n: int, noun: str) -> str:
+    """Return a number of things: ``1 worker``, ``1,200 workers``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

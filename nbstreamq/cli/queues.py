@@ -8,6 +8,7 @@ from contextlib import closing
 
 from ..arguments import check_queue_name
 from ..errors import NbstreamqError
+from ..sizes import plural
 from .parsing import Commands, add_command, add_json, add_server, argument
 from .printing import advise, print_rows
 from .target import open_queues, open_store, server
@@ -82,8 +83,8 @@ def _delete_queue(options: argparse.Namespace) -> None:
         if not options.force and (workers := store.workers()):
             hosts = ", ".join(sorted({str(d.get("host")) for d in workers.values()}))
             raise NbstreamqError(
-                f"queue {options.queue!r} has {len(workers)} workers on {hosts}: stop them first,"
-                " or add --force."
+                f"queue {options.queue!r} has {plural(len(workers), 'worker')} on {hosts}:"
+                " stop them first, or add --force."
             )
         n_keys = store.delete_queue()
     if not n_keys:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import JobNotFound, NbstreamqError, ServerRefused
 from ..secret import Address
+from ..sizes import plural
 from ..wire.item_ranges import items
 from ..wire.keys import LANES, is_named
 from ..wire.messages import State, Task
@@ -223,7 +224,7 @@ class QueueStatus:
         return f"refused as unsigned, or as sent twice: {counts}. See q.dead()."
 
     def __str__(self) -> str:
-        lines = [f"queue {self.queue!r} on {self.server}: {len(self.workers)} workers"]
+        lines = [f"queue {self.queue!r} on {self.server}: {plural(len(self.workers), 'worker')}"]
         lines += [
             f"  lane {v.lane}: {v.waiting} waiting, {v.running} running, {v.delayed} delayed"
             for v in self.lanes
@@ -332,8 +333,8 @@ def _summary(status: QueueStatus) -> str:
     waiting = sum(v.waiting + v.delayed for v in status.lanes)
     running = sum(v.running for v in status.lanes)
     return (
-        f"{status.queue!r}: {len(status.workers)} workers, {waiting:,} messages waiting,"
-        f" {running:,} running"
+        f"{status.queue!r}: {plural(len(status.workers), 'worker')}, {plural(waiting, 'message')}"
+        f" waiting, {running:,} running"
     )
 
 

@@ -19,9 +19,10 @@ from IPython.display import DisplayHandle
 
 from ..client.future import CallFuture, TaskFuture
 from ..objects.bytecode import names_of
+from ..sizes import plural
 from ..wire.messages import Event
 from . import remote
-from .html import plural, tail
+from .html import tail
 from .outputs import EndOfCall, Output
 from .view import MAX_OUTPUT, worker_labels
 

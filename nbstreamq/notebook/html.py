@@ -28,7 +28,7 @@ from ..client.status import (
 from ..client.units import Units
 from ..home import how_to_start
 from ..objects.references import Ref
-from ..sizes import duration
+from ..sizes import duration, plural
 from ..wire.keys import NESTED
 from ..wire.messages import State
 from .view import MAX_OUTPUT, N_COLUMNS, Ends, JobPicture, WorkerRow
@@ -302,7 +302,7 @@ def describe(job: JobPicture) -> str:
     if job.remaining is not None:
         words.append(f"about {duration(job.remaining)} left")
     if job.n_workers:
-        words.append(f"{job.n_busy} of {job.n_workers} workers busy")
+        words.append(f"{job.n_busy} of {plural(job.n_workers, 'worker')} busy")
     return " · ".join(words)
 
 
@@ -328,11 +328,6 @@ def describe_items(ends: Ends) -> str:
         return ""
     first, final = ends
     return f"item {first}" if first == final else f"items {first} to {final}"
-
-
-def plural(n: int, noun: str) -> str:
-    """Return a number of things: ``1 worker``, ``1,200 workers``."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def number(n: int) -> str:

@@ -10,7 +10,7 @@ from ..cores import n_cores
 from ..home import own_queue
 from ..secret import Address
 from ..settings import Settings
-from .html import plural
+from ..sizes import plural
 
 
 class NotebookQueue(TaskQueue):

@@ -169,7 +169,7 @@ class TestDoctor:
         assert re.search(r"^server   (Redis|Valkey) \d+\.\d+", out, re.M)
         assert re.search(r"^ping     \d+\.\d+ ms$", out, re.M)
         assert re.search(r"^clock    (agrees with|\d+\.\d+ s \w+( of)?) this", out, re.M)
-        assert f"{queue_name!r}: 1 workers, 0 messages waiting" in out
+        assert f"{queue_name!r}: 1 worker, 0 messages waiting" in out
         assert "problem" not in out
 
     def test_a_queue_without_workers_exits_with_1_and_is_not_made(
@@ -255,7 +255,7 @@ def test_a_queue_with_workers_is_deleted_by_force_only(server_url, store, queue_
 
     status, _, error = run("queues", "delete", queue_name, server_url)
     assert status == 1
-    assert "1 workers on node4" in error
+    assert "1 worker on node4" in error
     assert [*client.scan_iter(f"nbq2:{{{queue_name}}}*")] != []
 
     assert run("queues", "delete", "--force", queue_name, server_url)[0] == 0
