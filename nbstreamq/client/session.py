@@ -632,8 +632,7 @@ class Session:
 
     def _explain(self, what: Outstanding) -> None:
         """Warn, once for each reason, if there is a reason why nothing happens."""
-        # Workers that are started again have not joined yet.
-        if not self.workers.is_restarting and (reason := self.survey(what)[1]):
+        if reason := self.survey(what)[1]:
             self.warn(f"waiting for {what.name}: {reason}")
 
     def survey(self, what: Outstanding) -> tuple[dict[str, dict[str, Any]], str]:

@@ -102,12 +102,13 @@ class LocalWorkers:
         self.n_workers = 0
         self._asked_at = -math.inf
         self._trouble = ""
-        #: Whether the supervisor has died, and will soon be there again.
-        self.is_restarting = False
 
     @property
     def are_starting(self) -> bool:
-        """Whether they were asked for a moment ago: they may not have joined yet."""
+        """Whether they, or others in their place, were asked for a moment ago.
+
+        They may not have joined yet.
+        """
         return self.n_workers > 0 and time.monotonic() < self._asked_at + STARTING
 
     @property
@@ -347,7 +348,7 @@ class LocalWorkers:
 
     def _restart(self, connection: Connection) -> None:
         self._brake(connection)
-        self.is_restarting = True
+        self._asked_at = time.monotonic()
         try:
             with self._lock:
                 if self._is_lost(connection):
@@ -355,8 +356,6 @@ class LocalWorkers:
         except Exception as error:  # noqa: BLE001 - this thread must try again
             self._trouble = f"the local workers can't be restarted (still trying): {error}"
             self._closing.wait(RETRY)
-        finally:
-            self.is_restarting = False
 
     def _reopen(self) -> None:
         connection = self._open()
