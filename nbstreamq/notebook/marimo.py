@@ -144,8 +144,9 @@ def show_future(future: TaskFuture[Any]) -> Any:
     """Return what marimo displays of a call: its table, which is live until the call is over."""
     if _is_saved():
         wait([future])
+    is_over = future.done()  # first: the HTML of a moment before would not show how it ended
     html = future_html(future)
-    if future.done():
+    if is_over:
         return marimo.Html(html)
     return _follow(JobWidget(html=html), lambda: future_html(future), future.done, FRAME)
 
@@ -213,30 +214,34 @@ class ShownWait(Display):
         self._is_due = False
 
     def draws_after(self) -> float:
-        return max(0.0, self._drawn_at + WAIT_FRAME - time.monotonic())
+        return 0.0  # each wait may be the last one, and then its end is to be shown
 
     def draw(self) -> None:
+        if time.monotonic() >= self._drawn_at + WAIT_FRAME:
+            self._draw_now()
+
+    def _draw_now(self) -> None:
         self._drawn_at = time.monotonic()
         html = marimo.Html(job_html(self._view.picture()))
         marimo.output.replace_at_index(html, self._at)
 
     def end(self) -> None:
         if _is_saved() or (isinstance(self._view, JobView) and self._view.is_over):
-            self.draw()
+            self._draw_now()
             return
-        # Many short waits would draw it as many times, and none tells that it was the last one.
+        # Many short waits would draw it as many times.
         with self._lock:
             is_due, self._is_due = self._is_due, True
         if not is_due:
             marimo.Thread(target=self._draw_later, name="nbstreamq-view", daemon=True).start()
 
     def _draw_later(self) -> None:
-        time.sleep(self.draws_after())
+        time.sleep(WAIT_FRAME)
         with self._lock:
             self._is_due = False
         if not marimo.current_thread().should_exit:  # the cell has not begun to run again
             with contextlib.suppress(ReferenceError):  # nobody has the job any longer
-                self.draw()
+                self._draw_now()
 
 
 def _is_saved() -> bool:

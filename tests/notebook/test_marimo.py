@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,7 @@ def _(q, time):
 
     for _ in q.map(pause, [0.8] * 4, chunksize=1):
         pass
+    _done = [future.result() for future in [q.submit(pause, 0.2) for _ in range(30)]]
     return
 
 
@@ -153,9 +155,17 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def url(folder, wait_until) -> Iterator[str]:
-    """The notebook in a running marimo."""
+    """The notebook, open in marimo."""
+    with served("edit", folder, wait_until) as url:
+        yield url
+
+
+@contextmanager
+def served(how: str, folder: Path, wait_until: Callable[..., object]) -> Iterator[str]:
+    """Return the address of the notebook in a marimo that runs meanwhile."""
     port = free_port()
-    command = [*MARIMO, "edit", "slider.py", "--headless", "--no-token", "--skip-update-check"]
+    command = [*MARIMO, how, "slider.py", "--headless", "--no-token"]
+    command += ["--skip-update-check"] if how == "edit" else []
     log = folder / "marimo.log"
     with log.open("wb") as file:
         server = subprocess.Popen(
@@ -220,17 +230,47 @@ def test_a_slider_runs_a_cell_again_and_cancels_its_old_job(url, folder, page, w
     (folder / "gate").touch()
     expect(kept).to_contain_text("1 of 1 done", timeout=30_000)
     expect(page.get_by_text("sweep").first).to_be_visible()
-    shots = os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS")
-    if shots:
-        page.screenshot(path=Path(shots) / "marimo.png", full_page=True)
+    shoot(page, "marimo.png")
 
 
-@pytest.mark.timeout(120)
-def test_an_exported_notebook_holds_the_finished_pictures(folder):
+def shoot(page, name):
+    if shots := os.environ.get("NBSTREAMQ_TEST_SCREENSHOTS"):
+        page.screenshot(path=Path(shots) / name, full_page=True)
+
+
+def add_waiting_cell(folder):
     begin, main, end = NOTEBOOK.partition("if __name__")
     (folder / "slider.py").write_text(begin + WAITING_CELL + main + end)
     (folder / "gate 2").touch()
     (folder / "gate").touch()
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+def test_an_app_shows_jobs_and_waits_and_cancels_by_its_slider(folder, page, wait_until):
+    add_waiting_cell(folder)
+    with served("run", folder, wait_until) as url:
+        page.goto(url)
+
+        # When a cell waits, I expect to see how far it is
+        expect(page.locator(VIEW.format("pause"))).to_contain_text("of 4 done", timeout=60_000)
+        calls = page.locator(VIEW.format("pause")).nth(1)
+        expect(calls).to_contain_text("of 30 done", timeout=30_000)
+        shoot(page, "app.png")
+        expect(calls).to_contain_text("30 of 30 done", timeout=30_000)
+        view = page.locator(VIEW.format("slow"))
+        expect(view).to_contain_text("3 of 3 done", timeout=30_000)
+
+        # When the slider moves, I expect the new job, live
+        page.get_by_role("slider").first.press("ArrowRight")
+        expect(view).to_contain_text("1 of 3 done", timeout=30_000)
+        view.get_by_role("button", name="Cancel").click()
+        expect(view).to_contain_text("2 cancelled", timeout=30_000)
+
+
+@pytest.mark.timeout(120)
+def test_an_exported_notebook_holds_the_finished_pictures(folder):
+    add_waiting_cell(folder)
     command = [*MARIMO, "export", "html", "slider.py", "-o", "slider.html"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -240,3 +280,4 @@ def test_an_exported_notebook_holds_the_finished_pictures(folder):
     assert "3 workers" in page  # of the queue
     assert "sweep" in page
     assert page.count("4 of 4 done") == 1  # what a cell waited for
+    assert page.count("30 of 30 done") == 1
