@@ -373,6 +373,7 @@ class CellOutput:
         self._name = name
         self._filename = filename
         self._begun = time.monotonic()
+        self._sent = time.strftime("%H:%M:%S", time.gmtime())
         self._lock = threading.Lock()
         self._is_over = False
         handle.display(self._running(""))
@@ -383,7 +384,8 @@ class CellOutput:
         EndOfCall(future, lambda: self._end(future))
 
     def _running(self, printed: str) -> _Bundle:
-        return _text(f"{printed}{self._name}: running on a worker ...")
+        # A saved notebook may keep that, if nothing waits for the end.
+        return _text(f"{printed}{self._name}: sent at {self._sent} UTC, not over yet")
 
     def _print(self, future: CellFuture) -> None:
         with self._lock:

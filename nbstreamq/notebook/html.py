@@ -8,6 +8,7 @@ from __future__ import annotations
 import reprlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -81,7 +82,20 @@ def _render(template: str, **values: Any) -> str:
 # -- what there is HTML of ----------------------------------------------------------------------
 
 
-def job_html(picture: JobPicture, place: str = "", *, keeps_buttons: bool = False) -> str:
+def saved_html(picture: JobPicture, place: str = "") -> str:
+    """Return the HTML of a job to keep in a notebook: if it is not over, it says when that was."""
+    if not picture.is_over:  # nobody knows later how long it takes, or what the workers do
+        picture = replace(picture, remaining=None, outlook={}, n_workers=0)
+    return job_html(picture, place, seen=None if picture.is_over else _now())
+
+
+def job_html(
+    picture: JobPicture,
+    place: str = "",
+    *,
+    keeps_buttons: bool = False,
+    seen: datetime | None = None,
+) -> str:
     """Return the HTML of a job.
 
     Parameters
@@ -90,25 +104,35 @@ def job_html(picture: JobPicture, place: str = "", *, keeps_buttons: bool = Fals
         Class of an empty element in which a live notebook may offer to run failed items again.
     keeps_buttons
         Whether the live view stays when the job is over, with its button for failed items.
+    seen
+        When the job was like that, if it is to be said that this was not its end.
     """
     printed = [f"[{p.item}] {line}" for p in picture.output for line in p.text.splitlines()]
     output = "\n".join(printed)
-    return _render("job.html", job=picture, output=output, place=place, keeps_buttons=keeps_buttons)
+    more = {"output": output, "place": place, "keeps_buttons": keeps_buttons, "seen": seen}
+    return _render("job.html", job=picture, **more)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def future_html(future: TaskFuture[Any]) -> str:
     """Return the HTML of what is known of a call now; waits for nothing."""
-    timing, is_over = future.timing, future.done()
-    has_run = future.status in {State.DONE, State.FAILED}
+    status = future.status  # once: it changes at any moment
+    has_run = status in {State.DONE, State.FAILED}
+    is_over, timing = has_run or status is State.CANCELLED, future.timing
     begun = timing.get("started")
     result, error = _outcome(future)
     return _render(
         "future.html",
         future=future,
         title=_shown(future),
+        status=status,
         started=datetime.fromtimestamp(begun, UTC) if begun else None,
         seconds=timing["seconds"] if begun and has_run else None,
         progress=None if is_over else future.progress,
+        seen=None if is_over else _now(),
         result=result,
         error=error,
         logs=future.logs,

@@ -26,8 +26,16 @@ from ..client.status import QueueStatus
 from ..client.table import JobTable, Outstanding
 from ..client.units import Units
 from ..errors import NbstreamqError
-from .html import HTML_OF, describe, future_html, job_html, status_html, units_html
-from .outputs import EndOfCall, Output, cell_now
+from .html import (
+    HTML_OF,
+    describe,
+    future_html,
+    job_html,
+    saved_html,
+    status_html,
+    units_html,
+)
+from .outputs import EndOfCall, Output, cell_now, is_only_saved
 from .terminal import job_text
 from .view import CallsView, JobPicture, JobView
 
@@ -116,11 +124,12 @@ def catch_up(*_: object) -> None:
     """Bring all views up to date at the end of a cell, as `outputs.end_cell` does it for calls.
 
     Jobs that are over get their last picture, and those that were run again are followed again.
+    Where a program runs the notebook, this may be the last cell: then the picture says that.
     """
     for live in [live for views in list(_views.values()) for live in views]:
         live.catch_up()
     while _calls_of_cell:
-        _calls_of_cell.pop().draw()
+        _calls_of_cell.pop().finish()
 
 
 class LiveJob:
@@ -147,6 +156,8 @@ class LiveJob:
         What shows no widgets, such as GitHub, shows the HTML beside it. Google Colab wants
         metadata, which anywidget provides there.
         """
+        if is_only_saved():
+            return _data(picture), {}
         self._is_kept = False
         data, metadata = self.widget._repr_mimebundle_() or ({}, {})
         return {**data, **_data(picture)}, metadata
@@ -168,6 +179,9 @@ class LiveJob:
         if self._view is None and self._run != job._table.run:
             self._revive(job)
         self._end_if_over(job)
+        with self._lock:
+            if self._view is not None and is_only_saved():
+                self._handle.update(_data(self._view.picture()))
 
     def obey(self, message: Any) -> None:
         """Do what a button says, or say why that failed."""
@@ -273,8 +287,11 @@ def _answer_anywhere(widget: JobWidget) -> None:
 
 def _data(picture: JobPicture, place: str = "") -> dict[str, str]:
     """Return the data of an output that needs no widget."""
-    text = f"<Job {picture.id} {picture.name}: {picture.state}>"
-    return {"text/html": job_html(picture, place), "text/plain": text}
+    return {"text/html": saved_html(picture, place), "text/plain": _text(picture)}
+
+
+def _text(picture: JobPicture) -> str:
+    return f"<Job {picture.id} {picture.name}: {picture.state}>"
 
 
 # -- a call in a notebook -----------------------------------------------------------------------
@@ -420,10 +437,9 @@ class ShownCalls(Display):
     def __init__(self, view: CallsView) -> None:
         self._view = view
         self._drawn_at = time.monotonic()
-        data = _data(view.picture())
-        self._html = data["text/html"]
+        self._shown = self._data()
         self._handle = Output()
-        self._handle.display(data)
+        self._handle.display(self._shown)
         _calls_of_cell.append(self)
 
     def draws_after(self) -> float:
@@ -431,12 +447,22 @@ class ShownCalls(Display):
 
     def draw(self) -> None:
         self._drawn_at = time.monotonic()
-        data = _data(self._view.picture())
-        if data["text/html"] != self._html:
-            self._html = data["text/html"]
-            self._handle.update(data)
+        self._update(self._data())
 
     def end(self) -> None:
         # Else many short waits would draw it as many times; the end of the cell brings the rest.
         if not self.draws_after() or cell_now() is None:
             self.draw()
+
+    def finish(self) -> None:
+        """Show for the last time how far the calls are."""
+        self._update(_data(self._view.picture()))
+
+    def _data(self) -> dict[str, str]:
+        picture = self._view.picture()
+        return {"text/html": job_html(picture), "text/plain": _text(picture)}
+
+    def _update(self, data: dict[str, str]) -> None:
+        if data != self._shown:
+            self._shown = data
+            self._handle.update(data)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from IPython import get_ipython
 from IPython.display import DisplayHandle
 
 from ..client.future import TaskFuture
@@ -37,6 +39,16 @@ def end_cell(*_: object) -> None:
     for key in list(_unheard):
         _unheard.pop(key)()
     _cell = None
+
+
+def is_only_saved() -> bool:
+    """Return whether a program runs the notebook, such as nbconvert or papermill, and saves it.
+
+    It forbids cells to ask for input, as Voila does, which shows the outputs to people.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    is_voila = os.environ.get("SERVER_SOFTWARE", "").startswith("voila/")
+    return kernel is not None and not is_voila and not kernel._allow_stdin  # noqa: SLF001
 
 
 class Output:

@@ -70,7 +70,7 @@ def show_failed(shell, wait_until):
     with pytest.raises(Exception):  # noqa: B017
         shell.user_ns["_task"].result(20)
     outputs = shell.display_pub.outputs
-    wait_until(lambda: "running on" not in outputs[-1]["data"]["text/plain"], describe="the news")
+    wait_until(lambda: "not over yet" not in outputs[-1]["data"]["text/plain"], describe="the news")
     return outputs[-1]["data"]["text/plain"]
 
 
@@ -119,7 +119,8 @@ def test_a_cell_runs_on_a_worker_with_what_it_uses(shell, run_task):
 def test_it_is_told_that_the_task_runs(shell, gate):
     shell.user_ns["gate"] = gate()
     shell.run_cell_magic("task", "--name mine", "gate.wait()")
-    assert "task 1: running on" in shell.display_pub.outputs[0]["data"]["text/plain"]
+    told = shell.display_pub.outputs[0]["data"]["text/plain"]
+    assert re.match(r"task 1: sent at [0-9:]+ UTC, not over yet", told)
     gate().open()
     assert isinstance(shell.user_ns["mine"], TaskFuture)
     assert shell.user_ns["mine"].result(20) is None
@@ -130,7 +131,7 @@ def test_what_it_prints_stays_with_its_cell(shell, gate, wait_until, capsys):
     shell.run_cell_magic("task", "", "print('first')\ngate.wait()\nprint('second')\n42")
     outputs = shell.display_pub.outputs
     wait_until(
-        lambda: "first\ntask 1: running" in outputs[-1]["data"]["text/plain"], describe="the print"
+        lambda: "first\ntask 1: sent" in outputs[-1]["data"]["text/plain"], describe="the print"
     )
     gate().open()
     shell.user_ns["_task"].result(20)

@@ -179,6 +179,11 @@ SAVED = [
     "%%task\n'it is done'",
     "future = q.submit(str.upper, 'shout')\nfuture",
     "job.result(), _task.result(), future.result();",
+    # No cell waits for the rest, and the kernel ends before it is over.
+    "import time\nlong = q.map(time.sleep, [0.1] * 2 + [60] * 2, chunksize=1)\nlong",
+    "long[0].result(), long[1].result();",
+    "%%task\nimport time\ntime.sleep(60)",
+    "future = q.submit(time.sleep, 60)\nfuture",
 ]
 
 
@@ -191,6 +196,13 @@ def test_a_notebook_that_is_run_at_once_is_saved_with_what_came_of_it(jupyter_ho
     assert "40 of 40 done" in job["text/html"]
     assert task["text/plain"] == "'it is done'"
     assert "SHOUT" in future["text/html"]
+    long, task, future = (notebook.cells[n].outputs[0].data for n in (5, 7, 8))
+    assert long.keys() == {"text/html", "text/plain"}  # no widget, which only a kernel brings up
+    assert "2 of 4 done" in long["text/html"]
+    assert re.search(r"Not over at <time [^>]*>[-0-9: ]+ UTC</time>", long["text/html"])
+    assert " left" not in long["text/html"]
+    assert re.search(r"sent at [0-9:]+ UTC, not over yet", task["text/plain"])
+    assert re.search(r">waiting at <time", future["text/html"])
 
 
 def test_it_is_a_choice_between_two(monkeypatch, server_url):
