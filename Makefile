@@ -77,9 +77,10 @@ PYTHONS := 3.12 3.13
 test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
 	$(foreach version,$(PYTHONS),.venv-$(version)/bin/$(PYTEST) tests -m "not browser" &&) true
 
-test-foreign: .venv-3.13/.ready setup  ## Run CPython's tests of executors, joblib's of backends, jobs of other tools, and as if on another system
+test-foreign: .venv-3.13/.ready setup  ## Run tests of CPython, joblib and scikit-learn, jobs of other tools, and as if on another system
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
 	$(BIN)/python -m tests.foreign.joblib_parallel
+	$(BIN)/python -m tests.foreign.sklearn_suites
 	$(MAKE) .venv-tools/.ready
 	.venv-tools/bin/python -m pytest tests/foreign/tools.py
 	$(BIN)/python -m pytest tests/foreign/platforms.py
