@@ -102,7 +102,6 @@ class Waits:
         """Return what shows it; None: this thread has nothing to draw."""
         if _show is None or _is_shown_by_tqdm():
             return None
-        self._seconds = max(self._seconds, PROGRESS_AFTER)
         key = _key(session, what)
         if key not in self._displays:
             self._displays[key] = _show(session, what, self)

@@ -510,7 +510,7 @@ class CallsView:
         self._waits = waits
         #: Calls that share a job id, and the number of the first one that is shown.
         self._groups: dict[Calls, int] = {}
-        self._begun = waits.began
+        self._begun = time.time() if waits.first_of(call.job) is None else waits.began
         self._ended: float | None = None
         self._workers = Workers(session)
         self._n_at_first = sum(group.n - first for group, first in self._look().items())
