@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Most tests wait, so two run at a time. Those of a file share servers and queues, and stay together.
-PYTEST := python -m pytest -n 2 --dist loadfile
+# Files are not sorted by their number of tests: the longest ones have few.
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-quick test-newest test-lowest test-pythons test-packages test-foreign test-faults test-redis test-all crash fuzz soak
+.PHONY: help setup demo lint test test-slow test-quick test-newest test-lowest test-pythons test-packages test-foreign test-faults test-redis test-all crash fuzz soak
 .PHONY: bench bench-call bench-order bench-scale clean lock
 
 help:  ## Show what there is to make
@@ -32,8 +33,11 @@ lint: setup  ## ruff, mypy --strict, import-linter, and whether docs/protocol.md
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate.py --check
 
-test: setup  ## Run all tests
-	$(BIN)/$(PYTEST) tests
+test: setup  ## Run all tests but the slow ones
+	$(BIN)/$(PYTEST) -m "not slow" tests
+
+test-slow: setup  ## Run the slow tests
+	$(BIN)/$(PYTEST) -m slow tests
 
 # What depends most on other packages: functions, errors, the basics of a notebook, the protocol.
 QUICK_TESTS := tests/objects tests/wire tests/fundamentals \
@@ -75,7 +79,7 @@ PYTHONS := 3.12 3.13
 	@touch $@
 
 test-pythons: $(PYTHONS:%=.venv-%/.ready)  ## Run all tests with other Pythons and the newest packages
-	$(foreach version,$(PYTHONS),.venv-$(version)/bin/$(PYTEST) tests -m "not browser" &&) true
+	$(foreach version,$(PYTHONS),.venv-$(version)/bin/$(PYTEST) tests -m "not browser and not slow" &&) true
 
 test-foreign: .venv-3.13/.ready setup  ## Run tests of CPython, joblib and scikit-learn, jobs of other tools, and as if on another system
 	.venv-3.13/bin/python -m tests.foreign.cpython_executors
@@ -111,7 +115,7 @@ fuzz: setup  ## Put 100,000 forged messages into a queue at work
 test-faults: setup  ## Raise an error at every call between submission and result, not only at some
 	NBSTREAMQ_FAULTS=all $(BIN)/python -m pytest --timeout 1200 tests/crash/test_faults.py
 
-test-all: lint test test-redis test-newest test-lowest test-pythons test-packages test-foreign test-faults soak  ## Everything, about two hours
+test-all: lint test test-slow test-redis test-newest test-lowest test-pythons test-packages test-foreign test-faults soak  ## Everything, about two hours
 
 MINUTES ?= 3
 SEED ?=

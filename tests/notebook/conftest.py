@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -36,20 +37,24 @@ LAB_SETTINGS = {
 JUPYTER_FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
 
 
+def set_up_home(home: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("HOME", str(home))
+    patch.setenv("IPYTHONDIR", str(home / "ipython"))
+    patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
+    for name in JUPYTER_FOLDERS:
+        patch.setenv(f"JUPYTER_{name}", str(home / name.lower()))
+    # What an activated or configured Jupyter of the user would add.
+    for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_TOKEN", "XDG_RUNTIME_DIR"):
+        patch.delenv(name, raising=False)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
 @pytest.fixture
 def jupyter_home(short_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home folder of a user who has just installed Jupyter; kernels find this nbstreamq."""
     home = short_folder()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("IPYTHONDIR", str(home / "ipython"))
-    monkeypatch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
-    for name in JUPYTER_FOLDERS:
-        monkeypatch.setenv(f"JUPYTER_{name}", str(home / name.lower()))
-    # What an activated or configured Jupyter of the user would add.
-    for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_TOKEN", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    set_up_home(home, monkeypatch)
     return home
 
 
@@ -61,10 +66,16 @@ class Lab:
     token: str
     folder: Path
 
+    def ask(self, path: str, method: str = "GET") -> Any:
+        """Return what Jupyter's REST API answers."""
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.url}/api{path}", headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            return json.loads(reply.read() or "null")
+
     def answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/api", timeout=2) as reply:
-                return reply.status == 200
+            return bool(self.ask(""))
         except OSError:
             return False
 
@@ -74,23 +85,30 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-@pytest.fixture
-def lab(jupyter_home, monkeypatch, wait_until) -> Iterator[Lab]:
-    """JupyterLab on this machine only, in an empty folder."""
-    work = jupyter_home / "work"
+@pytest.fixture(scope="module")
+def running_lab(short_folder: Callable[[], Path], wait_until: Any) -> Iterator[Lab]:
+    """JupyterLab on this machine only, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = short_folder()
+        set_up_home(home, patch)
+        yield from start_lab(home, patch, wait_until)
+
+
+def start_lab(home: Path, patch: pytest.MonkeyPatch, wait_until: Any) -> Iterator[Lab]:
+    work = home / "work"
     work.mkdir()
     for name, settings in LAB_SETTINGS.items():
-        file = jupyter_home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings))
     lab = Lab(f"http://127.0.0.1:{free_port()}", secrets.token_hex(16), work)
-    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(jupyter_home / "settings"))
-    monkeypatch.setenv("JUPYTERLAB_WORKSPACES_DIR", str(jupyter_home / "workspaces"))
-    monkeypatch.setenv("JUPYTER_TOKEN", lab.token)
+    patch.setenv("JUPYTERLAB_SETTINGS_DIR", str(home / "settings"))
+    patch.setenv("JUPYTERLAB_WORKSPACES_DIR", str(home / "workspaces"))
+    patch.setenv("JUPYTER_TOKEN", lab.token)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={lab.url.rpartition(':')[2]}"]
     command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={work}"]
-    log = jupyter_home / "lab.log"
+    log = home / "lab.log"
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, cwd=work)
     try:
@@ -104,6 +122,14 @@ def lab(jupyter_home, monkeypatch, wait_until) -> Iterator[Lab]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+@pytest.fixture
+def lab(running_lab: Lab) -> Iterator[Lab]:
+    """JupyterLab without kernels; they end with the test."""
+    yield running_lab
+    for kernel in running_lab.ask("/kernels"):
+        running_lab.ask(f"/kernels/{kernel['id']}", "DELETE")
 
 
 @pytest.fixture

@@ -252,7 +252,8 @@ def test_another_kernel_sees_the_same_job_and_may_act_on_it(lab, page, tmp_path)
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 def test_the_view_says_that_its_kernel_was_restarted(lab, page, tmp_path):
-    write_notebook(lab, "restart.ipynb", [MAKE, "q.attach('sweep')"])
+    make = MAKE.replace('"shared"', '"restarted"')
+    write_notebook(lab, "restart.ipynb", [make, "q.attach('sweep')"])
     open_notebook(page, lab, "restart.ipynb")
     run_cell(page, 0)
     run_cell(page, 1)
@@ -340,6 +341,7 @@ def save_without_outputs(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.timeout(500)
 def test_the_quickstart_runs_in_jupyterlab(lab, page, tmp_path):

@@ -1,6 +1,7 @@
 """What tasks start - pools, programs, forks - is as it would be in any other process, and ends."""
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
@@ -21,11 +22,14 @@ SLEEPER = (sys.executable, "-c", "import time; print('up', flush=True); time.sle
 METHODS = ("fork", "spawn", "forkserver")
 
 
-@pytest.fixture(params=["fork", "spawn"])
-def queue(request, new_queue, monkeypatch):
-    """A queue with a worker that was started in this way."""
-    monkeypatch.setenv("NBSTREAMQ_START_METHOD", request.param)
-    return new_queue(workers=1)
+@pytest.fixture(scope="module", params=["fork", "spawn"])
+def queue(request, server_url):
+    """A queue with a worker that was started in this way, for the tests that leave it alive."""
+    name = f"{request.module.__name__}-{request.param}-{os.getpid()}"
+    with pytest.MonkeyPatch.context() as patch, TaskQueue(name, server_url, workers=1) as queue:
+        patch.setenv("NBSTREAMQ_START_METHOD", request.param)
+        queue.run(1)
+        yield queue
 
 
 @pytest.fixture
@@ -182,7 +186,12 @@ def test_what_a_fork_prints_is_its_tasks(queue):
     assert future.logs == "from the fork\nfrom the task\n"
 
 
-def test_a_fork_inside_a_task_can_use_a_queue_and_values(queue, server_url, queue_name):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_fork_inside_a_task_can_use_a_queue_and_values(
+    new_queue, server_url, queue_name, monkeypatch, method
+):
+    monkeypatch.setenv("NBSTREAMQ_START_METHOD", method)
+    queue = new_queue(workers=2)  # who waits for a process can't help
     ref = queue.put("a value")
 
     def ask(answers):
@@ -197,7 +206,6 @@ def test_a_fork_inside_a_task_can_use_a_queue_and_values(queue, server_url, queu
             process.start()
         return [answers.get() for _ in asking]
 
-    queue.run(2)  # who waits for a process can't help
     assert queue.submit(work).result(60) == [(1, "a value")] * 2
     assert queue.submit(abs, -2).result(20) == 2
 
@@ -230,9 +238,14 @@ def getpid(_):
     return os.getpid()
 
 
-@pytest.mark.parametrize("kind", ["program", "group", "stubborn", "shell", "fork"])
-@pytest.mark.parametrize("end", ["time limit", "cancel", "death"])
-def test_what_a_killed_task_has_started_ends_with_it(new_queue, pids, wait_until, kind, end):
+KINDS = ("program", "group", "stubborn", "shell", "fork")
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [("time limit", "stubborn"), *itertools.product(("cancel", "death"), KINDS)],
+)
+def test_what_a_killed_task_has_started_ends_with_it(new_queue, pids, wait_until, end, kind):
     queue = new_queue(workers=1)
     worker = queue.submit(os.getpid).result(20)
     options = queue.options(time_limit=4) if end == "time limit" else queue
