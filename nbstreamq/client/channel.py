@@ -397,7 +397,8 @@ class _Watch:
     """Where the listener's thread sleeps until the server answers, or somebody wakes it.
 
     While a caller reads, the connection is hidden: an answer would also wake the thread, for
-    nothing. macOS has no epoll, so the thread wakes.
+    nothing. It is shown again as soon as an answer may come that no caller reads. macOS has no
+    epoll, so the thread wakes.
     """
 
     def __init__(self) -> None:
@@ -554,7 +555,8 @@ class Listener:
                 return self._read_until(is_reached, deadline, shield, spin=spin)
             finally:
                 self._reader, self._led = 0, time.monotonic()
-                self._watch.show(self._store.wire.socket)
+                if self._asked:  # otherwise nothing can come
+                    self._watch.show(self._store.wire.socket)
                 self._reading.release()
                 is_left = self._events or (not self._asked and any(self._awaited))
                 if is_left and self._is_asleep:
@@ -629,6 +631,7 @@ class Listener:
             self._step_aside()
             with self._reading:
                 left = 0.0 if self._events else self._ask()
+                self._watch.show(self._store.wire.socket)
                 self._is_asleep = True
             self._watch.sleep(left)  # without the lock: a caller that comes meanwhile reads at once
             self._is_asleep = False
@@ -696,8 +699,8 @@ class Listener:
             block = RECONNECT if self._lost else BLOCK
             self._store.await_events(self._session, self._after, block)
             self._asked, self._overdue = True, now + block + REPLY_TIMEOUT
-            if not self._n_leads and self._store.wire.socket is not self._watch.server:
-                self._watch.show(self._store.wire.socket)  # it was opened now
+            if not self._n_leads:
+                self._watch.show(self._store.wire.socket)
         elif now > self._overdue:
             # A firewall, or a machine that slept, may have cut the connection without a word.
             self._store.close()

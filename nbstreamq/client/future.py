@@ -145,7 +145,7 @@ class TaskFuture(Future[T], Generic[T]):
         __tracebackhide__ = True
         try:
             timeout = check_timeout("timeout", timeout) if check_flag("block", block) else 0
-            return self._get(timeout)
+            return self.result(timeout)
         except BaseException as error:
             shorten(error)
             raise
@@ -187,16 +187,13 @@ class TaskFuture(Future[T], Generic[T]):
         """
         __tracebackhide__ = True  # IPython leaves such frames out
         try:
-            return self._get(timeout)
+            if self._state != "FINISHED" or timeout is not None:
+                self._wait(timeout)
+            if self._exception is not None:
+                raise_of_task(self._exception)
         except BaseException as error:
             shorten(error)
             raise
-
-    def _get(self, timeout: float | None) -> T:
-        if self._state != "FINISHED" or timeout is not None:
-            self._wait(timeout)
-        if self._exception is not None:
-            raise_of_task(self._exception)
         return self._result  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -229,7 +226,8 @@ class TaskFuture(Future[T], Generic[T]):
 
     def _wait(self, timeout: float | None) -> None:
         """Wait until the call is over, and raise if it was cancelled."""
-        timeout = check_timeout("timeout", timeout)
+        if timeout is not None:
+            timeout = check_timeout("timeout", timeout)
         if self._state == "PENDING" and not self._session.wait_until(
             self._owner, self.done, timeout
         ):

@@ -57,6 +57,8 @@ class Waits:
     ----------
     began
         When the first wait began, in seconds since the epoch.
+    shows_after
+        How many seconds the wait that began last has to last until it shows progress.
     """
 
     def __init__(self, what: Outstanding, cell: object) -> None:
@@ -66,32 +68,32 @@ class Waits:
         self._seconds = 0.0
         self._ended = math.inf
         self._displays: dict[tuple[Any, ...], Display | None] = {}
+        self.shows_after = math.inf
 
     @classmethod
-    def of_thread(cls, what: Outstanding) -> Waits:
+    def begin(cls, session: Any, what: Outstanding) -> Waits:
         """Return those to which a wait of this thread belongs that begins now."""
         cell = None if _cell_now is None else _cell_now()
-        found: Waits | None = getattr(_thread, "waits", None)
-        if found is None or not found.goes_on_in(cell):
-            found = _thread.waits = cls(what, cell)
-        return found
-
-    def goes_on_in(self, cell: object) -> bool:
-        """Return whether a wait that begins now, in this cell, belongs to them."""
-        if cell is not None or self._cell is not None:
-            return cell is self._cell
-        return time.monotonic() < self._ended + TOGETHER
+        waits: Waits | None = getattr(_thread, "waits", None)
+        if (
+            waits is None
+            or waits._cell is not cell  # noqa: SLF001 - its own
+            or (cell is None and time.monotonic() > waits._ended + TOGETHER)  # noqa: SLF001
+        ):
+            waits = _thread.waits = cls(what, cell)
+        if not what.shows_progress or _show is None or WorkerContext.current is not None:
+            waits.shows_after = math.inf
+        elif waits._seconds < PROGRESS_AFTER:
+            waits.shows_after = PROGRESS_AFTER - waits._seconds
+        else:
+            waits.shows_after = waits._draws_after(session, what)
+        return waits
 
     def first_of(self, job: str) -> int | None:
         """Return the number of the call that was waited for first, if it is of this job."""
         return self._first[1] if job == self._first[0] else None
 
-    def shows_after(self, session: Any, what: Outstanding) -> float:
-        """Return how many seconds a wait has to last until it shows progress."""
-        if not what.shows_progress or _show is None or WorkerContext.current is not None:
-            return math.inf
-        if self._seconds < PROGRESS_AFTER:
-            return PROGRESS_AFTER - self._seconds
+    def _draws_after(self, session: Any, what: Outstanding) -> float:
         key = _key(session, what)
         if key not in self._displays:
             return 0.0
@@ -173,7 +175,7 @@ class LongWait:
         patience: float,
     ) -> None:
         self._waits, self._session, self._what = waits, session, what
-        self._show_at = began + waits.shows_after(session, what)
+        self._show_at = began + waits.shows_after
         self._explain = explain
         self._explain_at = began + patience
         self._patience = patience

@@ -536,8 +536,8 @@ class Session:
             self.help_until(functools.partial(what.wait, is_reached), timeout, [what.lane])
         long_wait: LongWait | None = None
         began = time.monotonic()
-        waits = Waits.of_thread(what)
-        pause = min(waits.shows_after(self, what), PATIENCE)
+        waits = Waits.begin(self, what)
+        pause = min(waits.shows_after, PATIENCE)
         try:
             while True:
                 now = time.monotonic()
@@ -1046,7 +1046,7 @@ class Session:
                 time.sleep(PAUSE)
             return not is_busy
         first, began = found[0], time.monotonic()
-        waits = Waits.of_thread(first)
+        waits = Waits.begin(self, first)
         long_wait = LongWait(waits, self, first, began, lambda: None, math.inf)
         try:
             while (left := began + PATIENCE - time.monotonic()) > 0:

@@ -273,20 +273,20 @@ class Execution:
             self._values.edits.forget_edited()
         while True:
             try:
-                return self._load_now(task)
+                function = self._values.function(task)
+                if OUR_NAME not in task.args:
+                    return function, pickle.loads(task.args), None
+                return function, *self._load_arguments(task.args)
             except ValueMissing as error:
                 if not self._values.has_been_sent(task, error.address):
                     raise
 
-    def _load_now(self, task: Task) -> tuple[LoadedFunction, Any, Surroundings | None]:
-        function = self._values.function(task)
-        if OUR_NAME not in task.args:
-            return function, pickle.loads(task.args), None
+    def _load_arguments(self, data: bytes) -> tuple[Any, Surroundings | None]:
         with arriving() as arrived:
-            loaded = pickle.loads(task.args)
+            loaded = pickle.loads(data)
             if isinstance(loaded, Dependent):
                 loaded = loaded.load(self._values.value)
-        return function, loaded, arrived.surroundings
+        return loaded, arrived.surroundings
 
     def _run_of_load_error(self, task: Task, todo: ItemRanges, error: BaseException) -> Run:
         """Return the outcome of items whose function or arguments could not be loaded."""
