@@ -8,7 +8,7 @@ PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-slow test-quick test-newest test-lowest test-pythons test-packages test-foreign test-faults test-redis test-all crash fuzz soak
+.PHONY: help setup demo lint test test-slow test-quick test-newest test-lowest test-pythons test-packages test-foreign test-slurm test-faults test-redis test-all crash fuzz soak
 .PHONY: bench bench-call bench-order bench-scale clean lock
 
 help:  ## Show what there is to make
@@ -99,6 +99,10 @@ test-packages: setup  ## Install the wheel and the sdist in clean environments o
 	$(@D)/bin/python -m pip install --quiet --upgrade --group dev --group tools -e .
 	@touch $@
 
+test-slurm: setup  ## Run workers in jobs of a real Slurm, and behind a real sshd; needs root and Debian's packages
+	@command -v slurmctld slurmd sbatch munged /usr/sbin/sshd >/dev/null || { echo "needed: apt-get install slurmctld slurmd slurm-client munge openssh-server"; exit 1; }
+	$(BIN)/python -m pytest tests/foreign/elsewhere.py --timeout 180
+
 # The folders whose tests depend on what a server does; the others would just say the same again.
 SERVER_TESTS := tests/wire tests/worker tests/crash tests/fundamentals
 
@@ -115,7 +119,7 @@ fuzz: setup  ## Put 100,000 forged messages into a queue at work
 test-faults: setup  ## Raise an error at every call between submission and result, not only at some
 	NBSTREAMQ_FAULTS=all $(BIN)/python -m pytest --timeout 1200 tests/crash/test_faults.py
 
-test-all: lint test test-slow test-redis test-newest test-lowest test-pythons test-packages test-foreign test-faults soak  ## Everything, about two hours
+test-all: lint test test-slow test-redis test-newest test-lowest test-pythons test-packages test-foreign test-slurm test-faults soak  ## Everything, about two hours
 
 MINUTES ?= 3
 SEED ?=

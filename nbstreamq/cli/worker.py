@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import MAX_WORKERS, check_lane, check_unit, read_seconds, shown
 from ..cores import n_cores
-from ..launch.lifeline import Lifeline
+from ..launch.lifeline import Lifeline, check_forwarded
 from ..secret import Address, Secret
 from ..settings import Settings, conceal, receive
 from .parsing import Commands, Parser, add_command, add_queue, add_server, argument
@@ -113,7 +113,10 @@ def _run_workers(options: argparse.Namespace) -> None:
     lifeline = Lifeline() if options.lifeline else None  # first, since it is the standard input
     known = receive() if is_kernels or options.secrets_on_stdin else {}
     if lifeline is not None:
-        lifeline.take_from(known)
+        lifeline.session = known.pop("session").reveal()
+    forwarded = known.pop("socket", Secret("")).reveal()
+    if forwarded:
+        check_forwarded(forwarded)
     conceal(**known)
     url, secret = server(options)
     store = open_store(url, secret, options.queue)
@@ -126,8 +129,8 @@ def _run_workers(options: argparse.Namespace) -> None:
     try:
         supervisor.run()
     finally:
-        if lifeline is not None and os.getpid() == process:  # not in a worker, which is a fork
-            lifeline.remove_socket()
+        if forwarded and os.getpid() == process:  # not in a worker, which is a fork
+            Path(forwarded).unlink(missing_ok=True)  # ssh leaves it behind
 
 
 def _log_banner(options: argparse.Namespace, n_workers: int, url: Address) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 from ..arguments import (
     MAX_RETRIES,
@@ -48,7 +48,7 @@ from ..wire.keys import DAY, nested_lane
 from ..wire.messages import Options
 from ..wire.signing import Signer
 from ..wire.store import Store
-from ..wire.trust import choose_secret
+from ..wire.trust import choose_secret, is_local
 from ..worker_context import WorkerContext
 from .everywhere import everywhere
 from .future import CallFuture, TaskFuture
@@ -70,6 +70,9 @@ from .status import (
 from .submit import InputFeeder, Inputs, Pace
 from .units import Units
 from .waiting import uninterrupted
+
+if TYPE_CHECKING:
+    from ..launch.tunnel import Tunnel
 
 #: Gets and returns each new future, and each new job without a name. A notebook that runs cells
 #: again by itself sets it, to cancel what a cell has submitted before.
@@ -159,13 +162,42 @@ def open_session(
     insecure = check_flag("insecure", insecure)
     if secret is not None:
         secret = check_secret("secret", secret)
-    if store is not None:
-        store = check_store("store", store)
     settings = Settings.from_environment()
     if store is not None:
-        settings = replace(settings, store=store)
+        settings = replace(settings, store=check_store("store", store))
     if settings.store is not None:
         check_fsspec("NBSTREAMQ_STORE" if store is None else "store", settings.store)
+    tunnel = None
+    if url is not None and client is None and _is_ssh(url.reveal()):
+        from ..launch.tunnel import Tunnel
+
+        tunnel = Tunnel(url, settings)
+        url, secret = tunnel.url, secret or settings.secret or tunnel.secret
+    try:
+        return _open_session(
+            name, url, client, workers, secret, insecure=insecure, settings=settings, tunnel=tunnel
+        )
+    except BaseException:
+        if tunnel:
+            tunnel.close()
+        raise
+
+
+def _is_ssh(url: object) -> bool:
+    return isinstance(url, str) and url.startswith("ssh://")
+
+
+def _open_session(
+    name: str | None,
+    url: Address | None,
+    client: Client | None,
+    workers: int | Literal["auto"],
+    secret: Secret | None,
+    *,
+    insecure: bool,
+    settings: Settings,
+    tunnel: Tunnel | None,
+) -> Opened:
     address, worker, home = _address(url, client, settings), WorkerContext.current, here()
     if url is None and client is None and worker is not None:  # a task stays on its own server
         address, secret = worker.url, secret or worker.secret
@@ -188,15 +220,23 @@ def open_session(
     queue.renew()
     default = n_cores() if embedded else None
     session = home.calls + secrets.token_hex(4)
+    revive = functools.partial(ensure_server, settings) if embedded else None
     opened = Session(
         queue,
         LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
         default if workers == "auto" else workers,
-        revive=functools.partial(ensure_server, settings) if embedded else None,
+        revive=tunnel.start_server if tunnel else revive,
         home=home,
         server="" if embedded else "URL" if found.has_password() else str(found),
         place=_place(settings, found, session, signer),
-        purpose=Purpose(url=found, queue=name, secret=secret, session=session, settings=settings),
+        purpose=Purpose(
+            url=found,
+            queue=name,
+            secret=secret,
+            session=session,
+            settings=settings,
+            tunnel=tunnel,
+        ),
     )
     if not embedded:
         warn_of_risks(opened)
@@ -286,7 +326,8 @@ class TaskQueue(Executor, TaskOnly):
     url
         Address of the server: ``redis://``, ``rediss://``, ``unix://``, ``valkey://``,
         ``redis+sentinel://`` or ``redis+cluster://``. None: ``$NBSTREAMQ_URL``, or else the
-        embedded server, which nbstreamq starts for this user on this machine.
+        embedded server, which nbstreamq starts for this user on this machine. With
+        ``ssh://me@login``, it is started on that machine, and goes on when this process ends.
     client
         A redis-py client to use instead of `url`.
     workers
@@ -849,10 +890,12 @@ class TaskQueue(Executor, TaskOnly):
         on
             Where: ``"ssh://me@host"`` for a machine that ssh leads to without a password. It needs
             this version of Python and of nbstreamq, and nothing else; the server may be the
-            embedded one. None: on this machine.
+            embedded one. ``"slurm"`` for jobs of Slurm. None: on this machine.
         **options
             Of that place. For ssh: ``python="/path/to/python"``, ``folder="work"``,
-            ``prologue=["module load cuda"]``, ``drain=30``, ``ssh=["ssh", "-F", "config"]``.
+            ``prologue=["module load cuda"]``, ``drain=30``. For Slurm the same, and
+            ``partition="long"``, ``walltime="1h"``, ``directives=["--gres=gpu:1"]``,
+            ``workers_per_job=1``, ``idle_timeout=300``.
 
         Returns
         -------
@@ -1025,13 +1068,21 @@ class TaskQueue(Executor, TaskOnly):
 _in_task: dict[tuple[str, str | None], TaskQueue] = {}
 
 
+def _is_mine(address: str, url: Address) -> bool:
+    """Return whether a client's `address` leads to the server of this worker."""
+    from ..launch.ssh import is_forwarded  # with subprocess, it takes a while to import
+
+    # What only the client's machine can reach is forwarded to a worker elsewhere.
+    return same_server(address, url) or (is_forwarded(url) and is_local(address))
+
+
 def queue_in_task(name: str, address: str | None, options: Options) -> TaskQueue:
     """Return the queue that a task captured: this worker's own, or the one at `address`."""
     key = (name, address)
     queue = _in_task.get(key)
     if queue is None:
         worker = WorkerContext.current
-        mine = worker is not None and (address is None or same_server(address, worker.url))
+        mine = worker is not None and (address is None or _is_mine(address, worker.url))
         if worker is not None and mine:
             queue = TaskQueue(name, worker.url, secret=worker.secret, workers=0)
         elif address is None or "***" in address:

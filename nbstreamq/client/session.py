@@ -207,7 +207,7 @@ class Session:
         purpose: Purpose,
     ) -> None:
         self.id, self.home, self._purpose = purpose.session, home, purpose
-        self._units: dict[str, Units] = {}  # workers in other places, by these
+        self._units: dict[str | int, Units] = {}  # workers in other places, by these
         self._server = server
         self.workers = workers
         self.trouble: ServerUnreachable | None = None
@@ -477,7 +477,8 @@ class Session:
     def scale_units(self, n_workers: int, on: Any, options: dict[str, Any]) -> Units:
         """Start or stop workers in another place until there are `n_workers`, and return them."""
         self.check_open()
-        units = self._units.get(str(on))
+        key = on if isinstance(on, str) else id(on)
+        units = self._units.get(key)
         if units is None or options:
             launcher = find_launcher(on, self._purpose, options)
             if units is not None and units.n_workers:
@@ -486,7 +487,7 @@ class Session:
                 )
             units = Units(launcher, self._purpose.settings.silence, self.ask_within, self.warn)
         units.scale(n_workers)
-        self._n_workers, self._units[str(on)] = None, units
+        self._n_workers, self._units[key] = None, units
         return units
 
     def n_local_workers(self) -> int:
@@ -702,8 +703,9 @@ class Session:
         ours = [about for about in workers.values() if accepts(about, home)]
         if not ours and self.workers.are_starting and home in self.homes:
             return ""
-        if not ours and (expected := [*filter(None, map(Units.obstacle, self._all_units()))]):
-            return "; ".join(expected)
+        units = [one for one in self._all_units() if one.n_pending or one.trouble]
+        if not ours and units:
+            return "; ".join(filter(None, map(Units.obstacle, units)))
         if not ours and isinstance(what, JobTable) and what.title:
             return self._no_worker_left(what.title, what.job, what.about)
         if not ours:
@@ -956,6 +958,7 @@ class Session:
             *(units.close for units in self._all_units()),
             functools.partial(self.workers.close, wait=wait),
             self._close_store,
+            *([self._purpose.tunnel.close] if self._purpose.tunnel else []),
         )
         with self._lock:
             if self._state in ("closed", "foreign"):

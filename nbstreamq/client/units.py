@@ -174,17 +174,15 @@ class Units:
         return sum(max(0, unit.n_workers - unit.n_alive) for unit in self._current())
 
     def obstacle(self) -> str:
-        """Return in a line why workers are not there yet; empty if none is expected."""
+        """Return why workers are not there yet, in a line; empty if they should be soon."""
         if self.trouble:
             return self.trouble
-        waiting = [unit.status() for unit in self._current() if not unit.n_alive]
+        found = [unit.status() for unit in self._current() if not unit.n_alive]
+        waiting = [unit for unit in found if unit.state != "running" and unit.why]
         if not waiting:
             return ""
-        whys = dict.fromkeys(unit.why for unit in waiting if unit.why)
-        n = sum(unit.n_workers for unit in waiting)
-        return (
-            f"{n} workers on {self._launcher} are not there yet: {'; '.join(whys) or 'they start'}"
-        )
+        n, whys = sum(unit.n_workers for unit in waiting), dict.fromkeys(u.why for u in waiting)
+        return f"{n} workers on {self._launcher} are not there yet: {'; '.join(whys)}"
 
     def script(self) -> str:
         """Return what starts one of the units, with secrets hidden."""

@@ -13,11 +13,15 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..arguments import shown
 from ..secret import Address, Secret
 from ..settings import Settings
 from ..wire.messages import VERSION
+
+if TYPE_CHECKING:
+    from .tunnel import Tunnel
 
 #: The group of entry points. The name of each is a URL's scheme, a word, or the top-level package
 #: of an object: what `TaskQueue.run` gets as ``on``.
@@ -40,6 +44,8 @@ class Purpose:
         Id of the client that starts them.
     settings
         Of this process: where sockets and logs are.
+    tunnel
+        What leads to the server's machine; None: the server is here, or the url leads there.
     """
 
     url: Address
@@ -47,6 +53,7 @@ class Purpose:
     secret: Secret
     session: str
     settings: Settings = field(repr=False)
+    tunnel: Tunnel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +168,8 @@ def find_launcher(on: Any, purpose: Purpose, options: dict[str, Any]) -> Launche
     known = {point.name: point for point in entry_points(group=GROUP)}
     if name not in known:
         raise ValueError(
-            f"on is {on!r}: there is no launcher {name!r}. Known are {', '.join(sorted(known))},"
-            " as in on='ssh://me@host'."
+            f"on is {shown(on)}: it must be ssh://me@host, or what another launcher takes:"
+            f" {', '.join(sorted(known))}."
         )
     launcher: Launcher = known[name].load()(on, purpose, **options)
     return launcher
@@ -240,12 +247,13 @@ class Setting:
         lines = [first, *self.prologue]
         if self.folder is not None:
             lines.append(f"cd {shlex.quote(self.folder)} || exit 3")
-        lines += [self._find(), f'echo "nbstreamq: unit {unit} on $(uname -n), $path" >&2']
+        lines += [self.find_python(), f'echo "nbstreamq: unit {unit} on $(uname -n), $path" >&2']
         words = ["-m", "nbstreamq", "worker", "--queue", queue, "-n", str(n_workers)]
         words += ["--drain", f"{self.drain:g}", "--unit", unit, "--secrets-on-stdin"]
         return "\n".join([*lines, f'exec "$path" {shlex.join(words)} {more}\n'])
 
-    def _find(self) -> str:
+    def find_python(self) -> str:
+        """Return the part of a script that sets `path` to the interpreter, or fails."""
         given = self.python
         minor = _minor_in(given or "") or MINOR
         check = _CHECK.format(minor=minor, version=VERSION)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -23,7 +24,7 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from ..errors import NbstreamqError
-from ..secret import Address, Secret
+from ..secret import Address, Secret, hide_password
 from ..settings import environment_without_secrets, handover
 from ..wire.trust import is_local
 from .launcher import LOG_LINES, Launcher, Purpose, Setting, UnitReport, last_line, new_id
@@ -36,13 +37,15 @@ STOP_TIMEOUT = 10.0
 #: Seconds between two looks at the log of a unit that starts.
 POLL = 0.02
 #: Ask for nothing; fail without the forwarded socket; notice a lost connection within a minute.
-_OPTIONS = (
+OPTIONS = (
     "-T -o BatchMode=yes -o ExitOnForwardFailure=yes -o ConnectTimeout=10"
     " -o ServerAliveInterval=15 -o ServerAliveCountMax=3"
 )
 #: Runs the script in the first line, which leaves the rest of the input to it. All login shells
 #: understand it.
 _READ_SCRIPT = """exec sh -c 'IFS= read -r script; eval "$(printf %b "$script")"'"""
+#: What `socket_in_unit` returns.
+_SOCKET = re.compile(r"/tmp/nbstreamq-[0-9a-f]{12}\.sock")  # noqa: S108 - as there
 #: What ssh says -> what to do about it.
 _HINTS = {
     "Host key verification failed": "connect once by hand, to accept its key: ssh {host}",
@@ -89,8 +92,6 @@ class SshLauncher(Launcher):
     ----------
     on
         ``ssh://me@host``, or ``ssh://host:2222``; what `host` means is up to the user's ssh.
-    ssh
-        The client, with more options if need be: ``["ssh", "-F", "config"]``.
     python, folder, prologue, drain
         See `Setting`.
     """
@@ -103,18 +104,13 @@ class SshLauncher(Launcher):
         on: str,
         purpose: Purpose,
         *,
-        ssh: Sequence[str] = ("ssh",),
         python: str | None = None,
         folder: str | None = None,
         prologue: Sequence[str] = (),
         drain: float = 30.0,
     ) -> None:
         super().__init__(on, purpose)
-        parts = urlsplit(on)
-        if not parts.hostname or parts.path.strip("/") or parts.query or parts.password:
-            raise ValueError(f"on is {on!r}: it must look like ssh://me@host or ssh://host:2222")
-        self.host = parts.netloc
-        self._ssh = list(ssh)
+        self._host = host_in("on", on)
         self._setting = Setting(python=python, folder=folder, prologue=prologue, drain=drain)
         self._units: dict[str, _Unit] = {}
 
@@ -152,7 +148,7 @@ class SshLauncher(Launcher):
             "secret": purpose.secret,
             "store": purpose.settings.store,
             "session": Secret(purpose.session),
-            "socket": Secret(_socket(unit)) if self._target() else None,
+            "socket": Secret(socket_in_unit(unit)) if forwarded(purpose.url) else None,
         }
         with contextlib.suppress(BrokenPipeError):  # its log says why
             if started.process.stdin:
@@ -164,7 +160,8 @@ class SshLauncher(Launcher):
         deadline = time.monotonic() + START_TIMEOUT
         while f"nbstreamq: unit {unit}" not in started.log():
             if started.process.poll() is not None:
-                raise NbstreamqError(f"No workers start on {self.on}: {self._why(started)}")
+                why = explain(started.log(), self._host)
+                raise NbstreamqError(f"No workers start on {self.on}: {why}")
             if time.monotonic() > deadline:
                 raise NbstreamqError(
                     f"No workers start on {self.on}: it has not answered for {START_TIMEOUT:g} s."
@@ -172,42 +169,17 @@ class SshLauncher(Launcher):
                 )
             time.sleep(POLL)
 
-    def _why(self, unit: _Unit) -> str:
-        """Return in a line why a unit has ended, and what to do about it."""
-        log = unit.log()
-        said = last_line(log) or f"ssh exited with code {unit.process.returncode}"
-        for text, hint in _HINTS.items():
-            if text in log:
-                said = next(line for line in reversed(log.splitlines()) if text in line)
-                return f"{said.strip().rstrip('.')}; {hint.format(host=self.host)}"
-        return said.removeprefix("nbstreamq: ")
-
     # -- the server ----------------------------------------------------------------------------
-
-    def _target(self) -> str:
-        """Return what ssh forwards to, if only this machine can reach the server; else nothing."""
-        url = self.purpose.url
-        parts = urlsplit(url.reveal())
-        if not is_local(url) or parts.scheme not in ("unix", "redis", "valkey"):
-            return ""
-        return (
-            unquote(parts.path) or "/" if parts.scheme == "unix" else _host_and_port(parts.netloc)
-        )
 
     def _url(self, unit: str) -> Address:
         """Return the server's address in the unit."""
-        if not self._target():
-            return self.purpose.url
-        parts = urlsplit(self.purpose.url.reveal())
-        login, _, _ = parts.netloc.rpartition("@")
-        database = "" if parts.scheme == "unix" else parts.path.strip("/")
-        query = "&".join(filter(None, [parts.query, f"db={database}" if database else ""]))
-        place = f"{login}@{_socket(unit)}" if login else _socket(unit)
-        return Address(f"unix://{place}" + (f"?{query}" if query else ""))
+        url = self.purpose.url
+        return socket_url(url, unit) if forwarded(url) else url
 
     def _command(self, unit: str) -> list[str]:
-        forward = ["-R", f"{_socket(unit)}:{target}"] if (target := self._target()) else []
-        return [*self._ssh, *_OPTIONS.split(), *forward, "--", f"ssh://{self.host}"]
+        target = forwarded(self.purpose.url)
+        forward = ["-R", f"{socket_in_unit(unit)}:{target}"] if target else []
+        return ["ssh", *OPTIONS.split(), *forward, "--", f"ssh://{self._host}"]
 
     # -- what becomes of them ------------------------------------------------------------------
 
@@ -218,7 +190,12 @@ class SshLauncher(Launcher):
         code = unit.process.poll()
         if code is None:
             return UnitReport(state="running", log=unit.tail())
-        return UnitReport(state="ended", why=self._why(unit), log=unit.tail(), is_planned=code == 0)
+        return UnitReport(
+            state="ended",
+            why=explain(unit.log(), self._host),
+            log=unit.tail(),
+            is_planned=code == 0,
+        )
 
     def stop(self, units: Collection[str], *, drain: bool) -> None:
         for unit in units:
@@ -234,7 +211,7 @@ class SshLauncher(Launcher):
 
     def _script(self, unit: str, n_workers: int) -> str:
         # sshd leaves the socket behind; a unit that starts removes it at its end.
-        tidy = f"trap 'rm -f {_socket(unit)}' EXIT"
+        tidy = f"trap 'rm -f {socket_in_unit(unit)}' EXIT"
         return self._setting.shell(unit, self.purpose.queue, n_workers, tidy, "--lifeline")
 
     def close(self, *, is_fork: bool) -> None:
@@ -254,10 +231,55 @@ class SshLauncher(Launcher):
             unit.close()
 
 
-def _socket(unit: str) -> str:
-    return f"/tmp/nbstreamq-{unit}.sock"  # noqa: S108 - sshd lets only its user connect to it
+def host_in(parameter: str, url: str) -> str:
+    """Return user, host and port in a URL, as ssh takes them; ValueError if it is none of ssh."""
+    parts = urlsplit(url)
+    if parts.scheme != "ssh" or not parts.hostname or parts.password or url.count("/") > 2:
+        raise ValueError(
+            f"{parameter} is {hide_password(url)!r}: it must look like ssh://me@host or"
+            " ssh://host:2222"
+        )
+    return parts.netloc
 
 
-def _host_and_port(netloc: str) -> str:
-    place = netloc.rpartition("@")[2] or "localhost"
+def explain(log: str, host: str) -> str:
+    """Return in a line why ssh, or what it ran, has failed, and what to do about it."""
+    for text, hint in _HINTS.items():
+        if text in log:
+            said = next(line for line in reversed(log.splitlines()) if text in line)
+            return f"{said.strip().rstrip('.')}; {hint.format(host=host)}"
+    return last_line(log).removeprefix("nbstreamq: ") or "ssh ended without a word"
+
+
+# -- the way to a server that only one machine reaches --------------------------------------------
+
+
+def forwarded(url: Address) -> str:
+    """Return what ssh forwards to, if only this machine can reach the server; else nothing."""
+    parts = urlsplit(url.reveal())
+    if not is_local(url) or parts.scheme not in ("unix", "redis", "valkey"):
+        return ""
+    if parts.scheme == "unix":
+        return unquote(parts.path)
+    place = parts.netloc.rpartition("@")[2] or "localhost"
     return place if place.rpartition(":")[2].isdigit() else f"{place}:6379"
+
+
+def socket_url(url: Address, unit: str) -> Address:
+    """Return the address that the server has for a unit, to which ssh forwards its socket."""
+    parts = urlsplit(url.reveal())
+    login = parts.netloc.rpartition("@")[0]
+    database = "" if parts.scheme == "unix" else parts.path.strip("/")
+    query = "&".join(filter(None, [parts.query, database and f"db={database}"]))
+    place = f"{login}@{socket_in_unit(unit)}" if login else socket_in_unit(unit)
+    return Address(f"unix://{place}" + (f"?{query}" if query else ""))
+
+
+def is_forwarded(url: Address) -> bool:
+    """Return whether a unit has this address for a server that another machine forwards."""
+    return bool(_SOCKET.fullmatch(unquote(urlsplit(url.reveal()).path)))
+
+
+def socket_in_unit(unit: str) -> str:
+    """Return the path of the forwarded socket on the unit's machine."""
+    return f"/tmp/nbstreamq-{unit}.sock"  # noqa: S108 - sshd lets only its user connect to it

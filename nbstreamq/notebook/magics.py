@@ -97,7 +97,7 @@ class NbstreamqMagics(Magics):
 
     @magic_arguments()
     @argument("n", nargs="?", type=_integer, help="number of workers to run")
-    @argument("--on", metavar="PLACE", help="where, as in ssh://me@host; default: this machine")
+    @argument("--on", metavar="PLACE", help="where: slurm, or ssh://me@host; default: this machine")
     @argument("--lane", nargs="+", metavar="L", default=(), help="list the workers of these lanes")
     @line_magic
     def workers(self, line: str) -> WorkerList | Units | None:

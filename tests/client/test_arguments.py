@@ -118,6 +118,7 @@ LARGE = {"2**31", "64 MiB"}
 TAKES = {
     "anything": set(VALUES),
     "workers": {"0", "1", "an int of NumPy", "auto"},
+    "a place or None": {"None"},
     "a number of workers or None": {"None", "0", "1", "an int of NumPy"},
     "a count or None": {"None", *COUNTS, *LARGE},
     "retries": {"None", "64 MiB", *COUNTS},
@@ -272,6 +273,8 @@ ROWS = {
         for name, kind in OPTIONS.items()
     },
     "TaskQueue.put.obj": ("anything", _anything),
+    "checkpoint.state": ("anything", _anything),
+    "resume.default": ("anything", _anything),
     "TaskQueue.everywhere.fn": (
         "a function",
         lambda c, v: c.drop(c.queue.everywhere(v, 1)),
@@ -279,6 +282,8 @@ ROWS = {
     "TaskQueue.everywhere.args": ("anything", _anything),
     "TaskQueue.everywhere.kwargs": ("anything", _anything),
     "TaskQueue.attach.name": ("the name of a job", lambda c, v: c.attach(v)),
+    "TaskQueue.run.on": ("a place or None", lambda c, v: c.queue.run(0, on=v)),
+    "TaskQueue.run.options": ("anything", _anything),
     "TaskQueue.run.nworkers": ("a number of workers or None", lambda c, v: c.queue.run(v)),
     "TaskQueue.shutdown.wait": (
         "a flag",
@@ -380,7 +385,7 @@ def test_what_can_not_be_used_is_refused_at_the_call(calls, row):
         r
         for r, (kind, _) in ROWS.items()
         # Those would start workers, or be over at once: other tests say what they do.
-        if kind not in {"anything", "a number of workers or None", "a timeout"}
+        if kind not in {"anything", "a place or None", "a number of workers or None", "a timeout"}
     ],
 )
 def test_what_can_be_used_is_taken(calls, row):

@@ -93,6 +93,7 @@ def do_what_clients_do(queue, gate):
     assert len(queue.everywhere(abs, -1).result(20)) == 2
     assert queue.submit(len, queue.put([1, 2, 3])).result(20) == 3
     assert queue.options(delay=0.05).submit(abs, -2).result(20) == 2
+    assert len(queue._session.ask(lambda store: store.living_workers(10))) == 2, "as `Units` asks"
     assert queue.submit(print, "printed").result(20) is None
     first = gate("first")
 

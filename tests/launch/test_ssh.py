@@ -105,6 +105,11 @@ def sshd(short_folder):
         f" Port {server.get_port()}\n IdentityFile {folder}/key\n IdentityAgent none\n"
         f" UserKnownHostsFile {folder}/known\n"
     )
+    # What a test adds to the user's options.
+    (folder / "ssh").write_text(
+        f'#!/bin/sh\nexec {shutil.which("ssh")} -F {Sshd.config} $NBSTREAMQ_TEST_SSH "$@"\n'
+    )
+    (folder / "ssh").chmod(0o755)
     Sshd.loop, Sshd.folder = loop, folder
     yield Sshd
     loop.call_soon_threadsafe(server.close)
@@ -114,9 +119,16 @@ def sshd(short_folder):
     gc.collect()  # here the warnings that follow are expected
 
 
-@pytest.fixture
-def queue(server_url, queue_name, sshd, monkeypatch):
+@pytest.fixture(autouse=True)
+def user(sshd, monkeypatch):
+    """The user's ssh, with the configuration for the node."""
+    monkeypatch.setenv("PATH", f"{sshd.folder}:{os.environ['PATH']}")
     monkeypatch.setenv("NBSTREAMQ_SILENCE", "1")
+    monkeypatch.delenv("NBSTREAMQ_TEST_SSH", raising=False)
+
+
+@pytest.fixture
+def queue(server_url, queue_name):
     queue = TaskQueue(queue_name, server_url, workers=0)
     yield queue
     queue.shutdown(cancel_futures=True)
@@ -125,7 +137,7 @@ def queue(server_url, queue_name, sshd, monkeypatch):
 @pytest.fixture
 def on_node(sshd):
     """The arguments of `q.run` for the node."""
-    return {"on": "ssh://node", "ssh": ["ssh", "-F", sshd.config], "python": sys.executable}
+    return {"on": "ssh://node", "python": sys.executable}
 
 
 def n_alive(units):
@@ -167,17 +179,17 @@ def fake_python(folder, code):
     return str(path)
 
 
-def test_a_place_that_refuses_says_why_in_one_line(queue, on_node, sshd, tmp_path):
-    def why(**options):
+def test_a_place_that_refuses_says_why_in_one_line(queue, on_node, sshd, tmp_path, monkeypatch):
+    def why(ssh="", **options):
+        monkeypatch.setenv("NBSTREAMQ_TEST_SSH", ssh)
         with pytest.raises(NbstreamqError, match=r"^No workers start on ssh://node: ") as caught:
             queue.run(1, **{**on_node, **options})
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    ssh = on_node["ssh"]
-    assert "ssh-add" in why(ssh=[*ssh, "-o", "PubkeyAuthentication=no"])
-    assert "accept its key: ssh node" in why(ssh=[*ssh, "-o", "UserKnownHostsFile=/dev/null"])
-    assert "Connection refused" in why(ssh=[*ssh, "-o", "Port=1"])
+    assert "ssh-add" in why(ssh="-o PubkeyAuthentication=no")
+    assert "accept its key: ssh node" in why(ssh="-o UserKnownHostsFile=/dev/null")
+    assert "Connection refused" in why(ssh="-o Port=1")
     assert "has no Python" in why(python="/nowhere/python")
     assert "has nbstreamq 0.0.1" in why(
         python=fake_python(tmp_path, 'import sys; sys.exit("has nbstreamq 0.0.1")')
@@ -188,7 +200,6 @@ def test_a_place_that_refuses_says_why_in_one_line(queue, on_node, sshd, tmp_pat
         assert "AllowStreamLocalForwarding" in why()
     finally:
         sshd.allows_forwarding = True
-    assert not list(Path("/tmp").glob("nbstreamq-*.sock"))
 
 
 def test_a_lost_connection_is_replaced_and_its_calls_run_again(
@@ -214,15 +225,15 @@ def test_a_lost_connection_is_replaced_and_its_calls_run_again(
     assert next(unit for unit in units if unit.id == first).state == "ended"
 
 
-def test_workers_end_with_their_kernel(server_url, store, sshd, wait_until):
+def test_workers_end_with_their_kernel(server_url, store, wait_until):
     code = (
         "import os, sys; from nbstreamq import TaskQueue\n"
         "q = TaskQueue(sys.argv[1], sys.argv[2], workers=0)\n"
-        "q.run(1, on='ssh://node', ssh=['ssh', '-F', sys.argv[3]], python=sys.executable)\n"
+        "q.run(1, on='ssh://node', python=sys.executable)\n"
         "q.submit(abs, 1).result()\n"
         "os._exit(0)"
     )
-    command = [sys.executable, "-c", code, store.keys.queue, server_url, sshd.config]
+    command = [sys.executable, "-c", code, store.keys.queue, server_url]
 
     subprocess.run(command, check=True, timeout=40, cwd=REPOSITORY)
 
