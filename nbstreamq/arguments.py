@@ -262,8 +262,10 @@ def check_secret(parameter: str, value: Any) -> Secret:
 
 def check_store(parameter: str, value: Any) -> Address:
     """Return the fsspec URL for large values; it may have a password."""
-    what = "an fsspec URL, such as 's3://bucket/folder' or 'file:///shared/folder'"
+    what = "an fsspec URL, such as 's3://bucket/folder', or the absolute path of a shared folder"
     url = Address(check_text(parameter, value, what))
+    if url.reveal().startswith("/"):
+        return Address(f"file://{url.reveal()}")
     if not _has_scheme(url):
         raise ValueError(f"{parameter} is a string without '://': it must be {what}")
     return url

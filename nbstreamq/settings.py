@@ -71,8 +71,8 @@ class Settings:
     memory_dir
         ``NBSTREAMQ_MEMORY_DIR``: folder of local queues' large values; it should be in memory.
     store
-        ``NBSTREAMQ_STORE``: fsspec URL for large values, instead of files or the server. Clients
-        and workers need the same.
+        ``NBSTREAMQ_STORE``: fsspec URL, or absolute path of a shared folder, for large values,
+        instead of files or the server. Clients and workers need the same.
     server_idle
         ``NBSTREAMQ_SERVER_IDLE``: seconds after which the embedded server stops without clients.
     start_method

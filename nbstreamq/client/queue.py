@@ -263,7 +263,13 @@ def _place(
     """Return what opens the place of a session's large values; None: they go to the server."""
     if settings.store is not None:
         store = settings.store
-        return lambda soon: UrlBackend(store, session, signer, soon)
+
+        def at_url(soon: Tell) -> UrlBackend:
+            backend = UrlBackend(store, session, signer, soon)
+            backend.check()
+            return backend
+
+        return at_url
     if is_embedded(url, settings):
         return lambda _: SessionFolder(session, settings)
     return None
@@ -343,8 +349,10 @@ class TaskQueue(Executor, TaskOnly):
     insecure
         Whether the key file may be used with a server that other machines can reach.
     store
-        fsspec URL for large values, such as ``s3://bucket/folder``. Workers on other machines need
-        it in ``$NBSTREAMQ_STORE``. None: that variable; if it is not set, files in memory with the
+        Where large values are: an fsspec URL such as ``s3://bucket/folder``, or the absolute path
+        of a folder that all machines share. Workers on other machines need it in
+        ``$NBSTREAMQ_STORE``, and the credentials in the environment or in files, as fsspec's
+        package for it finds them. None: that variable; if it is not set, files in memory with the
         embedded server, and the server itself with a url or a client.
     initializer, initargs
         A function that every worker calls with these arguments before it runs any call of this

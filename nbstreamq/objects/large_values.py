@@ -486,6 +486,12 @@ def _part_names(address: ValueAddress) -> list[str]:
 # -- fsspec URLs -------------------------------------------------------------------------------
 
 
+def _has_buckets(fs: Any) -> bool:
+    """Return whether files need no folders; making one would make the bucket, misspelt or not."""
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return not {"s3", "gs", "az"}.isdisjoint(names)
+
+
 class UrlBackend:
     """Keeps values under an fsspec URL, such as ``s3://bucket/folder`` or ``file:///mnt/shared``.
 
@@ -504,60 +510,88 @@ class UrlBackend:
     min_external_bytes = MIN_EXTERNAL_BYTES
 
     def __init__(self, url: Address, session: str, signer: Signer, free: Tell) -> None:
-        from fsspec.core import url_to_fs
-
-        try:
-            self._fs, folder = url_to_fs(url.reveal())
-        except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
-            raise NbstreamqError(
-                f"fsspec can't open {url}: {error}. Check the URL, and install the package that"
-                " fsspec needs for this kind of URL."
-            ) from without_frames(error)
-        self._folder = f"{folder}/{session}"
-        self._url = Address(f"{url.reveal().rstrip('/')}/{session}")
+        self._root = url
+        self._session = session
         self._signer = signer
         self._free = free
 
+    @functools.cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The file system and the session's folder; opened late, since some take a second."""
+        from fsspec.core import url_to_fs
+
+        try:
+            fs, folder = url_to_fs(self._root.reveal())
+        except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
+            raise NbstreamqError(
+                f"fsspec can't open {self._root}: {error}. Check the URL, and install the package"
+                " that fsspec needs for this kind of URL."
+            ) from without_frames(error)
+        return fs, f"{folder}/{self._session}"
+
+    def check(self) -> None:
+        """Raise `NbstreamqError` if the URL can't be opened."""
+        _ = self._opened
+
     def write(self, data: memoryview) -> str:
         """Keep a copy of `data`; return its address, which is never used again."""
+        fs, folder = self._opened
         name = uuid.uuid4().hex
-        self._fs.makedirs(self._folder, exist_ok=True)
-        with self._fs.open(f"{self._folder}/{name}", "wb") as file:
-            file.write(self._signer.sign(b"value", name.encode(), data))
-            file.write(data)
-        return f"{self._url}/{name}"  # without the password, which a reader has in its own URL
+        try:
+            if not _has_buckets(fs):
+                fs.makedirs(folder, exist_ok=True)
+            with fs.open(f"{folder}/{name}", "wb") as file:
+                file.write(self._signer.sign(b"value", name.encode(), data))
+                file.write(data)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise self._failed("write", error) from without_frames(error)
+        # Without the password, which a reader has in its own URL.
+        return hide_password(f"{self._root.reveal().rstrip('/')}/{self._session}/{name}")
 
     def read(self, address: ValueAddress) -> bytearray | None:
         """Return the value in a buffer of the caller's own; None if it is gone."""
         url, size = address
-        path = self._fs._strip_protocol(url)  # noqa: SLF001 - that is how fsspec's own tools do it
-        name = url.rpartition("/")[2]
-        found = bytearray(size)
+        found, fs, path = bytearray(size), self._opened[0], self._path(url)
+        fs.invalidate_cache()  # Others write there, too.
         try:
-            with self._fs.open(path, "rb") as file:
+            with fs.open(path, "rb") as file:
                 signature = file.read(SIGNATURE_BYTES)
                 n_read = 0
-                while n := file.readinto(memoryview(found)[n_read:]):
+                while n := file.readinto(memoryview(found)[n_read : n_read + PART_BYTES]):
                     n_read += n
         except FileNotFoundError:
             return None
-        self._signer.check(signature, b"value", name.encode(), found)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise self._failed("read", error) from without_frames(error)
+        self._signer.check(signature, b"value", url.rpartition("/")[2].encode(), found)
         return found
+
+    def _failed(self, what: str, error: Exception) -> NbstreamqError:
+        return NbstreamqError(
+            f"A large value can't be {'written to' if what == 'write' else 'read from'}"
+            f" {self._root}: {type(error).__name__}: {error}. Check that clients and workers may"
+            f" {what} there, and that there is room."
+        )
+
+    def _path(self, url: str) -> Any:
+        return self._opened[0]._strip_protocol(url)  # noqa: SLF001 - as fsspec's own tools do it
 
     def free(self, address: ValueAddress) -> None:
         """Delete the value soon. The garbage collector calls this: in any thread, at any time."""
-        path = self._fs._strip_protocol(address[0])  # noqa: SLF001
-        self._free(lambda _: self._remove(path), 0)
+        self._free(lambda _: self._remove(self._path(address[0])), 0)
 
     def close(self) -> None:
         """Delete the session's folder."""
-        self._free(lambda _: self._remove(self._folder), 0)
+        self._free(lambda _: self._remove(self._opened[1], recursive=True), 0)
 
-    def _remove(self, path: str) -> None:
+    def _remove(self, path: str, *, recursive: bool = False) -> None:
+        fs = self._opened[0]
         try:
-            if self._fs.exists(path):
-                self._fs.rm(path, recursive=True)
-        except Exception as error:  # noqa: BLE001 - every kind of URL has errors of its own
+            fs.invalidate_cache()
+            fs.rm(path, recursive=recursive)
+        except FileNotFoundError:
+            return
+        except Exception as error:  # noqa: BLE001 - as above
             warnings.warn(f"Large values at {path} can't be deleted: {error!r}", stacklevel=2)
 
 
@@ -581,6 +615,6 @@ def check_fsspec(parameter: str, url: Address) -> None:
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"{parameter} must be a URL that fsspec can open: {error}. Run `pip install"
-            " 'nbstreamq[fsspec]'`, and install the package that fsspec needs for this URL, here"
-            " and where workers run."
+            " 'nbstreamq[fsspec]'`, or 'nbstreamq[s3]' for S3, and install the package that fsspec"
+            " needs for another URL, here and where workers run."
         ) from None

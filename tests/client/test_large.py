@@ -33,7 +33,7 @@ def anywhere(request, local, make_queue, tmp_path):
     """A queue whose large values lie in files, on the server, and at a URL."""
     if request.param == "files":
         return local
-    store = f"file://{tmp_path}/store" if request.param == "url" else None
+    store = f"{tmp_path}/store" if request.param == "url" else None
     return make_queue(workers=2, store=store)
 
 

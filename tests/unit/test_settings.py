@@ -36,6 +36,7 @@ def test_without_variables_there_are_the_defaults(bare):
         ("DATA_DIR", "/srv/x", "data_dir", Path("/srv/x")),
         ("MEMORY_DIR", "/run/y", "memory_dir", Path("/run/y")),
         ("STORE", "s3://b/x", "store", Address("s3://b/x")),
+        ("STORE", "/shared/x", "store", Address("file:///shared/x")),
         ("SERVER_IDLE", "2.5", "server_idle", 2.5),
         ("SERVER_IDLE", "1h30m", "server_idle", 5400.0),
         ("START_METHOD", "spawn", "start_method", "spawn"),
