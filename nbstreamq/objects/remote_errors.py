@@ -57,18 +57,17 @@ def _say_where(error: ModuleNotFoundError) -> None:
 def definition_of(fn: Callable[..., Any]) -> TracebackType | None:
     """Return a traceback that shows the definition of `fn`, for an error raised outside it.
 
-    For a function without Python code, such as `int`, it shows only the name.
+    Return None for a function without Python code, such as `int`.
     """
     from .error_pickler import make_traceback
 
     while isinstance(fn, functools.partial):
         fn = fn.func
-    name, module = getattr(fn, "__name__", type(fn).__name__), getattr(fn, "__module__", None)
     code = getattr(fn, "__code__", None)
     if not isinstance(code, CodeType):
-        return make_traceback([(f"<{name}>", name, 1, 1, str(module))])
-    line = code.co_firstlineno
-    return make_traceback([(code.co_filename, code.co_name, line, line, str(module))])
+        return None
+    line, module = code.co_firstlineno, str(getattr(fn, "__module__", None))
+    return make_traceback([(code.co_filename, code.co_name, line, line, module)])
 
 
 def load_error(data: bytes) -> BaseException:

@@ -94,6 +94,7 @@ def test_an_error_of_wrong_arguments_shows_the_definition(shown, jupyter_home):
         assert "nbstreamq/" not in text
         assert len(text.splitlines()) < 20
     assert "invalid literal for int" in of_int
+    assert "File" not in of_int  # there are no lines of int to show
 
 
 @pytest.mark.filterwarnings("default")  # of what Jupyter uses
