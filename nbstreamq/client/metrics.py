@@ -83,7 +83,7 @@ def _of_workers(found: Iterable[QueueStatus]) -> Iterator[Family]:
     numbers = [
         ({"queue": s.queue, "state": state}, float(sum(w.state == state for w in s.workers)))
         for s in found
-        for state in ("starting", "idle", "busy")
+        for state in ("starting", "idle", "busy", "waiting")
     ]
     yield Family("nbstreamq_workers", "gauge", "Workers by state.", numbers)
     workers = [

@@ -491,9 +491,10 @@ class Session:
         return units
 
     def n_local_workers(self) -> int:
-        """Return how many workers of this kernel there are."""
+        """Return how many workers of this kernel there are, without those that stand in."""
         found = self.ask_within(LOOK_PATIENCE, Store.workers).values()
-        return sum(self.home.calls in about.get("homes", ()) for about in found)
+        ours = [about for about in found if self.home.calls in about.get("homes", ())]
+        return sum(not about.get("waits") for about in ours)
 
     def add_worker(self) -> None:
         """Start one more local worker for this kernel."""
@@ -501,8 +502,9 @@ class Session:
 
     def n_workers(self) -> int:
         """Return how many workers may run calls, with those that the first call starts."""
-        there = self.ask_within(LOOK_PATIENCE, Store.workers)
-        n_there = sum(accepts(description, self.homes[0]) for description in there.values())
+        there = self.ask_within(LOOK_PATIENCE, Store.workers).values()
+        # One whose task waits runs nothing else: another one stands in for it.
+        n_there = sum(accepts(d, self.homes[0]) and not d.get("waits") for d in there)
         n_expected = sum(units.n_pending for units in self._units.values())
         return max(n_there, self._n_workers or self.workers.n_workers) + n_expected
 

@@ -52,7 +52,8 @@ class WorkerStatus:
     host, pid, python
         Machine, process id, and minor version of Python.
     state
-        ``idle`` or ``busy``, at most a second ago.
+        ``idle`` or ``busy``, at most a second ago. ``waiting``: its task waits for other tasks, and
+        another worker stands in for it; `TaskQueue.size` counts the two as one.
     lanes
         Lanes that it serves, most urgent first.
     memory_bytes, cpu

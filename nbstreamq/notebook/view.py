@@ -367,7 +367,7 @@ class Workers:
     @property
     def n(self) -> int:
         """How many there are."""
-        return len(self._found)
+        return sum(not about.get("waits") for about in self._found.values())
 
     @property
     def n_busy(self) -> int:

@@ -153,7 +153,7 @@ class WorkerProcess:
         memory, peak = memory_and_peak(self.pid)
         return {
             "pid": self.pid,
-            "state": self.slot.state.name.lower(),
+            "state": "waiting" if self.slot.waits else self.slot.state.name.lower(),
             "waits": int(self.slot.waits),
             "memory": memory,
             "peak": peak,

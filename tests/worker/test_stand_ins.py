@@ -84,6 +84,16 @@ def test_waits_in_the_main_thread_may_nest_deeper_than_the_stack(one_worker):
     assert queue.submit(count, 200).result(60) == 200
 
 
+def test_one_that_stands_in_is_no_further_worker(one_worker, gate, wait_until):
+    queue, held = one_worker, gate()
+    future = queue.submit(lambda: in_asyncio(queue, held.wait))
+    states = ["busy", "waiting"]
+    wait_until(lambda: sorted(w.state for w in queue.workers()) == states, 20, "the stand-in")
+    assert queue.size == 1
+    held.open()
+    future.result(30)
+
+
 def test_those_that_stand_in_leave(one_worker, wait_until):
     queue = one_worker
     assert queue.submit(lambda: in_asyncio(queue, abs, -1)).result(60) == 1
