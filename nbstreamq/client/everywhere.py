@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..objects.functions import FunctionPickle
 from ..objects.pickling import dump
 from ..wire.messages import Event, Task
 from ..wire.store import Store
@@ -14,47 +13,60 @@ from .channel import Command
 from .error_notes import Payload
 from .job import Job
 from .session import Session, accepts
-from .table import JobTable
 
 #: Seconds to wait for local workers that are starting.
 START_PATIENCE = 5.0
 
 
-def everywhere(
-    session: Session,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...] = (),
-    kwargs: dict[str, Any] | None = None,
-    *,
-    lane: str = "default",
-    show: Callable[[str, Event], object] | None = None,
-) -> Job[Any]:
-    """Return the job of a call on every worker there is; those that join later make it, too.
+class SetUp:
+    """A call that every worker makes, including workers that join later.
 
     Parameters
     ----------
-    show
-        Gets what they print, see `JobTable.show`: as long as the session lives, also of those that
-        join later.
+    session
+        Sends it, and gets the results of the workers there are.
+    fn, args, kwargs
+        The call.
+    lane
+        The lane that the job shows.
     """
-    function = session.pickle_function(fn, durable=True)
-    data = dump((args, kwargs or {}), f"an argument of {function.name}()")
-    table = session.new_table(fn, function.name, lane)
-    table.growing, table.function = True, function
-    session.register(table)
-    if show is not None:
-        table.show = show
-    session.set_up(table, _command(session, table, function, data))
-    session.wait_until(table, lambda: not table.growing, None)
-    return Job(session, table)
 
+    def __init__(
+        self,
+        session: Session,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        lane: str,
+    ) -> None:
+        self._session = session
+        self._function = session.pickle_function(fn, durable=True)
+        self._args = dump((args, kwargs), f"an argument of {self._function.name}()")
+        self._table = session.new_table(fn, self._function.name, lane)
+        self._table.growing, self._table.function = True, self._function
+        #: To whom it was sent: again, if a reply is lost.
+        self._sent: list[list[str]] = []
 
-def _command(session: Session, table: JobTable, function: FunctionPickle, args: bytes) -> Command:
-    """Return the command that sends the call; the table gets an item for each worker there is."""
+    def send(self, show: Callable[[str, Event], object] | None = None) -> Job[Any]:
+        """Return the job of the call, which has an item for each worker there is.
 
-    sent: list[list[str]] = []  # to whom: again, if a reply is lost
+        Parameters
+        ----------
+        show
+            Gets what they print, see `JobTable.show`: as long as the session lives, also of those
+            that join later.
+        """
+        session, table = self._session, self._table
+        session.register(table)
+        if show is not None:
+            table.show = show
+        session.set_up(table, Command(self._carry_out, self._fail, len(self._args)))
+        session.wait_until(table, lambda: not table.growing, None)
+        return Job(session, table)
 
-    def carry_out(store: Store) -> None:
+    def _carry_out(self, store: Store) -> None:
+        session, table = self._session, self._table
         patient_until = time.monotonic() + START_PATIENCE
         while True:
             workers, home = store.workers(), session.homes[0]
@@ -63,28 +75,30 @@ def _command(session: Session, table: JobTable, function: FunctionPickle, args: 
             if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
                 continue
-            if names not in sent[-1:]:
+            if names not in self._sent[-1:]:
                 # Before they are sent: a worker may be done before we hear that they were.
-                table.begin(Payload(0, len(names), "apply", args))
-                sent.append(names)
+                table.begin(Payload(0, len(names), "apply", self._args))
+                self._sent.append(names)
             # Others get other messages: the same ones could be taken for copies.
             others = sorted(set(workers) - set(names))
-            tasks = _tasks(table.job, function, args, len(sent) - 1, len(names))
-            if store.everywhere(names, tasks, others):
+            if store.everywhere(names, self._tasks(len(names)), others):
                 break
         session.stop_growing(table)
 
-    def fail(error: BaseException) -> None:
-        table.begin(Payload(0, 1, "apply", args))
-        table.fail(error)
-        session.stop_growing(table)
+    def _tasks(self, n: int) -> list[Task]:
+        """Return a task for each of `n` workers, and one for workers that join later."""
+        what = Task(
+            job=self._table.job,
+            n=0,
+            fn=self._function.digest,
+            name=self._function.name,
+            call="apply",
+            args=self._args,
+            run=len(self._sent) - 1,
+        )
+        return [what.with_changes(n=i) for i in range(n + 1)]
 
-    return Command(carry_out, fail, len(args))
-
-
-def _tasks(job: str, function: FunctionPickle, args: bytes, run: int, n: int) -> list[Task]:
-    """Return a task for each of `n` workers, and one for workers that join later."""
-    what = Task(
-        job=job, n=0, fn=function.digest, name=function.name, call="apply", args=args, run=run
-    )
-    return [what.with_changes(n=i) for i in range(n + 1)]
+    def _fail(self, error: BaseException) -> None:
+        self._table.begin(Payload(0, 1, "apply", self._args))
+        self._table.fail(error)
+        self._session.stop_growing(self._table)

@@ -50,7 +50,7 @@ from ..wire.signing import Signer
 from ..wire.store import Store
 from ..wire.trust import choose_secret, is_local
 from ..worker_context import WorkerContext
-from .everywhere import everywhere
+from .everywhere import SetUp
 from .future import CallFuture, TaskFuture
 from .job import Job
 from .pool import Pool
@@ -788,7 +788,8 @@ class TaskQueue(Executor, TaskOnly):
         (2,)
         """
         check_callable("fn", fn)
-        return self._with_progress(everywhere(self._session, fn, args, kwargs, lane=self._lane()))
+        set_up = SetUp(self._session, fn, args, kwargs, lane=self._lane())
+        return self._with_progress(set_up.send())
 
     @concise
     def attach(self, name: str) -> Job[Any]:

@@ -21,7 +21,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, kwds, magic_arguments, parse_argstring
 
 from ..arguments import shown
-from ..client.everywhere import everywhere
+from ..client.everywhere import SetUp
 from ..client.job import Job
 from ..client.queue import TaskQueue
 from ..client.status import JobList, WorkerList
@@ -207,7 +207,8 @@ class NbstreamqMagics(Magics):
             raise UsageError("%%everywhere takes no arguments")
         fn = Cell.read(self.shell, "everywhere", line, cell).everywhere()
         printed = WorkerOutputDisplay()
-        job = everywhere(self._queue()._session, fn, show=printed.add)
+        set_up = SetUp(self._queue()._session, fn, (), {}, lane="default")
+        job = set_up.send(show=printed.add)
         self._follow(job)
         job.wait()
         printed.show(future.worker or "" for future in job[:])
