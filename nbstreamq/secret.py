@@ -78,7 +78,7 @@ class Address(Secret):
 
     def __str__(self) -> str:
         url = re.sub(r"((?:://|^(?!.*://))[^/@:]*):.*@", r"\1:***@", self._text)
-        return re.sub(r"([?&](?:ssl_)?password=)[^&#]*", r"\1***", url)
+        return re.sub(r"([?&](?:(?:ssl_)?password|ssl_ca_data)=)[^&#]*", r"\1***", url)
 
     def __repr__(self) -> str:
         return repr(str(self))

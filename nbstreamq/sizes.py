@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
+_POWERS = {"k": 1, "M": 2, "G": 3, "T": 4}
 
 
 def in_units(n_bytes: float) -> str:
@@ -35,3 +38,18 @@ def duration(seconds: float) -> str:
 def plural(n: int, noun: str) -> str:
     """Return a number of things: ``1 worker``, ``1,200 workers``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def read_size(parameter: str, text: str) -> int:
+    """Return the bytes that a text such as ``500MB`` or ``4GiB`` says; ValueError if none.
+
+    Examples
+    --------
+    >>> read_size("it", "1.5GB"), read_size("it", "2KiB")
+    (1500000000, 2048)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT])(i?)B", text)
+    if not found:
+        raise ValueError(f"{parameter} is {text!r}: it must be a size such as 500MB or 4GiB")
+    number, unit, is_binary = found.groups()
+    return int(float(number) * (1024 if is_binary else 1000) ** _POWERS[unit.replace("K", "k")])

@@ -6,7 +6,7 @@ import argparse
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from .parsing import Commands, add_command, add_queue, add_server, argument
+from .parsing import Commands, add_command, add_queue, add_server, argument, host_and_port
 from .target import open_queues, open_store, server
 
 #: The version of the text format.
@@ -30,14 +30,6 @@ def add_metrics(commands: Commands) -> None:
         metavar="HOST:PORT",
         help="serve them over HTTP until Ctrl-C; ask the server at each request",
     )
-
-
-def host_and_port(text: str) -> tuple[str, int]:
-    """Return what ``HOST:PORT`` says; an IPv6 address may be in brackets."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"it is {text!r}: it must be HOST:PORT, such as localhost:9464")
-    return host.strip("[]"), int(port)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -89,6 +89,14 @@ def argument(check: Callable[[str], T]) -> Callable[[str], T]:
     return read
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return what ``HOST:PORT`` says; an IPv6 address may be in brackets."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"it is {text!r}: it must be HOST:PORT, such as localhost:9464")
+    return host.strip("[]"), int(port)
+
+
 def _url(text: str) -> Address:
     from ..wire.connection import check_url
 

@@ -1,59 +1,159 @@
-"""`nbstreamq server`: start, stop and look at the embedded server."""
+"""`nbstreamq server`: start, stop and look at this user's servers.
+
+They are the embedded server, and servers for other machines, one for each port.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
+from pathlib import Path
 
 from ..settings import Settings
-from .parsing import Commands, add_command, add_json
+from ..sizes import in_units, read_size
+from .parsing import Commands, add_command, add_json, argument, host_and_port
 from .printing import advise, print_json
+
+#: Least bytes of a limit: an empty server takes a few millions.
+_LEAST = 16 * 2**20
 
 
 def add_servers(commands: Commands) -> None:
     """Add the command to the parser."""
-    does = "start or stop the embedded server of this user, or see if it runs"
+    does = "start or stop the embedded server, or one for other machines; see if it runs"
     verbs = add_command(commands, "server", does, "nbstreamq server start").add_subparsers(
         required=True, metavar="VERB"
     )
-    add_command(verbs, "start", "start it, unless it runs", "nbstreamq server start", _start)
+    example = "nbstreamq server start --listen 0.0.0.0:6390 --memory 8GB"
+    start = add_command(verbs, "start", "start it, unless it runs", example, _start)
+    for limit, what in (("--memory", "memory"), ("--disk", "disk")):
+        start.add_argument(
+            limit,
+            type=argument(functools.partial(read_size, "it")),
+            metavar="SIZE",
+            help=f"limit of {what}, such as 8GB: when it is reached, calls are refused",
+        )
+    for file, what in (("--cert", "the certificate"), ("--key", "its key")):
+        start.add_argument(
+            file, type=Path, help=f"file of {what} for TLS; default: one is made, with openssl"
+        )
     does = "have it save its data, and stop it"
-    add_command(verbs, "stop", does, "nbstreamq server stop", _stop)
+    stop = add_command(verbs, "stop", does, "nbstreamq server stop", _stop)
     does = "say whether it runs, and where its data are; exit with 1 if it does not"
-    add_json(add_command(verbs, "status", does, "nbstreamq server status", _print_status))
+    status = add_command(verbs, "status", does, "nbstreamq server status", _print_status)
+    add_json(status)
+    for verb in (start, stop, status):
+        verb.add_argument(
+            "--listen",
+            type=argument(host_and_port),
+            metavar="HOST:PORT",
+            help="the server for other machines on this port, with TLS and a password",
+        )
 
 
-def _start(_options: argparse.Namespace) -> None:
-    from ..launch.server import ensure_server
+def _settings(options: argparse.Namespace) -> Settings:
+    from ..launch.listening import settings_for
 
     settings = Settings.from_environment()
-    url = ensure_server(settings)
-    print(f"The embedded server runs at {url}.")
+    return settings_for(settings, options.listen[1]) if options.listen else settings
+
+
+def _name(options: argparse.Namespace) -> str:
+    return f"The server on port {options.listen[1]}" if options.listen else "The embedded server"
+
+
+def _start_command(options: argparse.Namespace) -> str:
+    place = f" --listen {options.listen[0]}:{options.listen[1]}" if options.listen else ""
+    return f"nbstreamq server start{place}"
+
+
+def _memory(options: argparse.Namespace) -> int:
+    """Return the bytes of memory that the limits allow; 0: there is no limit."""
+    from ..launch.listening import DISK_FACTOR
+
+    limits = [options.memory, options.disk and options.disk // DISK_FACTOR]
+    least = min((limit for limit in limits if limit is not None), default=0)
+    if limits != [None, None] and least < _LEAST:
+        raise ValueError(f"the limits leave {in_units(least)} of memory: it needs 17 MB at least")
+    return least
+
+
+def _start(options: argparse.Namespace) -> None:
+    memory = _memory(options)
+    if (options.cert is None) != (options.key is None):
+        raise ValueError("--cert and --key: give both, or none of them")
+    if options.listen:
+        _start_listening(options, memory)
+    else:
+        _start_embedded(options, memory)
+
+
+def _start_embedded(options: argparse.Namespace, memory: int) -> None:
+    from ..errors import ServerStartFailed
+    from ..launch.listening import write_config
+    from ..launch.server import ensure_server, is_running
+
+    if options.cert:
+        raise ValueError("--cert: only a server with --listen has TLS")
+    settings = Settings.from_environment()
+    if memory:
+        if is_running(settings):
+            raise ServerStartFailed(
+                "The embedded server runs already, and takes limits when it starts. Stop it first:"
+                " `nbstreamq server stop`."
+            )
+        write_config(settings, [], memory)
+    print(f"The embedded server runs at {ensure_server(settings)}.")
     print(f"It stops by itself {settings.server_idle:.0f} s after its last client.")
+    if memory:
+        print(f"It takes at most {in_units(memory)} of memory, from now on.")
     advise("TaskQueue() uses it without a URL; `nbstreamq status` shows what it holds.")
 
 
-def _stop(_options: argparse.Namespace) -> None:
+def _start_listening(options: argparse.Namespace, memory: int) -> None:
+    from ..launch.listening import Listening, start_listening
+
+    settings = _settings(options)
+    host, port = options.listen
+    certificate = (options.cert, options.key) if options.cert else None
+    where = Listening(host=host, port=port, certificate=certificate)
+    file = start_listening(settings, where, memory)
+    print(f"A server listens on {host}:{port}, with TLS and a password, until you stop it.")
+    limit = in_units(memory) if memory else "no limit (--memory sets one)"
+    print(f"Memory: {limit}. Names in its certificate: {', '.join(where.names)}.")
+    print(f"Its URL, password and secret are in {file}, which only you can read.")
+    advise(
+        f"copy that file to each machine (`scp {file} node5:`), and there:\n"
+        "  . ./connect.env && nbstreamq worker -n 4\n"
+        "In the shell of your notebook or script, the same without the second half."
+    )
+
+
+def _stop(options: argparse.Namespace) -> None:
     from ..launch.server import stop_server
 
-    if not stop_server(Settings.from_environment()):
-        print("The embedded server does not run.")
+    if not stop_server(_settings(options)):
+        print(f"{_name(options)} does not run.")
         return
-    print("The embedded server has saved its data and stopped.")
-    advise("`nbstreamq server start`, or the next TaskQueue(), starts it with its data.")
+    print(f"{_name(options)} has saved its data and stopped.")
+    advise(f"`{_start_command(options)}` starts it with its data.")
 
 
 def _print_status(options: argparse.Namespace) -> None:
+    from ..launch.listening import connect_file
     from ..launch.server import embedded_url, is_running
 
-    settings = Settings.from_environment()
-    runs = is_running(settings)
+    settings = _settings(options)
+    runs, url = is_running(settings), embedded_url(settings)
     if options.json:
-        about = {"running": runs, "url": embedded_url(settings), "data": str(settings.data_dir)}
-        print_json(about)
+        print_json({"running": runs, "url": url, "data": str(settings.data_dir)})
     else:
-        print(f"The embedded server {'runs' if runs else 'does not run'}: {embedded_url(settings)}")
+        print(f"{_name(options)} {'runs' if runs else 'does not run'}: {url}")
         print(f"Its data are in {settings.data_dir}.")
-        advise("`nbstreamq status` shows its queues." if runs else "`nbstreamq server start`.")
+        if options.listen and runs:
+            print(f"What clients need is in {connect_file(settings)}.")
+        start = f"`{_start_command(options)}` starts it."
+        advise("`nbstreamq status` shows queues." if runs else start)
     if not runs:
         sys.exit(1)

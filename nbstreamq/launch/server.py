@@ -91,6 +91,11 @@ def is_embedded(url: Address | str, settings: Settings) -> bool:
     return Address(url) == Address(embedded_url(settings))
 
 
+def config_path(settings: Settings) -> Path:
+    """Return the configuration file of the server, in a private folder; there need not be one."""
+    return settings.data_dir.absolute() / "config" / "server.conf"
+
+
 def is_running(settings: Settings) -> bool:
     """Return whether this user's embedded server runs, and answers."""
     path = _socket_path(settings)
@@ -120,7 +125,7 @@ def stop_server(settings: Settings) -> bool:
                 f" `fuser {path.with_name('lock')}` and kill it."
             )
         for name in (_SOCKET, CLOSING):
-            _ask(path.with_name(name), b"SHUTDOWN")
+            _ask(path.with_name(name), _login(settings) + b"SHUTDOWN")
         time.sleep(POLL)
     return ran
 
@@ -194,7 +199,7 @@ def _start(settings: Settings, path: Path, lock: int) -> Path:
             if socket_path.is_socket():  # another file of that name is not ours
                 socket_path.unlink(missing_ok=True)
         _run_watchdog(
-            [str(path), str(settings.server_idle), *_command(binary, path, data)],
+            [str(path), str(settings.server_idle), *_command(binary, path, data, settings)],
             log=data / "watchdog.log",
             locks=(lock, data_lock),
         )
@@ -210,9 +215,13 @@ def _run_watchdog(arguments: list[str], *, log: Path, locks: tuple[int, int]) ->
         subprocess.run(command, check=False, timeout=START_TIMEOUT, **options)  # noqa: S603 - ours
 
 
-def _command(binary: Path, path: Path, data: Path) -> list[str]:
+def _command(binary: Path, path: Path, data: Path, settings: Settings) -> list[str]:
+    config = config_path(settings)
+    if config.exists():
+        make_private(config.parent, "NBSTREAMQ_DATA_DIR")
     places = ["--unixsocket", path, "--dir", data, "--logfile", data / "server.log"]
-    return [str(word) for word in (binary, *places, *_OPTIONS.split(), "--save", "")]
+    words = (binary, *([config] if config.exists() else []), *places, *_OPTIONS.split())
+    return [*map(str, words), "--save", ""]
 
 
 def _environment() -> dict[str, str]:
@@ -270,6 +279,15 @@ def _lock(path: Path) -> Iterator[int | None]:
             yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _login(settings: Settings) -> bytes:
+    """Return the command that a server with a password wants first; empty: it has none."""
+    with suppress(FileNotFoundError):
+        for line in config_path(settings).read_bytes().splitlines():
+            if line.startswith(b"requirepass "):
+                return b"AUTH " + line.partition(b" ")[2] + b"\r\n"
+    return b""
 
 
 def _is_free(path: Path) -> bool:

@@ -13,6 +13,7 @@ locks when both processes are gone, however they ended.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -63,7 +64,7 @@ def watch(server: int, *, socket_path: str, idle: float, signals: int) -> int:
     socket_path
         Where the server listens.
     idle
-        Seconds without any other client after which the server is told to exit.
+        Seconds without any other client after which the server is told to exit; infinite: never.
     signals
         File descriptor on which each signal of this process arrives as one byte.
     """
@@ -76,7 +77,7 @@ def watch(server: int, *, socket_path: str, idle: float, signals: int) -> int:
         if pid:
             return status
         stopping = stopping or signal.SIGTERM in arrived
-        stopping = stopping or (usage.idle() >= idle and usage.shut())
+        stopping = stopping or (idle < math.inf and usage.idle() >= idle and usage.shut())
         if stopping:
             # Repeated in each round, because a server that writes its first AOF refuses to exit.
             os.kill(server, signal.SIGTERM)

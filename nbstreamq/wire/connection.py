@@ -155,6 +155,10 @@ def _file(text: str) -> str:
     return "" if is_there else f"names {text!r}, which is no file that can be read"
 
 
+def _certificate(text: str) -> str:
+    return "" if text.startswith("-----BEGIN CERTIFICATE") else "must be a certificate, as PEM"
+
+
 def _folder(text: str) -> str:
     is_there = "\0" not in text and Path(text).is_dir()
     return "" if is_there else f"names {text!r}, which is no folder"
@@ -180,6 +184,7 @@ _NUMBERS: dict[str, _Check] = {
 }
 _OF_TLS: dict[str, _Check] = {
     "ssl_ca_certs": _file,
+    "ssl_ca_data": _certificate,
     "ssl_ca_path": _folder,
     "ssl_certfile": _file,
     "ssl_keyfile": _file,

@@ -227,7 +227,9 @@ def test_the_embedded_server_is_started_and_stopped(capsys, monkeypatch, short_f
     with pytest.raises(SystemExit):
         main(["server", "status"])
     assert "does not run" in capsys.readouterr().out
-    main(["server", "start"])
+    main(["server", "start", "--memory", "50MB"])
+    main(["status", "--json"])
+    assert '"limit_bytes": 50000000' in capsys.readouterr().out
     capsys.readouterr()
     main(["server", "status", "--json"])
     assert json.loads(capsys.readouterr().out)["running"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbstreamq.sizes import duration, in_units
+from nbstreamq.sizes import duration, in_units, read_size
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def test_a_size_has_a_unit_that_fits(n_bytes, text):
 )
 def test_durations_are_said_as_people_do(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [("500MB", 5 * 10**8), ("1.5 GiB", 3 * 2**29)])
+def test_a_size_is_read(text, n_bytes):
+    assert read_size("it", text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "5", "MB", "-1MB", "1e3MB", "4 G", "4XB", "1MB\n"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="such as 500MB"):
+        read_size("it", text)
