@@ -27,6 +27,8 @@ FUSE = 3
 #: Replacements for each unit that is wanted, within `BUDGET_SPAN` seconds. More forgives worse
 #: machines; schedulers ban users who submit without end.
 BUDGET, BUDGET_SPAN = 6, 3600.0
+#: Most units that are shown, the newest; iteration yields all.
+MAX_SHOWN = 30
 #: Most units that have ended and are still listed.
 MAX_ENDED = 20
 
@@ -81,13 +83,17 @@ class _Unit:
         state: Any = "running" if self.n_alive else known.state
         if not self.is_wanted and not self.is_over:
             state = "ending"
-        why = "" if self.n_alive and state != "ending" else known.why
+        why = known.why if self.is_wanted and not self.n_alive else ""
         if state == "running" and not self.n_alive:
             why = why or "its workers have not joined yet"
         return UnitStatus(
-            id=self.id, state=state, n_workers=self.n_workers, n_alive=self.n_alive, why=why,
+            id=self.id,
+            state=state,
+            n_workers=self.n_workers,
+            n_alive=self.n_alive,
+            why=why,
             log=known.log,
-        )  # fmt: skip
+        )
 
 
 class Units:
@@ -125,7 +131,8 @@ class Units:
         self._launcher, self._silence, self._warn = launcher, silence, warn
         self._ask_within = ask_within
         self._lock = threading.RLock()
-        self._units: dict[str, _Unit] = {}
+        #: With those that an earlier session has left.
+        self._units = {unit: _Unit(unit, n) for unit, n in launcher.left_behind().items()}
         self._wanted = 0
         self._survey_due = 0.0
         self._closing = Event()
@@ -188,11 +195,16 @@ class Units:
         """Return what starts one of the units, with secrets hidden."""
         return self._launcher.script(self._sizes(max(1, self._wanted))[0])
 
+    def summary(self) -> str:
+        """Return in a line how many of the wanted workers are there."""
+        n = sum(unit.n_alive for unit in self._current())
+        return f"{n} of {self._wanted} workers on {self._launcher}"
+
     def __str__(self) -> str:
         found = self.status()
-        n = sum(unit.n_alive for unit in found)
-        lines = [f"{n} of {self._wanted} workers on {self._launcher}"]
-        lines += [f"  {unit}" for unit in found]
+        lines = [self.summary(), *(f"  {unit}" for unit in found[-MAX_SHOWN:])]
+        if len(found) > MAX_SHOWN:
+            lines.append(f"  and {len(found) - MAX_SHOWN} older units")
         return "\n".join([*lines, f"  trouble: {self.trouble}"] if self.trouble else lines)
 
     __repr__ = __str__

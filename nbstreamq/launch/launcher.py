@@ -116,6 +116,10 @@ class Launcher(ABC):
             They are refused, for a reason that one line tells.
         """
 
+    def left_behind(self) -> dict[str, int]:
+        """Return the units for this queue that an earlier client has started, and their sizes."""
+        return {}
+
     @abstractmethod
     def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
         """Return what is known of units, with one question for all of them, and a time limit."""

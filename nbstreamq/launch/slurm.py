@@ -12,6 +12,7 @@ requeued, which takes Slurm two minutes: `Units` submits another one.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import subprocess
 from collections.abc import Collection, Sequence
@@ -50,6 +51,7 @@ submit() {{
   [ -z "$jobs" ] || scancel $jobs
   exit 1
 }}"""
+_LIVING_JOBS = 'squeue --me --noheader --states=PENDING,RUNNING --format="%i %j"'
 #: Shows the state of all jobs, and the ends of logs.
 _SURVEY = (
     'squeue --me --noheader --states=all --format="%i %T %r" || exit 1\n'
@@ -102,20 +104,37 @@ class SlurmLauncher(Launcher):
         self._directives = [*directives]
         self._folder = folder or (None if purpose.tunnel else str(Path.cwd()))
         self._setting = Setting(python=python, prologue=prologue, drain=drain)
+        # A later session finds its jobs by this name, whichever way it reaches the server.
+        server = purpose.tunnel.target if purpose.tunnel else forwarded(purpose.url)
+        place = f"{server or purpose.url}\0{purpose.queue}"
+        self._name = f"nbstreamq-{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}"
         #: Unit -> job; and the folder of secrets and logs, once it is known.
         self._jobs: dict[str, str] = {}
         self._files = ""
 
+    def left_behind(self) -> dict[str, int]:
+        found = {}
+        for line in self._run(_LIVING_JOBS).splitlines():
+            job, _, name = line.partition(" ")
+            ours, _, rest = name.rpartition("-")[0].rpartition("-")
+            if ours == self._name and rest.isdigit():
+                unit = name.rpartition("-")[2]
+                self._jobs[unit], found[unit] = job, int(rest)
+        return found
+
     # -- submitting ----------------------------------------------------------------------------
 
     def start(self, sizes: Sequence[int]) -> list[str]:
-        self._files = self._files or self._run(_FOLDER)
+        self._find_folder()
         units = [new_id() for _ in sizes]
         secrets = shlex.join(self._file(unit, "secrets") for unit in units)
         words = [_SUBMIT.format(secrets=secrets), *map(self._submission, units, sizes)]
         jobs = self._run("\n".join(words)).split()
         self._jobs |= zip(units, jobs, strict=True)
         return units
+
+    def _find_folder(self) -> None:
+        self._files = self._files or self._run(_FOLDER)
 
     def _submission(self, unit: str, n_workers: int) -> str:
         """Return the part of a script that writes the secrets of a unit, and submits it."""
@@ -151,7 +170,7 @@ class SlurmLauncher(Launcher):
 
     def _options(self, unit: str, n_workers: int) -> list[str]:
         found = [
-            f"--job-name=nbstreamq-{unit}",
+            f"--job-name={self._name}-{n_workers}-{unit}",
             f"--output={self._file(unit, 'log')}",
             "--ntasks=1",
             f"--cpus-per-task={n_workers}",
@@ -203,8 +222,9 @@ class SlurmLauncher(Launcher):
     # -- what becomes of them ------------------------------------------------------------------
 
     def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
-        logs = shlex.join(self._file(unit, "log") for unit in units)
         try:
+            self._find_folder()
+            logs = shlex.join(self._file(unit, "log") for unit in units)
             found = self._run(_SURVEY.format(logs=logs, lines=LOG_LINES))
         except NbstreamqError as error:
             return dict.fromkeys(units, UnitReport(state="unknown", why=str(error)))
@@ -221,13 +241,14 @@ class SlurmLauncher(Launcher):
     def stop(self, units: Collection[str], *, drain: bool) -> None:
         if not units:
             return
+        self._find_folder()
         jobs = shlex.join(self._jobs[unit] for unit in units)
         secrets = shlex.join(self._file(unit, "secrets") for unit in units)
         how = f"--state=PENDING {jobs}; scancel --signal=TERM --batch" if drain else ""
         self._run(f"scancel {how} {jobs}; rm -f {secrets}")
 
     def script(self, n_workers: int) -> str:
-        self._files = self._files or self._run(_FOLDER)
+        self._find_folder()
         return self._script("UNIT", n_workers)
 
     def close(self, *, is_fork: bool) -> None:

@@ -190,12 +190,8 @@ class SshLauncher(Launcher):
         code = unit.process.poll()
         if code is None:
             return UnitReport(state="running", log=unit.tail())
-        return UnitReport(
-            state="ended",
-            why=explain(unit.log(), self._host),
-            log=unit.tail(),
-            is_planned=code == 0,
-        )
+        why = explain(unit.log(), self._host) if code else ""
+        return UnitReport(state="ended", why=why, log=unit.tail(), is_planned=not code)
 
     def stop(self, units: Collection[str], *, drain: bool) -> None:
         for unit in units:

@@ -26,7 +26,7 @@ from ..client.status import (
     WorkerList,
     WorkerStatus,
 )
-from ..client.units import Units
+from ..client.units import MAX_SHOWN, Units
 from ..home import how_to_start
 from ..objects.references import Ref
 from ..sizes import duration, plural
@@ -179,8 +179,11 @@ def workers_html(workers: Sequence[WorkerStatus]) -> str:
 def units_html(units: Units, note: str = "") -> str:
     """Return a table of the units in another place; `note` is a last sentence."""
     rows = units.status()
-    cells = [(u.id, u.state, f"{u.n_alive} of {u.n_workers}", _cut(u.why)) for u in rows]
-    return _render("units.html", units=units, rows=rows, unit_rows=cells, note=note)
+    cells = [
+        (u.id, u.state, f"{u.n_alive} of {u.n_workers}", _cut(u.why)) for u in rows[-MAX_SHOWN:]
+    ]
+    n_older = len(rows) - len(cells)
+    return _render("units.html", units=units, unit_rows=cells, n_older=n_older, note=note)
 
 
 def dead_html(letters: DeadLetters) -> str:

@@ -160,17 +160,18 @@ def job_ids():
     return run("squeue", "--me", "-h", "-t", "RUNNING", "-o", "%i").split()
 
 
-def test_ssh_leads_workers_of_a_real_sshd_to_the_embedded_server(queue, wait_until):
-    before = set(Path("/tmp").glob("nbstreamq-*.sock"))
+def test_ssh_leads_workers_of_a_real_sshd_to_the_embedded_server(queue, wait_until, monkeypatch):
     units = queue.run(2, on="ssh://node", python=sys.executable)
 
     assert queue.map(abs, range(-3, 0)).result(60) == [3, 2, 1]
 
     units.stop()
     wait_until(lambda: [u.state for u in units] == ["ended"], timeout=20, describe="their end")
+    assert not Path(f"/tmp/nbstreamq-{next(iter(units)).id}.sock").exists()
+    monkeypatch.setattr("nbstreamq.launch.ssh.new_id", lambda: "0123456789ab")
     with pytest.raises(NbstreamqError, match="has no Python"):
         queue.run(1, on="ssh://node", python="/nowhere")
-    assert not set(Path("/tmp").glob("nbstreamq-*.sock")) - before
+    assert not Path("/tmp/nbstreamq-0123456789ab.sock").exists()
 
 
 def test_jobs_run_calls_and_drain(queue, slurmctld, gate, wait_until):
@@ -273,6 +274,9 @@ def test_jobs_go_on_when_the_laptop_closes(slurmctld, folder, queue_name, wait_u
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBSTREAMQ_DATA_DIR", str(folder / "other_laptop"))
         with TaskQueue(queue_name, "ssh://login") as queue:
+            left = job_ids()
+            queue.run(2, on="slurm")
+            assert job_ids() == left, "yesterday's jobs are used"
             job = queue.attach("sweep")
             assert job.result(60) == list(range(8))
             job.delete()

@@ -52,6 +52,8 @@ if name == "sbatch":
 elif name == "squeue":
     if (jobs.parent / "hang").exists():
         time.sleep(60)
+    if "--states=PENDING,RUNNING" in sys.argv:
+        sys.exit()
     for job in sorted(jobs.glob("*")):
         if (job / "code").exists():
             code = (job / "code").read_text()

@@ -25,12 +25,16 @@ class Place(Launcher):
         self.reports = {}
         self.usual = PENDING
         self.refusal = ""
+        self.left = {}
 
     def start(self, sizes):
         if self.refusal:
             raise NbstreamqError(self.refusal)
         self.sizes += sizes
         return [f"u{k}" for k in range(len(self.sizes) - len(sizes), len(self.sizes))]
+
+    def left_behind(self):
+        return self.left
 
     def survey(self, units):
         return {unit: self.reports.get(unit, self.usual) for unit in units}
@@ -194,3 +198,14 @@ def test_a_refusal_is_raised_where_workers_are_asked_for(make):
         units.scale(2)
 
     assert units.n_workers == units.n_pending == 0
+
+
+def test_units_that_an_earlier_session_has_left_are_used(make):
+    place = Place()
+    place.left = {"old": 2}
+    units, _ = make(place)
+
+    units.scale(3)
+
+    assert place.sizes == [1]
+    assert list(states(units)) == ["old", "u0"]
