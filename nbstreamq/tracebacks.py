@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,14 +21,24 @@ T = TypeVar("T")
 
 #: Files below this folder are nbstreamq's own.
 OWN_FOLDER = f"{Path(__file__).parent}/"
+#: Seconds that an error takes at most from one function of ours to the one that has called it.
+MOMENT = 0.1
+#: Where an error has its traceback. Its class may forbid to set attributes, or raise at that.
+_TRACEBACK = vars(BaseException)["__traceback__"]
 #: Errors whose message says what to do.
 _CLEAR = (NbstreamqError, KeyboardInterrupt, TimeoutError, CancelledError)
 
 
 class _Last(threading.local):
-    """The error that this thread has shortened last."""
+    """The error that this thread has shortened a moment ago; a later one may have the same id."""
 
-    error_id = 0
+    error_id, until = 0, 0.0
+
+    def note(self, error: BaseException) -> None:
+        self.error_id, self.until = id(error), time.monotonic() + MOMENT
+
+    def is_it(self, error: BaseException) -> bool:
+        return id(error) == self.error_id and time.monotonic() < self.until
 
 
 _last = _Last()
@@ -40,12 +51,12 @@ def shorten(error: BaseException) -> None:
     iterable. A bare `raise` that follows in an except clause adds no frame: a public function that
     ends like that is not seen in the traceback.
     """
-    frames = list(_frames(error.__traceback__))
+    frames = list(_frames(_TRACEBACK.__get__(error)))
     is_clear = isinstance(error, _CLEAR) or (bool(frames) and _is_of_user(frames[-1]))
     # A public function may have called another one, which has taken out what tells that.
-    if is_clear or any(map(_is_told, frames)) or _last.error_id == id(error):
-        _last.error_id = id(error)
-        error.__traceback__ = _traceback_of([f for f in frames if not _is_own(f)])
+    if is_clear or any(map(_is_told, frames)) or _last.is_it(error):
+        _last.note(error)
+        _TRACEBACK.__set__(error, _traceback_of([f for f in frames if not _is_own(f)]))
 
 
 def raise_of_task(error: BaseException) -> NoReturn:
@@ -94,7 +105,7 @@ def trace_of(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     except BaseException:  # noqa: BLE001 - see above
         name = type.__dict__["__qualname__"].__get__(type(error))
-        frames = traceback.format_tb(vars(BaseException)["__traceback__"].__get__(error))
+        frames = traceback.format_tb(_TRACEBACK.__get__(error))
         return f"{''.join(frames)}{name}: (it could not be described)"
 
 

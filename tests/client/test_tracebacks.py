@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,25 @@ def test_has_no_frames_of_ours(shared_queue, call):
 
 
 LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    text: str
+
+
+def test_an_error_may_forbid_to_set_attributes(shared_queue):
+    def fail(_):
+        raise FrozenError("frozen")
+
+    for wait in (
+        lambda: shared_queue.submit(fail, 0).result(),
+        lambda: shared_queue.map(fail, [0]).result(),
+        lambda: list(shared_queue.map(fail, [0])),
+    ):
+        with pytest.raises(FrozenError) as caught:
+            wait()
+        assert not own_frames(caught.value)
 
 
 def test_an_error_of_the_user_s_code_keeps_its_frames(shared_queue):
