@@ -72,6 +72,7 @@ class TaskMonitor:
 
     def wake(self) -> None:
         """Start to look, because a task runs."""
+        self.sleeps = False  # Else each task would wake it until it runs.
         self._busy.set()
 
     def _run(self) -> None:

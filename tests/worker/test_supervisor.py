@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from nbstreamq import MemoryLimitExceeded, TimeLimitExceeded
+from nbstreamq.worker.process import WorkerProcess
 from tests.real_workers import node_command
 
 ROOT = Path(__file__).parents[2]
@@ -329,3 +330,17 @@ def test_what_was_told_to_wait_begins_in_time(seldom):
 def test_the_first_task_in_a_lane_is_taken_at_once(seldom):
     assert seldom.submit(abs, -1).result(20) == 1
     assert seldom.options(lane="high").submit(abs, -1).result(20) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_signal_to_a_process_that_has_become_another_users_is_no_error():
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.setuid(65534)  # As a supervisor that is not root, whose worker became root.
+            WorkerProcess(spec=None, pid=1, slot=None).signal(0)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
