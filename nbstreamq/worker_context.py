@@ -5,7 +5,7 @@ Here `client` and `worker` meet without importing each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,8 +20,11 @@ class WorkerContext:
     ----------
     current
         The worker that this process is; None in any other process.
-    has_open_calls
-        Tells whether a task has submitted calls that are not over; set by the client code.
+    open_calls
+        Returns the calls that are not over: what submitted each, and its lane. Set by the client
+        code.
+    cancel_calls
+        Cancels what a task has submitted. Set by the client code.
     url
         Address of the server of its queue.
     queue
@@ -29,7 +32,7 @@ class WorkerContext:
     secret
         The queue's secret.
     task
-        Returns the running task.
+        Returns the running task, or the item that runs as a coroutine.
     homes
         Tags of the calls and named jobs that it runs, see `Home`; empty: all.
     home
@@ -50,7 +53,8 @@ class WorkerContext:
     """
 
     current: ClassVar[WorkerContext | None] = None
-    has_open_calls: ClassVar[Callable[[object], bool] | None] = None
+    open_calls: ClassVar[Callable[[], Iterable[tuple[object, str]]]] = tuple
+    cancel_calls: ClassVar[Callable[[object], object]] = lambda _: None
 
     url: Address
     queue: str

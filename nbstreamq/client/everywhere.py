@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..objects.pickling import dump
-from ..wire.messages import Event, Task
+from ..wire.messages import Event, Options, Task
 from ..wire.store import Store
 from .channel import Command
 from .error_notes import Payload
@@ -94,6 +94,7 @@ class SetUp:
             name=self._function.name,
             call="apply",
             args=self._args,
+            opts=Options().of_function(is_async=self._function.is_async).encode(),
             run=len(self._sent) - 1,
         )
         return [what.with_changes(n=i) for i in range(n + 1)]

@@ -386,6 +386,8 @@ class TaskFuture(Future[T], Generic[T]):
     def replay(self) -> T:
         """Run the same call in this process, for instance under a debugger.
 
+        For a coroutine function it returns the coroutine: ``await future.replay()``.
+
         Raises
         ------
         NbstreamqError

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from ..arguments import check_callable, check_choice, check_count, check_timeout, shown
@@ -21,6 +21,7 @@ from ..wire.item_ranges import ranges_of
 from ..wire.messages import Options, State, Task
 from ..wire.records import DeadEntry, JobRecord
 from ..wire.store import Store
+from ..worker_context import WorkerContext
 from .error_notes import RunInfo, error_text
 from .estimate import Estimate, estimate_of
 from .future import ItemFuture, TaskFuture
@@ -420,7 +421,13 @@ class Job(Generic[T]):
 
     async def _awaited(self) -> list[T]:
         __tracebackhide__ = True
-        await asyncio.to_thread(self.wait)  # an error of a call would show the thread's frames
+        if WorkerContext.current is None:
+            await asyncio.to_thread(self.wait)  # an error of a call would show the thread's frames
+        else:  # A loop has few threads, and each of many coroutines may wait for a job.
+            over = Future[None]()
+            over.set_running_or_notify_cancel()
+            self._table.when_over(lambda: over.set_result(None))
+            await asyncio.wrap_future(over)
         try:
             return self.result()
         except BaseException as error:
@@ -684,12 +691,15 @@ class Job(Generic[T]):
         if record is not None:
             table.set_chunks(record.chunks)  # another client may have added some
             options = options or Options.decode(record.about["opts"].encode())
-            record.about.update(lane=table.lane, opts=options.encode().decode())
-        function: FunctionPickle | None = None
+        options, function = options or table.options, None
         deadline = time.monotonic() + DROP_PATIENCE
         while chosen := self._chosen(states, only):
             function = function or self._function(record, fn)
-            tasks = list(table.tasks(chosen, function, options or table.options))
+            if fn is not None:
+                options = options.of_function(is_async=function.is_async)
+            if record is not None:
+                record.about.update(lane=table.lane, opts=options.encode().decode())
+            tasks = list(table.tasks(chosen, function, options))
             letters = self._letters(chosen)
             if self._send_again(record, chosen, tasks):
                 session.ask(Store.forget_dead, letters)

@@ -6,10 +6,21 @@ import dataclasses
 import functools
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from ..arguments import (
     MAX_RETRIES,
@@ -35,7 +46,7 @@ from ..home import here, own_queue
 from ..launch.launcher import Purpose
 from ..launch.local import LocalWorkers
 from ..launch.server import ensure_server, is_embedded
-from ..objects.functions import name_of
+from ..objects.functions import FunctionPickle, name_of
 from ..objects.large_values import Tell, UrlBackend, ValueBackend, check_fsspec
 from ..objects.mapped_files import SessionFolder
 from ..objects.pickling import dump, dump_plain_call
@@ -79,10 +90,23 @@ if TYPE_CHECKING:
 on_new: Callable[[Any], Any] | None = None
 #: Bytes that a worker may use at least: a bit more than one that has run nothing.
 MIN_MEMORY = 32 * 2**20
+#: Most coroutines that a worker runs at the same time.
+MAX_CONCURRENCY = 10_000
 #: Longest delay of a call, in seconds: the server keeps functions for a week.
 MAX_DELAY = 6 * DAY
 #: Longest pause before a first retry, in seconds: pauses grow to a day.
 MAX_BACKOFF = DAY
+
+
+class MapKeywords(TypedDict, total=False):
+    """The keyword arguments of `TaskQueue.map`, for type checkers."""
+
+    timeout: float | None
+    chunksize: int | Literal["auto"]
+    buffersize: int | None
+    name: str | None
+    replace: bool | Literal["auto"]
+    seed: int | Sequence[int] | None
 
 
 class MapArguments(NamedTuple):
@@ -129,12 +153,29 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "lane": check_lane,
     "delay": lambda key, value: check_seconds(key, value, most=MAX_DELAY),
     "cache": check_flag,
+    "concurrency": lambda key, value: check_count(key, value, least=1, most=MAX_CONCURRENCY),
 }
 
 
 def check_options(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that are not None, in the form that messages carry."""
     return {key: _CHECKS[key](key, value) for key, value in given.items() if value is not None}
+
+
+def options_for(function: FunctionPickle, options: Options) -> Options:
+    """Return the options of a call of `function`.
+
+    Raises
+    ------
+    ValueError
+        A coroutine can't have them.
+    """
+    if function.is_async and options.memory_limit:
+        raise ValueError(
+            f"memory_limit: {function.name}() is a coroutine function, and its calls share the"
+            " memory of a worker with others. Limit a plain function, which runs alone."
+        )
+    return options.of_function(is_async=function.is_async)
 
 
 class Opened(NamedTuple):
@@ -419,14 +460,21 @@ class TaskQueue(Executor, TaskOnly):
 
     # -- calls ---------------------------------------------------------------------------------
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
+    @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+    def submit(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[Any]:
         """Call ``fn(*args, **kwargs)`` on a worker, and return a future for its result.
 
         Parameters
         ----------
         fn
             Any function, including one that a notebook defines. If workers can't import it, it is
-            pickled by value.
+            pickled by value. A worker runs the coroutines of an ``async def`` function in its event
+            loop, several at the same time; see `options`.
         *args, **kwargs
             Arguments of `fn`. A `TaskFuture` among them stands for its result: the call starts when
             that is there. A `Ref` stands for its value.
@@ -453,6 +501,8 @@ class TaskQueue(Executor, TaskOnly):
             if not callable(fn):
                 check_callable("fn", fn)
             function = session.pickle_function(fn)
+            is_special = function.is_async or options.concurrency
+            options = options_for(function, options) if is_special else options
             data = dump_plain_call(args, kwargs, session.large.value_store.min_external_bytes)
             needed: list[TaskFuture[Any]] = []
             if data is None:
@@ -460,7 +510,7 @@ class TaskQueue(Executor, TaskOnly):
         except BaseException as error:
             shorten(error)
             raise
-        call: CallFuture[T] | None = None
+        call: CallFuture[Any] | None = None
         is_plain = not (needed or options.cache or options.delay)
         try:
             with uninterrupted() as shield:
@@ -493,10 +543,22 @@ class TaskQueue(Executor, TaskOnly):
             session.repeats.argument(name, generators)
         return data, needed
 
+    @overload
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        /,
+        *iterables: Iterable[Any],
+        **how: Unpack[MapKeywords],
+    ) -> Job[T]: ...
+    @overload
+    def map(
+        self, fn: Callable[..., T], /, *iterables: Iterable[Any], **how: Unpack[MapKeywords]
+    ) -> Job[T]: ...
     @concise
     def map(
         self,
-        fn: Callable[..., T],
+        fn: Callable[..., Any],
         /,
         *iterables: Iterable[Any],
         timeout: float | None = None,
@@ -566,10 +628,22 @@ class TaskQueue(Executor, TaskOnly):
             check_iterable(f"iterable {number} of map()", one)
         return self._map(fn, Inputs.zipped(iterables), how)
 
+    @overload
+    def starmap(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        items: Iterable[Iterable[Any]],
+        /,
+        **how: Unpack[MapKeywords],
+    ) -> Job[T]: ...
+    @overload
+    def starmap(
+        self, fn: Callable[..., T], items: Iterable[Iterable[Any]], /, **how: Unpack[MapKeywords]
+    ) -> Job[T]: ...
     @concise
     def starmap(
         self,
-        fn: Callable[..., T],
+        fn: Callable[..., Any],
         items: Iterable[Iterable[Any]],
         /,
         *,
@@ -607,8 +681,9 @@ class TaskQueue(Executor, TaskOnly):
         deadline = None if timeout is None else time.monotonic() + timeout
         session = self._session
         function = session.pickle_function(fn, durable=name is not None)
-        n_workers = session.workers.n_workers
-        pace = Pace.of(inputs, n_workers, chunksize=chunksize, buffersize=buffersize)
+        options = options_for(function, options)
+        n_workers, concurrency = session.workers.n_workers, options.concurrency
+        pace = Pace.of(inputs, n_workers, concurrency, chunksize=chunksize, buffersize=buffersize)
         lane, (call, items, _) = self._lane(), inputs
         first = 0
         if name is None:
@@ -633,6 +708,8 @@ class TaskQueue(Executor, TaskOnly):
         job._table.shows_progress = self._shows_progress
         return job
 
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> TaskFunction[P, T]: ...
     @overload
     def task(self, fn: Callable[P, T], /) -> TaskFunction[P, T]: ...
     @overload
@@ -671,6 +748,7 @@ class TaskQueue(Executor, TaskOnly):
         lane: str | None = None,
         delay: float | None = None,
         cache: bool | None = None,
+        concurrency: int | None = None,
         progress: bool | None = None,
     ) -> TaskQueue:
         """Return this queue with other defaults; an option that is not given stays as it is.
@@ -698,6 +776,9 @@ class TaskQueue(Executor, TaskOnly):
             Seconds before a call may start, at most six days. The default is 0.
         cache
             Cache results of `submit` for a week. The same call from any client reuses them.
+        concurrency
+            Maximum number of calls of a coroutine function (``async def``) that one worker runs at
+            the same time, from 1 to 10,000. The default is 10. Plain functions run one at a time.
         progress
             Whether a wait for results that lasts longer than a second shows how far they are: in a
             notebook, or in a terminal. The default is to show it, unless ``NBSTREAMQ_PROGRESS`` is
@@ -723,6 +804,7 @@ class TaskQueue(Executor, TaskOnly):
             "lane": lane,
             "delay": delay,
             "cache": cache,
+            "concurrency": concurrency,
         }
         options = dataclasses.replace(self._options, **check_options(given))
         view = object.__new__(type(self))
@@ -760,6 +842,7 @@ class TaskQueue(Executor, TaskOnly):
         """Call ``fn(*args, **kwargs)`` once on every worker, including those that join later.
 
         It runs on each worker that may run this kernel's calls, before any task submitted later.
+        A coroutine function runs in the event loop that runs the coroutines of later calls.
         New workers replay the last 1000 such calls.
 
         Later calls on the same worker see the globals that `fn` sets, as with the initializer of a

@@ -135,9 +135,18 @@ def _abandon_all() -> None:
         session.abandon()
 
 
-def _has_open_calls(task: object) -> bool:
-    """Return whether `task`, which runs in this worker, has submitted calls that are not over."""
-    return any(what.outer is task for session in list(_sessions) for what in session.open())
+def _open_calls() -> list[tuple[object, str]]:
+    """Return what tasks of this worker have submitted and is not over: the task, and the lane."""
+    found = (what for session in list(_sessions) for what in session.open())
+    return [(what.outer, what.lane) for what in found if what.outer is not None]
+
+
+def _cancel_calls(task: object) -> None:
+    """Cancel what a task of this worker, which was stopped, has submitted."""
+    for session in list(_sessions):
+        for what in session.open():
+            if what.outer is task and not what.title:
+                session.cancel(what, range(what.n_items))
 
 
 def _forget_all() -> None:
@@ -253,7 +262,7 @@ class Session:
         self._sender.meanwhile = self._listener.ask
         self.send = self._sender.send  # a call that was added, or a command
         _sessions.add(self)
-        WorkerContext.has_open_calls = _has_open_calls
+        WorkerContext.open_calls, WorkerContext.cancel_calls = _open_calls, _cancel_calls
 
     # -- submitting ----------------------------------------------------------------------------
 
@@ -619,10 +628,7 @@ class Session:
         try:
             worker.help_until(wait, timeout, lanes)
         except BaseException:
-            task = worker.task()
-            for what in self.open():
-                if what.outer is task and not what.title:
-                    self.cancel(what, range(what.n_items))
+            _cancel_calls(worker.task())
             raise
 
     # -- why a wait may never end --------------------------------------------------------------

@@ -44,6 +44,9 @@ DOUBLE_AFTER = 6
 ASSUMED_WORKERS = 8
 #: Most items, and bytes, in a chunk. Larger ones are copied more often than they need be.
 MAX_ITEMS, MAX_BYTES = 10_000, 2**18
+#: How many chunks of coroutines a worker runs at the same time, at least, if it may run so many.
+#: More let results come sooner; fewer cost fewer messages.
+CONCURRENT_CHUNKS = 4
 #: Seconds that an item may wait for others to fill its chunk, where the items come slowly.
 MAX_WAIT = 0.02
 #: Iterators whose items never come slowly.
@@ -59,13 +62,15 @@ class Pace:
         Number of items, where it is known.
     n_workers
         For how many workers.
+    most
+        Most items in a chunk.
     """
 
-    def __init__(self, n: int | None, n_workers: int) -> None:
+    def __init__(self, n: int | None, n_workers: int, most: int = MAX_ITEMS) -> None:
         self._n_workers = max(1, n_workers)
         self._fixed = False
         self._hurry = time.monotonic() + HURRY
-        self._most = MAX_ITEMS
+        self._limit = self._most = most
         self._worth = 0
         self._left = n
         self._n_sent = 0
@@ -75,7 +80,13 @@ class Pace:
 
     @classmethod
     def of(
-        cls, inputs: Inputs, n_workers: int, *, chunksize: int | str, buffersize: int | None
+        cls,
+        inputs: Inputs,
+        n_workers: int,
+        concurrency: int | None = None,
+        *,
+        chunksize: int | str,
+        buffersize: int | None,
     ) -> Pace:
         """Return how the items of a map are to be cut.
 
@@ -83,15 +94,21 @@ class Pace:
         ----------
         n_workers
             0 if it is not known.
+        concurrency
+            How many items a worker runs at the same time, if they are coroutines. Each of these
+            places counts as a worker.
         chunksize, buffersize
             As for `TaskQueue.map`.
         """
-        n_workers = n_workers or ASSUMED_WORKERS
+        n_workers = (n_workers or ASSUMED_WORKERS) * (concurrency or 1)
+        # An item has a result when its whole chunk is over, and one of them may wait for long.
+        most = max(1, concurrency // CONCURRENT_CHUNKS) if concurrency else MAX_ITEMS
         if isinstance(chunksize, int):
-            return cls.fixed(min(chunksize, buffersize or chunksize), n_workers)
+            size = min(chunksize, buffersize or chunksize, concurrency or chunksize)
+            return cls.fixed(size, n_workers)
         if buffersize is not None:
-            return cls.fixed(max(1, buffersize // (4 * n_workers)), n_workers)
-        return cls(inputs.n, n_workers)
+            return cls.fixed(min(most, max(1, buffersize // (4 * n_workers))), n_workers)
+        return cls(inputs.n, n_workers, most)
 
     @classmethod
     def fixed(cls, size: int, n_workers: int) -> Pace:
@@ -115,7 +132,7 @@ class Pace:
         self._n_sent += 1
         if self._fixed:
             return
-        self._most = min(MAX_ITEMS, max(1, n_items * MAX_BYTES // max(1, n_bytes)))
+        self._most = min(self._limit, max(1, n_items * MAX_BYTES // max(1, n_bytes)))
         if self._left is None:
             if self._n_sent % (DOUBLE_AFTER * self._n_workers) == 0:
                 self._usual *= 2

@@ -245,7 +245,8 @@ def _frames_of(trace: TracebackType) -> list[_FrameRecord]:
         frames.append((code.co_filename, code.co_name, line, code.co_firstlineno, name))
         todo = todo.tb_next
     first = next((i for i, f in enumerate(frames) if not f[0].startswith(OWN_FOLDER)), 0)
-    return frames[first:]
+    # Also in between: tasks that a coroutine starts run through the worker's code.
+    return [f for f in frames[first:] if not f[0].startswith(f"{OWN_FOLDER}worker/")] or frames
 
 
 def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:

@@ -53,12 +53,15 @@ class FunctionPickle:
         The function's name in messages.
     generator
         The type of a random number generator that is captured, and so copied; or empty.
+    is_async
+        Whether a call makes a coroutine or an async generator.
     """
 
     digest: str
     data: bytes
     name: str
     generator: str = ""
+    is_async: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,6 @@ class FunctionPickler:
         ------
         NotPicklable
             The function, or something that it captures, can't be pickled; the message says what.
-        TypeError
-            It is a coroutine function or an async generator function.
         """
         if type(fn) in _CACHEABLE:
             known = self._known.get(ref(fn))
@@ -135,7 +136,6 @@ class FunctionPickler:
             self._known.clear()
 
     def _pickle(self, fn: Callable[..., Any], writer: ValueWriter | None) -> FunctionPickle:
-        _refuse_async(fn)
         snapshot = Snapshot.of(fn)
         pickled = _pickle_function(fn, writer, pure=snapshot is not None)
         # Another thread may have rebound something while the function was being pickled.
@@ -153,8 +153,8 @@ def _drop(pickler: ref[FunctionPickler], function: ref[Any]) -> None:
         known._known.pop(function, None)  # noqa: SLF001 - it is this module's
 
 
-def _refuse_async(fn: Callable[..., Any]) -> None:
-    """Raise TypeError if a call of `fn` only makes a coroutine or an async generator."""
+def _is_async(fn: Callable[..., Any]) -> bool:
+    """Return whether a call of `fn` only makes a coroutine or an async generator."""
     import inspect
 
     from .standard import lru_cache_wrapper
@@ -164,19 +164,7 @@ def _refuse_async(fn: Callable[..., Any]) -> None:
         call = call.func if isinstance(call, functools.partial) else call.__wrapped__
     if not inspect.isroutine(call) and not isinstance(call, type):
         call = type(call).__call__
-    name = name_of(fn)
-    if inspect.iscoroutinefunction(call):
-        raise TypeError(
-            f"{name}() is a coroutine function: a worker would return its coroutine and run"
-            " nothing. Submit a plain function that runs it, such as"
-            f" `def run(*args): return asyncio.run({name}(*args))`."
-        )
-    if inspect.isasyncgenfunction(call):
-        raise TypeError(
-            f"{name}() is an async generator function: a worker can't iterate over what it returns."
-            " Submit a plain function that collects its values with asyncio.run and returns them"
-            " as a list."
-        )
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 
 def _pickle_function(
@@ -192,7 +180,8 @@ def _pickle_function(
     if isinstance(body, MessageWithRefs):
         data = MessageWithRefs.around(data, body.held)
     digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
-    return FunctionPickle(digest, data, name, "".join(map(type_name, pickler.generators[:1])))
+    generator = "".join(map(type_name, pickler.generators[:1]))
+    return FunctionPickle(digest, data, name, generator, _is_async(fn))
 
 
 def load_function(data: bytes) -> LoadedFunction:

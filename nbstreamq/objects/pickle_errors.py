@@ -41,7 +41,7 @@ _LOCKS = frozenset(
 _ADVICE: tuple[tuple[tuple[type, ...], str], ...] = (
     (
         (CoroutineType, AsyncGeneratorType),
-        "Run it with asyncio.run inside the function, and return the result.",
+        "Run it with `await` inside an `async def` function, and return the result.",
     ),
     ((io.IOBase,), "Open it inside the function, or pass what it holds."),
     ((re.Match,), "Pass what you need of it, such as match.group() or match.groupdict()."),

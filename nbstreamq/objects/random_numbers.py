@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 #: NumPy's; a `Generator` has one and is pickled with it.
@@ -79,6 +80,10 @@ class _Stream:
 _stream: _Stream | None = None
 
 
+#: The same of an item that runs as a coroutine, next to others.
+_coroutine_stream: ContextVar[_Stream | None] = ContextVar("_coroutine_stream", default=None)
+
+
 def is_seeded() -> bool:
     """Tell whether an item of a map with a seed is running."""
     return _stream is not None
@@ -100,7 +105,7 @@ def generator() -> np.random.Generator:
             " NumPy, or use the module `random`, which a map with a seed also seeds for each item.",
             name="numpy",
         ) from error
-    stream = _stream
+    stream = _coroutine_stream.get() or _stream
     if stream is None:
         return np.random.default_rng()
     if stream.generator is None:
@@ -119,6 +124,14 @@ def begin(seed: Seed, index: int) -> None:
     random.seed(digest)
     if (legacy := _legacy_numpy()) is not None:
         legacy.seed([int.from_bytes(digest[k : k + 4], "little") for k in range(0, 32, 4)])
+
+
+def begin_coroutine(seed: Seed, index: int) -> None:
+    """Give item `index` of a map its own generator, in the context of its coroutine.
+
+    Unlike `begin`, this does not seed the modules, whose state the coroutines of a process share.
+    """
+    _coroutine_stream.set(_Stream(seed, index))
 
 
 @contextmanager

@@ -196,6 +196,12 @@ def nested_lane(depth: int) -> str:
     return f"nested{min(depth + 1, MAX_DEPTH)}"
 
 
+def depth_of(lane: str) -> int:
+    """Return how deep the tasks of a lane are nested; 0 for those that a notebook submitted."""
+    base = base_lane(lane)
+    return int(base.removeprefix("nested")) if base in NESTED else 0
+
+
 def deeper_lanes(depth: int) -> tuple[str, ...]:
     """Return the lanes that a worker may serve while a task of `depth` waits in it.
 

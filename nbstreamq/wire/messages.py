@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -45,6 +45,9 @@ class State(StrEnum):
 Fields = list[bytes]
 #: Longest pause between two attempts, in seconds.
 MAX_PAUSE = float(DAY)
+#: How many coroutines of a function a worker runs at the same time, unless its options say more.
+#: More helps where they wait for long; fewer spares the servers that they talk to.
+CONCURRENCY = 10
 #: Numbers the events and control messages of this process, so that no two are the same: a second
 #: one is a copy. Tasks differ in what they say.
 _numbers = itertools.count(time.time_ns())
@@ -74,6 +77,9 @@ class Options:
         Whether the result of a single call is kept, and taken for the same call again.
     seed
         What the random numbers of each item follow from, with its index; None: from nothing.
+    concurrency
+        How many of its coroutines a worker may run at the same time; in a message, None says that
+        the function is a plain one.
     """
 
     retries: int = 0
@@ -84,6 +90,7 @@ class Options:
     delay: float = 0.0
     cache: bool = False
     seed: int | Sequence[int] | None = None
+    concurrency: int | None = None
 
     def encode(self) -> bytes:
         """Return the options that differ from the defaults, as JSON."""
@@ -98,6 +105,12 @@ class Options:
         """Return the seconds between a failed attempt, counted from 1, and the next."""
         # After 64 doublings any pause but 0 is the longest one; a thousand overflow a float.
         return min(self.backoff * 2.0 ** min(attempt - 1, 64), MAX_PAUSE)
+
+    def of_function(self, *, is_async: bool) -> Options:
+        """Return the options for a plain function, or for one that makes coroutines."""
+        if is_async:
+            return self if self.concurrency else replace(self, concurrency=CONCURRENCY)
+        return replace(self, concurrency=None) if self.concurrency else self
 
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from the defaults."""
@@ -262,6 +275,14 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
     def id_of(self, item: int) -> str:
         """Return the id of the task that is item `item` of the payload."""
         return f"{self.job}-{self.n + item}"
+
+    @property
+    def concurrency(self) -> int | None:
+        """How many such items a worker may run at the same time; None for a plain function."""
+        try:
+            return Options.decode(self.opts).concurrency
+        except (TypeError, ValueError):  # Another version wrote it: the worker says so.
+            return None
 
     def again(self, span: ItemRanges, *, attempt: int = 0, losses: int = 0) -> Task:
         """Return this task for `span` only, with so many attempts and losses more."""

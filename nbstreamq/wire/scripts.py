@@ -79,10 +79,12 @@ def settle(keys: Keys, others: Collection[str], entries: list[Any]) -> Command:
     return ("EVALSHA", _settle, len(known), *known, WEEK * 1000, *entries)
 
 
-def top_up(keys: Keys, job: str, lane: str, homes: Iterable[str], entry_id: bytes) -> Command:
+def top_up(
+    keys: Keys, job: str, lane: str, homes: Iterable[str], entry_id: bytes, n_each: int
+) -> Command:
     """Call it for the chunks of `job` in `lane`, and in these lanes of homes."""
-    parts = map(keys.lane, homes)
-    return _run("top_up", (*chunk_keys(keys, job, lane), keys.workers, *parts), (job, entry_id))
+    known = (*chunk_keys(keys, job, lane), keys.workers, *map(keys.lane, homes))
+    return _run("top_up", known, (job, entry_id, n_each))
 
 
 def retire_lane(keys: Keys, lane: str) -> Command:

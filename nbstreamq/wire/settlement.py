@@ -179,10 +179,17 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
 
 def _n_ahead(settlement: Settlement) -> int:
     """Return how many chunks of the same job a worker is to have: more if they are short work."""
+    least = n_concurrent(settlement.delivery.task)
     if settlement.successors:
-        return 1
+        return least
     seconds = sum(event.seconds for event in settlement.events)
-    return max(1, min(MOST_AHEAD, int(WORK_AHEAD / max(seconds, 1e-6))))
+    return max(least, min(MOST_AHEAD, int(WORK_AHEAD / max(seconds, 1e-6))))
+
+
+def n_concurrent(task: Task) -> int:
+    """Return how many such chunks a worker can run at the same time."""
+    concurrency = task.opts and task.concurrency
+    return -(-concurrency // size(task.span)) if concurrency else 1
 
 
 def return_command(keys: Keys, lane: str, entry_id: bytes, fields: Fields) -> Command:

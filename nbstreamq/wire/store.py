@@ -53,6 +53,7 @@ from .settlement import (
     KEPT_BYTES,
     Delivery,
     Settlement,
+    n_concurrent,
     return_command,
     settle_command,
 )
@@ -525,13 +526,21 @@ class Store:
             for d in deliveries:
                 d.is_wanted = d.lane[0] == "@" or session_of(d.task.job) not in gone
         if version and deliveries:
-            spans = self._cancelled(version)
-            for d in deliveries:
-                # A session that is gone has all its jobs cancelled, under its own name.
-                found = spans.get(session_of(d.task.job)) or spans.get(d.task.job)
-                if found and d.task.run <= found[1]:
-                    d.cancelled = found[0]
+            self._note_cancelled(deliveries, version)
         return deliveries, is_trusted
+
+    def look_up_cancelled(self, deliveries: Sequence[Delivery]) -> None:
+        """Note which items of these have been cancelled since they were taken."""
+        if version := self._wire.call(self._ask_version)[0]:
+            self._note_cancelled(deliveries, version)
+
+    def _note_cancelled(self, deliveries: Sequence[Delivery], version: bytes) -> None:
+        spans = self._cancelled(version)
+        for d in deliveries:
+            # A session that is gone has all its jobs cancelled, under its own name.
+            found = spans.get(session_of(d.task.job)) or spans.get(d.task.job)
+            if found and d.task.run <= found[1]:
+                d.cancelled = found[0]
 
     def _refuse_task(
         self, lane: str, entry_id: bytes, fields: Fields, error: SignatureError
@@ -1062,10 +1071,20 @@ class Store:
             if commands:
                 self._wire.call(*commands)
 
-    def _top_up(self, lane: str, job: str, homes: Iterable[str], gone: bytes = b"") -> Command:
+    def ask_for_more(self, delivery: Delivery) -> None:
+        """Move chunks of the same job into its lane, as many as each worker can run at a time."""
+        task = delivery.task
+        if task.call in CHUNKED and (n_each := n_concurrent(task)) > 1:
+            with suppress(ServerRefused):  # as above
+                lane, homes = delivery.lane, self.home_lanes()
+                self._wire.call(self._top_up(lane, task.job, homes, n_each=n_each))
+
+    def _top_up(
+        self, lane: str, job: str, homes: Iterable[str], gone: bytes = b"", n_each: int = 1
+    ) -> Command:
         """Return the call of ``top_up.lua`` for a job, once the entry `gone` has left its lane."""
         parts = [home for home in homes if base_lane(home) == base_lane(lane)]
-        return scripts.top_up(self.keys, job, lane, parts, gone)
+        return scripts.top_up(self.keys, job, lane, parts, gone, n_each)
 
     def _leave(self, lane: str, job: str, entry_id: bytes) -> None:
         """Have the next chunk follow an entry that has left its lane, but was not settled."""

@@ -139,6 +139,9 @@ def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -
     all its items are charged; when they were lost too often, they are halved until the guilty item
     is alone. What did not run goes back as it was, and so does what ran if the end was planned.
 
+    Of coroutines only the one ran whose code was on the processor. If that was none, the cause is a
+    thread, or somebody outside: then each of them is charged, and runs alone the third time.
+
     Parameters
     ----------
     known
@@ -150,10 +153,11 @@ def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -
     for delivery in held:
         settlement = Settlement(delivery=delivery)
         running = ran.get((delivery.lane, delivery.entry_id))
+        is_suspect = not ran and delivery.task.concurrency is not None
         try:
             if crash.is_planned and not (running and _is_stopped(running, crash)):
                 _settle_planned(settlement, running, crash)
-            elif (running and running.item == NO_ITEM) or not known:
+            elif (running and running.item == NO_ITEM) or not known or is_suspect:
                 _settle_unknown(settlement, crash)
             elif running and any(running.item in r for r in delivery.task.span):
                 _settle_item(settlement, running, crash)

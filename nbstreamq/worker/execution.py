@@ -7,9 +7,9 @@ import logging
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import SecretMismatch, ValueMissing, VersionMismatch
 from ..objects.functions import LoadedFunction
@@ -19,11 +19,11 @@ from ..objects.results import dump_outcomes, dump_small
 from ..objects.surroundings import OUR_NAME, Surroundings, arriving
 from ..tracebacks import trace_of
 from ..wire.item_ranges import ItemRanges, items, ranges_of, size
-from ..wire.keys import NESTED, base_lane
+from ..wire.keys import depth_of
 from ..wire.messages import VERSION, Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from .cache import Values
-from .output import Output, Piece
+from .output import CoroutineItem, Output, Piece
 from .retries import hand_back, retry, retry_lost
 from .run import Run, Runner, Stopped
 
@@ -32,6 +32,14 @@ logger = logging.getLogger(__name__)
 #: Most different errors of a slice that its dead letter names.
 N_REASONS = 3
 _NOTHING = nullcontext()
+
+
+class Loaded(NamedTuple):
+    """What the items of a delivery call: a function, their arguments, and what surrounds it."""
+
+    fn: Callable[..., Any]
+    items: Sequence[Any]
+    contexts: tuple[Surroundings, ...]
 
 
 class Execution:
@@ -58,13 +66,22 @@ class Execution:
     @property
     def task(self) -> Task | None:
         """The running task."""
+        if (coroutine := CoroutineItem.current.get()) is not None:
+            return coroutine.task
         return self.running[-1][0].task if self.running else None
+
+    @property
+    def item(self) -> int:
+        """The running item of that task."""
+        coroutine = CoroutineItem.current.get()
+        return self._output.item if coroutine is None else coroutine.item
 
     @property
     def depth(self) -> int:
         """How deep the running task is nested."""
-        lane = base_lane(self.running[-1][0].lane) if self.running else ""
-        return int(lane.removeprefix("nested")) if lane in NESTED else 0
+        if (coroutine := CoroutineItem.current.get()) is not None:
+            return depth_of(coroutine.delivery.lane)
+        return depth_of(self.running[-1][0].lane) if self.running else 0
 
     def execute(self, delivery: Delivery) -> tuple[Settlement, Stopped | None]:
         """Run a slice of a delivery.
@@ -139,6 +156,51 @@ class Execution:
         self._runner.release()
         return settlement
 
+    def load(self, delivery: Delivery) -> tuple[Settlement, ItemRanges, Loaded | None]:
+        """Load what a delivery calls, to run its items as coroutines; `conclude` ends it.
+
+        Returns
+        -------
+        tuple
+            A settlement, which has the cancelled items; the items to run; and what they call. None:
+            there is nothing to run, and the settlement is complete.
+        """
+        depth, loaded = len(self.running), None
+        settlement, todo = Settlement(delivery=delivery), delivery.task.span
+        try:
+            settlement, todo = self._begin(delivery)
+            if todo:
+                self._enter(delivery, todo[0].start)
+                run = None
+                try:
+                    loaded = self._loaded(delivery.task)
+                except BaseException as error:  # noqa: BLE001 - unpickling runs foreign code
+                    run = self._run_of_load_error(delivery.task, todo, error)
+                self._leave(settlement)
+                if run is not None:
+                    self._conclude(settlement, run)
+                self._runner.release()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
+            return self.rescue(delivery, None, error, depth)[0], (), None
+        return settlement, todo, loaded
+
+    def _loaded(self, task: Task) -> Loaded:
+        function, loaded, arrived = self._load(task)
+        contexts = tuple(filter(None, (function.surroundings, arrived)))
+        return Loaded(function.fn, [loaded] if task.call == "apply" else loaded, contexts)
+
+    def conclude(self, delivery: Delivery, settlement: Settlement, run: Run) -> Settlement:
+        """Return the settlement of a delivery whose coroutines are over."""
+        depth = len(self.running)
+        try:
+            self._runner.hold(delivery)
+            settlement.events += self.reports(self._output.end_coroutines(delivery.task))
+            self._conclude(settlement, run)
+            self._runner.release()
+        except BaseException as error:  # noqa: BLE001 - as above
+            return self.rescue(delivery, run, error, depth)[0]
+        return settlement
+
     def rescue(
         self, delivery: Delivery, run: Run | None, error: BaseException, depth: int
     ) -> tuple[Settlement, Stopped | None]:
@@ -202,9 +264,9 @@ class Execution:
         """Run the rest of the delivery item by item: it takes long."""
         self._runner.watch()
 
-    def set_up(self, task: Task, lane: str) -> list[Event]:
-        """Run a set-up of `everywhere`; return events for what it printed and raised."""
-        settlement, _ = self.execute(Delivery(lane=lane, entry_id=b"0-0", task=task))
+    def reports_of_set_up(self, settlement: Settlement) -> list[Event]:
+        """Return events for what a set-up of `everywhere` printed and raised."""
+        task = settlement.delivery.task
         events = [event for event in settlement.events if event.kind == "output"]
         for failed in settlement.given_up:
             text = f"The set-up {task.name} failed on worker {self._worker}: {failed.reason}\n"
@@ -213,8 +275,8 @@ class Execution:
 
     def report_progress(self, done: int, total: int | None) -> None:
         """Keep the progress of the running item for the next report."""
-        if self.running:
-            self._progress[self.running[-1][0].task, self._output.item] = (done, total)
+        if (task := self.task) is not None:
+            self._progress[task, self.item] = (done, total)
 
     def reports(self, pieces: Iterable[Piece]) -> list[Event]:
         """Return events for what was printed, and for the progress since the last report."""

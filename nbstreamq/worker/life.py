@@ -48,7 +48,7 @@ class Life:
         found = list(slots)
         # A short call may begin and end between two looks.
         seen = [slot.n_begun for slot in found]
-        if seen != self._seen or any(slot.n_running for slot in found):
+        if seen != self._seen or any(slot.is_busy for slot in found):
             self._seen, self._active_at = seen, now
         idle = now - self._active_at
         return f"nothing has run for {idle:.0f} s" if idle >= self._idle_timeout else ""
@@ -81,8 +81,10 @@ class Term:
             return True
         return now + max(task.ran, self._expected.get(task.fn, 0.0)) <= self._ends_at
 
-    def learn(self, settlement: Settlement) -> None:
+    def learn(self, settlement: Settlement | None) -> None:
         """Note how long the calls of a function took: about the longest of late."""
+        if settlement is None:  # Its coroutines run on.
+            return
         fn = settlement.delivery.task.fn
         for event in settlement.events:
             if event.kind == "finished":

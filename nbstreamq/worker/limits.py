@@ -14,6 +14,11 @@ from .usage import memory_of
 MOST_STAND_INS = 32
 
 
+#: Seconds for which the code of a coroutine may run before a stop interrupts it. Its own worker
+#: stops it when it pauses, which harms no other one.
+LONG_STEP = 0.1
+
+
 def over_memory(pid: int, running: Sequence[RunningTask]) -> RunningTask | None:
     """Return the innermost running item whose memory limit its worker exceeds."""
     limited = [task for task in running if task.memory_limit and task.item != NO_ITEM]

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -35,13 +36,14 @@ from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .cache import Values
 from .checkpoints import Checkpoints
+from .coroutines import Coroutines
 from .execution import Execution, part_cancelled
 from .life import Term
 from .monitor import TaskMonitor
-from .output import Output
+from .output import CoroutineItem, Output
 from .run import Runner
 from .settled import SettledCache
-from .slot import LANE_BITS, STATE, Leaving, Slot, State
+from .slot import LANE_BITS, N_CANCELLED, STATE, Leaving, Slot, State
 from .turns import Turn
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ HELP_PAUSE = (0.001, 0.02)
 #: Part of Python's recursion limit above which a waiting task no longer runs others on top of it.
 #: A larger one leaves less for the recursion of these; a smaller one needs more stand-ins.
 HELP_STACK = 0.5
+#: Seconds after which a task that does not fit beside coroutines goes back to its lane.
+HOLD = 0.05
 
 
 class _Leave(BaseException):
@@ -136,6 +140,12 @@ class TaskWorker:
         self._output = output
         self._values = values = Values(store.clone(), signer, worker, has_files=has_files)
         self.execution = Execution(worker, self.runner, output, values)
+        self._coroutines = Coroutines(
+            slot, self.runner, output, self.execution, self._add_settlement
+        )
+        #: Seconds until the next look for tasks beside coroutines, and when there was the last one
+        #: or something began; how many cancellations are known.
+        self._pause, self._looked, self._n_cancelled = HELP_PAUSE[0], 0.0, 0
         self._store, self._slot = store, slot
         self._settled_cache, self._turn = settled, turn
         self._checkpoints = Checkpoints(store.clone())
@@ -161,8 +171,10 @@ class TaskWorker:
         self._set_ups = set[str]()  #: the jobs of the set-ups that were run
         #: How often the main thread looked for what its task waits for; and at the monitor's look.
         self._n_helps = self._n_helps_seen = 0
-        set_waits = self._set_waits
-        self._monitor = TaskMonitor(self.execution, output, self._free, set_waits, store.clone())
+        free, waits = self._free, self._set_waits
+        self._monitor = TaskMonitor(
+            self.execution, self._coroutines, output, store.clone(), free=free, set_waits=waits
+        )
         fetch_by(values.value)
         WorkerContext.current = self._context(Address(url), Secret(secret))
 
@@ -175,7 +187,7 @@ class TaskWorker:
             homes=self._homes,
             home=self._home,
             depth=lambda: self.execution.depth,
-            task=lambda: self.execution.task,
+            task=lambda: CoroutineItem.current.get() or self.execution.task,
             help_until=self.help_until,
             progress=self.execution.report_progress,
             checkpoint=self._checkpoint,
@@ -196,7 +208,7 @@ class TaskWorker:
         self._monitor.start()
         join = functools.partial(self._join, description)
         step: Callable[[], None] = join
-        while not self._leaving:
+        while self._coroutines.chunks or not self._leaving:
             try:
                 self._until_reachable(step)
                 step = self._serve
@@ -215,6 +227,7 @@ class TaskWorker:
         self.release_batch()
         self._until_reachable(lambda: self.flush(self._store))
         self._slot.set_state(State.ENDING)
+        self._coroutines.close()
 
     def _join(self, description: dict[str, Any]) -> None:
         # The server may have lost the other lanes.
@@ -225,14 +238,26 @@ class TaskWorker:
                 continue
             if task.job not in self._set_ups:  # It may join again after the server lost its data.
                 self._set_ups.add(task.job)
-                self._store.publish(self.execution.set_up(task, self._served[0]))
+                self._set_up(Delivery(lane=self._served[0], entry_id=b"0-0", task=task))
         self._find_used_lanes()
         self._slot.set_state(State.BUSY)
 
+    def _set_up(self, delivery: Delivery) -> None:
+        """Run a set-up of `everywhere`; publish what it printed and raised."""
+        if delivery.task.concurrency:
+            settlement = self._coroutines.run_alone(delivery)
+        else:
+            settlement, _ = self.execution.execute(delivery)
+        self._store.publish(self.execution.reports_of_set_up(settlement))
+
     def _serve(self) -> None:
         """Do rounds until told to leave, or until tasks may be lost that have to be recovered."""
-        while not (self._leaving or self._lost):
-            self._round()
+        while not self._lost and (self._coroutines.chunks or not self._leaving):
+            if self._coroutines.chunks:
+                self._tend()
+                self._work_beside_coroutines()
+            else:
+                self._round()
             self._fault_pause = FAULT_PAUSE[0]
 
     def _round(self) -> None:
@@ -265,6 +290,56 @@ class TaskWorker:
                 began += time.monotonic() - flushing  # Requests are no work.
         self._adapt(n, time.monotonic() - began)
 
+    def _tend(self) -> None:
+        """Run coroutines until a delivery is over, or for a moment; settle, and take more."""
+        coroutines = self._coroutines
+        self._slot.words[STATE] = State.BUSY
+        if self._looks:
+            self._look_again(self._store)
+        if coroutines.run(self._pause):
+            self._pause = HELP_PAUSE[0]
+        if self.runner.is_torn:
+            self._leave_torn()
+        if self._slot.words[N_CANCELLED] != self._n_cancelled:
+            self._n_cancelled = self._slot.words[N_CANCELLED]
+            self._store.look_up_cancelled([chunk.delivery for chunk in coroutines.chunks])
+            coroutines.cancel()
+        if self._batch and time.monotonic() - self._looked > HOLD:
+            self.release_batch()
+        lanes: list[str] = []
+        if not (self._batch or self._leaving):
+            self._find_lanes()
+            lanes = [lane for lane in self._lanes if coroutines.has_room(lane)]
+        if not lanes or not (self._settled or self._turn.take()):
+            self.flush(self._store)
+            self._pause = HELP_PAUSE[1]
+            return
+        self._turn.keep(time.monotonic())  # An idle worker may take it, and wait on the server.
+        self._take(lanes, coroutines.count(lanes))
+        self._looked = time.monotonic()
+        self._pause = HELP_PAUSE[0] if self._batch else min(2 * self._pause, HELP_PAUSE[1])
+
+    def _work_beside_coroutines(self) -> None:
+        """Run what was taken and fits; coroutines run again after each plain function."""
+        if self._batch:
+            self._monitor.n_batches += 1
+            self._turn.pass_on()
+        while self._batch and (delivery := self._work_next()) and delivery.task.concurrency:
+            pass
+
+    def _leave_torn(self) -> None:
+        """Leave, because an item was stopped where it may have left something half done."""
+        if not self._leaving:
+            self._leaving = True
+            self._slot.leave(Leaving.TORN)
+
+    def _add_settlement(self, settlement: Settlement) -> None:
+        self._settled_cache.add_run(settlement)
+        if self._term is not None:
+            self._term.learn(settlement)
+        with self._lock:
+            self._settled.append(settlement)
+
     def _look_for_more_urgent(self, lane: str) -> None:
         """Take tasks that are more urgent, before the batch goes on to a less urgent lane.
 
@@ -296,7 +371,12 @@ class TaskWorker:
         Whatever fails between the two locks is charged to this task, so all calls are in the `try`.
         """
         with self._lock:
-            if not self._batch or self._leaving:
+            others = self._coroutines
+            if (
+                not self._batch
+                or self._leaving
+                or (others.chunks and not others.fits(self._batch[0]))
+            ):
                 return None
             delivery, depth = self._batch.popleft(), len(self._running)
             self._running.append(delivery)
@@ -304,7 +384,9 @@ class TaskWorker:
         try:
             is_copy = delivery.mark in self._settled_cache
             if not is_copy:
-                settlement, stopped = self.execution.execute(delivery)
+                is_plain = not (delivery.task.opts and delivery.task.concurrency)
+                run = self.execution.execute if is_plain else self._start_coroutines
+                settlement, stopped = run(delivery)
                 self._settled_cache.add_run(settlement)
                 if self._term is not None:
                     self._term.learn(settlement)
@@ -315,14 +397,26 @@ class TaskWorker:
             self._running.pop()
             if settlement is not None:
                 self._settled.append(settlement)
-        if self.runner.is_torn and not self._leaving:
-            self._leaving = True
-            self._slot.leave(Leaving.TORN)
+        if self.runner.is_torn:
+            self._leave_torn()
         if is_copy:
             self._store.refuse_copy(delivery)
         if stopped:
             raise stopped
         return delivery
+
+    def _start_coroutines(self, delivery: Delivery) -> tuple[Settlement | None, None]:
+        """Start the coroutines of a delivery, and have more of its job in the lane."""
+        coroutines = self._coroutines
+        is_new = all(chunk.delivery.task.job != delivery.task.job for chunk in coroutines.chunks)
+        self._count = 1
+        if not coroutines.chunks:
+            coroutines.fits(delivery)
+        settlement = coroutines.start(delivery)
+        if is_new and settlement is None:
+            with suppress(ServerUnreachable):  # The next request will meet it.
+                self._store.ask_for_more(delivery)
+        return settlement, None
 
     # -- give and take ---------------------------------------------------------------------------
 
@@ -568,15 +662,24 @@ class TaskWorker:
             except ServerUnreachable:
                 self._lost = True
                 if time.monotonic() < last + RECONNECT:
-                    time.sleep(RECONNECT)
+                    self._wait(RECONNECT)
                 last = time.monotonic()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait; coroutines run meanwhile."""
+        if self._coroutines.chunks and not self._coroutines.are_running:
+            self._coroutines.run(seconds)
+        else:
+            time.sleep(seconds)
 
     def _recover(self, store: Store) -> None:
         """Take tasks that a lost reply contained: they are ours, and nobody else runs them."""
         with self._talking:
             found = store.held(self._lanes, self.id)
             with self._lock:
-                ours = (*self._batch, *self._running, *(s.delivery for s in self._settled))
+                coroutines = (chunk.delivery for chunk in self._coroutines.chunks)
+                settled = (s.delivery for s in self._settled)
+                ours = (*self._batch, *self._running, *coroutines, *settled)
                 # An id is unique within its lane only.
                 known = {(d.lane, d.entry_id) for d in ours}
                 self._accept([d for d in found if (d.lane, d.entry_id) not in known])
@@ -672,12 +775,12 @@ class TaskWorker:
 
     def _checkpoint(self, state: object) -> None:
         if task := self.execution.task:
-            self._checkpoints.put(task, self._output.item, state)
+            self._checkpoints.put(task, self.execution.item, state)
             self._slot.note_progress()
 
     def _resume(self) -> tuple[object] | None:
         task = self.execution.task
-        return self._checkpoints.get(task, self._output.item) if task else None
+        return self._checkpoints.get(task, self.execution.item) if task else None
 
     def _home(self) -> str:
         """Return the tag of the home of what the running task submits."""
@@ -691,6 +794,7 @@ class TaskWorker:
 
         A worker that is leaving just waits: other workers run them. So does one whose stack is half
         full: each task on top of a waiting one needs about 17 frames, and those of its function.
+        And so does a coroutine that blocks: on top of it no event loop could run.
 
         Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
         implementing efficient futures", 1993; here by depth instead of by thief.
@@ -701,12 +805,12 @@ class TaskWorker:
         served = {*deeper_lanes(self.execution.depth), *lanes}
 
         self._turn.pass_on()
-        if _stack_height() > HELP_STACK * sys.getrecursionlimit():
+        if self._coroutines.are_running or _stack_height() > HELP_STACK * sys.getrecursionlimit():
             return
 
         def run_others() -> None:
             pause = HELP_PAUSE[0]
-            while not wait(min(pause, max(0.0, deadline - time.monotonic()))):
+            while not self._wait_in_task(wait, min(pause, max(0.0, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
                     return
                 self.runner.check_stop()
@@ -715,6 +819,14 @@ class TaskWorker:
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
 
         self.runner.help(run_others)
+
+    def _wait_in_task(self, wait: Callable[[float], bool], seconds: float) -> bool:
+        """Wait for so long, or until ``wait(seconds)`` returns true; coroutines run meanwhile."""
+        if not self._coroutines.chunks:
+            return wait(seconds)
+        if not wait(0.0):
+            self._coroutines.run(seconds)
+        return wait(0.0)
 
     def _help_once(self, served: Collection[str]) -> bool:
         # Tasks that came with the waiting one may be less deep: leave these to other workers.

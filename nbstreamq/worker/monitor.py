@@ -11,9 +11,9 @@ from ..errors import ServerRefused, ServerUnreachable
 from ..locks import Event
 from ..wire import messages
 from ..wire.messages import Task
-from ..wire.settlement import Delivery
 from ..wire.store import Store
 from ..worker_context import WorkerContext
+from .coroutines import Coroutines
 from .execution import Execution
 from .output import Output
 
@@ -30,14 +30,14 @@ class TaskMonitor:
 
     Parameters
     ----------
-    execution, output
+    execution, coroutines, output
         Which tasks run, and what they print.
+    store
+        A connection of its own.
     free
         Gives back what waits behind the running task, and settles what is over.
     set_waits
         Is told at each look whether the running task waits for calls that it has submitted.
-    store
-        A connection of its own.
 
     Attributes
     ----------
@@ -50,12 +50,15 @@ class TaskMonitor:
     def __init__(
         self,
         execution: Execution,
+        coroutines: Coroutines,
         output: Output,
+        store: Store,
+        *,
         free: Callable[[Store], None],
         set_waits: Callable[[bool], None],
-        store: Store,
     ) -> None:
         self._execution = execution
+        self._coroutines = coroutines
         self._output = output
         self._free, self._set_waits = free, set_waits
         self._computed = 0.0  #: processor seconds of this process at the last look
@@ -83,7 +86,8 @@ class TaskMonitor:
                 self._busy.wait()
                 self.sleeps = False
                 last, n_batches = n_batches, self.n_batches
-                idle = 0 if self._execution.running or n_batches != last else idle + 1
+                is_busy = self._execution.running or self._coroutines.chunks
+                idle = 0 if is_busy or n_batches != last else idle + 1
                 if idle > PATIENCE:
                     self._busy.clear()
                     self.sleeps = True
@@ -96,17 +100,21 @@ class TaskMonitor:
                 self._store.close()  # A reply may be left in it.
                 logger.exception("the task monitor goes on after a fault")
 
-    @staticmethod
-    def _has_open_calls(delivery: Delivery, began: float) -> bool:
-        """Return whether a task runs for a while, and has submitted calls that are not over."""
-        ask = WorkerContext.has_open_calls
-        return ask is not None and time.monotonic() - began > PULSE and ask(delivery.task)
+    def _has_open_calls(self) -> bool:
+        """Return whether code runs for a while, and its task waits for calls of its own."""
+        running, step = self._execution.running[-1:], self._coroutines.step
+        what, began = (running[0][0].task, running[0][1]) if running else step
+        if what is None or time.monotonic() - began < PULSE:
+            return False
+        return any(outer is what for outer, _ in WorkerContext.open_calls())
 
     def _beat(self) -> None:
         running = self._execution.running[-1:]
         before, self._computed = self._computed, time.process_time()
         is_idle = self._computed - before < PULSE / 2
-        self._set_waits(bool(running) and is_idle and self._has_open_calls(*running[0]))
+        self._set_waits(is_idle and self._has_open_calls())
+        if self._coroutines.chunks:
+            self._beat_of_coroutines()
         if not running:
             return
         (delivery, began), item = running[0], self._output.item
@@ -120,7 +128,20 @@ class TaskMonitor:
             if lasts and (task, item) != self._announced:
                 self._unsent.append(self._execution.started(task, item))
                 self._announced = task, item
-            self._unsent += self._execution.reports(self._output.collect())
-            if self._unsent:
-                self._store.publish(self._unsent)
-                self._unsent = []
+            self._send_reports()
+
+    def _beat_of_coroutines(self) -> None:
+        item, began = self._coroutines.step
+        if (
+            item is not None and time.monotonic() - began > PULSE
+        ):  # It may block the event loop for long.
+            self._free(self._store)
+        with self._output.reporting():
+            self._unsent += self._coroutines.announce()
+            self._send_reports()
+
+    def _send_reports(self) -> None:
+        self._unsent += self._execution.reports(self._output.collect())
+        if self._unsent:
+            self._store.publish(self._unsent)
+            self._unsent = []

@@ -20,11 +20,36 @@ import os
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..settings import LOG_FORMAT
 from ..wire.messages import Task
+from ..wire.settlement import Delivery
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CoroutineItem:
+    """An item of a task that runs as a coroutine.
+
+    Attributes
+    ----------
+    current
+        The one whose code runs; None while a plain function runs. Also known in the threads that
+        it starts with `asyncio.to_thread`.
+    """
+
+    current: ClassVar[ContextVar[CoroutineItem | None]] = ContextVar("item", default=None)
+
+    delivery: Delivery
+    item: int
+
+    @property
+    def task(self) -> Task:
+        """The task that it belongs to."""
+        return self.delivery.task
+
 
 #: Most bytes that are kept of what an item prints; a note says so. More costs server memory.
 ITEM_LIMIT_BYTES = 2**20
@@ -94,6 +119,8 @@ class Output:
         self.item = 0
         self.looked = self.pause = 0.0
         self._tasks: list[Task] = []
+        #: The tasks whose coroutines run, in no order.
+        self._coroutines: list[Task] = []
         #: What `sys.stdout` and `sys.stderr` were before each of the tasks began: a task that waits
         #: for others may have redirected them.
         self._outer: list[tuple[Any, Any]] = []
@@ -166,10 +193,27 @@ class Output:
             self._last = (self._tasks.pop(), self.item)
             sys.stdout, sys.stderr = self._outer.pop()
             if self._seen:
-                waiting = set(map(id, self._tasks))
-                self._seen = {k: n for k, n in self._seen.items() if k[0] in waiting}
+                open_tasks = {id(task) for task in (*self._tasks, *self._coroutines)}
+                self._seen = {k: n for k, n in self._seen.items() if k[0] in open_tasks}
             pieces, self._pieces = self._pieces, []
             return pieces
+
+    def begin_coroutines(self, task: Task) -> None:
+        """Count what coroutines of `task` print, until `end_coroutines`."""
+        self._coroutines.append(task)
+
+    def end_coroutines(self, task: Task) -> list[Piece]:
+        """End a task whose coroutines are over; return what was printed since the last look."""
+        with self._reporting, self._lock:
+            self._take_in()
+            self._coroutines = [other for other in self._coroutines if other is not task]
+            self._seen = {key: n for key, n in self._seen.items() if key[0] != id(task)}
+            pieces, self._pieces = self._pieces, []
+            return pieces
+
+    def ran(self, item: CoroutineItem) -> None:
+        """Attribute to a coroutine what C code and subprocesses print until another one runs."""
+        self._last = (item.task, item.item)
 
     def reporting(self) -> threading.Lock:
         """Return a context in which no task can end: what it printed comes before its result."""
@@ -230,6 +274,8 @@ class Output:
                 self._found |= self._read(owner) > n
 
     def _owner(self) -> tuple[Task | None, int]:
+        if (coroutine := CoroutineItem.current.get()) is not None:
+            return coroutine.task, coroutine.item
         return (self._tasks[-1], self.item) if self._tasks else self._last
 
     def _n_seen(self, owner: tuple[Task | None, int]) -> int:

@@ -156,7 +156,7 @@ class _Work:
         return first[:n]
 
 
-def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
+def caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
     if call == "map":
         return fn
     if call == "starmap":
@@ -171,7 +171,7 @@ def _caller(call: str, fn: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda item: fn(*item[0], **item[1])
 
 
-def _dump(error: BaseException, fn: Callable[..., Any], task_id: str) -> bytes:
+def dump_raised(error: BaseException, fn: Callable[..., Any], task_id: str) -> bytes:
     """Return the error of an item as bytes, with frames of the user's functions only.
 
     If none of their lines raised it, as with wrong arguments, the error shows the definition.
@@ -181,12 +181,12 @@ def _dump(error: BaseException, fn: Callable[..., Any], task_id: str) -> bytes:
     trace = place.__get__(error)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    if trace is not None and trace.tb_frame.f_globals.get("__package__") == __package__:
         place.__set__(error, definition_of(fn))
     return dump_error(error, task=task_id)
 
 
-def _dump_stop(task: Task, stop: Stopped) -> bytes:
+def dump_stop(task: Task, stop: Stopped) -> bytes:
     """Return the error of an item that was stopped, but not because it was cancelled."""
     error = stop_error(task, stop.item, stop.why).with_traceback(stop.__traceback__)
     return dump_error(error, task=task.id_of(stop.item))
@@ -216,6 +216,8 @@ class Runner:
         self._serial = 0
         #: Serials of the running items, outermost first; a 0 on top while no user code runs.
         self._serials = [0]
+        #: The serial of the last step of a coroutine.
+        self._step = 0
         #: Where the words of each begin in the slot.
         self._places = [0]
         #: Not empty if the delivery takes long.
@@ -228,6 +230,8 @@ class Runner:
         # Outside of user code an exception could break a message: `check_stop` raises it later.
         if self._n_shields:
             self._is_put_off = True
+        elif self._serials[-1] == self._step != self._slot.stop_request()[0]:
+            return  # The task that waits below the event loop looks by itself.
         elif self._serials[-1]:
             try:
                 self.check_stop()
@@ -288,6 +292,42 @@ class Runner:
             )
         )
         self._serials.append(0)
+
+    def begin_step(self, delivery: Delivery, item: int, deadline: float) -> None:
+        """Note in the slot that the code of a coroutine runs; it may be stopped until `end_step`.
+
+        Parameters
+        ----------
+        deadline
+            When it must be over, by the monotonic clock; 0: no limit.
+        """
+        slot, task = self._slot, delivery.task
+        at = slot.push(delivery.lane, delivery.entry_id, task.job, task.n, task.run)
+        self._serial = self._step = serial = self._serial + 1
+        slot.set_since(at, time.monotonic())
+        slot.set_deadline(at, deadline)
+        slot.begin(at, serial)
+        slot.words[at] = item
+        self._places.append(at)
+        self._serials.append(serial)  # From here on a stop may come.
+
+    def end_steps(self, before: tuple[int, int]) -> None:
+        """Note that the code of the coroutine pauses, or is over.
+
+        Parameters
+        ----------
+        before
+            What `level` was before `begin_step`.
+        """
+        del self._serials[before[0] :], self._places[before[0] :]
+        self._slot.words[DEPTH] = before[1]
+        if self._is_fork:
+            _end_fork()
+
+    @property
+    def level(self) -> tuple[int, int]:
+        """How high its stack is, and that in the slot."""
+        return len(self._serials), self._slot.words[DEPTH]
 
     def release(self) -> None:
         """Note in the slot that the delivery is over."""
@@ -361,13 +401,13 @@ class Runner:
                 run.rest, run.is_handed_back = ONE, True
             elif error.why is Stop.TOO_DEEP:
                 run.done = [range(1)]
-                run.fail(_dump_stop(task, error))
+                run.fail(dump_stop(task, error))
             else:
                 run.cancelled = [0]  # It has no limits.
             return run
         self._slot.rest(at)
         run.done = [range(1)]
-        run.fail(_dump(error, fn, task.id_of(0)))
+        run.fail(dump_raised(error, fn, task.id_of(0)))
         return run
 
     def _clean_up_after_stop(self, at: int, started: float) -> None:
@@ -393,7 +433,7 @@ class Runner:
         self._long.clear()
         try:
             options = Options.decode(task.opts)
-            one = _caller(task.call, fn)
+            one = caller(task.call, fn)
             if options.seed is not None:
                 one = self._seeded(one, task, options.seed)
             work = _Work(
@@ -463,7 +503,7 @@ class Runner:
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)
             else:
-                work.run.fail(_dump_stop(work.task, stop))
+                work.run.fail(dump_stop(work.task, stop))
                 work.commit()
             return not self.is_torn
         work.commit()
@@ -520,7 +560,7 @@ class Runner:
                     if self._is_stop(error, item):
                         raise
                     serials[-1] = 0
-                    run.fail(_dump(error, work.fn, work.task.id_of(item)))
+                    run.fail(dump_raised(error, work.fn, work.task.id_of(item)))
                     serials[-1] = serial
                 else:
                     append(value)
@@ -560,7 +600,7 @@ def _is_plain(frame: FrameType | None) -> bool:
     made for stops.
     """
     frames = []
-    while frame is not None and frame.f_code not in _CALLERS:
+    while frame is not None and frame.f_code not in CALLERS:
         if not str(frame.f_globals.get("__name__")).startswith("nbstreamq."):
             frames.append(frame)
         frame = frame.f_back
@@ -574,7 +614,7 @@ def _is_of_module(frame: FrameType) -> bool:
 
 
 #: The frames below these are a task's.
-_CALLERS = (Runner.call.__code__, Runner._run_items.__code__)  # noqa: SLF001
+CALLERS = {Runner.call.__code__, Runner._run_items.__code__}  # noqa: SLF001
 
 
 def _end_fork(error: BaseException | None = None) -> NoReturn:

@@ -32,9 +32,9 @@ class SettledCache:
     def __contains__(self, mark: int) -> bool:
         return self._marks[mark % N_MARKS] == mark or mark in self.unsettled
 
-    def add_run(self, settlement: Settlement) -> None:
-        """Take note of what was run, and will be settled."""
-        if not settlement.successors or settlement.is_final:
+    def add_run(self, settlement: Settlement | None) -> None:
+        """Take note of what was run, and will be settled; None: its coroutines run on."""
+        if settlement is not None and (not settlement.successors or settlement.is_final):
             self.unsettled.add(settlement.delivery.mark)
 
     def add_settled(self, settlements: Iterable[Settlement]) -> None:

@@ -13,8 +13,10 @@ the supervisor when it begins a task that has limits, and when it is about to le
     q[8] whether the worker leaves, and why
     q[9] whether its task waits for calls that only other workers can run
     q[10] serial of the last outermost slice that has stored a state
+    q[11] how many cancellations the supervisor has heard of   q[12] how many coroutines there are
     task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
-        limits, length of text, text: three lengths and n, then lane, entry id and job
+        limits, since when the code of a coroutine runs (s; 0: it is none), length of text, text:
+        three lengths and n, then lane, entry id and job
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ NO_ITEM = -1
 #: Which word holds what; see above.
 STATE, DEPTH, _STOP_SERIAL, _STOP_REASON, _STOP_ITEM = range(5)
 LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING, _WAITS, _PROGRESS = range(5, 11)
+N_CANCELLED, _N_COROUTINES = range(11, 13)
 _FIRST, _WORDS = 16, 40
-_ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _LENGTH, _TEXT = range(7)
+_ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _SINCE, _LENGTH, _TEXT = range(8)
 _RARE_BITS = 2**32 - 1
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 #: Before the text: the lengths of lane, entry id and job; n and run.
@@ -95,6 +98,8 @@ class RunningTask:
         Whether it has a limit of time or memory.
     lane, entry_id, job, n, run
         Which delivery.
+    since
+        Since when the code of a coroutine runs without a pause; 0 for a plain function.
     """
 
     serial: int
@@ -107,6 +112,7 @@ class RunningTask:
     job: str
     n: int
     run: int
+    since: float = 0.0
 
     @property
     def key(self) -> tuple[int, int]:
@@ -163,7 +169,7 @@ class Slot:
         words[at + _LENGTH] = len(text)
         words[at + _MEMORY] = memory_limit
         words[at + _LIMITED] = is_limited
-        self._times[at + _DEADLINE] = 0.0
+        self._times[at + _DEADLINE] = self._times[at + _SINCE] = 0.0
         words[at] = NO_ITEM
         words[at + SERIAL] = -1
         words[DEPTH] = depth + 1
@@ -194,6 +200,14 @@ class Slot:
     def begin(self, at: int, serial: int) -> None:
         """Say that the items in ``words[at]`` run from now on."""
         self.words[at + SERIAL] = serial
+
+    def set_since(self, at: int, since: float) -> None:
+        """Say that the code of a coroutine runs from now on, by the monotonic clock."""
+        self._times[at + _SINCE] = since
+
+    def add_coroutines(self, n: int) -> None:
+        """Say that there are so many coroutines more."""
+        self.words[_N_COROUTINES] += n
 
     def set_deadline(self, at: int, deadline: float) -> None:
         """Say when the item in ``words[at]`` must be over, by the monotonic clock."""
@@ -236,6 +250,11 @@ class Slot:
         return bool(self.words[_WAITS])
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a task runs, or coroutines wait."""
+        return self.words[DEPTH] > 0 or self.words[_N_COROUTINES] > 0
+
+    @property
     def n_running(self) -> int:
         return min(self.words[DEPTH], MAX_DEPTH)
 
@@ -272,6 +291,7 @@ class Slot:
             deadline=self._times[at + _DEADLINE],
             memory_limit=self.words[at + _MEMORY],
             is_limited=bool(self.words[at + _LIMITED]),
+            since=self._times[at + _SINCE],
             lane=text[_HEADER.size : end_lane].decode(errors="replace"),
             entry_id=text[end_lane:end_id],
             job=text[end_id:].decode(errors="replace"),
@@ -284,6 +304,10 @@ class Slot:
         """Name the item that is to stop; a signal to the worker must follow."""
         self.words[_STOP_REASON], self.words[_STOP_ITEM] = why, running.item
         self.words[_STOP_SERIAL] = running.serial
+
+    def set_cancelled(self, n: int) -> None:
+        """Say how many cancellations there were: perhaps one is of a coroutine that waits."""
+        self.words[N_CANCELLED] = n
 
     def set_watched(self, watched: bool) -> None:
         """Say whether the supervisor looks often: then a task that begins need not wake it."""

@@ -41,7 +41,7 @@ from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
 from .life import Life
-from .limits import MOST_STAND_INS, over_memory
+from .limits import LONG_STEP, MOST_STAND_INS, over_memory
 from .process import (
     DUMP,
     LOOK,
@@ -154,6 +154,8 @@ class ControlListener:
     ----------
     has_news, is_for_all
         Whether a message came since this was last set to false; and one of `everywhere`.
+    n_cancelled
+        How many cancellations there were.
     """
 
     def __init__(self, store: Store, settings: SupervisorSettings) -> None:
@@ -162,6 +164,7 @@ class ControlListener:
         self._last: bytes | None = None
         self._overdue = 0.0
         self.has_news = self.is_for_all = False
+        self.n_cancelled = 0
         self._cancellations: list[tuple[float, ControlMessage]] = []
 
     def close(self) -> None:
@@ -207,6 +210,7 @@ class ControlListener:
         """Remember a cancellation: a worker may have taken its items and not begun them."""
         now = time.monotonic()
         kept = [(t, o) for t, o in self._cancellations if t > now - CANCEL_LIFETIME]
+        self.n_cancelled += 1
         self._cancellations = [*kept, (now, message)]
 
     def is_cancelled(self, task: RunningTask) -> bool:
@@ -382,7 +386,7 @@ class Supervisor:
     def _drain(self) -> None:
         """Take no more tasks, and give running ones some time, so that little work is lost."""
         self.n_workers, self._heartbeat_due = 0, 0.0  # Tell others that the end is planned.
-        n_busy = sum(worker.slot.n_running > 0 for worker in self._workers.values())
+        n_busy = sum(worker.slot.is_busy for worker in self._workers.values())
         patience = self._drained - time.monotonic()
         if n_busy and not self.control_socket and patience > self._settings.grace:
             logger.warning(
@@ -708,7 +712,7 @@ class Supervisor:
         """
         now = time.monotonic()
         is_starting = worker.slot.state is State.STARTING
-        is_charged = worker.slot.n_running and not is_starting
+        is_charged = worker.slot.is_busy and not is_starting
         if worker.leaving or worker.slot.leaving or is_charged or now - worker.born > YOUNG:
             return
         if cause == signal.SIGKILL.name and not is_starting:  # Somebody else killed it.
@@ -807,7 +811,7 @@ class Supervisor:
 
     def _why_stop(self, task: RunningTask, now: float) -> Stop:
         """Return why the item is to stop, if it is."""
-        if task.item == NO_ITEM:
+        if task.item == NO_ITEM or now < task.since + LONG_STEP:
             return Stop.NONE
         if self._control.is_cancelled(task):
             return Stop.CANCELLED
@@ -914,6 +918,8 @@ class Supervisor:
         self._control.take()
         if self._control.has_news:
             self._control.has_news, self._promote_due, self._lanes_due = False, 0.0, 0.0
+            for worker in self._workers.values():
+                worker.slot.set_cancelled(self._control.n_cancelled)
             if self._control.is_for_all:
                 self._control.is_for_all = False
                 self._turns.wake_all()

@@ -47,9 +47,9 @@ def submit(q: TaskQueue) -> None:
     assert_type(future.progress, tuple[int, int | None] | None)
     for done in as_completed([future]):
         assert_type(done.result(), float)
-    q.submit(area)  # type: ignore[call-arg]
-    q.submit(area, "wide")  # type: ignore[arg-type]
-    q.submit(area, 1.0, depth=2.0)  # type: ignore[call-arg]
+    q.submit(area)  # type: ignore[call-overload]
+    q.submit(area, "wide")  # type: ignore[call-overload]
+    q.submit(area, 1.0, depth=2.0)  # type: ignore[arg-type, call-arg]
 
 
 def jobs(q: TaskQueue) -> None:
@@ -70,7 +70,7 @@ def jobs(q: TaskQueue) -> None:
     assert_type(job.cancel(), bool)
     for future in job.as_completed(timeout=1):
         assert_type(future, TaskFuture[float])
-    q.map(area, [1.0], chunksize="large")  # type: ignore[arg-type]
+    q.map(area, [1.0], chunksize="large")  # type: ignore[call-overload]
 
 
 def as_a_pool(q: TaskQueue) -> None:
@@ -89,6 +89,18 @@ async def in_an_event_loop(q: TaskQueue) -> None:
     assert_type(await asyncio.wrap_future(q.submit(area, 1.0)), float)
     async for result in q.map(area, [1.0]):
         assert_type(result, float)
+
+
+async def fetch(number: int) -> str:
+    return str(number)
+
+
+async def coroutine_functions(q: TaskQueue) -> None:
+    assert_type(await q.options(concurrency=50).submit(fetch, 1), str)
+    assert_type(q.map(fetch, [1], timeout=1), Job[str])
+    assert_type(q.starmap(fetch, [(1,)]), Job[str])
+    assert_type(q.task(fetch)(1), TaskFuture[str])
+    q.submit(fetch, "1")  # type: ignore[call-overload]
 
 
 def others(q: TaskQueue, lost: WorkerLost) -> None:

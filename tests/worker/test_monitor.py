@@ -17,11 +17,12 @@ TASK = Task(job="s.1", n=0, span=(range(1000),), fn="f", name="f", call="map", a
 
 
 class LongDelivery:
-    """Execution, output and store of a worker that runs a delivery since a while."""
+    """Execution, coroutines, output and store of a worker that runs a delivery since a while."""
 
     def __init__(self, items):
         delivery = Delivery(lane="default", entry_id=b"1-1", task=TASK)
         self.running = [(delivery, time.monotonic() - 1)]
+        self.chunks, self.step = [], (None, 0.0)
         self._items = items
         self.published = []
 
@@ -60,7 +61,9 @@ def beats():
                 over.set()
                 raise SystemExit  # of its thread, which else lives as long as its process
 
-        monitor = TaskMonitor(delivery, delivery, free, lambda _: None, delivery)
+        monitor = TaskMonitor(
+            delivery, delivery, delivery, delivery, free=free, set_waits=lambda _: None
+        )
         monitor.start()
         monitor.wake()
         assert over.wait(10)
