@@ -682,7 +682,7 @@ class TaskQueue(Executor, TaskOnly):
         session = self._session
         function = session.pickle_function(fn, durable=name is not None)
         options = options_for(function, options)
-        n_workers, concurrency = session.workers.n_workers, options.concurrency
+        n_workers, concurrency = session.n_wanted(), options.concurrency
         pace = Pace.of(inputs, n_workers, concurrency, chunksize=chunksize, buffersize=buffersize)
         lane, (call, items, _) = self._lane(), inputs
         first = 0
@@ -1045,7 +1045,8 @@ class TaskQueue(Executor, TaskOnly):
         n_open, trouble = len(session.outstanding), str(session.trouble or "")
 
         def look(store: Store) -> QueueStatus:
-            return queue_status(store, url, n_open, trouble, session.stranded(store))
+            warnings = [*session.stranded(store), *session.unit_troubles()]
+            return queue_status(store, url, n_open, trouble, warnings)
 
         return session.ask_within(LOOK_PATIENCE, look)
 

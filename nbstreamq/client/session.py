@@ -499,6 +499,10 @@ class Session:
         self._n_workers, self._units[key] = None, units
         return units
 
+    def n_wanted(self) -> int:
+        """Return how many workers this session has asked for, here and elsewhere."""
+        return self.workers.n_workers + sum(units.n_workers for units in self._all_units())
+
     def n_local_workers(self) -> int:
         """Return how many workers of this kernel there are, without those that stand in."""
         found = self.ask_within(LOOK_PATIENCE, Store.workers).values()
@@ -726,6 +730,10 @@ class Session:
             command = self.worker_command(lane=lane)
             return f"no worker serves its lane {lane!r}. Start one: {command}"
         return ""
+
+    def unit_troubles(self) -> list[str]:
+        """Return why units in other places are no longer started."""
+        return [units.trouble for units in self._all_units() if units.trouble]
 
     def _all_units(self) -> list[Units]:
         return list(self._units.values())

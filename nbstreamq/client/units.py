@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at which workers there are.
 LOOK = 1.0
+#: Seconds in which a start that is under way may end when the session ends.
+FAREWELL = 5.0
 #: Seconds that a unit must live to count as good.
 SHORT = 60.0
 #: Units in a row that end sooner, after which no more are started: they would go on to fail.
@@ -184,8 +186,9 @@ class Units:
         """Return why workers are not there yet, in a line; empty if they should be soon."""
         if self.trouble:
             return self.trouble
-        found = [unit.status() for unit in self._current() if not unit.n_alive]
-        waiting = [unit for unit in found if unit.state != "running" and unit.why]
+        now = time.monotonic()
+        late = [u for u in self._current() if not (u.n_alive or u.since < now < u.since + SHORT)]
+        waiting = [unit for unit in map(_Unit.status, late) if unit.why]
         if not waiting:
             return ""
         n, whys = sum(unit.n_workers for unit in waiting), dict.fromkeys(u.why for u in waiting)
@@ -249,7 +252,7 @@ class Units:
         """Let go of the units: the session ends."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(FAREWELL)  # it may wait for a machine that does not answer
         self._launcher.close(is_fork=False)
 
     def forget(self) -> None:

@@ -113,6 +113,19 @@ def test_an_unknown_unit_is_not_given_up(make, wait_until):
     assert place.sizes == [1]
 
 
+def test_a_unit_that_runs_without_workers_is_an_obstacle_after_a_minute(make, monkeypatch):
+    place = Place()
+    place.usual = RUNNING
+    units, _ = make(place)
+    units.scale(2)
+    states(units)
+    assert units.obstacle() == "", "they join soon"
+
+    monkeypatch.setattr(module, "SHORT", 0.0)
+
+    assert "2 workers on place are not there yet: its workers have not joined" in units.obstacle()
+
+
 def test_units_are_small_and_the_last_one_has_the_rest(make):
     place = Place(unit_size=4)
     units, _ = make(place)
