@@ -187,6 +187,7 @@ import sys
 found = "%d.%d" % sys.version_info[:2]
 if found != "{minor}":
     sys.exit("is Python " + found)
+del sys.path[0]
 try:
     from nbstreamq.wire.messages import VERSION
 except ImportError as error:
@@ -222,7 +223,8 @@ class Setting:
         PATH. It must have this one's minor version, unless its name says another, as ``python3.12``
         does; and this version of nbstreamq.
     folder
-        Working folder; None: the one in which the place starts commands.
+        Working folder, from which functions may import modules; None: the one in which the place
+        starts commands.
     prologue
         Lines of the shell that run before.
     drain
@@ -252,7 +254,9 @@ class Setting:
         if self.folder is not None:
             lines.append(f"cd {shlex.quote(self.folder)} || exit 3")
         lines += [self.find_python(), f'echo "nbstreamq: unit {unit} on $(uname -n), $path" >&2']
-        words = ["-m", "nbstreamq", "worker", "--queue", queue, "-n", str(n_workers)]
+        # -P: a file such as queue.py in the home folder must not hide a module.
+        words = ["-P"] if self.folder is None else []
+        words += ["-m", "nbstreamq", "worker", "--queue", queue, "-n", str(n_workers)]
         words += ["--drain", f"{self.drain:g}", "--unit", unit, "--secrets-on-stdin"]
         return "\n".join([*lines, f'exec "$path" {shlex.join(words)} {more}\n'])
 

@@ -103,7 +103,7 @@ class SlurmLauncher(Launcher):
         self._idle_timeout = read_seconds("idle_timeout", str(idle_timeout))
         self._directives = [*directives]
         self._folder = folder or (None if purpose.tunnel else str(Path.cwd()))
-        self._setting = Setting(python=python, prologue=prologue, drain=drain)
+        self._setting = Setting(python=python, folder=self._folder, prologue=prologue, drain=drain)
         # A later session finds its jobs by this name, whichever way it reaches the server.
         server = purpose.tunnel.target if purpose.tunnel else forwarded(purpose.url)
         place = f"{server or purpose.url}\0{purpose.queue}"

@@ -110,6 +110,8 @@ def sshd(short_folder):
         f'#!/bin/sh\nexec {shutil.which("ssh")} -F {Sshd.config} $NBSTREAMQ_TEST_SSH "$@"\n'
     )
     (folder / "ssh").chmod(0o755)
+    # What a home folder may hold must hide no module of Python.
+    (folder / "queue.py").write_text("raise ImportError('the wrong queue')")
     Sshd.loop, Sshd.folder = loop, folder
     yield Sshd
     loop.call_soon_threadsafe(server.close)
@@ -159,7 +161,9 @@ def test_workers_start_run_calls_and_stop(queue, on_node, sshd, wait_until):
 
     units.stop()
 
-    wait_until(lambda: {unit.state for unit in units} == {"ended"}, describe="their end")
+    wait_until(
+        lambda: {unit.state for unit in units} == {"ended"}, timeout=30, describe="their end"
+    )
     assert queue.workers() == []
 
 
@@ -237,7 +241,7 @@ def test_workers_end_with_their_kernel(server_url, store, wait_until):
 
     subprocess.run(command, check=True, timeout=40, cwd=REPOSITORY)
 
-    wait_until(lambda: not store.workers(), describe="the workers' end")
+    wait_until(lambda: not store.workers(), timeout=30, describe="the workers' end")
 
 
 def can_hide_folders():
