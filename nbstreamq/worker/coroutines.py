@@ -350,6 +350,14 @@ class Coroutines:
             for running in [chunk.running[item] for item in gone & chunk.running.keys()]:
                 self._stop(running, Stop.CANCELLED)
 
+    def hand_back(self) -> None:
+        """Stop all coroutines: their worker has to end, and others run them again."""
+        for chunk in self.chunks:
+            chunk.rest += chunk.todo
+            chunk.todo.clear()
+        for running in list(self._running.values()):
+            self._stop(running, Stop.HANDED_BACK)
+
     def _stop(self, running: _RunningItem, why: Stop) -> None:
         """Cancel the asyncio task of an item; give it up if it does not end."""
         if running.task is None or running.why:

@@ -43,7 +43,7 @@ from .monitor import TaskMonitor
 from .output import CoroutineItem, Output
 from .run import Runner
 from .settled import SettledCache
-from .slot import LANE_BITS, N_CANCELLED, STATE, Leaving, Slot, State
+from .slot import HANDS_BACK, LANE_BITS, N_CANCELLED, STATE, Leaving, Slot, State
 from .turns import Turn
 
 logger = logging.getLogger(__name__)
@@ -304,6 +304,8 @@ class TaskWorker:
             self._n_cancelled = self._slot.words[N_CANCELLED]
             self._store.look_up_cancelled([chunk.delivery for chunk in coroutines.chunks])
             coroutines.cancel()
+        if self._slot.words[HANDS_BACK]:
+            coroutines.hand_back()
         if self._batch and time.monotonic() - self._looked > HOLD:
             self.release_batch()
         lanes: list[str] = []

@@ -132,9 +132,8 @@ class TaskMonitor:
 
     def _beat_of_coroutines(self) -> None:
         item, began = self._coroutines.step
-        if (
-            item is not None and time.monotonic() - began > PULSE
-        ):  # It may block the event loop for long.
+        blocks = item is not None and time.monotonic() - began > PULSE
+        if blocks:  # Perhaps for long.
             self._free(self._store)
         with self._output.reporting():
             self._unsent += self._coroutines.announce()

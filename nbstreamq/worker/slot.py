@@ -1,8 +1,9 @@
 """What a worker is doing, in memory that it shares with its supervisor: no messages, no locks.
 
 A task that waits for its own tasks runs others meanwhile, so a worker has a stack of running tasks.
-Only the worker writes, except in `ask_to_stop`, `set_lanes` and `set_watched`. It sends a signal to
-the supervisor when it begins a task that has limits, and when it is about to leave.
+Only the worker writes, except in `ask_to_stop`, `set_lanes`, `set_cancelled`, `hand_back` and
+`set_watched`. It sends a signal to the supervisor when it begins a task that has limits, and when
+it is about to leave.
 
 ::
 
@@ -14,6 +15,7 @@ the supervisor when it begins a task that has limits, and when it is about to le
     q[9] whether its task waits for calls that only other workers can run
     q[10] serial of the last outermost slice that has stored a state
     q[11] how many cancellations the supervisor has heard of   q[12] how many coroutines there are
+    q[13] whether they are to be given back
     task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, since when the code of a coroutine runs (s; 0: it is none), length of text, text:
         three lengths and n, then lane, entry id and job
@@ -41,7 +43,7 @@ NO_ITEM = -1
 #: Which word holds what; see above.
 STATE, DEPTH, _STOP_SERIAL, _STOP_REASON, _STOP_ITEM = range(5)
 LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING, _WAITS, _PROGRESS = range(5, 11)
-N_CANCELLED, _N_COROUTINES = range(11, 13)
+N_CANCELLED, _N_COROUTINES, HANDS_BACK = range(11, 14)
 _FIRST, _WORDS = 16, 40
 _ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _SINCE, _LENGTH, _TEXT = range(8)
 _RARE_BITS = 2**32 - 1
@@ -252,7 +254,12 @@ class Slot:
     @property
     def is_busy(self) -> bool:
         """Whether a task runs, or coroutines wait."""
-        return self.words[DEPTH] > 0 or self.words[_N_COROUTINES] > 0
+        return self.words[DEPTH] > 0 or self.has_coroutines
+
+    @property
+    def has_coroutines(self) -> bool:
+        """Whether there are coroutines that are not over."""
+        return self.words[_N_COROUTINES] > 0
 
     @property
     def n_running(self) -> int:
@@ -308,6 +315,10 @@ class Slot:
     def set_cancelled(self, n: int) -> None:
         """Say how many cancellations there were: perhaps one is of a coroutine that waits."""
         self.words[N_CANCELLED] = n
+
+    def hand_back(self) -> None:
+        """Tell the worker to stop its coroutines, and to give them back."""
+        self.words[HANDS_BACK] = True
 
     def set_watched(self, watched: bool) -> None:
         """Say whether the supervisor looks often: then a task that begins need not wake it."""

@@ -549,7 +549,7 @@ class Supervisor:
         farewell = time.monotonic() + self._settings.farewell
         while self._workers or self._sessions:
             for worker in self._workers.values():
-                if worker.slot.n_running:
+                if worker.slot.is_busy:
                     self._hand_back(worker)
                 elif time.monotonic() > farewell:
                     worker.hand_over()
@@ -829,6 +829,8 @@ class Supervisor:
         worker.hand_back_by = min(worker.hand_back_by, now + self._settings.grace)
         if now > worker.hand_back_by or worker.slot.state is State.ENDING:
             worker.hand_over()
+        elif worker.slot.has_coroutines:
+            worker.slot.hand_back()
         elif running and running[0].item != NO_ITEM and running[0].key != worker.stopping:
             worker.stopping = running[0].key
             worker.slot.ask_to_stop(running[0], Stop.HANDED_BACK)

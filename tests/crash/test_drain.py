@@ -1,5 +1,6 @@
 """A requested end of workers - a deploy, a spot machine, a scheduler - is no crash of what runs."""
 
+import asyncio
 import os
 import signal
 import time
@@ -54,6 +55,29 @@ def test_what_runs_is_finished_and_what_waits_is_given_back(
     assert running.result(30) == first.pid
     assert running.attempts == 1
     assert first.wait()[0] == 0
+
+
+def test_coroutines_that_take_longer_are_stopped_and_handed_back(start_workers, queue, gate):
+    async def work(x):
+        gate(f"in {x}").open()
+        try:
+            while not gate("go").is_open():
+                await asyncio.sleep(0.01)
+        finally:
+            gate(f"out {x}").open()
+        return os.getppid()
+
+    first = start_workers(0.2)
+    job = queue.map(work, range(3))
+    for x in range(3):
+        gate(f"in {x}").wait()
+    first.kill(signal.SIGTERM)
+    for x in range(3):
+        gate(f"out {x}").wait()
+    gate("go").open()
+    second = start_workers(60)
+    assert {*job.result(30)} == {second.pid}
+    assert [future.attempts for future in job[:]] == [1] * 3
 
 
 def test_what_takes_longer_than_the_drain_is_handed_back_uncharged(
