@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -60,6 +59,8 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import platform
+
         from ..wire.messages import VERSION
 
         print(f"nbstreamq {VERSION}, Python {platform.python_version()}")

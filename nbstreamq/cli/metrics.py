@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 
 from .parsing import Commands, add_command, add_queue, add_server, argument, host_and_port
 from .target import open_queues, open_store, server
+
+if TYPE_CHECKING:
+    from http.server import ThreadingHTTPServer
 
 #: The version of the text format.
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,6 +52,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def make_http_server(options: argparse.Namespace) -> ThreadingHTTPServer:
     """Return a server that answers each GET with the metrics of now."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

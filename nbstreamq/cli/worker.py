@@ -8,7 +8,6 @@ import gc
 import logging
 import math
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,7 +148,7 @@ def _log_banner(options: argparse.Namespace, n_workers: int, url: Address) -> No
         options.queue,
         url,
         os.getpid(),
-        socket.gethostname(),
+        os.uname().nodename,
         ", ".join([f"unit {options.unit}", *known] if options.unit else known),
     )
 

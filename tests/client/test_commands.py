@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
+import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -151,6 +155,23 @@ def test_status_shows_lanes_and_workers(run, queue):
 
 def test_top_says_that_it_needs_a_terminal(fail):
     assert "`nbstreamq status`" in fail("top")
+
+
+def test_top_draws_on_a_terminal_until_ctrl_c(server_url, queue):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "nbstreamq", "top", server_url, "--queue", queue.name]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as top:
+        os.close(theirs)
+        shown = b""
+        while b"idle" not in shown:
+            shown += os.read(ours, 10_000)
+        top.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal is gone with its last process
+            while os.read(ours, 10_000):
+                pass
+    os.close(ours)
+    assert top.returncode == 0
+    assert b"default" in shown
 
 
 def test_metrics_are_what_prometheus_reads(run, queue, sweep):
