@@ -30,6 +30,8 @@ TIMEOUT = 40.0
 POLL = 0.02
 #: Seconds between two attempts to connect again.
 RETRY = 5.0
+#: Seconds in which an attempt that is under way may end when the queue is closed.
+FAREWELL = 2.0
 #: Starts the server, and prints its address and the machine's key.
 _START = """exec "$path" -c "
 from nbstreamq.launch.server import ensure_server
@@ -126,17 +128,19 @@ class Tunnel:
         deadline = time.monotonic() + TIMEOUT
         while not self._path.is_socket():
             if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                process.wait()
+                _end(process)
                 raise self._unreachable(explain(_read(self._output), self._on))
             time.sleep(POLL)
         return process
 
     def _keep(self) -> None:
-        """Connect again each time the connection is lost."""
+        """Connect again each time the connection is lost: at once, then after pauses."""
         while not self._closing.is_set():
             self._process.wait()
-            while not self._closing.wait(RETRY):
+            _end(self._process)
+            pause = 0.0
+            while not self._closing.wait(pause):
+                pause = RETRY
                 with contextlib.suppress(ServerUnreachable):  # the laptop may be in a train
                     self.target = self.start_server()
                     self._process = self._connect()
@@ -148,12 +152,18 @@ class Tunnel:
     def close(self) -> None:
         """End the connection; the server and its workers go on."""
         self._closing.set()
-        self._process.terminate()
-        self._thread.join()
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._process.kill()
+        self._thread.join(FAREWELL)  # it may wait for a machine that does not answer
+        _end(self._process)
         self._output.close()
         self._path.unlink(missing_ok=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
 
 
 def _read(output: IO[bytes]) -> str:

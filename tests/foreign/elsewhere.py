@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
@@ -253,6 +254,18 @@ def test_a_controller_that_hangs_changes_nothing(queue, slurmctld, monkeypatch):
         assert len(units) == 2
     finally:
         slurmctld.send_signal(signal.SIGCONT)
+
+
+def test_a_tunnel_that_is_cut_is_opened_again(queue_name):
+    with TaskQueue(queue_name, "ssh://login", workers=1) as queue:
+        assert queue.submit(abs, -1).result(60) == 1
+        (tunnel,) = [
+            child for child in psutil.Process().children() if "tunnel-" in " ".join(child.cmdline())
+        ]
+
+        tunnel.kill()
+
+        assert queue.submit(abs, -2).result(60) == 2
 
 
 def test_jobs_go_on_when_the_laptop_closes(slurmctld, folder, queue_name, wait_until):
