@@ -27,7 +27,7 @@ from .ssh import OPTIONS, forwarded, socket_in_unit, socket_url
 
 #: Seconds that Slurm's commands may take. A controller that hangs must hold up nobody for long.
 TIMEOUT = 15.0
-#: Seconds before the wall time at which Slurm tells a unit to end.
+#: Seconds before the wall time at which Slurm tells a unit to end, at least.
 WARNING = 60
 #: Seconds of rest that a unit leaves between its last call and the wall time.
 MARGIN = 30.0
@@ -46,7 +46,7 @@ _FOLDER = (
 _SUBMIT = """umask 077
 jobs=
 submit() {{
-  job=$(sbatch --parsable) && job=${{job%%;*}} && jobs="$jobs $job" && echo "$job" && return
+  job=$(sbatch --parsable) && job=${{job%%;*}} && jobs="$jobs $job" && echo "job $job" && return
   rm -f {secrets}
   [ -z "$jobs" ] || scancel $jobs
   exit 1
@@ -129,12 +129,13 @@ class SlurmLauncher(Launcher):
         units = [new_id() for _ in sizes]
         secrets = shlex.join(self._file(unit, "secrets") for unit in units)
         words = [_SUBMIT.format(secrets=secrets), *map(self._submission, units, sizes)]
-        jobs = self._run("\n".join(words)).split()
+        said = self._run("\n".join(words)).splitlines()  # the user's shell may say more
+        jobs = [line.removeprefix("job ") for line in said if line.startswith("job ")]
         self._jobs |= zip(units, jobs, strict=True)
         return units
 
     def _find_folder(self) -> None:
-        self._files = self._files or self._run(_FOLDER)
+        self._files = self._files or last_line(self._run(_FOLDER))
 
     def _submission(self, unit: str, n_workers: int) -> str:
         """Return the part of a script that writes the secrets of a unit, and submits it."""
@@ -175,7 +176,8 @@ class SlurmLauncher(Launcher):
             "--ntasks=1",
             f"--cpus-per-task={n_workers}",
             "--no-requeue",
-            f"--signal=B:TERM@{WARNING}",  # not USR1 or USR2, which belong to tasks
+            # Not USR1 or USR2, which belong to tasks.
+            f"--signal=B:TERM@{max(WARNING, round(self._setting.drain + MARGIN))}",
         ]
         if self._folder:
             found.append(f"--chdir={self._folder}")

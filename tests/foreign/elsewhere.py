@@ -63,12 +63,16 @@ def sshd(folder, environment):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
     known = (folder / "host.pub").read_text()
     (folder / "known").write_text(f"[127.0.0.1]:{port} {known}")
+    # The shell of a user may be talkative.
+    (folder / "home").mkdir()
+    (folder / "home" / ".bashrc").write_text("echo Welcome to the cluster\n")
     passed_on = ("PATH", "SLURM_CONF", "NBSTREAMQ_SILENCE", "NBSTREAMQ_SERVER_IDLE")
     given = " ".join(f"{name}={os.environ[name]}" for name in passed_on)
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nStrictModes no\n"
         f"AuthorizedKeysFile {folder}/key.pub\nPasswordAuthentication no\nUsePAM no\n"
-        f"SetEnv {given} NBSTREAMQ_DATA_DIR={folder}/login NBSTREAMQ_RUNTIME_DIR={folder}/run\n"
+        f"SetEnv {given} HOME={folder}/home NBSTREAMQ_DATA_DIR={folder}/login"
+        f" NBSTREAMQ_RUNTIME_DIR={folder}/run\n"
     )
     (folder / "ssh_config").write_text(
         f"Host node login {HOST}\n HostName 127.0.0.1\n Port {port}\n IdentityFile {folder}/key\n"
