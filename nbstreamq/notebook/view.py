@@ -19,7 +19,7 @@ from ..client.job import Job
 from ..client.progress import Waits
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
-from ..wire.item_ranges import size
+from ..wire.item_ranges import items, size
 from ..wire.messages import State
 
 #: Columns of a worker's timeline. More are finer, and slower to draw.
@@ -213,6 +213,8 @@ class WorkerTimeline:
         self._ran: dict[str, list[Ends]] = {}
         #: Worker -> what it said last when it began an item that takes a while.
         self._running: dict[str, RunInfo] = {}
+        #: Item -> when it began, of all that take a while: a worker may run several coroutines.
+        self._began: dict[int, float] = {}
 
     def add(self, run: RunInfo, now: float) -> None:
         """Take in what a worker did."""
@@ -220,6 +222,7 @@ class WorkerTimeline:
         busy = self._busy.setdefault(run.worker, [0.0] * N_COLUMNS)
         trouble = self._trouble.setdefault(run.worker, [0.0] * N_COLUMNS)
         ran = self._ran.setdefault(run.worker, [()] * N_COLUMNS)
+        self._note(run)
         if run.kind == "started":
             self._running[run.worker] = run
         elif run.kind == "handed_back":
@@ -234,14 +237,33 @@ class WorkerTimeline:
             self._items[run.worker] = self._items.get(run.worker, 0) + size(run.span)
             self._fill(busy, ran, run, end)
 
-    def running(self) -> list[RunInfo]:
-        """Return what the workers said of the items that take a while and run now."""
-        return list(self._running.values())
+    def _note(self, run: RunInfo) -> None:
+        """Note that an item has begun, or that some run no longer."""
+        if run.kind == "started":
+            self._began[run.n + run.span[0].start] = run.started
+        elif size(run.span) < len(self._began):
+            for item in items(run.span):
+                self._began.pop(run.n + item, None)
+        else:
+            for item in [i for i in self._began if any(i - run.n in part for part in run.span)]:
+                del self._began[item]
+
+    def begins(self, *, concurrent: bool) -> list[float]:
+        """Return when the items began that take a while and run now.
+
+        Parameters
+        ----------
+        concurrent
+            Whether a worker runs several at a time.
+        """
+        one_for_each = [run.started for run in self._running.values()]
+        return list(self._began.values()) if concurrent else one_for_each
 
     def forget(self, is_over: Callable[[int], bool]) -> None:
         """Forget running items that are over: no worker reports an item that was stopped."""
         found = self._running.items()
         self._running = {w: r for w, r in found if not is_over(r.n + r.span[0].start)}
+        self._began = {item: at for item, at in self._began.items() if not is_over(item)}
 
     def rows(self, now: float) -> list[WorkerRow]:
         """Return what is known of the workers: of the busiest, if there are many."""
@@ -472,7 +494,8 @@ class JobView:
     def _time_left(self, now: float, n_left: int, rate: float) -> float | None:
         if not n_left or self._workers.obstacle or not self._workers.n:
             return None
-        running = [now - run.started for run in self._timeline.running()]
+        concurrent = self._table.options.concurrency is not None
+        running = [now - began for began in self._timeline.begins(concurrent=concurrent)]
         found = time_left(n_left, rate, self._durations.mean(), running)
         return None if found is None else round(found, 1)
 

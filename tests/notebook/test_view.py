@@ -208,6 +208,17 @@ class TestTimeline:
         (row,) = timeline.rows(9.0)
         assert row.seconds == 0
 
+    def test_a_worker_may_run_several_coroutines(self):
+        timeline = WorkerTimeline(0.0)
+        for item in range(4):
+            timeline.add(report(1.0 + item, 0.0, n=item, kind="started"), 5.0)
+        assert timeline.begins(concurrent=True) == [1.0, 2.0, 3.0, 4.0]
+        assert timeline.begins(concurrent=False) == [4.0]
+        timeline.add(report(1.0, 4.0, n=0), 5.0)
+        timeline.add(report(0.0, 0.0, n=2, kind="retried"), 5.0)
+        timeline.forget(lambda item: item == 3)
+        assert timeline.begins(concurrent=True) == [2.0]
+
     def test_workers_are_in_the_order_of_their_numbers(self):
         timeline = WorkerTimeline(0.0)
         for number in (10, 9, 100):
