@@ -37,6 +37,9 @@ MAX_SEED, MAX_SEED_WORDS = 2**1024, 1000
 #: How many seconds each unit of a duration has, and a duration such as ``1h30m``.
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS), re.ASCII)
+#: Bytes of each unit of a size such as ``2.5G``.
+_SIZES = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)([kMGT]?)B?", re.ASCII)
 _SHOWN = 60
 
 
@@ -166,6 +169,16 @@ def check_bytes(parameter: str, value: Any, *, least: int = 0, most: int = MAX_B
     if not least <= size <= most:
         raise ValueError(_must_be(parameter, value, allowed))
     return size
+
+
+def read_bytes(parameter: str, text: str, *, least: int = 0) -> int:
+    """Return a number of bytes that is given as text such as ``2e9``, ``500M`` or ``2.5G``."""
+    found = _SIZE.fullmatch(text)
+    size = math.nan if found is None else float(found[1]) * _SIZES[found[2]]
+    if not least <= size < MAX_BYTES:
+        allowed = f"a size such as 2e9, 500M or 2.5G, of {least:,} bytes at least"
+        raise ValueError(_must_be(parameter, text, allowed))
+    return int(size)
 
 
 def _finite(parameter: str, value: Any, allowed: str) -> float:

@@ -12,7 +12,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import MAX_WORKERS, check_lane, check_unit, read_seconds, shown
+from ..arguments import (
+    MAX_RETRIES,
+    MAX_WORKERS,
+    check_lane,
+    check_unit,
+    read_bytes,
+    read_seconds,
+    shown,
+)
 from ..cores import n_cores
 from ..launch.lifeline import Lifeline, check_forwarded
 from ..secret import Address, Secret
@@ -84,6 +92,20 @@ def _add_life(worker: Parser) -> None:
         help="end when nothing has run for this long; default: never",
     )
     worker.add_argument(
+        "--max-tasks-per-worker",
+        type=argument(_number_of_tasks),
+        default=0,
+        metavar="N",
+        help="replace a worker after so many calls; default: never",
+    )
+    worker.add_argument(
+        "--max-memory",
+        type=argument(functools.partial(read_bytes, "it", least=32 * 2**20)),
+        default=0,
+        metavar="BYTES",
+        help="replace a worker that uses more after a call, such as 4G; default: never",
+    )
+    worker.add_argument(
         "--unit",
         type=argument(functools.partial(check_unit, "--unit")),
         metavar="ID",
@@ -91,6 +113,12 @@ def _add_life(worker: Parser) -> None:
     )
     worker.add_argument("--secrets-on-stdin", action="store_true", help=argparse.SUPPRESS)
     worker.add_argument("--lifeline", action="store_true", help=argparse.SUPPRESS)
+
+
+def _number_of_tasks(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_RETRIES):
+        raise ValueError(f"it is {shown(text)}: it must be an integer from 1 to {MAX_RETRIES:,}")
+    return int(text)
 
 
 def _number_of_workers(text: str) -> int:
@@ -181,6 +209,7 @@ def _make_supervisor(
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
         control_socket=ControlSocket(path) if path else None,
         unit=options.unit or "",
+        wear=(options.max_tasks_per_worker, options.max_memory),
         lifeline=lifeline,
         settings=SupervisorSettings(
             heartbeat=settings.silence / 4,

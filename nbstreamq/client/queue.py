@@ -968,11 +968,25 @@ class TaskQueue(Executor, TaskOnly):
         return self.size
 
     @overload
-    def run(self, nworkers: int | None = None) -> None: ...
+    def run(
+        self,
+        nworkers: int | None = None,
+        *,
+        max_tasks_per_worker: int | None = None,
+        max_memory: int | None = None,
+    ) -> None: ...
     @overload
     def run(self, nworkers: int, on: Any, **options: Any) -> Units: ...
     @concise
-    def run(self, nworkers: int | None = None, on: Any = None, **options: Any) -> Units | None:
+    def run(
+        self,
+        nworkers: int | None = None,
+        on: Any = None,
+        *,
+        max_tasks_per_worker: int | None = None,
+        max_memory: int | None = None,
+        **options: Any,
+    ) -> Units | None:
         """Start or stop workers of this kernel, until there are `nworkers`.
 
         Parameters
@@ -983,6 +997,11 @@ class TaskQueue(Executor, TaskOnly):
             Where: ``"ssh://me@host"`` for a machine that ssh leads to without a password. It needs
             this version of Python and of nbstreamq, and nothing else; the server may be the
             embedded one. ``"slurm"`` for jobs of Slurm. None: on this machine.
+        max_tasks_per_worker
+            Replace a local worker after so many calls, between two calls. Above 100, it ends the
+            slice of a map first, which may be more calls. None: never.
+        max_memory
+            Replace a local worker that uses more bytes after a call, at least 32 MiB. None: never.
         **options
             Of that place. For ssh: ``python="/path/to/python"``, ``folder="work"``,
             ``prologue=["module load cuda"]``, ``drain=30``. For Slurm the same, and
@@ -1004,6 +1023,9 @@ class TaskQueue(Executor, TaskOnly):
         --------
         >>> q.run(2)
         """
+        wear = _wear(max_tasks_per_worker, max_memory)
+        if on is not None and any(wear):
+            raise TypeError("max_tasks_per_worker and max_memory are for workers without on=...")
         if on is not None:
             most = MAX_WORKERS
             n = check_count("nworkers", 1 if nworkers is None else nworkers, most=most)
@@ -1014,7 +1036,7 @@ class TaskQueue(Executor, TaskOnly):
             n = n_cores()
         else:
             n = check_count("nworkers", nworkers, most=MAX_WORKERS, instead="None")
-        self._session.scale(n)
+        self._session.scale(n, wear)
         return None
 
     def workers(self) -> WorkerList:
@@ -1156,6 +1178,15 @@ class TaskQueue(Executor, TaskOnly):
     def _lane(self) -> str:
         worker = WorkerContext.current
         return self._options.lane or (nested_lane(worker.depth()) if worker else "default")
+
+
+def _wear(max_tasks_per_worker: int | None, max_memory: int | None) -> tuple[int, int]:
+    """Return when workers are replaced, see `LocalWorkers.scale`."""
+    n, size = max_tasks_per_worker, max_memory
+    return (
+        0 if n is None else check_count("max_tasks_per_worker", n, least=1, instead="None"),
+        0 if size is None else check_bytes("max_memory", size, least=MIN_MEMORY),
+    )
 
 
 _in_task: dict[tuple[str, str | None], TaskQueue] = {}

@@ -477,11 +477,11 @@ class Session:
                 self._n_workers = n  # the next call tries again
                 raise
 
-    def scale(self, n_workers: int) -> None:
-        """Start or stop local workers until there are `n_workers`."""
+    def scale(self, n_workers: int, wear: tuple[int, int] | None = None) -> None:
+        """Start or stop local workers until there are `n_workers`; `wear` as in `LocalWorkers`."""
         self.check_open()
         self._n_workers = None
-        self.workers.scale(n_workers)
+        self.workers.scale(n_workers, wear)
 
     def scale_units(self, n_workers: int, on: Any, options: dict[str, Any]) -> Units:
         """Start or stop workers in another place until there are `n_workers`, and return them."""

@@ -165,6 +165,10 @@ class Process:
 HasFile = socket.socket | Process | Lifeline
 
 
+#: Takes a number of workers, and when they are replaced; returns a note for the user.
+Scale = Callable[[int, tuple[int, int] | None], str]
+
+
 class ControlSocket:
     """Accepts kernels at a unix socket, and notices when they have died.
 
@@ -196,7 +200,7 @@ class ControlSocket:
     def _sockets(self) -> list[socket.socket]:
         return [self._listener, *(client.connection for client in self.clients)]
 
-    def serve(self, ready: Collection[int], scale: Callable[[int], str]) -> list[str]:
+    def serve(self, ready: Collection[int], scale: Scale) -> list[str]:
         """Serve the sockets that can be read; return the sessions whose process has died.
 
         Parameters
@@ -204,7 +208,8 @@ class ControlSocket:
         ready
             Descriptors of those that can be read.
         scale
-            Called with the number of workers that a client asks for; returns the note for the user.
+            Called with the number of workers that a client asks for, and after how many calls and
+            above how many bytes they are replaced; returns the note for the user.
         """
         if self._listener.fileno() in ready:
             self._accept()
@@ -246,7 +251,7 @@ class ControlSocket:
             self.clients.append(LocalClient(connection, Process(connection)))
             self.visited = True
 
-    def _read(self, client: LocalClient, scale: Callable[[int], str]) -> bool:
+    def _read(self, client: LocalClient, scale: Scale) -> bool:
         """Answer the requests of a client; return whether it is still connected."""
         try:
             data = client.connection.recv(65536)
@@ -257,7 +262,10 @@ class ControlSocket:
                 request = _request(line)
                 if session := request.get("session"):
                     self._identify(client, session)
-                note = scale(request["scale"]) if "scale" in request else ""
+                note = ""
+                if "scale" in request:
+                    wear = request.get("wear")
+                    note = scale(request["scale"], wear and (wear[0], wear[1]))
                 if "leave" in request:
                     client.session = ""
                 answer = {"others": len(self.clients) - 1, "note": note}
@@ -291,6 +299,15 @@ def _peer(connection: socket.socket) -> int:
     return 0
 
 
+def _is_wear(value: Any) -> bool:
+    """Return whether a value is a number of calls and one of bytes."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(n, int) and 0 <= n < 2**63 for n in value)
+    )
+
+
 def _request(line: bytes) -> dict[str, Any]:
     """Return the request in a line; ValueError if there is none."""
     request = json.loads(line)
@@ -298,6 +315,8 @@ def _request(line: bytes) -> dict[str, Any]:
         case {"session": session} if not isinstance(session, str):
             pass
         case {"scale": n_workers} if not isinstance(n_workers, int) or n_workers < 0:
+            pass
+        case {"wear": wear} if not _is_wear(wear):
             pass
         case dict():
             return request

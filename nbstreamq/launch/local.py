@@ -100,6 +100,7 @@ class LocalWorkers:
         self._closing = Event()
         self._watcher: threading.Thread | None = None
         self.n_workers = 0
+        self._wear: tuple[int, int] | None = None
         self._asked_at = -math.inf
         self._trouble = ""
 
@@ -144,8 +145,14 @@ class LocalWorkers:
         except FileNotFoundError:
             return ""
 
-    def scale(self, n_workers: int) -> None:
+    def scale(self, n_workers: int, wear: tuple[int, int] | None = None) -> None:
         """Run `n_workers` local workers.
+
+        Parameters
+        ----------
+        wear
+            After how many calls, and above how many bytes, an idle worker is replaced; 0: never.
+            None: as before.
 
         Raises
         ------
@@ -154,6 +161,7 @@ class LocalWorkers:
         """
         with self._lock:
             self.n_workers, self._asked_at = n_workers, time.monotonic()
+            self._wear = self._wear if wear is None else wear
             answer = self._ask()
             if self._watcher is None:
                 self._watcher = threading.Thread(
@@ -211,11 +219,15 @@ class LocalWorkers:
 
     def _ask(self) -> dict[str, Any]:
         """Ask for the workers; start a supervisor if there is none."""
-        request = {"session": self._session, "scale": self.n_workers}
+        request = self._request()
         if self._connection is not None:
             with contextlib.suppress(ConnectionError, ValueError):
                 return self._put(self._connection, request)
         return self._put(self._open(), request)
+
+    def _request(self) -> dict[str, Any]:
+        wear = {} if self._wear is None else {"wear": self._wear}
+        return {"session": self._session, "scale": self.n_workers, **wear}
 
     def _put(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -361,7 +373,7 @@ class LocalWorkers:
         connection = self._open()
         self._trouble = ""
         if self.n_workers:  # other sessions of the kernel ask for theirs themselves
-            self._put(connection, {"session": self._session, "scale": self.n_workers})
+            self._put(connection, self._request())
 
     def _brake(self, connection: Connection) -> None:
         """Wait if the supervisor has died too often, until the first of these deaths is old."""

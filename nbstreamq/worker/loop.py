@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from ..launch.server import is_embedded
 from ..objects.references import fetch_by
 from ..secret import Address, Secret
 from ..settings import Settings
+from ..sizes import in_units
 from ..tracebacks import trace_of
 from ..wire.connection import MOST_CUTS, RECONNECT, SPIN, MessageTooLarge
 from ..wire.keys import LONG_CALLS, base_lane, deeper_lanes, home_lane, home_of
@@ -41,10 +43,21 @@ from .execution import Execution, part_cancelled
 from .life import Term
 from .monitor import TaskMonitor
 from .output import CoroutineItem, Output
-from .run import Runner
+from .run import SLICE, Runner
 from .settled import SettledCache
-from .slot import HANDS_BACK, LANE_BITS, N_CANCELLED, STATE, Leaving, Slot, State
+from .slot import (
+    HANDS_BACK,
+    LANE_BITS,
+    MAX_CALLS,
+    MAX_MEMORY,
+    N_CANCELLED,
+    STATE,
+    Leaving,
+    Slot,
+    State,
+)
 from .turns import Turn
+from .usage import memory_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +86,9 @@ IDLE = 0.001
 LINGER, SHORT = 2 * SPIN, 0.001
 #: Most entries in a batch. More save requests; all of them wait behind the first.
 MAX_BATCH = 512
+#: Up to how many calls before it is replaced a worker counts each item of a chunk. More count
+#: exactly; fewer let the items of a slice share a message.
+FEW_CALLS = 100
 #: Seconds that the worker pauses after a fault of our own code, at first and at most: a fault that
 #: repeats must not keep a processor busy. Longer delays tasks that wait for this worker.
 FAULT_PAUSE = (0.01, 1.0)
@@ -167,7 +183,7 @@ class TaskWorker:
         #: The lanes on which it waits, and what the slot said when they were found.
         self._used_lanes, self._lane_bits = list[str](), -1
         self._lost = False  #: whether the server may have given us tasks that we don't know of
-        self._fault_pause = FAULT_PAUSE[0]
+        self._fault_pause, self._n_ended = FAULT_PAUSE[0], 0
         self._set_ups = set[str]()  #: the jobs of the set-ups that were run
         #: How often the main thread looked for what its task waits for; and at the monitor's look.
         self._n_helps = self._n_helps_seen = 0
@@ -240,6 +256,7 @@ class TaskWorker:
                 self._set_ups.add(task.job)
                 self._set_up(Delivery(lane=self._served[0], entry_id=b"0-0", task=task))
         self._find_used_lanes()
+        self._set_slice()
         self._slot.set_state(State.BUSY)
 
     def _set_up(self, delivery: Delivery) -> None:
@@ -256,6 +273,7 @@ class TaskWorker:
             if self._coroutines.chunks:
                 self._tend()
                 self._work_beside_coroutines()
+                self._leave_if_worn()
             else:
                 self._round()
             self._fault_pause = FAULT_PAUSE[0]
@@ -337,8 +355,7 @@ class TaskWorker:
 
     def _add_settlement(self, settlement: Settlement) -> None:
         self._settled_cache.add_run(settlement)
-        if self._term is not None:
-            self._term.learn(settlement)
+        self._note_end(settlement, depth=1)
         with self._lock:
             self._settled.append(settlement)
 
@@ -390,8 +407,9 @@ class TaskWorker:
                 run = self.execution.execute if is_plain else self._start_coroutines
                 settlement, stopped = run(delivery)
                 self._settled_cache.add_run(settlement)
-                if self._term is not None:
-                    self._term.learn(settlement)
+                words = self._slot.words
+                if self._term is not None or words[MAX_CALLS] or words[MAX_MEMORY]:
+                    self._note_end(settlement, depth)
         except BaseException as error:  # noqa: BLE001 - whatever it is, this task is charged with it
             if settlement is None:
                 settlement, stopped = self.execution.rescue(delivery, None, error, depth)
@@ -419,6 +437,38 @@ class TaskWorker:
             with suppress(ServerUnreachable):  # The next request will meet it.
                 self._store.ask_for_more(delivery)
         return settlement, None
+
+    def _note_end(self, settlement: Settlement | None, depth: int) -> None:
+        """Take note of calls that are over, in a worker with a lifetime or a limit."""
+        if settlement is None:  # Its coroutines run on.
+            return
+        self._n_ended += sum(settlement.ended)
+        if self._term is not None:
+            self._term.learn(settlement)
+        if not depth:  # Else a task waits for it.
+            self._leave_if_worn()
+
+    def _set_slice(self) -> None:
+        """Run items one by one if each is to be counted before the next one begins."""
+        self.runner.slice = 0.0 if 0 < self._slot.words[MAX_CALLS] <= FEW_CALLS else SLICE
+
+    def _leave_if_worn(self) -> None:
+        """Leave after too many calls, or if this process uses too much memory."""
+        most, limit = self._slot.words[MAX_CALLS], self._slot.words[MAX_MEMORY]
+        self._set_slice()
+        used = memory_of(os.getpid()) if limit else 0
+        if not (0 < most <= self._n_ended or used > limit):
+            return
+        if self._leaving or self._coroutines.chunks:
+            return
+        logger.info(
+            "worker %s is replaced after %d calls%s",
+            self.id,
+            self._n_ended,
+            f": it uses {in_units(used)}" if used > limit else "",
+        )
+        self._leaving = True
+        self._slot.leave(Leaving.WORN)
 
     # -- give and take ---------------------------------------------------------------------------
 

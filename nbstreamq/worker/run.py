@@ -207,10 +207,13 @@ class Runner:
     is_torn
         Whether an item was stopped in the middle of something that outlives it, such as an import:
         nothing else may run in this process.
+    slice
+        Seconds after which the rest of a chunk goes back; 0: after one item.
     """
 
     def __init__(self, slot: Slot, output: Output) -> None:
         self.is_torn = False
+        self.slice = SLICE
         self._slot = slot
         self._output = output
         self._serial = 0
@@ -455,9 +458,9 @@ class Runner:
         try:
             if is_apart:
                 with random_numbers.own_state():
-                    self._run_slice(work, begun + SLICE)
+                    self._run_slice(work, begun + self.slice)
             else:
-                self._run_slice(work, begun + SLICE)
+                self._run_slice(work, begun + self.slice)
             self._slot.rest(at)
         except BaseException as error:  # noqa: BLE001 - not of an item, whose errors end there
             self._charge_next(work, error)
@@ -543,7 +546,7 @@ class Runner:
         append = run.values.append
         self._serial = serial = self._serial + 1
         now = clock()
-        end, block = now + SLICE, work.next()
+        end, block = now + self.slice, work.next()
         self._slot.begin(at, serial)
         while block:
             if work.time_limit:

@@ -1,9 +1,9 @@
 """What a worker is doing, in memory that it shares with its supervisor: no messages, no locks.
 
 A task that waits for its own tasks runs others meanwhile, so a worker has a stack of running tasks.
-Only the worker writes, except in `ask_to_stop`, `set_lanes`, `set_cancelled`, `hand_back` and
-`set_watched`. It sends a signal to the supervisor when it begins a task that has limits, and when
-it is about to leave.
+Only the worker writes, except in `ask_to_stop`, `set_lanes`, `set_cancelled`, `hand_back`,
+`set_wear` and `set_watched`. It sends a signal to the supervisor when it begins a task that has
+limits, and when it is about to leave.
 
 ::
 
@@ -16,6 +16,7 @@ it is about to leave.
     q[10] serial of the last outermost slice that has stored a state
     q[11] how many cancellations the supervisor has heard of   q[12] how many coroutines there are
     q[13] whether they are to be given back
+    q[14] after how many calls the worker leaves   q[15] above how many bytes; 0: never
     task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, since when the code of a coroutine runs (s; 0: it is none), length of text, text:
         three lengths and n, then lane, entry id and job
@@ -44,6 +45,7 @@ NO_ITEM = -1
 STATE, DEPTH, _STOP_SERIAL, _STOP_REASON, _STOP_ITEM = range(5)
 LANE_BITS, _SUPERVISOR, _WATCHED, _LEAVING, _WAITS, _PROGRESS = range(5, 11)
 N_CANCELLED, _N_COROUTINES, HANDS_BACK = range(11, 14)
+MAX_CALLS, MAX_MEMORY = 14, 15
 _FIRST, _WORDS = 16, 40
 _ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _SINCE, _LENGTH, _TEXT = range(8)
 _RARE_BITS = 2**32 - 1
@@ -69,6 +71,7 @@ class Leaving(IntEnum):
     NO = 0
     ASKED = 1  #: somebody sent it a signal
     TORN = 2  #: an item was stopped where it may have left something half done
+    WORN = 3  #: it has run many calls, or uses much memory
 
 
 class Stop(IntEnum):
@@ -319,6 +322,10 @@ class Slot:
     def hand_back(self) -> None:
         """Tell the worker to stop its coroutines, and to give them back."""
         self.words[HANDS_BACK] = True
+
+    def set_wear(self, max_calls: int, max_memory: int) -> None:
+        """Say after how many calls, and above how many bytes, it leaves; 0: never."""
+        self.words[MAX_CALLS], self.words[MAX_MEMORY] = max_calls, max_memory
 
     def set_watched(self, watched: bool) -> None:
         """Say whether the supervisor looks often: then a task that begins need not wake it."""

@@ -263,6 +263,8 @@ class Supervisor:
         Where kernels connect; None: it serves until it is told to stop.
     unit
         What `q.workers` shows as the unit of its workers: a launcher's name for this process.
+    wear
+        After how many calls, and above how many bytes, an idle worker is replaced; 0: never.
     lifeline
         A pipe whose end tells it to stop; None: there is none.
     settings
@@ -281,6 +283,7 @@ class Supervisor:
         method: str = "fork",
         control_socket: ControlSocket | None = None,
         unit: str = "",
+        wear: tuple[int, int] = (0, 0),
         lifeline: Lifeline | None = None,
         settings: SupervisorSettings | None = None,
     ) -> None:
@@ -289,7 +292,7 @@ class Supervisor:
         self._store = store
         self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
-        self.control_socket, self._unit = control_socket, unit
+        self.control_socket, self._unit, self._wear = control_socket, unit, wear
         self._lifeline = lifeline
         self._settings = settings or SupervisorSettings()
         self._life = Life(self._settings.lifetime, self._settings.idle_timeout)
@@ -437,11 +440,21 @@ class Supervisor:
         self._drained = min(self._drained, time.monotonic() + patience)
         self._stopping = True
 
-    def scale(self, n_workers: int) -> str:
-        """Run `n_workers` from now on; return a warning for the user, or an empty string."""
+    def scale(self, n_workers: int, wear: tuple[int, int] | None = None) -> str:
+        """Run `n_workers` from now on; return a warning for the user, or an empty string.
+
+        Parameters
+        ----------
+        wear
+            When they are replaced from now on; None: as before.
+        """
         if self._failure or self._stopping:
             return ""
         self.n_workers = n_workers
+        if wear is not None:
+            self._wear = wear
+            for worker in self._workers.values():
+                worker.slot.set_wear(*wear)
         n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = max(1, (n_files - RESERVED_FILES) // N_DESCRIPTORS)
         if n_workers <= most or n_files == resource.RLIM_INFINITY:
@@ -629,6 +642,7 @@ class Supervisor:
             description=self._describe(),
         )
         self._workers[worker.pid] = worker
+        worker.slot.set_wear(*self._wear)
         logger.info("worker %s has started, process %d", worker.spec.worker, worker.pid)
         self._guard.add(worker.pid)
         worker.use_lanes(self._used_lanes, self._n_lane_changes)

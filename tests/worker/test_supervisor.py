@@ -344,3 +344,30 @@ def test_a_signal_to_a_process_that_has_become_another_users_is_no_error():
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_worker_is_replaced_after_so_many_calls(new_queue):
+    queue = new_queue(workers=0)
+    queue.run(1, max_tasks_per_worker=2)
+
+    of_map = queue.map(lambda _: os.getpid(), range(6), chunksize=6).result(30)
+    assert sorted(map(of_map.count, set(of_map))) == [2, 2, 2]
+    of_calls = [queue.submit(os.getpid).result(30) for _ in range(4)]
+    assert len(set(of_calls)) == 2
+    queue.run(1)
+    assert len({queue.submit(os.getpid).result(30) for _ in range(6)} - set(of_calls)) == 1
+    assert "is replaced after 2 calls" in queue.logs()
+
+
+def test_a_worker_that_uses_much_memory_after_a_call_is_replaced(new_queue):
+    def work(n_bytes):
+        sys.kept = b"x" * n_bytes
+        return os.getpid()
+
+    queue = new_queue(workers=0)
+    queue.run(1, max_memory=300_000_000)
+
+    small, large, next_one = (queue.submit(work, n).result(30) for n in (1, 400_000_000, 1))
+    assert small == large != next_one
+    with pytest.raises(TypeError, match="without on="):
+        queue.run(1, on="ssh://nowhere", max_memory=300_000_000)
