@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -25,11 +26,21 @@ from .worker import add_worker
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit with 2 on wrong arguments or variables, with 1 on an error."""
+    """Run a command; exit with 2 on wrong arguments or variables, with 1 on an error.
+
+    With 130 after Ctrl-C, as shells expect it.
+    """
     options = make_parser().parse_args(arguments)
     logging.basicConfig(format=LOG_FORMAT)
     try:
         options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python would flush again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (NbstreamqError, OSError) as error:
         sys.exit(f"nbstreamq: {error}")
     except ValueError as error:

@@ -160,6 +160,16 @@ def test_a_new_secret_is_printed_alone(capsys):
     assert first != second
 
 
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "nbstreamq", "secret"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=30, check=False)
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 class TestDoctor:
     def test_a_sound_queue_exits_with_0(self, server_url, queue_name, store):
         store.check_secret()
