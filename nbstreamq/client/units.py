@@ -290,9 +290,10 @@ class Units:
         self._stop(surplus, drain=True)
 
     def _stop(self, units: list[_Unit], *, drain: bool) -> None:
-        for unit in units:
+        if units:
+            self._launcher.stop([unit.id for unit in units], drain=drain)
+        for unit in units:  # only now: if that fails, it can be tried again
             unit.is_wanted = False
-        self._launcher.stop([unit.id for unit in units], drain=drain)
 
     # -- looking after them --------------------------------------------------------------------
 

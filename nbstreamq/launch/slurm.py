@@ -241,8 +241,6 @@ class SlurmLauncher(Launcher):
         }
 
     def stop(self, units: Collection[str], *, drain: bool) -> None:
-        if not units:
-            return
         self._find_folder()
         jobs = shlex.join(self._jobs[unit] for unit in units)
         secrets = shlex.join(self._file(unit, "secrets") for unit in units)

@@ -151,6 +151,7 @@ def test_pending_jobs_count_and_say_why(queue, cluster, tmp_path, monkeypatch, w
     wait_until(lambda: states(units) == ["unknown"] * 3, describe="a look that fails")
     assert queue.size == 3, "unknown never means gone"
     (cluster.parent / "hang").unlink()
+    monkeypatch.setattr(slurm, "TIMEOUT", 15.0)
 
     units.stop()
     assert queue.size == 0

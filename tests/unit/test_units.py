@@ -40,6 +40,8 @@ class Place(Launcher):
         return {unit: self.reports.get(unit, self.usual) for unit in units}
 
     def stop(self, units, *, drain):
+        if self.refusal:
+            raise NbstreamqError(self.refusal)
         self.stopped += units
         self.reports |= dict.fromkeys(units, OVER)
 
@@ -222,3 +224,18 @@ def test_units_that_an_earlier_session_has_left_are_used(make):
 
     assert place.sizes == [1]
     assert list(states(units)) == ["old", "u0"]
+
+
+def test_a_stop_that_fails_can_be_tried_again(make):
+    place = Place()
+    units, _ = make(place)
+    units.scale(1)
+    place.refusal = "no answer"
+    with pytest.raises(NbstreamqError, match="no answer"):
+        units.stop()
+    assert states(units) == {"u0": "pending"}
+    place.refusal = ""
+
+    units.stop()
+
+    assert place.stopped == ["u0"]
