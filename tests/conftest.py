@@ -64,7 +64,7 @@ def _wait_until(
     end = time.monotonic() + timeout
     while not (value := predicate()):
         if time.monotonic() > end:
-            pytest.fail(f"waited {timeout} s in vain for {describe}")
+            pytest.fail(f"waited {timeout} s for {describe}")
         time.sleep(0.005)
     return value
 

@@ -139,6 +139,8 @@ class Store:
         self._owners_seen: dict[str, float] = {}
         #: Those whose cancellations are dropped if they are still missing the next time.
         self._owners_missing = set[str]()
+        #: Whether a task was refused since this was last set to false.
+        self.has_refused = False
         self._tidied = time.monotonic()
 
     def clone(self) -> Store:
@@ -546,6 +548,7 @@ class Store:
         self, lane: str, entry_id: bytes, fields: Fields, error: SignatureError
     ) -> bool:
         """Set an entry aside; put it back, and return False, if we lack the queue's secret."""
+        self.has_refused = True
         is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
         if not is_trusted:
             self._wire.call(return_command(self.keys, lane, entry_id, fields))

@@ -503,9 +503,10 @@ class TaskWorker:
     def _take_or_park(self, block: float) -> None:
         """Settle results and take what waits now; if that is nothing, wait for our turn."""
         self._find_lanes()
+        self._store.has_refused = False
         self._take(self._lanes, self._count)
         self._has_idled = self._was_late = False
-        if self._batch:
+        if self._batch or self._store.has_refused:  # More may wait behind what was refused.
             return
         self._count, self._was_parked = 1, True
         self._slot.words[STATE] = State.IDLE

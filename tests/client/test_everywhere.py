@@ -22,6 +22,14 @@ def test_runs_once_on_each_worker(two_workers):
     assert sorted(found) == sorted(w.pid for w in two_workers.workers())
 
 
+def test_does_not_wait_behind_forgeries(two_workers, client, store):
+    for _ in range(3):  # at first, neither worker may be parked
+        for worker in two_workers.workers():
+            for _ in range(200):
+                client.xadd(store.keys.own_lane(worker.id), {"hello": "world"})
+        assert two_workers.everywhere(abs, -1).result(20) == [1, 1]
+
+
 def test_runs_before_what_is_submitted_later(two_workers):
     def set_up(value):
         import builtins
