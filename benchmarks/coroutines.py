@@ -19,6 +19,7 @@ from typing import Any
 
 from nbstreamq import TaskQueue
 
+from .async_queues import AT_A_TIME
 from .local import own_server
 from .peer import N_WORKERS
 from .server import Server, url
@@ -112,7 +113,11 @@ def with_streaq() -> None:
         async with worker:
             tasks = [task.enqueue(number) for number in range(N_CALLS)]
             await worker.enqueue_many(tasks)
-            return [(await one.result()).result for one in tasks]
+            found: list[int] = []
+            for first in range(0, N_CALLS, AT_A_TIME):
+                some = await asyncio.gather(*(t.result() for t in tasks[first : first + AT_A_TIME]))
+                found += [one.result for one in some]
+            return found
 
     Server()
     with process("streaq"), process("streaq"):
