@@ -459,7 +459,7 @@ class TaskWorker:
         used = memory_of(os.getpid()) if limit else 0
         if not (0 < most <= self._n_ended or used > limit):
             return
-        if self._leaving or self._coroutines.chunks:
+        if self._leaving:  # Coroutines are ended, and no more are taken.
             return
         logger.info(
             "worker %s is replaced after %d calls%s",

@@ -427,3 +427,14 @@ def test_what_coroutines_can_not_have(shared_queue):
     with pytest.raises(ValueError, match="concurrency"):
         shared_queue.options(concurrency=0)
     assert shared_queue.options(concurrency=2).submit(abs, -1).result(10) == 1
+
+
+def test_a_worker_is_replaced_after_some_calls_though_others_follow(new_queue):
+    queue = new_queue(workers=1)
+    queue.run(1, max_tasks_per_worker=10)
+
+    async def work(x):
+        await asyncio.sleep(0.002 * (x % 5))
+        return os.getpid()
+
+    assert len({*queue.options(concurrency=5).map(work, range(100)).result(30)}) > 3
