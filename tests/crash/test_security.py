@@ -97,8 +97,7 @@ SHOWN = {
         FILES + "test_a_memory_folder_that_is_a_link_is_refused",
     ],
     "Only files that nbstreamq": FILES + "test_what_others_made_stays",
-    "Workers of a queue with a URL": FILES
-    + "test_workers_of_a_url_use_no_folder_that_is_open_to_others",
+    "Workers of a queue with a URL": FILES + "test_workers_of_a_url_use_no_open_folder",
     "Large values on a server": [
         "wire/test_values.py::test_a_value_that_someone_else_wrote_is_refused",
         LARGE + "test_refuses_what_somebody_else_wrote",
