@@ -30,6 +30,7 @@ from .target import open_store, server
 
 if TYPE_CHECKING:
     from ..wire.store import Store
+    from ..worker.devices import Devices
     from ..worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,19 @@ def add_worker(commands: Commands) -> None:
         " and low",
     )
     _add_life(worker)
+    worker.add_argument(
+        "--device",
+        metavar="gpu=IDS",
+        help="let each worker see one GPU only: gpu=auto for those that there are, or gpu=0,1."
+        " Workers beyond that see none; default: all see all",
+    )
+    worker.add_argument(
+        "--per-device",
+        type=argument(functools.partial(_number_from_one, most=MAX_WORKERS)),
+        default=1,
+        metavar="N",
+        help="how many workers share one GPU; default: 1",
+    )
     worker.add_argument("--control-socket", type=Path, help=argparse.SUPPRESS)
     worker.add_argument("--homes", nargs="+", default=(), help=argparse.SUPPRESS)
 
@@ -93,7 +107,7 @@ def _add_life(worker: Parser) -> None:
     )
     worker.add_argument(
         "--max-tasks-per-worker",
-        type=argument(_number_of_tasks),
+        type=argument(_number_from_one),
         default=0,
         metavar="N",
         help="replace a worker after so many calls; default: never",
@@ -115,9 +129,9 @@ def _add_life(worker: Parser) -> None:
     worker.add_argument("--lifeline", action="store_true", help=argparse.SUPPRESS)
 
 
-def _number_of_tasks(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= MAX_RETRIES):
-        raise ValueError(f"it is {shown(text)}: it must be an integer from 1 to {MAX_RETRIES:,}")
+def _number_from_one(text: str, most: int = MAX_RETRIES) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= most):
+        raise ValueError(f"it is {shown(text)}: it must be an integer from 1 to {most:,}")
     return int(text)
 
 
@@ -158,6 +172,17 @@ def _run_workers(options: argparse.Namespace) -> None:
     finally:
         if forwarded and os.getpid() == process:  # not in a worker, which is a fork
             Path(forwarded).unlink(missing_ok=True)  # ssh leaves it behind
+
+
+def _devices(options: argparse.Namespace) -> Devices:
+    from ..worker.devices import Devices, read_devices
+
+    if options.device is None:
+        return Devices()
+    try:
+        return Devices(read_devices(options.device), options.per_device)
+    except ValueError as error:
+        raise ValueError(f"--device is {shown(options.device)}: {error}") from None
 
 
 def _log_banner(options: argparse.Namespace, n_workers: int, url: Address) -> None:
@@ -209,6 +234,7 @@ def _make_supervisor(
         method=settings.start_method or ("fork" if sys.platform == "linux" else "spawn"),
         control_socket=ControlSocket(path) if path else None,
         unit=options.unit or "",
+        devices=_devices(options),
         wear=(options.max_tasks_per_worker, options.max_memory),
         lifeline=lifeline,
         settings=SupervisorSettings(

@@ -29,6 +29,7 @@ from ..settings import Settings, conceal, environment_without_secrets, hand_over
 from ..wire.connection import open_client
 from ..wire.signing import Signer
 from ..wire.store import Store
+from .devices import show_only
 from .life import Term
 from .loop import TaskWorker
 from .output import FILE_LIMIT_BYTES, Output
@@ -79,6 +80,8 @@ class WorkerSpec:
         Descriptors of the files of `SettledCache` and of `Turns`.
     max_files
         How many files it may have open; the supervisor may have more.
+    device
+        What it sees of the accelerators: one, or none if this is empty. None: all.
     ends_at, lifetime
         When its supervisor's lifetime is over, by the monotonic clock, and how long that is.
     description
@@ -99,6 +102,7 @@ class WorkerSpec:
     settled: int
     turns: int
     max_files: int
+    device: str | None
     ends_at: float
     lifetime: float
     description: dict[str, Any]
@@ -366,6 +370,7 @@ def _serve(spec: WorkerSpec, url: Address, secret: Secret) -> None:
     )
     faulthandler.enable(spec.crash)
     faulthandler.register(DUMP, spec.crash)
+    show_only(spec.device)
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, str(spec.n_threads))
     slot, output = Slot(spec.slots, spec.number), Output()

@@ -40,6 +40,7 @@ from ..wire.messages import ControlMessage
 from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
 from .crash import CrashReport, cause_of, has_lost_its_supervisor, requeue_from_dead_worker, tail
+from .devices import Devices
 from .life import Life
 from .limits import LONG_STEP, MOST_STAND_INS, over_memory
 from .process import (
@@ -263,6 +264,8 @@ class Supervisor:
         Where kernels connect; None: it serves until it is told to stop.
     unit
         What `q.workers` shows as the unit of its workers: a launcher's name for this process.
+    devices
+        Which accelerator each worker sees; None: all that this process sees.
     wear
         After how many calls, and above how many bytes, an idle worker is replaced; 0: never.
     lifeline
@@ -284,6 +287,7 @@ class Supervisor:
         control_socket: ControlSocket | None = None,
         unit: str = "",
         wear: tuple[int, int] = (0, 0),
+        devices: Devices | None = None,
         lifeline: Lifeline | None = None,
         settings: SupervisorSettings | None = None,
     ) -> None:
@@ -293,6 +297,7 @@ class Supervisor:
         self._url, self._secret = Address(url), Secret(secret)
         self._lanes, self._homes, self._method = tuple(lanes), tuple(homes), method
         self.control_socket, self._unit, self._wear = control_socket, unit, wear
+        self._devices = devices or Devices()
         self._lifeline = lifeline
         self._settings = settings or SupervisorSettings()
         self._life = Life(self._settings.lifetime, self._settings.idle_timeout)
@@ -591,7 +596,9 @@ class Supervisor:
         for worker in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
             worker.leave()
         if time.monotonic() >= self._start_due:
-            for _ in range(-surplus):
+            # A replacement waits for the device of the worker that leaves.
+            n_leaving = len(self._workers) - len(staying) if self._devices.are_assigned else 0
+            for _ in range(-surplus - n_leaving):
                 try:
                     self._start_worker()
                 except OSError as error:
@@ -623,7 +630,25 @@ class Supervisor:
     def _start_worker(self) -> None:
         _check_files()
         self._number += 1
-        worker = start(
+        device = self._devices.take()
+        try:
+            worker = self._start(device)
+        except OSError:
+            self._devices.give_back(device)
+            raise
+        self._workers[worker.pid] = worker
+        worker.slot.set_wear(*self._wear)
+        logger.info(
+            "worker %s has started, process %d%s",
+            worker.spec.worker,
+            worker.pid,
+            "" if device is None else f", device {device or '(none)'}",
+        )
+        self._guard.add(worker.pid)
+        worker.use_lanes(self._used_lanes, self._n_lane_changes)
+
+    def _start(self, device: str | None) -> WorkerProcess:
+        return start(
             self._method,
             self._url,
             self._secret,
@@ -637,15 +662,11 @@ class Supervisor:
             settled=self._settled,
             turns=self._turns_file,
             max_files=self._max_files,
+            device=device,
             ends_at=self._life.ends_at,
             lifetime=self._settings.lifetime,
             description=self._describe(),
         )
-        self._workers[worker.pid] = worker
-        worker.slot.set_wear(*self._wear)
-        logger.info("worker %s has started, process %d", worker.spec.worker, worker.pid)
-        self._guard.add(worker.pid)
-        worker.use_lanes(self._used_lanes, self._n_lane_changes)
 
     def _be_no_supervisor(self) -> None:
         self._guard.forget()
@@ -715,6 +736,7 @@ class Supervisor:
             )
             self._dead.append((worker, crash))
             self._slots.give_back(worker.spec.number)
+            self._devices.give_back(worker.spec.device)
             self._sessions[pid] = float("inf")
             worker.close()
 

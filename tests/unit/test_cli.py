@@ -43,7 +43,8 @@ def test_help_names_all_options_but_those_of_our_own(capsys):
 
     text = capsys.readouterr().out
     options = {"--help", "--queue", "--lane", "--insecure", "--drain", "--lifetime"}
-    options |= {"--idle-timeout", "--unit", "--max-tasks-per-worker", "--max-memory"}
+    options |= {"--idle-timeout", "--unit", "--max-tasks-per-worker", "--max-memory", "--device"}
+    options.add("--per-device")
     assert set(re.findall(r"--[\w-]+", text)) == options
     assert "URL" in text
     assert "-n N" in text
@@ -85,6 +86,7 @@ def test_wrong_arguments_exit_with_2_and_one_line(capsys, arguments):
         ("--unit", "two words"),
         ("--lifetime", "0"),
         ("--max-tasks-per-worker", "0"),
+        ("--per-device", "0"),
         *(("--max-memory", size) for size in ("", "4", "4X", "-4G", "nan")),
         *(("--drain", time) for time in ("", "soon", "-1", "nan", "inf", "1e30", "1h30", "m")),
         *(
