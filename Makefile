@@ -86,7 +86,7 @@ test-foreign: .venv-3.13/.ready setup  ## Run tests of CPython, joblib and sciki
 	$(BIN)/python -m tests.foreign.joblib_parallel
 	$(BIN)/python -m tests.foreign.sklearn_suites
 	$(MAKE) .venv-tools/.ready
-	.venv-tools/bin/python -m pytest tests/foreign/tools.py tests/foreign/stores.py
+	.venv-tools/bin/python -m pytest tests/foreign/tools.py tests/foreign/stores.py tests/foreign/clusters.py
 	$(BIN)/python -m pytest tests/foreign/platforms.py
 
 test-packages: setup  ## Install the wheel and the sdist in clean environments on each Python, and use them

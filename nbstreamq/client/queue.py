@@ -996,7 +996,8 @@ class TaskQueue(Executor, TaskOnly):
         on
             Where: ``"ssh://me@host"`` for a machine that ssh leads to without a password. It needs
             this version of Python and of nbstreamq, and nothing else; the server may be the
-            embedded one. ``"slurm"`` for jobs of Slurm. None: on this machine.
+            embedded one. ``"slurm"`` for jobs of Slurm, ``"ray"`` for actors
+            of Ray, a `distributed.Client` for the workers of a Dask cluster. None: on this machine.
         max_tasks_per_worker
             Replace a local worker after so many calls, between two calls. Above 100, it ends the
             slice of a map first, which may be more calls. None: never.
@@ -1006,7 +1007,9 @@ class TaskQueue(Executor, TaskOnly):
             Of that place. For ssh: ``python="/path/to/python"``, ``folder="work"``,
             ``prologue=["module load cuda"]``, ``drain=30``. For Slurm the same, and
             ``partition="long"``, ``walltime="1h"``, ``directives=["--gres=gpu:1"]``,
-            ``workers_per_job=1``, ``idle_timeout=300``.
+            ``workers_per_job=1``, ``idle_timeout=300``. For Ray: ``workers_per_actor=1``,
+            ``num_cpus=1``, ``resources={"gpu_box": 1}``. For Dask: ``workers_per_unit=2``. For
+            both: ``idle_timeout=1200``, ``drain=30``.
 
         Returns
         -------

@@ -15,19 +15,20 @@ DRAIN, HURRY = b"drain\n", b"hurry\n"
 class Lifeline:
     """The standard input of a unit, behind the line that `receive` reads.
 
-    It ends when the unit is to end, when the client dies, and when the connection to it is cut.
+    It ends when the unit is to end, when the process that holds its other end dies, and when the
+    connection to that is cut.
     """
 
     def __init__(self) -> None:
         self._descriptor = os.dup(0)
-        #: Id of the client's session.
+        #: Id of the session of the client that holds it; empty if another process holds it.
         self.session = ""
 
     def fileno(self) -> int:
         return self._descriptor
 
     def last_words(self) -> bytes:
-        """Return `DRAIN` or `HURRY`, or nothing if the client is gone; close the pipe."""
+        """Return `DRAIN` or `HURRY`, or nothing if who holds it is gone; close the pipe."""
         said = os.read(self._descriptor, 64)
         self.close()
         return said

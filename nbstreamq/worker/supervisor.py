@@ -541,7 +541,7 @@ class Supervisor:
     def _end_of_lifeline(self, lifeline: Lifeline) -> None:
         """Stop, as the client says; if it is gone, nobody waits for what it has submitted."""
         self._lifeline, said = None, lifeline.last_words()
-        if not said:
+        if not said and lifeline.session:
             self._drop_session(lifeline.session)
         self.stop()
         if said == HURRY:

@@ -1,0 +1,150 @@
+"""Units that a process of another system owns: a worker of Dask, or an actor of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from ..secret import Secret
+from ..settings import environment_without_secrets, handover
+from ..wire.messages import VERSION
+from ..wire.trust import is_local
+from .launcher import LOG_LINES, MINOR, Purpose, UnitReport, last_line
+from .lifeline import DRAIN, HURRY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a process needs to start a unit. It can be pickled, and holds secrets: never store it.
+
+    Attributes
+    ----------
+    unit
+        Id of the unit.
+    words
+        Of its command, behind the interpreter.
+    known
+        What is written to its standard input, with the secrets.
+    host
+        Only there is the server; empty if it can be reached from other machines.
+    versions
+        Minor version of Python, and version of nbstreamq, that it must have.
+    """
+
+    unit: str
+    words: tuple[str, ...]
+    known: bytes
+    host: str
+    versions: tuple[str, str] = (MINOR, VERSION)
+
+    @classmethod
+    def of(cls, unit: str, purpose: Purpose, words: Sequence[str]) -> Order:
+        """Return the order for a unit of a queue, with the command `words`."""
+        known: dict[str, Secret | None] = {
+            "url": purpose.url,
+            "secret": purpose.secret,
+            "store": purpose.settings.store,
+            "session": Secret(""),  # the lifeline is not the client's
+        }
+        host = socket.gethostname() if is_local(purpose.url) else ""
+        return cls(unit=unit, words=tuple(words), known=handover(**known), host=host)
+
+    def __repr__(self) -> str:
+        return f"<Order {self.unit}>"
+
+    def refusal(self) -> str:
+        """Return in a line why this process can't carry it out; empty if it can."""
+        here, (minor, version) = socket.gethostname(), self.versions
+        if self.host and here != self.host:
+            return (
+                f"{here} can't reach the queue's server, which is on {self.host} only. Use"
+                " TaskQueue(url=...) with a server that both can reach"
+            )
+        if (minor, version) != (MINOR, VERSION):
+            return (
+                f"{here} has Python {MINOR} and nbstreamq {VERSION}, and needs Python {minor} and"
+                f" nbstreamq {version}"
+            )
+        return ""
+
+
+def command(unit: str, queue: str, n_workers: int, drain: float, idle: float) -> list[str]:
+    """Return the words behind the interpreter with which it becomes a unit."""
+    words = ["-m", "nbstreamq", "worker", "--queue", queue, "-n", str(n_workers), "--unit", unit]
+    words += ["--drain", f"{drain:g}", "--idle-timeout", f"{idle:g}"]
+    return [*words, "--secrets-on-stdin", "--lifeline"]
+
+
+class HeldUnits:
+    """Starts units as processes, which end with this one."""
+
+    def __init__(self) -> None:
+        self._units: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._ended: dict[str, UnitReport] = {}
+
+    def start(self, orders: Sequence[Order]) -> str:
+        """Start units; return in a line why not, or nothing."""
+        for order in orders:
+            if refusal := order.refusal():
+                return refusal
+        for order in orders:
+            log = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the unit
+            process = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, *order.words],
+                env=environment_without_secrets(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            self._units[order.unit] = process, log
+            _write(process, order.known)
+        return ""
+
+    def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
+        """Return what has become of those units that were started here."""
+        for unit in set(units) & self._units.keys():
+            if self._report(unit).state == "ended":
+                self._ended[unit] = self._report(unit)
+                _, log = self._units.pop(unit)
+                log.close()
+        here = set(units) & (self._units.keys() | self._ended.keys())
+        return {unit: self._ended.get(unit) or self._report(unit) for unit in here}
+
+    def _report(self, unit: str) -> UnitReport:
+        process, log = self._units[unit]
+        code = process.poll()
+        lines = os.pread(log.fileno(), 2**20, 0).decode(errors="replace").splitlines()
+        tail = "\n".join(lines[-LOG_LINES:])
+        if code is None:
+            return UnitReport(state="running", log=tail)
+        why = last_line(tail) or f"its process ended with {code}"
+        return UnitReport(state="ended", why=why, log=tail, is_planned=code == 0)
+
+    def stop(self, units: Collection[str], *, drain: bool) -> None:
+        """End units: after their running calls, or at once."""
+        for unit in units:
+            if unit in self._units:
+                process, _ = self._units[unit]
+                _write(process, DRAIN if drain else HURRY)
+                with contextlib.suppress(OSError):
+                    if process.stdin:
+                        process.stdin.close()
+
+    def close(self) -> None:
+        """End all units after their running calls."""
+        self.stop(list(self._units), drain=True)
+
+
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it has ended, or was told before
+        if process.stdin:
+            process.stdin.write(data)
+            process.stdin.flush()
