@@ -637,6 +637,7 @@ class Supervisor:
             self._devices.give_back(device)
             raise
         self._workers[worker.pid] = worker
+        self._turns.add(worker.spec.number)
         worker.slot.set_wear(*self._wear)
         logger.info(
             "worker %s has started, process %d%s",

@@ -100,7 +100,6 @@ class Turn(Turns):
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
         self._words[_PIDS + place] = os.getpid()
-        self._words[_N_PLACES] = max(self._words[_N_PLACES], place + 1)
 
     def take(self) -> bool:
         """Return whether it is our turn; take it if nobody has it, or its holder is busy.
@@ -160,6 +159,13 @@ class Turn(Turns):
 
 class TurnWatch(Turns):
     """The supervisor's part in it."""
+
+    def add(self, place: int) -> None:
+        """Count the place of a worker that has been started.
+
+        The workers don't do it: of two that start at once, one could undo what the other does.
+        """
+        self._words[_N_PLACES] = max(self._words[_N_PLACES], place + 1)
 
     def look(self) -> bool:
         """Give the turn away if its holder is busy; return whether to look again after `LONG`."""

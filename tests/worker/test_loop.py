@@ -17,7 +17,7 @@ from nbstreamq.worker.loop import FLUSH, LULL, TaskWorker
 from nbstreamq.worker.output import Output
 from nbstreamq.worker.settled import SETTLED_BYTES, SettledCache
 from nbstreamq.worker.slot import SLOT_BYTES, Slot
-from nbstreamq.worker.turns import TURNS_BYTES, Turn
+from nbstreamq.worker.turns import TURNS_BYTES, Turn, TurnWatch
 from nbstreamq.worker_context import WorkerContext
 
 
@@ -126,6 +126,7 @@ def shared():
 def turns(shared):
     """The turn of the worker, and that of another one."""
     descriptor = shared(TURNS_BYTES)
+    TurnWatch(descriptor).add(1)
     return [Turn(descriptor, place, os.getpid()) for place in range(2)]
 
 

@@ -16,7 +16,10 @@ def turns(monkeypatch):
     monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_, **__: -1)
     with tempfile.TemporaryFile() as file:
         os.ftruncate(file.fileno(), TURNS_BYTES)
-        yield [Turn(file.fileno(), k, os.getpid()) for k in range(3)], TurnWatch(file.fileno())
+        watch = TurnWatch(file.fileno())
+        for place in (2, 0, 1):
+            watch.add(place)
+        yield [Turn(file.fileno(), k, os.getpid()) for k in range(3)], watch
 
 
 def test_the_first_that_waits_has_it(turns):
