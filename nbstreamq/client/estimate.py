@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..arguments import MAX_WORKERS, check_count
 from ..objects.large_values import size_of
 from ..sizes import duration, in_units
 from ..wire.item_ranges import size
@@ -58,10 +59,14 @@ class Estimate:
     result_bytes: int | None
 
     def seconds(self, n_workers: int) -> float:
-        """Return the seconds that the items take on that many workers.
+        """Return the seconds that the items take on that many workers, without sending them.
 
-        Sending a call takes 10 to 20 microseconds more, which counts if items are that short.
+        Raises
+        ------
+        ValueError, TypeError
+            `n_workers` is no number of workers.
         """
+        n_workers = check_count("n_workers", n_workers, least=1, most=MAX_WORKERS)
         return seconds_on(n_workers, self.n_items, self.item_seconds)
 
     def __str__(self) -> str:

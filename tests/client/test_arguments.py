@@ -9,6 +9,7 @@ one. `VALUES` are then held against each: those that its kind names are taken, a
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import itertools
 import re
@@ -25,6 +26,7 @@ from nbstreamq.client.queue import TaskFunction
 #: Made by nbstreamq, or called by IPython; no user gives these arguments.
 NOT_FOR_USERS = {
     "DeathCertificate",
+    "Estimate",
     "Job",
     "Ref",
     "TaskFuture",
@@ -130,6 +132,8 @@ TAKES = {
     "a timeout": {"None", "2**31", "-1", "-0.5", "a negative int of NumPy"} | NUMBERS | SIZES,
     "a flag": {"True", "False", "a bool of NumPy"},
     "raise or return": {"return"},
+    "a small count from 1": {"1", "an int of NumPy"},
+    "a small count from 1, or None": {"None", "1", "an int of NumPy"},
     "a flag or auto": {"True", "False", "a bool of NumPy", "auto"},
     "a flag or None": {"None", "True", "False", "a bool of NumPy"},
     "the name of a queue or None": NAMES | {"None", "@worker", "a:b"} | URLS,
@@ -168,6 +172,12 @@ class Calls:
     @property
     def job(self):
         return self.queue.map(abs, [1])
+
+    @functools.cached_property
+    def finished_job(self):
+        job = self.job
+        job.wait(20)
+        return job
 
     @property
     def future(self):
@@ -216,6 +226,7 @@ OPTIONS = {
     "delay": "a pause or None",
     "cache": "a flag or None",
     "progress": "a flag or None",
+    "concurrency": "a small count from 1, or None",
 }
 
 MAP_OPTIONS = {
@@ -308,6 +319,14 @@ ROWS = {
     "Job.wait.timeout": ("a timeout", lambda c, v: c.job.wait(v)),
     "Job.as_completed.timeout": ("a timeout", lambda c, v: c.job.as_completed(v)),
     "Job.retry_failed.fn": ("a function or None", lambda c, v: c.retry(v)),
+    "Job.estimate.n_items": (
+        "a count from 1, or None",
+        lambda c, v: c.finished_job.estimate(v),
+    ),
+    "Estimate.seconds.n_workers": (
+        "a small count from 1",
+        lambda c, v: c.finished_job.estimate().seconds(v),
+    ),
     "Job.add_done_callback.fn": ("a function", lambda c, v: c.job.add_done_callback(v)),
     "TaskFunction.__call__.args": ("anything", _anything),
     "TaskFunction.__call__.kwargs": ("anything", _anything),
