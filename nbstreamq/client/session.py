@@ -144,7 +144,8 @@ def _open_calls() -> list[tuple[object, str]]:
 def _cancel_calls(task: object) -> None:
     """Cancel what a task of this worker, which was stopped, has submitted."""
     for session in list(_sessions):
-        for what in session.open():
+        # The newest first: a worker that is stopped must not begin another one meanwhile.
+        for what in reversed([*session.open()]):
             if what.outer is task and not what.title:
                 session.cancel(what, range(what.n_items))
 
