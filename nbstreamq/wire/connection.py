@@ -464,7 +464,7 @@ class Wire:
         timeout: float = REPLY_TIMEOUT,
         spin: float = 0.0,
         meanwhile: Callable[[], object] | None = None,
-        on_first: Callable[[], None] | None = None,
+        on_first: Callable[[Any], None] | None = None,
         may_be_large: bool = False,
     ) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
@@ -478,7 +478,8 @@ class Wire:
         meanwhile
             Called after sending, before the replies are read.
         on_first
-            Called when the first command has succeeded; the others may block for long.
+            Called with the first command's reply, unless that is an error; the others may block for
+            long.
         may_be_large
             Whether the replies may exceed the server's limits.
 
@@ -499,7 +500,7 @@ class Wire:
             if self._cuts:
                 self._cuts.pop(self._key, None)
             if ReplyError in map(type, replies):
-                self._run_unknown_scripts(commands, replies, timeout)
+                self._run_unknown_scripts(commands, replies, timeout, on_first)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -609,7 +610,7 @@ class Wire:
             self.socket.setsockopt(SOL_SOCKET, option, limit)
 
     def _read(
-        self, n: int, spin: float = 0.0, on_first: Callable[[], None] | None = None
+        self, n: int, spin: float = 0.0, on_first: Callable[[Any], None] | None = None
     ) -> list[Any]:
         """Return the next `n` replies; see `call`."""
         reader, buffer, replies = self._reader, self._buffer, list[Any]()
@@ -625,20 +626,25 @@ class Wire:
             elif type(reply) is not PushNotification:
                 replies.append(reply)
                 if on_first is not None and len(replies) == 1 and type(reply) is not ReplyError:
-                    on_first()
+                    on_first(reply)
         return replies
 
     # -- errors --------------------------------------------------------------------------------
 
     def _run_unknown_scripts(
-        self, commands: Sequence[Command], replies: list[Any], timeout: float
+        self,
+        commands: Sequence[Command],
+        replies: list[Any],
+        timeout: float,
+        on_first: Callable[[Any], None] | None,
     ) -> None:
         """Repeat only the commands whose script was unknown: the others must not run twice."""
         missed = [i for i, r in enumerate(replies) if type(r) is ReplyError and r.is_about_scripts]
         if missed:
             self._load_scripts()
             self.send(*(commands[i] for i in missed), timeout=timeout)
-            for i, reply in zip(missed, self._read(len(missed)), strict=True):
+            again = self._read(len(missed), on_first=None if missed[0] else on_first)
+            for i, reply in zip(missed, again, strict=True):
                 replies[i] = reply
 
     def _load_scripts(self) -> None:

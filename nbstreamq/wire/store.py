@@ -386,7 +386,7 @@ class Store:
         *,
         block: float | None = None,
         spin: float = 0.0,
-        on_settled: Callable[[], None] | None = None,
+        on_settled: Callable[[list[int]], None] | None = None,
     ) -> list[Delivery]:
         """Settle what is over and return waiting tasks, in one round trip.
 
@@ -402,7 +402,8 @@ class Store:
             Seconds to wait for a task if there is none, and the first of them in which not to
             sleep; None: do not wait.
         on_settled
-            Called when what is over was settled, before anything is waited for.
+            Called when what is over was settled, before anything is waited for; with 0 for each
+            that was no longer ours.
 
         Raises
         ------
@@ -460,12 +461,12 @@ class Store:
         self._read_commands[lanes, worker, count, block] = command, names
         return command, names
 
-    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Settle deliveries; False for each that was no longer ours."""
+    def settle(self, settlements: Sequence[Settlement]) -> list[int]:
+        """Settle deliveries; returns 0 for each that was no longer ours, 2 for a copy, else 1."""
         command = settle_command(settlements, self.keys, self._signer)
-        replies = self._wire.call(command)[0]
+        replies: list[int] = self._wire.call(command)[0]
         self._note_copies(settlements, replies)
-        return [reply == 1 for reply in replies]
+        return replies
 
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
         """Return what `worker` was given and has not settled."""

@@ -562,8 +562,6 @@ class TaskWorker:
                     )
                 finally:
                     self._waiting = False
-                if self._settled_cache.unsettled:  # The server had lost the script.
-                    self._settled_cache.add_settled(settled)
                 with self._lock:
                     self._accept(taken)
                 self._flushed = time.monotonic()
@@ -647,8 +645,7 @@ class TaskWorker:
                     settled, self._settled = self._settled, []
                 if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
                     self._add_unattributed_output(settled)
-                store.settle(settled)
-                self._drop_states(settled)
+                self._drop_states(settled, store.settle(settled))
                 self._flushed = time.monotonic()
             except BaseException:
                 # As in `_take`.
@@ -657,11 +654,15 @@ class TaskWorker:
                     self._settled = settled + self._settled
                 raise
 
-    def _drop_states(self, settled: Sequence[Settlement]) -> None:
-        """Note that results were settled, and drop the states that their tasks have stored."""
-        self._settled_cache.add_settled(settled)
+    def _drop_states(self, settled: Sequence[Settlement], replies: Sequence[int]) -> None:
+        """Note what was settled, and drop the states that its tasks have stored.
+
+        Of what was no longer ours, another worker may need the state.
+        """
+        self._settled_cache.add_settled(settled, replies)
         if self._checkpoints.known:
-            self._checkpoints.drop(settled)
+            ours = [one for one, reply in zip(settled, replies, strict=True) if reply]
+            self._checkpoints.drop(ours)
 
     def _add_unattributed_output(self, settled: list[Settlement]) -> None:
         """Send the latest output with the results, and before them: then both are there."""
@@ -764,8 +765,7 @@ class TaskWorker:
             for one in self._settled.copy():
                 instead = []
                 try:
-                    self._settle_by_itself(one)
-                    self._settled_cache.add_settled([one])
+                    self._settled_cache.add_settled([one], self._settle_by_itself(one))
                 except (ServerUnreachable, ServerRefused) as error:
                     if not isinstance(error, MessageTooLarge):
                         continue  # The server may accept it later.
@@ -776,16 +776,14 @@ class TaskWorker:
                     at = next(k for k, other in enumerate(self._settled) if other is one)
                     self._settled[at : at + 1] = instead
 
-    def _settle_by_itself(self, settlement: Settlement) -> None:
+    def _settle_by_itself(self, settlement: Settlement) -> list[int]:
         """Settle one; if the server closes the connection each time, it is too large."""
         for _ in range(MOST_CUTS - 1):
             try:
-                self._store.settle([settlement])
+                return self._store.settle([settlement])
             except ServerUnreachable:
                 time.sleep(RECONNECT)
-            else:
-                return
-        self._store.settle([settlement])
+        return self._store.settle([settlement])
 
     # -- signals and forks -----------------------------------------------------------------------
 

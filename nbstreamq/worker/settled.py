@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ..wire.settlement import Settlement
 
@@ -37,9 +37,17 @@ class SettledCache:
         if settlement is not None and (not settlement.successors or settlement.is_final):
             self.unsettled.add(settlement.delivery.mark)
 
-    def add_settled(self, settlements: Iterable[Settlement]) -> None:
-        """Tell all workers of this machine what the server has settled."""
-        for settlement in settlements:
+    def add_settled(self, settlements: Sequence[Settlement], replies: Sequence[int]) -> None:
+        """Tell all workers of this machine what the server has settled.
+
+        Parameters
+        ----------
+        replies
+            0 for each that was no longer ours: the same message may have been put back meanwhile,
+            and must be run when it comes.
+        """
+        for settlement, reply in zip(settlements, replies, strict=True):
             if (mark := settlement.delivery.mark) in self.unsettled:
-                self._marks[mark % N_MARKS] = mark
                 self.unsettled.discard(mark)
+                if reply:
+                    self._marks[mark % N_MARKS] = mark

@@ -433,7 +433,7 @@ def test_the_workers_of_a_machine_remember_a_million_messages(tmp_path):
         for mark in marks:
             settlement = SimpleNamespace(successors=(), delivery=SimpleNamespace(mark=mark))
             ended.add_run(settlement)
-            ended.add_settled([settlement])
+            ended.add_settled([settlement], [1])
         known = sum(mark in others for mark in marks)
     assert N_MARKS == 1_048_576
     assert known > 0.9 * len(marks)

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.keys import Keys
 
 N_WORKERS = 4
 
@@ -112,3 +113,35 @@ def test_a_burst_reaches_all(parked, gate):
 
     pids = [queue.submit(meet, k) for k in range(N_WORKERS)]
     assert len({future.result(30) for future in pids}) == N_WORKERS
+
+
+def test_a_call_that_is_put_back_from_a_stopped_worker_is_not_taken_for_a_copy(
+    parked, gate, wait_until
+):
+    """The worker goes on with it, and its result is too late: what was put back counts."""
+    queue, client = parked
+    go, lane = gate("go"), Keys(queue.name).lane("default")
+    busy = [queue.submit(go.wait) for _ in range(N_WORKERS - 1)]  # so what is put back waits
+
+    def idle():
+        reading = [c for c in client.client_list() if c["cmd"] == "xreadgroup"]
+        pids = [w.pid for w in queue.workers() if w.state == "idle"]
+        return sum("b" in c["flags"] for c in reading) == len(pids) == 1 and pids[0]
+
+    def n_added():
+        return client.xinfo_stream(lane)["entries-added"]
+
+    pid, before = wait_until(idle, describe="one idle worker"), n_added()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        call = queue.submit(abs, -3)
+        wait_until(lambda: n_added() == before + 2, describe="the call put back")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    try:
+        assert call.result(10) == 3
+        assert not queue.dead()
+    finally:
+        go.open()
+    assert all(f.exception(20) is None for f in busy)

@@ -62,8 +62,7 @@ class Lane:
         )
 
     def take(self, settled, lanes, worker, count, *, on_settled, block=None, spin=0.0):
-        self.settle(settled)
-        on_settled()
+        on_settled(self.settle(settled))
         if block and not self.waiting:
             self.clock.sleep(min(block, 2 * LULL))
         taken = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
@@ -76,6 +75,7 @@ class Lane:
             del self.pending[one.delivery.entry_id]
             for successor in one.successors:
                 self.add(successor.task)
+        return [1] * len(settled)
 
     def held(self, lanes, worker):
         return list(self.pending.values())
