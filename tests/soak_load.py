@@ -252,7 +252,7 @@ class NamedJobs(Load):
 
 def _is_passing(error: BaseException) -> bool:
     """Return whether an error of a named job says that the same call helps."""
-    texts = ("was refused", "has come to drop it")
+    texts = ("was refused", "has come to drop it", "has failed here")
     kinds = (ServerRefused, ServerUnreachable)
     return isinstance(error, kinds) or any(text in str(error) for text in texts)
 

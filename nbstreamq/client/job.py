@@ -639,7 +639,8 @@ class Job(Generic[T]):
         Raises
         ------
         NbstreamqError
-            The arguments of a failed call are no longer kept. Nothing runs again.
+            The arguments of a failed call are no longer kept, or it is a named job that has failed
+            only here, such as when the server refused a part of it. Nothing runs again.
         JobChanged
             Another client has run the failed calls again; `attach` to see its results.
 
@@ -682,7 +683,8 @@ class Job(Generic[T]):
         Raises
         ------
         NbstreamqError
-            An item's arguments are no longer kept. Nothing was submitted.
+            An item's arguments are no longer kept, or a named job has failed only here. Nothing was
+            submitted.
         JobChanged
             Another client has run items again; `attach` to see them.
         """
@@ -730,7 +732,13 @@ class Job(Generic[T]):
             if not table.is_over:  # another client runs items again
                 self._session.register(table)
         among = range(len(table)) if only is None else only
-        return [i for i in among if table.state(i) in states]
+        chosen = [i for i in among if table.state(i) in states]
+        if table.failure is not None:  # last: another thread may just have failed it
+            raise NbstreamqError(
+                f"Job {self.name!r} has failed here, but not at the server: {table.failure} To go"
+                f" on with it: q.attach({self.name!r}), or the call again that made it."
+            ) from table.failure
+        return chosen
 
     def _function(self, record: JobRecord | None, fn: Callable[..., Any] | None) -> FunctionPickle:
         """Return `fn` pickled, or the job's function; a new one is noted in the record."""

@@ -673,7 +673,6 @@ class Session:
             return ""
         if record is None:
             self.fail(what, JobNotFound(f"Job {what.title!r} was deleted, or replaced."))
-            self.stop_growing(what)
         if not what.growing or what.n_open:
             return ""
         return (

@@ -335,11 +335,8 @@ class InputFeeder:
                 part = Payload(record.n_items, len(rest), table.call, dump(rest, "items"))
                 mark = inputs_hash(rest)
 
-        def fail(error: BaseException) -> None:
-            # All of it here, so that the next call looks what the server has, and goes on there.
-            table.fail(error)
-            session.stop_growing(table)
-
+        # If it is refused, the whole table fails: the next call goes on where the server ends.
+        fail = functools.partial(session.fail, table)
         session.send(Command(carry_out, fail, 2 * len(chunk.args) + 500))
 
     def _say_the_end(self) -> None:

@@ -221,9 +221,13 @@ class JobTable(Outstanding):
         Of a named job: the last entry of its events that was read.
     about
         Of a named job: what its client wrote down, see `JobRecord`.
+    failure
+        Of a named job: why it was failed as a whole here, where it is not known how it goes on at
+        the server. None: it was not.
     """
 
     options = Options()
+    failure: BaseException | None = None
     call = "map"
     function: FunctionPickle | None = None
     show: Callable[[str, Event], object] = staticmethod(print_output)
@@ -433,7 +437,7 @@ class JobTable(Outstanding):
     def _extend(self, n_items: int) -> None:
         """Have at least `n_items` items."""
         with self._lock:
-            missing = max(0, n_items - len(self))
+            missing = max(0, n_items - len(self)) if self.failure is None else 0
             self._states.extend(bytes(missing))
             self._values.extend([None] * missing)
 
@@ -476,6 +480,8 @@ class JobTable(Outstanding):
 
         All events of a named job do: another client may add items.
         """
+        if self.failure is not None:
+            return False
         end = event.n + event.span[-1].stop
         if self.title and event.kind not in _ABOUT_JOB:
             self._extend(end)
@@ -597,7 +603,16 @@ class JobTable(Outstanding):
         return ranges_of(i for i, code in enumerate(self._states) if code == _CANCELLED)
 
     def fail(self, error: BaseException, chosen: Sequence[int] | None = None) -> None:
-        chosen = range(len(self)) if chosen is None else chosen
+        """Fail those of the `chosen` items that are not over; None: all of them.
+
+        A named job that fails as a whole goes on at the server. So this table is over: the next
+        call makes another one, of what the server has.
+        """
+        if chosen is None:
+            with self._lock:
+                if self.title:
+                    self.failure, self.growing = error, False
+                chosen = range(len(self))
         for item in chosen:
             self._end(item, _FAILED, None, error)
         self._resolve_all(chosen)

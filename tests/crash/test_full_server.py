@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from nbstreamq import ServerRefused
+from nbstreamq import NbstreamqError, ServerRefused
 from nbstreamq.wire.connection import open_client
 from tests.counting import Runs, check_once
 
@@ -78,6 +78,48 @@ def test_a_named_job_that_fails_here_goes_on_there(admin, new_queue, gate, tmp_p
     assert again.result(20) == list(range(6))
     check_once(again, list(range(6)))
     assert runs.counts == Counter(range(6))
+
+
+def test_so_does_one_without_an_end(admin, new_queue, gate, wait_until):
+    """What failed only here must not be run again there: that looked like another client's work."""
+    queue, go = new_queue(admin.server_url), gate()
+
+    def inputs():
+        yield from (1, 0, 2)
+        raise KeyboardInterrupt
+
+    def work(i):
+        if i == 2:
+            go.wait()
+        return 6 // i
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.map(work, inputs(), name="j", chunksize=1)
+    job = queue.attach("j")
+    wait_until(lambda: job[0].done() and job[1].done(), describe="the first two")
+    with full(admin):
+        queue.submit(lambda: None).exception(20)
+    assert sorted(job.errors) == [1, 2]
+
+    again = queue.map(work, [1, 0, 2, 3], name="j", chunksize=1)
+    go.open()
+    again.wait(20)
+    assert list(again.errors) == [1]
+    assert [again[i].result(0) for i in (0, 2, 3)] == [6, 3, 2]
+
+
+def test_what_failed_only_here_is_not_run_again(admin, new_queue, gate):
+    queue, go = new_queue(admin.server_url), gate()
+    job = queue.map(lambda i: go.wait() or i, range(2), name="j", chunksize=1)
+    with full(admin):
+        queue.submit(lambda: None).exception(20)
+    assert len(job.errors) == 2
+
+    with pytest.raises(NbstreamqError, match=r"has failed here, but not at the server"):
+        job.retry_failed()
+
+    go.open()
+    assert queue.attach("j").result(20) == [0, 1]
 
 
 def test_what_is_deleted_makes_room(admin, new_queue):
