@@ -2,9 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Most tests wait, so two run at a time. Those of a file share servers and queues, and stay together.
+# Most tests wait, so four run at a time on two cores. Those of a file share servers and queues, and stay together.
 # Files are not sorted by their number of tests: the longest ones have few.
-PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

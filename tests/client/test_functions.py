@@ -512,7 +512,6 @@ class TestAsync:
         [
             (wait_and_double, 2),
             (functools.partial(wait_and_double), 2),
-            (functools.cache(wait_and_double), 2),
             (AsyncCall(), 1),
             (AsyncCall().method, 1),
             (functools.partial(AsyncCall()), 1),

@@ -19,8 +19,8 @@ FUTURE = (
 MEMBERS = {
     "queue": "attach closed dead everywhere joblib jobs logs map name options pool put run"
     " shutdown size starmap status submit task workers",
-    "job": "add_done_callback as_completed cancel close counts delete done errors id keep logs"
-    " name result retry_failed to_frame wait",
+    "job": "add_done_callback as_completed cancel close counts delete done errors estimate id"
+    " keep logs name result retry_failed to_frame wait",
     "pool": "apply apply_async close imap imap_unordered join map map_async size starmap"
     " starmap_async terminate",
     "pool result": "get ready successful wait",
