@@ -19,20 +19,21 @@ from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
 from nbstreamq.worker.supervisor import Supervisor, SupervisorSettings
 
-url, queue, n_workers, timing = sys.argv[1:]
+url, queue, n_workers, homes, timing = sys.argv[1:]
 Supervisor(
     Store(open_client(url), queue, Signer("secret", queue)),
     url=url,
     secret="secret",
     n_workers=int(n_workers),
+    homes=json.loads(homes),
     settings=SupervisorSettings(**json.loads(timing)),
 ).run()
 """
 
 
-def node_command(url, queue, n_workers=1, **timing):
+def node_command(url, queue, n_workers=1, homes=(), **timing):
     """Return arguments of a Python, with which it is a supervisor on its own, with this timing."""
-    return ("-c", _NODE, url, queue, str(n_workers), json.dumps(timing))
+    return ("-c", _NODE, url, queue, str(n_workers), json.dumps(homes), json.dumps(timing))
 
 
 class Gate:

@@ -169,8 +169,8 @@ class TaskWorker:
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
         self._homes, self._term = homes, term
-        #: Lanes that got tasks of other homes, whose supervisors may not know it yet.
-        self._moved = set[str]()
+        #: Tasks that go to lanes of other homes, once supervisors know of these lanes.
+        self._moves: list[Settlement] = []
         #: The second is held while we tell the server, or ask it, which tasks are ours.
         self._lock, self._talking = threading.Lock(), threading.Lock()
         self._looks: list[float] = []
@@ -572,8 +572,8 @@ class TaskWorker:
                 with self._lock:
                     self._settled = settled + self._settled
                 raise
-        if self._moved:
-            self._tell_moved(self._store)
+        if self._moves:
+            self._move_all(self._store)
 
     def _find_used_lanes(self) -> None:
         """Find the lanes that are in use, as far as the supervisor knows."""
@@ -618,21 +618,23 @@ class TaskWorker:
             self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
 
     def _move(self, delivery: Delivery, home: str) -> None:
-        lane = home_lane(delivery.lane, home)
-        self._moved.add(lane)
-        follows = [Requeue(task=delivery.task, lane=lane)]
-        self._settled.append(Settlement(delivery=delivery, successors=follows))
+        follows = [Requeue(task=delivery.task, lane=home_lane(delivery.lane, home))]
+        self._moves.append(Settlement(delivery=delivery, successors=follows))
 
-    def _tell_moved(self, store: Store) -> None:
-        """Settle tasks that were moved to lanes of other homes, and tell the supervisors of these.
+    def _move_all(self, store: Store) -> None:
+        """Move tasks to lanes of other homes, and tell the supervisors of these.
 
-        They are told before and after: in between the lane may be retired, because it is empty.
+        They are told before and after: in between the lane may be retired, because it is empty. If
+        that fails, all is done again: nothing may be left in a lane that nobody knows.
         """
-        lanes = self._moved.copy()
-        store.use_lanes(lanes)
-        self.flush(store)
-        store.use_lanes(lanes)
-        self._moved -= lanes
+        with self._talking:
+            if not (moves := self._moves.copy()):  # The other thread has moved them.
+                return
+            lanes = {requeue.lane for move in moves for requeue in move.successors}
+            store.use_lanes(lanes)
+            store.settle(moves)
+            store.use_lanes(lanes)
+            del self._moves[: len(moves)]
 
     def flush(self, store: Store) -> None:
         """Settle results; through `store`, because the monitor has a connection of its own."""
@@ -693,8 +695,8 @@ class TaskWorker:
         self._look_again(store)
         self.release_batch()
         self.flush(store)
-        if self._moved:
-            self._tell_moved(store)
+        if self._moves:
+            self._move_all(store)
 
     # -- faults, and connections that were lost --------------------------------------------------
 
@@ -732,11 +734,13 @@ class TaskWorker:
             found = store.held(self._lanes, self.id)
             with self._lock:
                 coroutines = (chunk.delivery for chunk in self._coroutines.chunks)
-                settled = (s.delivery for s in self._settled)
+                settled = (s.delivery for s in (*self._settled, *self._moves))
                 ours = (*self._batch, *self._running, *coroutines, *settled)
                 # An id is unique within its lane only.
                 known = {(d.lane, d.entry_id) for d in ours}
                 self._accept([d for d in found if (d.lane, d.entry_id) not in known])
+        if self._moves:
+            self._move_all(store)
 
     def _look_again(self, store: Store) -> None:
         """Recover tasks that the server gave to a connection after we had lost it."""

@@ -1,6 +1,7 @@
 """The server is out of memory for a while: calls are refused clearly, what runs is not lost."""
 
 import contextlib
+import itertools
 import time
 from collections import Counter
 
@@ -8,7 +9,10 @@ import pytest
 
 from nbstreamq import NbstreamqError, ServerRefused
 from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.keys import Keys
 from tests.counting import Runs, check_once
+from tests.crash.conftest import TIMING
+from tests.real_workers import node_command
 
 
 @pytest.fixture
@@ -21,9 +25,12 @@ def admin(start_server):
 
 
 @contextlib.contextmanager
-def full(admin):
-    """Leave the server no memory."""
-    admin.config_set("maxmemory", "1")
+def full(admin, *last):
+    """Leave the server no memory, right after some last commands."""
+    with admin.pipeline() as both:
+        for command in last:
+            both.execute_command(*command)
+        both.config_set("maxmemory", "1").execute()
     try:
         yield
     finally:
@@ -190,3 +197,29 @@ def test_retries_and_slices_meanwhile(admin, new_queue, gate, wait_until):
 
     job.wait(30)
     check_once(job, list(range(30)))
+
+
+def test_a_call_that_a_worker_of_another_home_took_is_not_lost(
+    admin, new_queue, queue_name, start, wait_until
+):
+    """The worker can't tell where it would put the call, and then its machine is gone."""
+    queue = new_queue(admin.server_url, workers=0)
+    keys = Keys(queue_name)
+    lane = keys.lane("default")
+    call = queue.submit(abs, -1)
+    wait_until(lambda: admin.xlen(lane), describe="the call")
+    ((entry_id, fields),) = admin.xrange(lane)
+    admin.xdel(lane, entry_id)
+    node = start(*node_command(admin.server_url, queue_name, homes=["elsewhere"], **TIMING))
+    wait_until(lambda: admin.hlen(keys.workers) == 1, describe="the worker")
+
+    def n_refused():
+        return admin.info("commandstats").get("cmdstat_hset", {}).get("rejected_calls", 0)
+
+    with full(admin, ("XADD", lane, "*", *itertools.chain(*fields.items()))):
+        wait_until(lambda: n_refused() >= 2, describe="what it tells refused twice")
+        for process in node.family():
+            process.kill()
+
+    start(*node_command(admin.server_url, queue_name, **TIMING))
+    assert call.result(20) == 1
