@@ -22,8 +22,10 @@ MOST_FUNCTIONS = 100
 
 
 def test_a_session_finds_what_was_asked_and_leaves_no_process(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    # Sessions are killed at the end; the next one that starts here would sweep up their values.
+    monkeypatch.setenv("NBSTREAMQ_MEMORY_DIR", str(tmp_path))
     # Short, since sockets are in it.
     folder = tempfile.mkdtemp(prefix="nbq")
     monkeypatch.setattr(tempfile, "tempdir", folder)

@@ -236,7 +236,11 @@ def test_says_that_it_waits_for_a_callback(start):
         "def call_back(_):\n"
         "    Path(folder, 'wrote-begun').touch()\n"
         "    write('callback')\n"
-        "queue.submit(abs, -1).add_done_callback(call_back)\n"
+        "def held():\n"
+        "    while not Path(folder, 'added').exists():\n"
+        "        time.sleep(0.002)\n"
+        "queue.submit(held).add_done_callback(call_back)\n"  # not at once, in this thread
+        "Path(folder, 'added').touch()\n"
         "while not Path(folder, 'wrote-begun').exists():\n"
         "    time.sleep(0.002)\n"
     )

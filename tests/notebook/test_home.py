@@ -290,7 +290,7 @@ def test_a_kernel_without_workers_does_not_use_those_of_others(
     third = kernel_in(folders[0])
     third.run(SHARED.format(workers=0) + LOOK)
     third.run(f"calls = [q.submit(look, i) for i in range({N_CALLS})]")
-    third.run("import warnings; warnings.simplefilter('error')")
+    third.run("import warnings; warnings.simplefilter('error', RuntimeWarning)")
 
     said = third.error("calls[0].result(20)")
     assert "no workers but those of other kernels" in said
