@@ -16,9 +16,9 @@ from benchmarks.page import put_between, tables
 from benchmarks.rounds import run_session
 from nbstreamq import TaskQueue
 
-#: Python functions that a lone call enters at most, in the client and in the worker. Of these, four
-#: are for a client that sleeps until the result comes.
-MOST_FUNCTIONS = 100
+#: Python functions that a lone call enters at most, in the client and in the worker; and how many
+#: more if the client sleeps until the result comes, as it does where others use the processor.
+MOST_FUNCTIONS, TO_SLEEP = 100, 4
 
 
 def test_a_session_finds_what_was_asked_and_leaves_no_process(
@@ -88,6 +88,6 @@ def test_a_lone_call_enters_few_functions_and_costs_a_worker_one_request(
     server_url: str, queue_name: str
 ) -> None:
     with TaskQueue(queue_name, server_url, workers=1) as queue:
-        assert sum(count_functions(queue)) <= MOST_FUNCTIONS
+        assert sum(count_functions(queue)) <= MOST_FUNCTIONS + TO_SLEEP
         # A request is repeated every 30 s.
         assert count_requests(queue) < 1.5
