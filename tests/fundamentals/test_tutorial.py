@@ -192,15 +192,15 @@ def test_calls_can_make_calls(q):
 
 
 def test_everywhere_sets_up_each_worker(q, wait_until):
-    # One that stood in for a task that waited may still be leaving.
-    wait_until(lambda: len(q.workers()) == 2, describe="two workers")
-
     def set_up():
         import os
 
         return os.getpid()
 
-    assert len(set(q.everywhere(set_up))) == len(q.workers()) == 2
+    # One that stood in for a task that waited may still be leaving.
+    wait_until(
+        lambda: len(set(q.everywhere(set_up))) == len(q.workers()) == 2, describe="two workers"
+    )
 
 
 def test_what_a_call_prints_comes_back(q, capsys):

@@ -268,6 +268,7 @@ def test_an_app_shows_jobs_and_waits_and_cancels_by_its_slider(folder, page, wai
         expect(view).to_contain_text("2 cancelled", timeout=30_000)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_an_exported_notebook_holds_the_finished_pictures(folder):
     add_waiting_cell(folder)
