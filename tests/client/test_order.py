@@ -29,7 +29,7 @@ def test_items_end_roughly_in_their_order(make_queue, n_workers, name):
     # How many of the items behind each one ended before it.
     overtaken = [sum(other < at for other in ends[i:]) for i, at in enumerate(ends)]
     assert max(overtaken[:4]) < 20
-    assert max(overtaken) < 40
+    assert max(overtaken) < 80  # that of a worker which waits for the processor
 
 
 def test_a_second_job_does_not_wait_for_the_first(queue):
