@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import IO
 
 from ..secret import Secret
-from ..settings import environment_without_secrets, handover
+from ..settings import handover
 from ..wire.messages import VERSION
 from ..wire.trust import is_local
-from .launcher import LOG_LINES, MINOR, Purpose, UnitReport, last_line
-from .lifeline import DRAIN, HURRY
+from .launcher import MINOR, Purpose, UnitReport, last_line
+from .unit_process import UnitProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +81,7 @@ class HeldUnits:
     """Starts units as processes, which end with this one."""
 
     def __init__(self) -> None:
-        self._units: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._units: dict[str, UnitProcess] = {}
         self._ended: dict[str, UnitReport] = {}
 
     def start(self, orders: Sequence[Order]) -> str:
@@ -95,17 +90,8 @@ class HeldUnits:
             if refusal := order.refusal():
                 return refusal
         for order in orders:
-            log = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the unit
-            process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, *order.words],
-                env=environment_without_secrets(),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            self._units[order.unit] = process, log
-            _write(process, order.known)
+            unit = self._units[order.unit] = UnitProcess([sys.executable, *order.words])
+            unit.write(order.known)
         return ""
 
     def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
@@ -113,16 +99,12 @@ class HeldUnits:
         for unit in set(units) & self._units.keys():
             if self._report(unit).state == "ended":
                 self._ended[unit] = self._report(unit)
-                _, log = self._units.pop(unit)
-                log.close()
+                self._units.pop(unit).close()
         here = set(units) & (self._units.keys() | self._ended.keys())
         return {unit: self._ended.get(unit) or self._report(unit) for unit in here}
 
     def _report(self, unit: str) -> UnitReport:
-        process, log = self._units[unit]
-        code = process.poll()
-        lines = os.pread(log.fileno(), 2**20, 0).decode(errors="replace").splitlines()
-        tail = "\n".join(lines[-LOG_LINES:])
+        code, tail = self._units[unit].process.poll(), self._units[unit].tail()
         if code is None:
             return UnitReport(state="running", log=tail)
         why = last_line(tail) or f"its process ended with {code}"
@@ -132,19 +114,8 @@ class HeldUnits:
         """End units: after their running calls, or at once."""
         for unit in units:
             if unit in self._units:
-                process, _ = self._units[unit]
-                _write(process, DRAIN if drain else HURRY)
-                with contextlib.suppress(OSError):
-                    if process.stdin:
-                        process.stdin.close()
+                self._units[unit].end(drain=drain)
 
     def close(self) -> None:
         """End all units after their running calls."""
         self.stop(list(self._units), drain=True)
-
-
-def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
-    with contextlib.suppress(OSError, ValueError):  # it has ended, or was told before
-        if process.stdin:
-            process.stdin.write(data)
-            process.stdin.flush()

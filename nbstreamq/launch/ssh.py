@@ -12,23 +12,19 @@ for anything. No port is opened on either side.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
 import subprocess
-import tempfile
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from ..errors import NbstreamqError
 from ..secret import Address, Secret, hide_password
-from ..settings import environment_without_secrets, handover
+from ..settings import handover
 from ..wire.trust import is_local
-from .launcher import LOG_LINES, Launcher, Purpose, Setting, UnitReport, last_line, new_id
-from .lifeline import DRAIN, HURRY
+from .launcher import Launcher, Purpose, Setting, UnitReport, last_line, new_id
+from .unit_process import UnitProcess
 
 #: Seconds in which a unit must have found its Python. Longer suits slower networks.
 START_TIMEOUT = 30.0
@@ -53,36 +49,6 @@ _HINTS = {
     "forwarding failed": "its sshd must allow it: AllowStreamLocalForwarding yes",
     "forwarding disabled": "its sshd must allow it: AllowStreamLocalForwarding yes",
 }
-
-
-@dataclass
-class _Unit:
-    """A unit, and the client that keeps it alive."""
-
-    process: subprocess.Popen[bytes]
-    output: IO[bytes]
-
-    def log(self) -> str:
-        return os.pread(self.output.fileno(), 2**20, 0).decode(errors="replace")
-
-    def tail(self) -> str:
-        return "\n".join(self.log().splitlines()[-LOG_LINES:])
-
-    def say(self, word: bytes) -> None:
-        """Write a word to the lifeline, and let it go."""
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or was told before
-            if self.process.stdin:
-                self.process.stdin.write(word)
-        self.let_go()
-
-    def let_go(self) -> None:
-        with contextlib.suppress(OSError):  # what is left to write can't be written
-            if self.process.stdin:
-                self.process.stdin.close()
-
-    def close(self) -> None:
-        self.let_go()
-        self.output.close()
 
 
 class SshLauncher(Launcher):
@@ -112,35 +78,27 @@ class SshLauncher(Launcher):
         super().__init__(on, purpose)
         self._host = host_in("on", on)
         self._setting = Setting(python=python, folder=folder, prologue=prologue, drain=drain)
-        self._units: dict[str, _Unit] = {}
+        self._units: dict[str, UnitProcess] = {}
 
     def start(self, sizes: Sequence[int]) -> list[str]:
         return [self._start(size) for size in sizes]
 
     def _start(self, n_workers: int) -> str:
         unit = new_id()
-        output = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the unit
-        process = subprocess.Popen(  # noqa: S603 - what the user has told us to run
-            [*self._command(unit), _READ_SCRIPT],
-            env=environment_without_secrets(),
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C in this terminal must not reach it
-        )
-        started = _Unit(process, output)
+        started = UnitProcess([*self._command(unit), _READ_SCRIPT])
         try:
-            self._hand_over(started, unit, n_workers)
+            started.write(self._input(unit, n_workers))
             self._await(started, unit)
         except BaseException:
-            process.kill()
-            process.wait()
+            started.process.kill()
+            started.process.wait()
             started.close()
             raise
         self._units[unit] = started
         return unit
 
-    def _hand_over(self, started: _Unit, unit: str, n_workers: int) -> None:
+    def _input(self, unit: str, n_workers: int) -> bytes:
+        """Return what a unit reads: its script, and what it may know."""
         purpose, script = self.purpose, self._script(unit, n_workers)
         line = script.replace("\\", r"\0134").replace("\n", r"\n").encode() + b"\n"
         known: dict[str, Secret | None] = {
@@ -150,12 +108,9 @@ class SshLauncher(Launcher):
             "session": Secret(purpose.session),
             "socket": Secret(socket_in_unit(unit)) if forwarded(purpose.url) else None,
         }
-        with contextlib.suppress(BrokenPipeError):  # its log says why
-            if started.process.stdin:
-                started.process.stdin.write(line + handover(**known))
-                started.process.stdin.flush()
+        return line + handover(**known)
 
-    def _await(self, started: _Unit, unit: str) -> None:
+    def _await(self, started: UnitProcess, unit: str) -> None:
         """Return when the unit has found its Python."""
         deadline = time.monotonic() + START_TIMEOUT
         while f"nbstreamq: unit {unit}" not in started.log():
@@ -186,7 +141,7 @@ class SshLauncher(Launcher):
     def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
         return {unit: self._report(self._units[unit]) for unit in units}
 
-    def _report(self, unit: _Unit) -> UnitReport:
+    def _report(self, unit: UnitProcess) -> UnitReport:
         code = unit.process.poll()
         if code is None:
             return UnitReport(state="running", log=unit.tail())
@@ -195,7 +150,7 @@ class SshLauncher(Launcher):
 
     def stop(self, units: Collection[str], *, drain: bool) -> None:
         for unit in units:
-            self._units[unit].say(DRAIN if drain else HURRY)
+            self._units[unit].end(drain=drain)
 
     def script(self, n_workers: int) -> str:
         command = shlex.join([*self._command("UNIT"), _READ_SCRIPT])
@@ -218,7 +173,7 @@ class SshLauncher(Launcher):
             return
         living = [unit for unit in self._units.values() if unit.process.poll() is None]
         for unit in living:
-            unit.say(DRAIN)
+            unit.end(drain=True)
         deadline = time.monotonic() + STOP_TIMEOUT
         for unit in living:
             with contextlib.suppress(subprocess.TimeoutExpired):

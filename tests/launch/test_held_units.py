@@ -37,8 +37,7 @@ def test_a_unit_whose_owner_dies_finishes_its_call(new_queue, server_url, gate, 
     wait_until(gate("begun").is_open, 30, "the call to begin")
     assert held.survey([UNIT, "another"]).keys() == {UNIT}
     assert held.survey([UNIT])[UNIT].state == "running"
-    process, _ = held._units[UNIT]
-    process.stdin.close()  # as the system does when the owner dies
+    held._units[UNIT].process.stdin.close()  # as the system does when the owner dies
     gate("end").open()
     assert future.result(20) == "done"
     wait_until(lambda: held.survey([UNIT])[UNIT].state == "ended", 20, "the unit to end")
