@@ -724,11 +724,6 @@ class Store:
                     self._refuse("event", key, entry_id, error)
         return (entries[-1][0] if entries else after), events
 
-    def last_event(self, job: str) -> bytes:
-        """Return the id of the newest entry of a job's events."""
-        newest = self._wire.call(("XREVRANGE", self.keys.events(job), "+", "-", "COUNT", 1))[0]
-        return newest[0][0] if newest else b"0"
-
     def job_inputs(self, job: str, first: int) -> bytes | None:
         """Return the pickled items of the chunk that begins with item `first`."""
         sealed = self._wire.call(("HGET", self.keys.inputs(job), first))[0]

@@ -81,10 +81,8 @@ class Term:
             return True
         return now + max(task.ran, self._expected.get(task.fn, 0.0)) <= self._ends_at
 
-    def learn(self, settlement: Settlement | None) -> None:
+    def learn(self, settlement: Settlement) -> None:
         """Note how long the calls of a function took: about the longest of late."""
-        if settlement is None:  # Its coroutines run on.
-            return
         fn = settlement.delivery.task.fn
         for event in settlement.events:
             if event.kind == "finished":

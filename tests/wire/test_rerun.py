@@ -54,15 +54,16 @@ def test_not_more_than_have_failed(store, rerun):
     assert rerun(store.find_job("j"), "mine, later") == 0
 
 
-def test_a_cancellation_from_before_it_does_nothing(store, rerun, take):
+def test_a_cancellation_from_before_it_does_nothing(store, client, rerun, take):
     """Sent late, or twice after a lost connection, it would stop what was asked for since."""
     asked_at = store.find_job("j").n_reruns
     assert rerun(store.find_job("j"), "mine") == 1
-    last = store.last_event(JOB), store.last_control()
+    events = store.keys.events(JOB)
+    last = client.xrevrange(events, count=1), store.last_control()
 
     assert store.cancel(JOB, ONE, ONE, run=asked_at) is False
 
-    assert (store.last_event(JOB), store.last_control()) == last
+    assert (client.xrevrange(events, count=1), store.last_control()) == last
     assert [d.cancelled for d in take()] == [()]
 
 
