@@ -874,11 +874,11 @@ class Supervisor:
             worker.signal(STOP)
 
     def _force(self, worker: WorkerProcess, now: float) -> None:
-        if now > worker.kill_at + self._settings.tick:
-            worker.signal(signal.SIGKILL)
-        elif now > worker.kill_at and not worker.dumped:
-            worker.dumped = True
-            worker.signal(DUMP)
+        if now < worker.kill_at:
+            return
+        worker.signal(signal.SIGKILL if worker.dumped else DUMP)
+        # Counted from the dump: a supervisor that comes late must not kill at once.
+        worker.dumped, worker.kill_at = True, now + self._settings.tick
 
     # -- the queue -----------------------------------------------------------------------------
 

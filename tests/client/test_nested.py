@@ -111,6 +111,6 @@ class TestNested:
         wait_until(lambda: gate.n_reached == 2, describe="both workers run an inner task")
         assert future.cancel()
         wait_until(lambda: {w.state for w in queue.workers()} == {"idle"}, 20, "idle workers")
-        # What is nested would come first
+        # What is nested would come first, and hold the workers
         assert queue.map(abs, [-1] * 4, chunksize=1).result(20) == [1] * 4
-        assert gate.n_reached == 2
+        assert gate.n_reached <= 3  # one may begin between the two cancellations
