@@ -9,10 +9,11 @@ from typing import Any
 from ..objects.pickling import dump
 from ..wire.messages import Event, Options, Task
 from ..wire.store import Store
-from .channel import Command
 from .error_notes import Payload
 from .job import Job
-from .session import Session, accepts
+from .sender import Command
+from .session import Session
+from .workers import accepts
 
 #: Seconds to wait for local workers that are starting.
 START_PATIENCE = 5.0
@@ -69,10 +70,10 @@ class SetUp:
         session, table = self._session, self._table
         patient_until = time.monotonic() + START_PATIENCE
         while True:
-            workers, home = store.workers(), session.homes[0]
+            workers, home = store.workers(), session.workers.homes[0]
             names = sorted(n for n, about in workers.items() if accepts(about, home))
             # Wait for local workers that are starting.
-            if len(names) < session.workers.n_workers and time.monotonic() < patient_until:
+            if len(names) < session.workers.local.n_workers and time.monotonic() < patient_until:
                 time.sleep(0.005)
                 continue
             if names not in self._sent[-1:]:

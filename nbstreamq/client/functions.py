@@ -30,7 +30,7 @@ from ..objects.references import Ref
 from ..objects.results import load_outcomes
 from ..wire.messages import Event
 from ..wire.store import Store
-from .channel import Command
+from .sender import Command
 
 _REMEDY = (
     "Each call gets a copy of it in the state that it has here, so random numbers repeat from call"

@@ -29,8 +29,8 @@ from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .callbacks import invoke_callbacks
 from .calls import Call
-from .channel import Command
 from .error_notes import Payload, RunInfo, annotate
+from .sender import Command
 from .session import Session
 from .table import JobTable, Outstanding
 from .waiting import HelpedWaiters

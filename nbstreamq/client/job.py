@@ -25,8 +25,9 @@ from ..worker_context import WorkerContext
 from .error_notes import RunInfo, error_text
 from .estimate import Estimate, estimate_of
 from .future import ItemFuture, TaskFuture
-from .session import LOOK_PATIENCE, Session
+from .session import Session
 from .table import JobTable
+from .workers import LOOK_PATIENCE
 
 
 def frame_of(table: JobTable) -> Any:
@@ -748,7 +749,7 @@ class Job(Generic[T]):
         about = record.about
         if fn is None:
             session.check_open()
-            session.start_workers()
+            session.workers.start()
             return FunctionPickle(about["fn"], b"", about["function"])
         from ..objects.stable_hash import part_hashes  # needs cloudpickle, which is slow to import
 

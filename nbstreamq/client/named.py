@@ -116,7 +116,7 @@ class NamedJob:
         fn = stored_function(session, self._found.about["fn"], f"of job {name!r}")
         table = self._table(fn)
         if not table.is_over:
-            session.start_workers()
+            session.workers.start()
         return Job(session, table)
 
     def _not_found(self, elsewhere: list[str]) -> JobNotFound:
@@ -136,8 +136,8 @@ class NamedJob:
     def _make(self, about: dict[str, Any]) -> None:
         """Make it, instead of the one there was; or find one that another client made meanwhile."""
         session, name, old = self._session, self._name, self._found
-        new, instead_of = f"{name}:{session.homes[1]}{secrets.token_hex(4)}", old.id if old else ""
-        is_made = session.ask(Store.open_job, name, new, about, instead_of=instead_of)
+        new = f"{name}:{session.workers.homes[1]}{secrets.token_hex(4)}"
+        is_made = session.ask(Store.open_job, name, new, about, instead_of=old.id if old else "")
         if is_made and old:
             session.forget_job(old.id)
         self._found = session.ask(Store.find_job, name)

@@ -62,10 +62,11 @@ from ..wire.store import Store
 from ..wire.trust import choose_secret, is_local
 from ..worker_context import WorkerContext
 from .everywhere import SetUp
+from .exit import end_sessions_with_process
 from .future import CallFuture, TaskFuture
 from .job import Job
 from .pool import Pool
-from .session import LOOK_PATIENCE, Session
+from .session import Session
 from .status import (
     DeadLetters,
     JobList,
@@ -81,9 +82,12 @@ from .status import (
 from .submit import InputFeeder, Inputs, Pace
 from .units import Units
 from .waiting import uninterrupted
+from .workers import LOOK_PATIENCE, Workers
 
 if TYPE_CHECKING:
     from ..launch.tunnel import Tunnel
+
+end_sessions_with_process()
 
 #: Gets and returns each new future, and each new job without a name. A notebook that runs cells
 #: again by itself sets it, to cancel what a cell has submitted before.
@@ -262,22 +266,23 @@ def _open_session(
     default = n_cores() if embedded else None
     session = home.calls + secrets.token_hex(4)
     revive = functools.partial(ensure_server, settings) if embedded else None
+    purpose = Purpose(
+        url=found, queue=name, secret=secret, session=session, settings=settings, tunnel=tunnel
+    )
     opened = Session(
         queue,
-        LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
-        default if workers == "auto" else workers,
+        functools.partial(
+            Workers,
+            LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
+            default if workers == "auto" else workers,
+            home=home,
+            server="" if embedded else "URL" if found.has_password() else str(found),
+            purpose=purpose,
+        ),
         revive=tunnel.start_server if tunnel else revive,
         home=home,
-        server="" if embedded else "URL" if found.has_password() else str(found),
         place=_place(settings, found, session, signer),
-        purpose=Purpose(
-            url=found,
-            queue=name,
-            secret=secret,
-            session=session,
-            settings=settings,
-            tunnel=tunnel,
-        ),
+        purpose=purpose,
     )
     if not embedded:
         warn_of_risks(opened)
@@ -682,7 +687,7 @@ class TaskQueue(Executor, TaskOnly):
         session = self._session
         function = session.pickle_function(fn, durable=name is not None)
         options = options_for(function, options)
-        n_workers, concurrency = session.n_wanted(), options.concurrency
+        n_workers, concurrency = session.workers.n_wanted(), options.concurrency
         pace = Pace.of(inputs, n_workers, concurrency, chunksize=chunksize, buffersize=buffersize)
         lane, (call, items, _) = self._lane(), inputs
         first = 0
@@ -960,7 +965,7 @@ class TaskQueue(Executor, TaskOnly):
         >>> q.size
         2
         """
-        return self._session.n_workers()
+        return self._session.workers.n_expected()
 
     @property
     def _max_workers(self) -> int:
@@ -1027,19 +1032,22 @@ class TaskQueue(Executor, TaskOnly):
         >>> q.run(2)
         """
         wear = _wear(max_tasks_per_worker, max_memory)
+        workers = self._session.workers
         if on is not None and any(wear):
             raise TypeError("max_tasks_per_worker and max_memory are for workers without on=...")
         if on is not None:
             most = MAX_WORKERS
             n = check_count("nworkers", 1 if nworkers is None else nworkers, most=most)
-            return self._session.scale_units(n, on, options)
+            self._session.check_open()
+            return workers.scale_units(n, on, options)
         if options:
             raise TypeError(f"{next(iter(options))} is an option of a place: say on=... as well")
         if nworkers is None:
             n = n_cores()
         else:
             n = check_count("nworkers", nworkers, most=MAX_WORKERS, instead="None")
-        self._session.scale(n, wear)
+        self._session.check_open()
+        workers.scale(n, wear)
         return None
 
     def workers(self) -> WorkerList:
@@ -1070,8 +1078,7 @@ class TaskQueue(Executor, TaskOnly):
         n_open, trouble = len(session.outstanding), str(session.trouble or "")
 
         def look(store: Store) -> QueueStatus:
-            warnings = [*session.stranded(store), *session.unit_troubles()]
-            return queue_status(store, url, n_open, trouble, warnings)
+            return queue_status(store, url, n_open, trouble, session.workers.troubles(store))
 
         return session.ask_within(LOOK_PATIENCE, look)
 
@@ -1093,7 +1100,7 @@ class TaskQueue(Executor, TaskOnly):
         >>> "has started" in q.logs()
         True
         """
-        return Log(self._session.workers.read_log())
+        return Log(self._session.workers.local.read_log())
 
     @concise
     def dead(self) -> DeadLetters:

@@ -10,21 +10,18 @@ events carry: the table of a map, or the futures of single calls in quick succes
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import itertools
 import logging
 import math
-import os
-import shlex
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from .. import locks
 from ..errors import (
@@ -35,9 +32,8 @@ from ..errors import (
     QueueClosed,
     ServerUnreachable,
 )
-from ..home import Home, how_to_start
-from ..launch.launcher import Purpose, find_launcher
-from ..launch.local import LocalWorkers
+from ..home import Home
+from ..launch.launcher import Purpose
 from ..locks import Condition
 from ..objects.functions import FunctionPickle
 from ..objects.large_values import Tell, ValueBackend, refers
@@ -45,30 +41,17 @@ from ..objects.mapped_files import is_file
 from ..tracebacks import trace_of, warn
 from ..wire.connection import RECONNECT
 from ..wire.item_ranges import EVERYTHING, ItemRanges, size
-from ..wire.keys import home_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls, Submission
-from .channel import Command, Listener, Sender
 from .functions import Functions, LargeValues, Repeats
+from .listener import Listener
 from .progress import LongWait, Waits
+from .sender import Command, Sender
 from .table import JobTable, Outstanding
-from .units import Units
-from .waiting import (
-    interrupted,
-    interruptible,
-)
-
-#: The sessions that end with the interpreter, and are detached after a fork.
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-_drops = _is_exiting = False
-
-
-def drop_calls_at_exit() -> None:
-    """Drop open calls when this process ends, instead of waiting for them: it is a kernel."""
-    global _drops  # noqa: PLW0603 - a process is a kernel, or none
-    _drops = True
+from .waiting import interrupted, interruptible
+from .workers import Workers
 
 
 def forked(queue: str) -> QueueClosed:
@@ -85,81 +68,25 @@ def say(text: str) -> None:
         print(f"nbstreamq: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for people
 
 
-def is_exiting() -> bool:
-    """Return whether the main thread has ended."""
-    return _is_exiting
-
-
 def may_submit() -> bool:
     """Return whether this thread may submit calls at the exit: callbacks, and threads that end."""
     thread = threading.current_thread()
     return not thread.daemon or thread.name.startswith("nbstreamq-")
 
 
-def _finish_all() -> None:
-    """Wait for all open calls; drop them in a kernel, or after Ctrl-C."""
-    global _is_exiting  # noqa: PLW0603 - as above
-    if WorkerContext.current is not None:
-        return  # the worker is told to go; what its tasks submitted is run by others
-    _is_exiting = True
-    if _drops or _ended_by_interrupt():
-        _drop_all()
-        return
-    try:
-        for session in list(_sessions):
-            session.announce()
-        while busy := [session for session in list(_sessions) if session.is_busy()]:
-            for session in busy:
-                session.finish()
-    except KeyboardInterrupt:
-        _drop_all()
-
-
-def _drop_all() -> None:
-    for session in list(_sessions):
-        session.drop()
-
-
-def _ended_by_interrupt() -> bool:
-    """Return whether Ctrl-C ended the script; at a prompt it only ended a statement."""
-    kind = getattr(sys, "last_type", None)
-    at_prompt = hasattr(sys, "ps1")
-    return not at_prompt and isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
-
-
-def _abandon_all() -> None:
-    if WorkerContext.current is not None:
-        return
-    _finish_all()  # threads may have submitted more while the interpreter waited for them
-    for session in list(_sessions):
-        session.abandon()
-
-
 def _open_calls() -> list[tuple[object, str]]:
     """Return what tasks of this worker have submitted and is not over: the task, and the lane."""
-    found = (what for session in list(_sessions) for what in session.open())
+    found = (what for session in list(Session.all) for what in session.open())
     return [(what.outer, what.lane) for what in found if what.outer is not None]
 
 
 def _cancel_calls(task: object) -> None:
     """Cancel what a task of this worker, which was stopped, has submitted."""
-    for session in list(_sessions):
+    for session in list(Session.all):
         # The newest first: a worker that is stopped must not begin another one meanwhile.
         for what in reversed([*session.open()]):
             if what.outer is task and not what.title:
                 session.cancel(what, range(what.n_items))
-
-
-def _forget_all() -> None:
-    for session in list(_sessions):
-        session.forget()
-
-
-# Twice: before all functions of `atexit`, which may take away what the calls need, as it is with
-# the standard library's executors; and when the interpreter has waited for the threads.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # noqa: SLF001
-atexit.register(_abandon_all)
-os.register_at_fork(after_in_child=_forget_all)
 
 
 logger = logging.getLogger(__name__)
@@ -168,14 +95,6 @@ T = TypeVar("T")
 
 #: Seconds of waiting for a result after which it is asked whether there is anybody to run it.
 PATIENCE = 3.0
-#: Seconds for which questions about the state of the queue wait for a server that is away.
-LOOK_PATIENCE = 5.0
-#: Seconds after which the interpreter's exit no longer waits for a lost server: time for a warning.
-LAST_PATIENCE = 2 * PATIENCE
-#: Seconds after which the exit says again what it waits for, and why.
-REMINDER = 60.0
-#: Seconds between two looks at the exit whether a callback is over, or all is sent.
-PAUSE = 0.01
 #: Seconds in which a cancellation, or the end of a session, tries to reach the server.
 FAREWELL = 2.0
 _KIND_CLOSE, _KIND_LOOK = "close", "look"
@@ -189,39 +108,41 @@ class Session:
     store
         The queue.
     workers
-        The local workers, if there may be any.
-    n_workers
-        How many are started at the first submit; None: none.
+        Returns the `Workers`, given how they ask the server and warn.
     revive
         Brings the server back; None if that is not in our hands.
     home
         Of this process.
-    server
-        Address for the command of workers that may run its calls; empty: the embedded server's.
     place
         Opens the place of large values; None: they go to the server.
     purpose
         What workers in other places need to get in.
+
+    Attributes
+    ----------
+    all
+        The sessions of this process.
+    interpreter_exits
+        Whether the main thread has ended: no thread can be started any more.
     """
+
+    all: ClassVar[weakref.WeakSet[Session]] = weakref.WeakSet()
+    interpreter_exits: ClassVar[bool] = False
 
     def __init__(
         self,
         store: Store,
-        workers: LocalWorkers,
-        n_workers: int | None,
+        workers: Callable[..., Workers],
         revive: Callable[[], object] | None,
         *,
         home: Home,
-        server: str,
         place: Callable[[Tell], ValueBackend] | None,
         purpose: Purpose,
     ) -> None:
         self.id, self.home, self._purpose = purpose.session, home, purpose
-        self._units: dict[str | int, Units] = {}  # workers in other places, by these
-        self._server = server
-        self.workers = workers
+        self.queue = store.keys.queue
+        self.workers = workers(ask_within=self.ask_within, warn=self.warn)
         self.trouble: ServerUnreachable | None = None
-        self._n_workers = n_workers
         self._revive = revive
         self._store = store
         self.encode_task = store.encode_task
@@ -262,7 +183,7 @@ class Session:
         )
         self._sender.meanwhile = self._listener.ask
         self.send = self._sender.send  # a call that was added, or a command
-        _sessions.add(self)
+        Session.all.add(self)
         WorkerContext.open_calls, WorkerContext.cancel_calls = _open_calls, _cancel_calls
 
     # -- submitting ----------------------------------------------------------------------------
@@ -287,21 +208,6 @@ class Session:
         table = JobTable(job, name, fn, lane, self.calls_lock)
         table.outer = WorkerContext.current.task() if WorkerContext.current else None
         return table
-
-    @property
-    def homes(self) -> tuple[str, str]:
-        """Tags of the calls, and of the named jobs, that are made now; see `Home`."""
-        worker = WorkerContext.current
-        if worker is None:
-            return self.home.tags
-        return worker.home(), (worker.homes[-1] if worker.homes else worker.home())
-
-    def worker_command(self, folder: str = "", python: str = "python", lane: str = "") -> str:
-        """Return the command that starts workers for this queue."""
-        words = [python, "-m", "nbstreamq", "worker", *filter(None, [self._server])]
-        words += ["--queue", self._store.keys.queue]
-        words += ["--lane", lane] if lane else []
-        return f"cd {shlex.quote(folder)} && {shlex.join(words)}" if folder else shlex.join(words)
 
     def add_call(  # noqa: PLR0917 - by keyword it would take longer
         self,
@@ -375,8 +281,8 @@ class Session:
         """Return `fn` pickled, once it is on its way to the server; `durable`: to outlive us."""
         if self._state != "open":
             self.check_open()
-        if self._n_workers:
-            self.start_workers()
+        if self.workers.is_start_due:
+            self.workers.start()
         return self._functions.pickle(fn, durable=durable)
 
     def submit(self, table: JobTable, task: Task, delay: float, *, immediate: bool = False) -> None:
@@ -467,60 +373,6 @@ class Session:
         if table := self.table(job):
             self.cancel(table, range(len(table)))
             self.stop_growing(table)
-
-    def start_workers(self) -> None:
-        """Start the local workers that a queue starts by itself, if it has not yet."""
-        n, self._n_workers = self._n_workers, None
-        if n:
-            try:
-                self.workers.scale(n)
-            except BaseException:
-                self._n_workers = n  # the next call tries again
-                raise
-
-    def scale(self, n_workers: int, wear: tuple[int, int] | None = None) -> None:
-        """Start or stop local workers until there are `n_workers`; `wear` as in `LocalWorkers`."""
-        self.check_open()
-        self._n_workers = None
-        self.workers.scale(n_workers, wear)
-
-    def scale_units(self, n_workers: int, on: Any, options: dict[str, Any]) -> Units:
-        """Start or stop workers in another place until there are `n_workers`, and return them."""
-        self.check_open()
-        key = on if isinstance(on, str) else id(on)
-        units = self._units.get(key)
-        if units is None or options:
-            launcher = find_launcher(on, self._purpose, options)
-            if units is not None and units.n_workers:
-                raise ValueError(
-                    f"Workers on {on} run with other options: stop them first, by q.run(0, on=...)."
-                )
-            units = Units(launcher, self._purpose.settings.silence, self.ask_within, self.warn)
-        units.scale(n_workers)
-        self._n_workers, self._units[key] = None, units
-        return units
-
-    def n_wanted(self) -> int:
-        """Return how many workers this session has asked for, here and elsewhere."""
-        return self.workers.n_workers + sum(units.n_workers for units in self._all_units())
-
-    def n_local_workers(self) -> int:
-        """Return how many workers of this kernel there are, without those that stand in."""
-        found = self.ask_within(LOOK_PATIENCE, Store.workers).values()
-        ours = [about for about in found if self.home.calls in about.get("homes", ())]
-        return sum(not about.get("waits") for about in ours)
-
-    def add_worker(self) -> None:
-        """Start one more local worker for this kernel."""
-        self.scale(1 + self.n_local_workers())
-
-    def n_workers(self) -> int:
-        """Return how many workers may run calls, with those that the first call starts."""
-        there = self.ask_within(LOOK_PATIENCE, Store.workers).values()
-        # One whose task waits runs nothing else: another one stands in for it.
-        n_there = sum(accepts(d, self.homes[0]) and not d.get("waits") for d in there)
-        n_expected = sum(units.n_pending for units in self._units.values())
-        return max(n_there, self._n_workers or self.workers.n_workers) + n_expected
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -660,7 +512,7 @@ class Session:
             workers = self.ask_within(0.0, Store.workers)
         except NbstreamqError as error:
             return {}, str(error)
-        reason = self.workers.trouble or self._why_no_worker(workers, what)
+        reason = self.workers.local.trouble or self.workers.obstacle(workers, what)
         return workers, reason or self._why_without_end(what) or self._why_vanished(what)
 
     def _why_without_end(self, what: Outstanding) -> str:
@@ -701,64 +553,6 @@ class Session:
         return (
             f"{n_left:,} calls of {name} have no result, and nothing waits or runs on the server:"
             f" their messages were deleted there. They will never run; {remedy}."
-        )
-
-    def _why_no_worker(self, workers: dict[str, dict[str, Any]], what: Outstanding) -> str:
-        """Return why no worker runs what waits, and what to do; empty if one may.
-
-        Parameters
-        ----------
-        workers
-            Id -> description of the registered workers of the queue.
-        """
-        home, lane = home_of(what.job), what.lane
-        ours = [about for about in workers.values() if accepts(about, home)]
-        if not ours and self.workers.are_starting and home in self.homes:
-            return ""
-        units = [one for one in self._all_units() if one.n_pending or one.trouble]
-        if not ours and units:
-            return "; ".join(filter(None, map(Units.obstacle, units)))
-        if not ours and isinstance(what, JobTable) and what.title:
-            return self._no_worker_left(what.title, what.job, what.about)
-        if not ours:
-            found = "no workers but those of other kernels" if workers else "no workers"
-            return (
-                f"queue {self._store.keys.queue!r} has {found}. Start some: {how_to_start(4)} here,"
-                f" or `{self.worker_command()}` anywhere."
-            )
-        if not any(lane in about.get("lanes", ()) for about in ours):
-            command = self.worker_command(lane=lane)
-            return f"no worker serves its lane {lane!r}. Start one: {command}"
-        return ""
-
-    def unit_troubles(self) -> list[str]:
-        """Return why units in other places are no longer started."""
-        return [units.trouble for units in self._all_units() if units.trouble]
-
-    def _all_units(self) -> list[Units]:
-        return list(self._units.values())
-
-    def stranded(self, store: Store) -> list[str]:
-        """Return, for each named job that no worker can run, how to start some."""
-        workers = store.workers().values()
-        records = (
-            store.readable_record(job, name)
-            for name, job in store.job_names().items()
-            if not any(accepts(about, home_of(job)) for about in workers)
-        )
-        return [
-            self._no_worker_left(record.name, record.id, record.about)
-            for record in records
-            if record is not None and record.n_ended < record.n_items
-        ]
-
-    def _no_worker_left(self, name: str, job: str, about: dict[str, Any]) -> str:
-        folder = about["folder"]
-        command = self.worker_command(folder, about["python"])
-        here = f"{how_to_start(4)} here, or " if home_of(job) in self.homes else ""
-        return (
-            f"job {name!r} waits: no worker with its folder, {folder}, and its Python is left."
-            f" Start some: {here}`{command}`"
         )
 
     # -- news ----------------------------------------------------------------------------------
@@ -835,7 +629,7 @@ class Session:
     def _data_lost(self) -> DataLost:
         """Return the error of calls that the server has forgotten."""
         return DataLost(
-            f"The server has lost the data of queue {self._store.keys.queue!r}, this call's too;"
+            f"The server has lost the data of queue {self.queue!r}, this call's too;"
             " probably it was restarted without them. Calls can be submitted again, after what they"
             " need of everywhere() and put(). So that a server keeps its data: appendonly yes."
         )
@@ -870,9 +664,9 @@ class Session:
                     return
                 row.position = position
             self.outstanding.pop(row.job)
-            # At the interpreter's exit no thread can be started, and `abandon` ends the session.
-            is_last = self._state == "closing" and not self.outstanding and not is_exiting()
-        if is_last:
+            is_last = self._state == "closing" and not self.outstanding
+        # At the interpreter's exit no thread can be started, and `abandon` ends the session.
+        if is_last and not Session.interpreter_exits:
             threading.Thread(target=self._end_at_last, name="nbstreamq-closing").start()
 
     def _on_trouble(self, error: ServerUnreachable | None) -> None:
@@ -925,13 +719,12 @@ class Session:
                 " on for ever"
             )
         raise QueueClosed(
-            "cannot schedule new futures after shutdown: make another TaskQueue"
-            f" ({self._store.keys.queue!r})"
+            f"cannot schedule new futures after shutdown: make another TaskQueue ({self.queue!r})"
         )
 
     def _check_owner(self) -> None:
         if self._state == "foreign":
-            raise forked(self._store.keys.queue)
+            raise forked(self.queue)
 
     def close(self, *, wait: bool, cancel: bool) -> None:
         """Take no further calls; end, and with `wait` return, when the open ones are over.
@@ -971,7 +764,6 @@ class Session:
             functools.partial(self.send, say_so, immediate=False),
             functools.partial(self._sender.close, farewell),
             functools.partial(self._listener.close, farewell or FAREWELL),
-            *(units.close for units in self._all_units()),
             functools.partial(self.workers.close, wait=wait),
             self._close_store,
             *([self._purpose.tunnel.close] if self._purpose.tunnel else []),
@@ -1005,11 +797,7 @@ class Session:
 
     # -- the interpreter's exit ----------------------------------------------------------------
 
-    def n_open(self) -> int:
-        """Return how many calls are open, other than those of named jobs."""
-        return sum(what.n_open for what in self._unnamed())
-
-    def _unnamed(self) -> list[Outstanding]:
+    def unnamed(self) -> list[Outstanding]:
         """Return the calls and jobs without a name that have open calls."""
         if self._state in ("closed", "foreign", "leaving"):
             return []
@@ -1020,77 +808,27 @@ class Session:
         """Return whether the exit has to wait: for calls, callbacks, or what is to be sent."""
         if self._state in ("closed", "foreign", "leaving"):
             return False
-        return bool(self.n_open() or self._listener.is_delivering or self._sender.is_busy)
+        return bool(self.unnamed() or self.is_delivering or self.is_sending)
 
-    def announce(self) -> None:
-        """Say that the exit waits, and for how much; daemon threads can submit nothing more."""
+    @property
+    def is_sending(self) -> bool:
+        """Whether something waits to be sent, or is being sent."""
+        return self._sender.is_busy
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether events are being dealt with, callbacks included."""
+        return self._listener.is_delivering
+
+    def begin_exit(self) -> None:
+        """Take calls only of threads that end: the interpreter exits."""
         with self._lock:
             if self._state == "open":
                 self._state = "exiting"
-        if n := self.n_open():
-            say(
-                f"waiting for {_calls(n)} of queue {self._store.keys.queue!r} before Python exits."
-                " Ctrl-C drops what is open."
-            )
-
-    def finish(self) -> None:
-        """Return when there are no open calls; say why, where nothing can run them.
-
-        Those of named jobs run without us, once they are sent. A server that is lost is waited for
-        no longer than it takes to say so.
-        """
-        said = set[str]()
-        told = heard = time.monotonic()
-        while self.is_busy():
-            if self.trouble is None or not (self._sender.is_busy or self._unnamed()):
-                heard = time.monotonic()
-            if self._await_some():
-                continue
-            if time.monotonic() > heard + LAST_PATIENCE:
-                say(f"can't wait any longer: {self.trouble}")
-                self.drop()
-                return
-            if time.monotonic() > told + REMINDER:
-                said, told = set(), time.monotonic()
-                self.announce()
-            if (reason := self._reason()) and reason not in said:
-                said.add(reason)
-                say(reason)
-
-    def _await_some(self) -> bool:
-        """Wait for the calls of a job, a callback, or the sender; return whether one is done."""
-        if not (found := self._unnamed()):
-            until = time.monotonic() + PATIENCE
-            while (is_busy := self.is_busy()) and time.monotonic() < until:
-                time.sleep(PAUSE)
-            return not is_busy
-        first, began = found[0], time.monotonic()
-        waits = Waits.begin(self, first)
-        long_wait = LongWait(waits, self, first, began, lambda: None, math.inf)
-        try:
-            while (left := began + PATIENCE - time.monotonic()) > 0:
-                if first.wait(lambda: not first.n_open, min(long_wait.go_on(), left)):
-                    return True
-            return False
-        finally:
-            waits.add(first, time.monotonic() - began)
-            long_wait.end()
-
-    def _reason(self) -> str:
-        """Return why nothing may run; empty if something may."""
-        for what in self._unnamed():
-            if reason := self.survey(what)[1]:
-                return f"waiting for {what.name}: {reason}"
-        if self._listener.is_delivering and not self._unnamed():
-            return (
-                f"waiting for a callback of queue {self._store.keys.queue!r} to return. Ctrl-C ends"
-                " the wait."
-            )
-        return ""
 
     def drop(self) -> int:
         """Cancel the open calls, and take no further ones; return how many were open."""
-        dropped = self._unnamed()
+        dropped = self.unnamed()
         with self._lock:
             if self._state not in ("open", "exiting", "closing"):
                 return 0
@@ -1105,7 +843,7 @@ class Session:
 
             self.send(Command(carry_out, lambda _: said.set()), immediate=False)
             said.wait(FAREWELL)
-            say(f"dropped {_calls(n)} of queue {self._store.keys.queue!r}.")
+            say(f"dropped {count_calls(n)} of queue {self.queue!r}.")
         return n
 
     def abandon(self) -> None:
@@ -1120,21 +858,13 @@ class Session:
         # In its place: futures refer to it.
         self.condition.__init__(self.calls_lock)  # type: ignore[misc]
         self.workers.forget()
-        for units in self._all_units():
-            units.forget()
         self.large.forget()
         for what in self.open():
-            what.orphan(forked(self._store.keys.queue), self.calls_lock)
+            what.orphan(forked(self.queue), self.calls_lock)
 
 
 def _ignore(_error: BaseException) -> None:
     """Go on after a command that the server refused, which nothing depends on."""
-
-
-def accepts(description: dict[str, Any], home: str) -> bool:
-    """Return whether a worker runs tasks of `home`: those of `nbstreamq worker` run all."""
-    homes = description.get("homes", ())
-    return not homes or home in homes
 
 
 def _has_tasks(store: Store) -> bool:
@@ -1142,5 +872,6 @@ def _has_tasks(store: Store) -> bool:
     return store.has_tasks([*store.known_lanes(), *own])
 
 
-def _calls(n: int) -> str:
+def count_calls(n: int) -> str:
+    """Return a number of open calls in words."""
     return f"{n:,} open calls" if n != 1 else "1 open call"

@@ -23,7 +23,8 @@ from ..worker_context import WorkerContext
 from .error_notes import Payload
 from .future import TaskFuture, stored_function
 from .job import Job
-from .session import LOOK_PATIENCE, Session
+from .session import Session
+from .workers import LOOK_PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,7 +512,7 @@ def _again_in_job(session: Session, entry: DeadEntry, task: Task) -> list[TaskFu
 def _anew(session: Session, task: Task, lane: str) -> list[TaskFuture[Any]]:
     """Submit the items of `task` again, as a job of this session."""
     session.check_open()
-    session.start_workers()
+    session.workers.start()
 
     fn = stored_function(session, task.fn, task.name)
     table = session.new_table(fn, task.name, lane)

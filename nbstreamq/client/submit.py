@@ -17,8 +17,8 @@ from ..objects.pickling import dump, load
 from ..wire.item_ranges import size
 from ..wire.records import Chunk
 from ..wire.store import Store
-from .channel import Command
 from .error_notes import Payload
+from .sender import Command
 from .session import Session
 from .table import JobTable
 from .waiting import uninterrupted

@@ -17,11 +17,12 @@ import anywidget
 import traitlets
 from IPython.display import DisplayHandle, display
 
+from ..client.exit import drop_calls_at_exit
 from ..client.future import CallFuture, TaskFuture
 from ..client.job import Job
 from ..client.progress import Display, Waits, show_waits
 from ..client.queue import TaskQueue
-from ..client.session import Session, drop_calls_at_exit
+from ..client.session import Session
 from ..client.status import QueueStatus
 from ..client.table import JobTable, Outstanding
 from ..client.units import Units
@@ -195,7 +196,7 @@ class LiveJob:
             if message == "cancel":
                 job.cancel()
             elif message == "add":
-                self._session.add_worker()
+                self._session.workers.add_local()
             elif message == "retry":
                 job.retry_failed()
                 for live in list(_views.get(job._table, [self])):

@@ -128,7 +128,7 @@ class NbstreamqMagics(Magics):
                 return queue.run(args.n, on=args.on)
             queue.run(args.n)
         until = time.monotonic() + JOIN_SECONDS
-        while (n := queue._session.n_local_workers()) != args.n and time.monotonic() < until:
+        while (n := queue._session.workers.n_local()) != args.n and time.monotonic() < until:
             time.sleep(JOIN_PAUSE)
         of_all = "" if n == args.n else f" of {args.n}"
         _write(f"{n}{of_all} local {'worker is' if n == 1 else 'workers are'} running.")

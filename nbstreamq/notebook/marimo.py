@@ -21,12 +21,13 @@ from marimo._runtime.cell_output_list import CellOutputList
 from marimo._runtime.context import RuntimeContext, safe_get_context
 
 from ..client import queue
+from ..client.exit import drop_calls_at_exit
 from ..client.future import TaskFuture
 from ..client.job import Job
 from ..client.progress import FRAME as WAIT_FRAME
 from ..client.progress import Display, Waits, show_waits
 from ..client.queue import TaskQueue
-from ..client.session import Session, drop_calls_at_exit
+from ..client.session import Session
 from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
 from .html import HTML_OF, future_html, job_html
@@ -130,7 +131,7 @@ def _obey(job: Job[Any], widget: JobWidget, message: Any) -> None:
         if message == "cancel":
             job.cancel()
         elif message == "add":
-            job._session.add_worker()
+            job._session.workers.add_local()
         elif message == "retry":
             was_over = job.done()
             job.retry_failed()

@@ -211,8 +211,8 @@ def test_more_files_than_select_can_name(make_queue):
 
 
 def test_a_connection_that_was_cut_without_a_word_is_opened_again(make_queue, proxy, monkeypatch):
-    monkeypatch.setattr("nbstreamq.client.channel.BLOCK", 0.3)
-    monkeypatch.setattr("nbstreamq.client.channel.REPLY_TIMEOUT", 0.3)
+    monkeypatch.setattr("nbstreamq.client.listener.BLOCK", 0.3)
+    monkeypatch.setattr("nbstreamq.client.listener.REPLY_TIMEOUT", 0.3)
     working = make_queue(workers=1)
     working.submit(abs, -1).result(HANGS)
     waiting = make_queue(workers=0, url=proxy.url)

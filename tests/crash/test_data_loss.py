@@ -132,7 +132,7 @@ def test_that_a_session_was_idle_for_a_day_is_no_loss(forgetful, gate, monkeypat
     begun, go = gate("begun"), gate("go")
     future = queue.submit(lambda: begun.open() or go.wait() or "done")
     begun.wait()
-    monkeypatch.setattr("nbstreamq.client.channel.REMEMBERED", 0.0)
+    monkeypatch.setattr("nbstreamq.client.sender.REMEMBERED", 0.0)
     with open_client(server.url) as client:
         assert client.delete(*client.keys("*:session:*")) == 1
 

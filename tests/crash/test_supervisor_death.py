@@ -112,7 +112,7 @@ def test_one_that_dies_often_is_left_alone_for_a_minute_and_the_reason_is_told(
 def test_run_starts_one_that_was_left_alone(queue, wait_until):
     for _ in range(6):
         kill_supervisor_of(queue)
-    wait_until(lambda: queue._session.workers.trouble, describe="the brake")
+    wait_until(lambda: queue._session.workers.local.trouble, describe="the brake")
     queue.run(1)
     assert queue.submit(abs, -1).result(HANGS) == 1
 
@@ -131,7 +131,7 @@ def test_a_client_of_one_that_was_stopped_is_not_dead(queue, stopped, gate, wait
     queue.run(3)
     assert "has not answered" in why_stalled(queue.map(abs, [1]))
     stopped.resume()
-    wait_until(lambda: not queue._session.workers.trouble, describe="its late answer")
+    wait_until(lambda: not queue._session.workers.local.trouble, describe="its late answer")
     gate().open()
     assert future.result(HANGS) is None
     assert supervisor_of(queue) == stopped
@@ -152,7 +152,7 @@ def test_a_client_whose_connection_was_lost_is_not_dead(queue, gate):
 
 def _connections_to(queue):
     """Return our ends of the connections to the supervisor of a queue."""
-    path = os.fspath(queue._session.workers.log.with_suffix(".sock"))
+    path = os.fspath(queue._session.workers.local.log.with_suffix(".sock"))
     for entry in Path("/proc/self/fd").iterdir():
         if not entry.exists() or not entry.is_socket():
             continue
@@ -190,7 +190,7 @@ def test_a_client_that_was_stopped_is_not_dead(start, queue_name, server_url, wa
 @pytest.mark.parametrize("wrong", [2.0, "3", True, -1, None])
 def test_a_bad_request_to_the_supervisor_cancels_nothing(queue, gate, wrong):
     future = queue.submit(lambda: gate().wait())
-    path = os.fspath(queue._session.workers.log.with_suffix(".sock"))
+    path = os.fspath(queue._session.workers.local.log.with_suffix(".sock"))
     with socket.socket(socket.AF_UNIX) as visitor:
         visitor.connect(path)
         line = f'{{"session": "{queue._session.id}", "scale": {wrong!r}}}\n'

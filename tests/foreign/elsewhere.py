@@ -152,7 +152,7 @@ def queue(queue_name, monkeypatch):
     monkeypatch.setattr(SlurmLauncher, "look_every", 1.0)
     queue = TaskQueue(queue_name, workers=0)
     yield queue
-    for units in queue._session._units.values():
+    for units in queue._session.workers._units.values():
         units.stop(drain=False)
     queue.shutdown(cancel_futures=True)
 

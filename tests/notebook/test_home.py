@@ -269,8 +269,8 @@ def test_a_set_up_is_for_workers_of_its_kernel(sharing, folders):
 def test_the_add_button_counts_the_kernel_s_own_workers(sharing, wait_until):
     count = "len([w for w in q.workers() if w.state != 'leaving'])"
     before = sharing[0].value(count)
-    sharing[0].run("q.map(look, range(2)); q._session.add_worker()")
-    assert sharing[0].value("q._session.workers.n_workers") == 3
+    sharing[0].run("q.map(look, range(2)); q._session.workers.add_local()")
+    assert sharing[0].value("q._session.workers.local.n_workers") == 3
     wait_until(lambda: sharing[0].value(count) == before + 1, 30, "one more worker")
 
 

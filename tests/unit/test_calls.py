@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 
 from nbstreamq.client.calls import MOST, Call, Calls, Pace, gather
-from nbstreamq.client.channel import Command
+from nbstreamq.client.sender import Command
 from nbstreamq.objects.functions import FunctionPickle
 from nbstreamq.wire.messages import Options
 
