@@ -79,8 +79,14 @@ def test_the_map_of_the_code_names_files_that_exist():
     assert missing == []
 
 
-def test_the_architecture_names_files_that_exist():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+def inside():
+    """Return the pages about the inside of the package."""
+    pages = ("architecture.md", "internals.md", "decisions.md")
+    return "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in pages)
+
+
+def test_the_pages_about_the_inside_name_files_that_exist():
+    text = inside()
     names = set(re.findall(r"`([\w/]+\.(?:py|lua|js))`", text))
     bases = (ROOT, ROOT / "nbstreamq", ROOT / "nbstreamq/wire/lua", ROOT / "nbstreamq/notebook")
     assert len(names) > 20
@@ -96,8 +102,8 @@ def members_of(node):
             yield part.attr
 
 
-def test_the_architecture_names_classes_and_methods_that_exist():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+def test_the_pages_about_the_inside_name_classes_and_methods_that_exist():
+    text = inside()
     names = set(re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`", text))
     known = set()
     for path in (ROOT / "nbstreamq").rglob("*.py"):
