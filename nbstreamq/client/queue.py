@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import (
-    TYPE_CHECKING,
     Any,
     Generic,
     Literal,
@@ -35,38 +32,29 @@ from ..arguments import (
     check_lane,
     check_queue_name,
     check_seconds,
-    check_secret,
     check_seed,
-    check_store,
     check_timeout,
 )
 from ..cores import n_cores
-from ..errors import NbstreamqError, QueueClosed, ServerUnreachable
-from ..home import here, own_queue
-from ..launch.launcher import Purpose
-from ..launch.local import LocalWorkers
-from ..launch.server import ensure_server, is_embedded
+from ..errors import NbstreamqError, QueueClosed
 from ..objects.functions import FunctionPickle, name_of
-from ..objects.large_values import Tell, UrlBackend, ValueBackend, check_fsspec
-from ..objects.mapped_files import SessionFolder
 from ..objects.pickling import dump, dump_plain_call
 from ..objects.references import Ref, TaskOnly, collecting_futures
 from ..secret import Address, Secret
 from ..settings import Settings
 from ..tracebacks import concise, shorten, warn
-from ..wire.connection import Client, check_client, check_url, open_client, same_server, url_of
+from ..wire.connection import Client, same_server
 from ..wire.keys import DAY, nested_lane
 from ..wire.messages import Options
-from ..wire.signing import Signer
 from ..wire.store import Store
-from ..wire.trust import choose_secret, is_local
+from ..wire.trust import is_local
 from ..worker_context import WorkerContext
+from .connect import open_session
 from .everywhere import SetUp
 from .exit import end_sessions_with_process
 from .future import CallFuture, TaskFuture
 from .job import Job
 from .pool import Pool
-from .session import Session
 from .status import (
     DeadLetters,
     JobList,
@@ -77,15 +65,11 @@ from .status import (
     job_statuses,
     jobs_of,
     queue_status,
-    warn_of_risks,
 )
 from .submit import InputFeeder, Inputs, Pace
 from .units import Units
 from .waiting import uninterrupted
-from .workers import LOOK_PATIENCE, Workers
-
-if TYPE_CHECKING:
-    from ..launch.tunnel import Tunnel
+from .workers import LOOK_PATIENCE
 
 end_sessions_with_process()
 
@@ -180,145 +164,6 @@ def options_for(function: FunctionPickle, options: Options) -> Options:
             " memory of a worker with others. Limit a plain function, which runs alone."
         )
     return options.of_function(is_async=function.is_async)
-
-
-class Opened(NamedTuple):
-    """A session, its queue's name and server, whether that is embedded, and other queues there."""
-
-    session: Session
-    name: str
-    url: Address
-    embedded: bool
-    open_other: Callable[[str], Store]
-
-
-def open_session(
-    name: str | None,
-    url: Address | None,
-    client: Client | None,
-    workers: int | Literal["auto"],
-    secret: Secret | None,
-    *,
-    insecure: bool,
-    store: Address | None,
-) -> Opened:
-    """Return a new session of a queue; the arguments are those of `TaskQueue`."""
-    workers = check_count_or_auto("workers", workers, most=MAX_WORKERS)
-    insecure = check_flag("insecure", insecure)
-    if secret is not None:
-        secret = check_secret("secret", secret)
-    settings = Settings.from_environment()
-    if store is not None:
-        settings = replace(settings, store=check_store("store", store))
-    if settings.store is not None:
-        check_fsspec("NBSTREAMQ_STORE" if store is None else "store", settings.store)
-    tunnel = None
-    if url is not None and client is None and _is_ssh(url.reveal()):
-        from ..launch.tunnel import Tunnel
-
-        tunnel = Tunnel(url, settings)
-        url, secret = tunnel.url, secret or settings.secret or tunnel.secret
-    try:
-        return _open_session(
-            name, url, client, workers, secret, insecure=insecure, settings=settings, tunnel=tunnel
-        )
-    except BaseException:
-        if tunnel:
-            tunnel.close()
-        raise
-
-
-def _is_ssh(url: object) -> bool:
-    return isinstance(url, str) and url.startswith("ssh://")
-
-
-def _open_session(
-    name: str | None,
-    url: Address | None,
-    client: Client | None,
-    workers: int | Literal["auto"],
-    secret: Secret | None,
-    *,
-    insecure: bool,
-    settings: Settings,
-    tunnel: Tunnel | None,
-) -> Opened:
-    address, worker, home = _address(url, client, settings), WorkerContext.current, here()
-    if url is None and client is None and worker is not None:  # a task stays on its own server
-        address, secret = worker.url, secret or worker.secret
-        name = worker.queue if name is None else name
-    embedded = address is None
-    if name is None:
-        name = own_queue() if embedded else "default"
-    secret = choose_secret(settings, address, secret=secret, insecure=insecure)
-    found = address or Address(ensure_server(settings))
-    signer = Signer(secret, name)
-    server = client or open_client(found)
-    queue = Store(server, name, signer)
-    try:
-        queue.check_secret()
-    except ServerUnreachable:
-        if not embedded:
-            raise
-        ensure_server(settings)  # it ended just after it was found
-        queue.check_secret()
-    queue.renew()
-    default = n_cores() if embedded else None
-    session = home.calls + secrets.token_hex(4)
-    revive = functools.partial(ensure_server, settings) if embedded else None
-    purpose = Purpose(
-        url=found, queue=name, secret=secret, session=session, settings=settings, tunnel=tunnel
-    )
-    opened = Session(
-        queue,
-        functools.partial(
-            Workers,
-            LocalWorkers(found, name, secret, home=home, session=session, settings=settings),
-            default if workers == "auto" else workers,
-            home=home,
-            server="" if embedded else "URL" if found.has_password() else str(found),
-            purpose=purpose,
-        ),
-        revive=tunnel.start_server if tunnel else revive,
-        home=home,
-        place=_place(settings, found, session, signer),
-        purpose=purpose,
-    )
-    if not embedded:
-        warn_of_risks(opened)
-    return Opened(
-        opened, name, found, embedded, lambda other: Store(server, other, Signer(secret, other))
-    )
-
-
-def _address(url: Address | None, client: Client | None, settings: Settings) -> Address | None:
-    """Return the URL of the server; None: the embedded one."""
-    if client is not None:
-        if url is not None:
-            raise ValueError("Give TaskQueue a url or a client, not both.")
-        check_client("client", client)
-        return check_url("client", url_of(client))
-    if url is not None:
-        return check_url("url", url)
-    return None if settings.url is None else check_url("NBSTREAMQ_URL", settings.url)
-
-
-def _place(
-    settings: Settings, url: Address, session: str, signer: Signer
-) -> Callable[[Tell], ValueBackend] | None:
-    """Return what opens the place of a session's large values; None: they go to the server."""
-    if settings.store is not None:
-        store = settings.store
-
-        def at_url(soon: Tell) -> UrlBackend:
-            backend = UrlBackend(store, session, signer, soon)
-            backend.check()
-            return backend
-
-        return at_url
-    if is_embedded(url, settings):
-        return lambda _: SessionFolder(session, settings)
-    return None
 
 
 P = ParamSpec("P")
