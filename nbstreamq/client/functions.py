@@ -93,6 +93,8 @@ class Functions:
         Has something done at the server, that sends so many bytes.
     repeats
         Is told of functions that capture random number generators.
+    check
+        Gets each function before it is sent.
     """
 
     def __init__(
@@ -100,8 +102,9 @@ class Functions:
         pickler: FunctionPickler,
         tell: Callable[[Callable[[Store], object], int], object],
         repeats: Repeats,
+        check: Callable[[Callable[..., Any]], object],
     ) -> None:
-        self._repeats = repeats
+        self._repeats, self._check = repeats, check
         self._pickler = pickler
         self._tell = tell
         self._sent: dict[str, float] = {}
@@ -114,6 +117,7 @@ class Functions:
             self._repeats.captured(pickled.name, pickled.generator)
         now = time.monotonic()
         if self._sent.get(pickled.digest, -LIFETIME) <= now - LIFETIME:
+            self._check(fn)
             self._sent[pickled.digest] = now  # before: if it is refused, it is sent again
             put = functools.partial(Store.put_function, digest=pickled.digest, data=pickled.data)
             self._tell(put, len(pickled.data))

@@ -45,6 +45,7 @@ from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .calls import MAX_CALLS, MESSAGE_BYTES, SMALL_BYTES, Call, Calls, Submission
+from .environments import Environments
 from .functions import Functions, LargeValues, Repeats
 from .listener import Listener
 from .progress import LongWait, Waits
@@ -172,7 +173,8 @@ class Session:
             self._sender.close(0)
             raise
         self.repeats = Repeats(self.warn)
-        self._functions = Functions(self.large.pickler, self.tell, self.repeats)
+        self.environments = Environments(functools.partial(self.ask_within, 0.0), self.warn)
+        self._functions = Functions(self.large.pickler, self.tell, self.repeats, self._compare)
         self._listener = Listener(
             store.clone(),
             self.id,
@@ -284,6 +286,10 @@ class Session:
         if self.workers.is_start_due:
             self.workers.start()
         return self._functions.pickle(fn, durable=durable)
+
+    def _compare(self, fn: Callable[..., Any]) -> None:
+        if not self.trouble:  # a submit must not wait for a server that is away
+            self.environments.check(fn)
 
     def submit(self, table: JobTable, task: Task, delay: float, *, immediate: bool = False) -> None:
         """Send items of a job; they fail if the server refuses them.
@@ -498,8 +504,10 @@ class Session:
 
     def _explain(self, what: Outstanding) -> None:
         """Warn, once for each reason, if there is a reason why nothing happens."""
-        if reason := self.survey(what)[1]:
+        workers, reason = self.survey(what)
+        if reason:
             self.warn(f"waiting for {what.name}: {reason}")
+        self.environments.warn_of(what.fn, workers)
 
     def survey(self, what: Outstanding) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the workers there are, and why none may run the calls; empty if one may."""

@@ -20,6 +20,7 @@ from ..wire.replies import MAX_TIME, printable
 from ..wire.settlement import KEPT_BYTES
 from ..wire.store import REPLAYED, Store
 from ..worker_context import WorkerContext
+from .environments import examine_environments
 from .error_notes import Payload
 from .future import TaskFuture, stored_function
 from .job import Job
@@ -313,6 +314,8 @@ def examine(store: Store, url: Address) -> Iterator[tuple[str, str]]:
     yield "queue", _summary(status)
     for worker in status.workers:
         yield "worker", f"{worker.id}: {worker.state}, Python {worker.python}, on {worker.host}"
+    for line in examine_environments(store):
+        yield "packages", line
     for problem in _problems(status, skew):
         yield "problem", problem
 

@@ -158,6 +158,8 @@ class JobPicture:
         Of the workers that the server knows; 0 when the job is over.
     obstacle
         Why nothing can run; empty if something can.
+    note
+        What of the function's packages is different on some machines; empty if nothing is.
     workers, n_columns, column_seconds
         Timelines, how many of their columns have begun, and how many seconds one stands for.
     errors, output, progress
@@ -177,6 +179,7 @@ class JobPicture:
     n_busy: int
     n_workers: int
     obstacle: str
+    note: str = ""
     outlook: dict[int, float] = field(default_factory=dict)
     worker_bytes: int | None = None
     workers: list[WorkerRow] = field(default_factory=list)
@@ -374,13 +377,14 @@ class Workers:
         self._session = session
         self._asked_at = 0.0
         self._found: dict[str, dict[str, Any]] = {}
-        self.obstacle = ""
+        self.obstacle = self.note = ""
 
     def look(self, what: Outstanding, now: float) -> None:
         """Ask the server, unless that was a moment ago."""
         if now - self._asked_at >= SURVEY:
             self._asked_at = now
             self._found, self.obstacle = self._session.survey(what)
+            self.note = "; ".join(self._session.environments.notes(what.fn, self._found))
 
     def forget(self) -> None:
         """Forget them: everything is over."""
@@ -456,6 +460,7 @@ class JobView:
             n_busy=self._workers.n_busy,
             n_workers=self._workers.n,
             obstacle="" if counts["running"] else self._workers.obstacle,
+            note=self._workers.note,
             workers=self._timeline.rows(until),
             n_columns=self._timeline.n_used(until),
             column_seconds=self._timeline.seconds,
@@ -566,6 +571,7 @@ class CallsView:
             n_busy=self._workers.n_busy,
             n_workers=self._workers.n,
             obstacle="" if counts["running"] else self._workers.obstacle,
+            note=self._workers.note,
             progress=list(_progress_of(groups))[-N_PROGRESS:],
         )
 

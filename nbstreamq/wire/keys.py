@@ -36,6 +36,7 @@ key                       type               lifetime  holds
 ``nodes``                 sorted set         7 days    supervisors, scored by last heartbeat (ms)
 ``workers``               hash               7 days    worker -> JSON description
 ``troubles``              hash               7 days    supervisor -> why its workers do not live
+``environment:<digest>``  string             7 days    what the Python of some workers has installed
 ``dead``                  stream             7 days    what was refused, or failed for good
 ``letters:<session>``     list               7 days    ids of its newest entries in ``dead``
 ``letters:<job>``         list               7 days    those of a named job
@@ -115,6 +116,7 @@ class Keys:
         self.backlog: Callable[[str], str] = (start + "backlog:").__add__
         self.placed: Callable[[str], str] = (start + "placed:").__add__
         self.backlogs: Callable[[str], str] = (start + "backlogs:").__add__
+        self.environment: Callable[[str], str] = (start + "environment:").__add__
         self.letters: Callable[[str], str] = (start + "letters:").__add__
 
 

@@ -307,6 +307,7 @@ _DESCRIPTION: dict[str, Any] = {
     "lanes": list,
     "homes": list,
     "unit": str,
+    "environment": str,
     "memory": int,
     "peak": int,
     "cpu": float,

@@ -854,6 +854,14 @@ class Store:
         """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
         return self._get(self.keys.value(digest), b"value", digest)
 
+    def put_environment(self, digest: str, data: bytes) -> None:
+        """Keep what some workers have installed for a week from now; see `Environment`."""
+        self._put(self.keys.environment(digest), b"environment", digest, data)
+
+    def get_environment(self, digest: str) -> bytes | None:
+        """Return what `put_environment` kept; raises as `get_function`."""
+        return self._get(self.keys.environment(digest), b"environment", digest)
+
     def put_result(self, session: str, digest: str, data: bytes) -> None:
         """Keep a result as `put_value` does; the session deletes it, read or not, when it ends."""
         # The name first: a worker may die between the two.

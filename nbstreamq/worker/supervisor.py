@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cores import n_cores
+from ..environment import Environment
 from ..errors import (
     DeathCertificate,
     FolderRefused,
@@ -326,6 +327,7 @@ class Supervisor:
         self._unswept = ""  #: Why large values of the dead could not be deleted.
         self._heartbeat_due = self._promote_due = self._start_due = self._work_due = 0.0
         self._renewal_due = self._retire_due = 0.0
+        self._environment = ""  #: what is said of it on the server: its digest
         self._lanes_due, self._used_lanes, self._n_lane_changes = 0.0, frozenset[str](), 0
         self._others = OtherNodes(self._settings.silence)
         self._skip_control_until = 0.0
@@ -695,6 +697,7 @@ class Supervisor:
             "lanes": list(self._lanes),
             "homes": list(self._homes),
             "unit": self._unit,
+            "environment": self._environment,
             "leaving": self._stopping,
         }
 
@@ -906,6 +909,8 @@ class Supervisor:
         if now < self._heartbeat_due:
             return
         first = not self._heartbeat_due
+        if not self._homes:  # Else a kernel has started it, with its own environment.
+            self._report_environment()
         living = {
             c.spec.worker: self._describe() | c.describe()
             for c in self._workers.values()
@@ -929,6 +934,16 @@ class Supervisor:
             self._requeue_from_silent_nodes(silent)
         if not self._failure:
             self._store.check_secret(write=False)
+
+    def _report_environment(self) -> None:
+        """Tell clients what is installed here, when that has changed, and before it is forgotten.
+
+        Many supervisors with the same environment share one record.
+        """
+        now_here = Environment.here()
+        if now_here.digest != self._environment or time.monotonic() > self._renewal_due:
+            self._store.put_environment(now_here.digest, now_here.encode())
+            self._environment = now_here.digest
 
     def _sweep(self) -> None:
         """Delete files with large values of dead clients, and fetched ones that nobody uses."""
