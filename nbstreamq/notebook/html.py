@@ -86,13 +86,15 @@ def saved_html(picture: JobPicture, place: str = "") -> str:
     """Return the HTML of a job to keep in a notebook: if it is not over, it says when that was."""
     if not picture.is_over:  # nobody knows later how long it takes, or what the workers do
         picture = replace(picture, remaining=None, outlook={}, n_workers=0)
-    return job_html(picture, place, seen=None if picture.is_over else _now())
+    seen = None if picture.is_over else _now()
+    return job_html(picture, place, has_buttons=False, seen=seen)
 
 
 def job_html(
     picture: JobPicture,
     place: str = "",
     *,
+    has_buttons: bool = True,
     keeps_buttons: bool = False,
     seen: datetime | None = None,
 ) -> str:
@@ -102,6 +104,8 @@ def job_html(
     ----------
     place
         Class of an empty element in which a live notebook may offer to run failed items again.
+    has_buttons
+        Whether the live view has buttons.
     keeps_buttons
         Whether the live view stays when the job is over, with its button for failed items.
     seen
@@ -109,8 +113,14 @@ def job_html(
     """
     printed = [f"[{p.item}] {line}" for p in picture.output for line in p.text.splitlines()]
     output = "\n".join(printed)
-    more = {"output": output, "place": place, "keeps_buttons": keeps_buttons, "seen": seen}
-    return _render("job.html", job=picture, **more)
+    return _render(
+        "job.html",
+        job=picture,
+        output=output,
+        place=place,
+        has_buttons=has_buttons and (keeps_buttons or not picture.is_over),
+        seen=seen,
+    )
 
 
 def _now() -> datetime:

@@ -7,8 +7,6 @@ own threads and files use, too: it has no public way.
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -30,7 +28,7 @@ from ..client.queue import TaskQueue
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
 from ..errors import NbstreamqError
-from .html import HTML_OF, future_html, job_html
+from .html import HTML_OF, future_html, job_html, saved_html
 from .live import FRAME, MAX_DRAWING, REFRESH, JobWidget, LiveQueue
 from .view import CallsView, JobView, view_of_wait
 
@@ -192,10 +190,28 @@ def _follow(
 
 def show_wait(session: Session, what: Outstanding, waits: Waits) -> Display | None:
     """Show what a cell waits for in its output, unless it is displayed already."""
-    output = _cell_now()
-    if output is None or what in _followed:
+    context, output = safe_get_context(), _cell_now()
+    if context is None or output is None or what in _followed:
         return None
-    return ShownWait(view_of_wait(session, what, waits), len(output))
+    view = view_of_wait(session, what, waits)
+    if _is_saved():
+        return SavedWait(view, len(output))
+
+    run = context.execution_context
+
+    def is_over() -> bool:
+        if isinstance(what, JobTable):
+            return what.is_over
+        # The cell may make further calls of the function as long as it runs.
+        return view.is_over and context.execution_context is not run
+
+    def draw() -> str:
+        return job_html(view.picture(), has_buttons=False)  # the cell keeps marimo from hearing
+
+    # A widget changes by itself. To replace the output after the cell has ended would take away
+    # the value of the cell, or its error.
+    marimo.output.append(_follow(JobWidget(html=draw()), draw, is_over, WAIT_FRAME))
+    return None
 
 
 def _cell_now() -> CellOutputList | None:
@@ -205,44 +221,24 @@ def _cell_now() -> CellOutputList | None:
     return None if cell is None else cell.output
 
 
-class ShownWait(Display):
-    """The progress of a wait, as a part of the output of the cell that waits."""
+class SavedWait(Display):
+    """How a wait ended, as a part of the output of the cell that waits; nobody sees it before."""
 
     def __init__(self, view: JobView | CallsView, at: int) -> None:
         self._view, self._at = view, at
-        self._drawn_at = -math.inf
-        self._lock = threading.Lock()
-        self._is_due = False
 
     def draws_after(self) -> float:
-        return 0.0  # each wait may be the last one, and then its end is to be shown
+        return 0.0  # each wait may be the last one
 
     def draw(self) -> None:
-        if time.monotonic() >= self._drawn_at + WAIT_FRAME:
-            self._draw_now()
-
-    def _draw_now(self) -> None:
-        self._drawn_at = time.monotonic()
-        html = marimo.Html(job_html(self._view.picture()))
-        marimo.output.replace_at_index(html, self._at)
+        """Draw nothing while the wait lasts."""
 
     def end(self) -> None:
-        if _is_saved() or (isinstance(self._view, JobView) and self._view.is_over):
-            self._draw_now()
-            return
-        # Many short waits would draw it as many times.
-        with self._lock:
-            is_due, self._is_due = self._is_due, True
-        if not is_due:
-            marimo.Thread(target=self._draw_later, name="nbstreamq-view", daemon=True).start()
-
-    def _draw_later(self) -> None:
-        time.sleep(WAIT_FRAME)
-        with self._lock:
-            self._is_due = False
-        if not marimo.current_thread().should_exit:  # the cell has not begun to run again
-            with contextlib.suppress(ReferenceError):  # nobody has the job any longer
-                self._draw_now()
+        n_over = -1
+        # What ends while this draws is not waited for.
+        while (picture := self._view.picture()).n_over > n_over:
+            n_over = picture.n_over
+            marimo.output.replace_at_index(marimo.Html(saved_html(picture)), self._at)
 
 
 def _is_saved() -> bool:

@@ -34,6 +34,8 @@ LONG_ITEM = 0.5
 LONG_WAIT = 60.0
 #: Reports that the duration of items is the mean of. More follow a change more slowly.
 N_DURATIONS = 100
+#: Seconds that a job must have taken whose rate is told when it is over.
+MIN_SECONDS = 0.01
 #: Calls that must have ended before the mean of their rate is told.
 MIN_ENDED = 10
 #: Seconds between two questions about the workers.
@@ -511,7 +513,8 @@ class JobView:
     def _rate(self, now: float, n_run: int) -> float:
         """Return items a second: of late, or of the whole job when it is over."""
         if self._ended is not None:
-            return n_run / max(1e-3, self._ended - self._begun)
+            seconds = self._ended - self._begun
+            return n_run / seconds if seconds >= MIN_SECONDS else 0.0
         self._samples.append((now, n_run))
         while now - self._samples[0][0] > RATE_WINDOW and len(self._samples) > 2:
             self._samples.popleft()

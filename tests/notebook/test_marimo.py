@@ -122,9 +122,15 @@ def _(q, time):
     def pause(seconds):
         time.sleep(seconds)
 
-    for _ in q.map(pause, [0.8] * 4, chunksize=1):
+    for _ in q.map(pause, [1.2] * 4, chunksize=1):
         pass
     _done = [future.result() for future in [q.submit(pause, 0.2) for _ in range(30)]]
+    return
+
+
+@app.cell
+def _(q, time):
+    f"sleep returned {q.submit(time.sleep, 1.2).result()}"
     return
 
 
@@ -255,19 +261,26 @@ def test_an_app_shows_jobs_and_waits_and_cancels_by_its_slider(folder, page, wai
         page.goto(url)
 
         # When a cell waits, I expect to see how far it is
-        expect(page.locator(VIEW.format("pause"))).to_contain_text("of 4 done", timeout=60_000)
+        expect(page.locator(VIEW.format("pause")).first).to_contain_text(
+            "of 4 done", timeout=60_000
+        )
         calls = page.locator(VIEW.format("pause")).nth(1)
         expect(calls).to_contain_text("of 30 done", timeout=30_000)
         shoot(page, "app.png")
         expect(calls).to_contain_text("30 of 30 done", timeout=30_000)
         view = page.locator(VIEW.format("slow"))
         expect(view).to_contain_text("3 of 3 done", timeout=30_000)
+        value = page.get_by_text("sleep returned None")
+        expect(value).to_be_visible(timeout=30_000)
 
         # When the slider moves, I expect the new job, live
         page.get_by_role("slider").first.press("ArrowRight")
         expect(view).to_contain_text("1 of 3 done", timeout=30_000)
         view.get_by_role("button", name="Cancel").click()
         expect(view).to_contain_text("2 cancelled", timeout=30_000)
+
+        # When a cell that waited has a value, I expect it to stay
+        expect(value).to_be_visible()
 
 
 @pytest.mark.slow
@@ -284,3 +297,4 @@ def test_an_exported_notebook_holds_the_finished_pictures(folder):
     assert "sweep" in page
     assert page.count("4 of 4 done") == 1  # what a cell waited for
     assert page.count("30 of 30 done") == 1
+    assert "sleep returned None" in page  # the value of a cell that waited
