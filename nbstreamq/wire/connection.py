@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from socket import SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET, socket
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from hiredis import PushNotification, Reader, pack_command
@@ -411,6 +411,10 @@ REFUSAL_TIMEOUT = 0.2
 #: Seconds to poll for a reply before sleeping, because waking up takes a while. Longer
 #: wastes processor time. With one core the server would have to wait for us.
 SPIN = 0.0003 if n_cores() > 1 else 0.0
+#: Seconds for which others may keep the processor when it is yielded to them. If they keep it for
+#: longer, no connection of this process spins for `CALM` seconds: one that sleeps is woken at once
+#: by its reply. Longer spins beside busy processes; shorter sleeps though nobody is busy.
+CROWDED, CALM = 0.0002, 1.0
 #: Bytes from which the server may refuse to carry a message: its limits are 1 MB or more.
 LARGE_BYTES = 2**19
 #: How often in a row the server must cut the connection, a fresh one each time, before we blame
@@ -436,6 +440,8 @@ class Wire:
     scripts
         Texts of the Lua scripts to load when the server does not know one.
     """
+
+    _calm_until: ClassVar[float] = 0.0
 
     def __init__(self, client: Client, slot_key: str, scripts: Sequence[str]) -> None:
         self._client: Any = client
@@ -540,9 +546,13 @@ class Wire:
 
     def spin(self, seconds: float = SPIN) -> bool:
         """Look for a reply without sleeping; return whether there is one."""
-        until = time.monotonic() + seconds
-        while not (found := self._poll.poll(0)) and time.monotonic() < until:
+        now = time.monotonic()
+        until = now + seconds if now > Wire._calm_until else 0.0
+        while not (found := self._poll.poll(0)) and now < until:
             os.sched_yield()  # the server may need this core to answer
+            before, now = now, time.monotonic()
+            if now > before + CROWDED:
+                Wire._calm_until = now + CALM
         return bool(found)
 
     def wait(self, seconds: float, *others: socket) -> bool:

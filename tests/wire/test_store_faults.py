@@ -1,5 +1,6 @@
 """What the Store does when the server is away, forgets, or says no."""
 
+import os
 import signal
 import threading
 import time
@@ -179,6 +180,26 @@ def test_a_server_that_does_not_reply_is_unreachable_in_time(client, queue_name)
         wire.call(("BLPOP", Keys(queue_name).meta, 0), timeout=0.2)
     assert 0.2 <= time.monotonic() - began < 2
     assert wire.call(("EXISTS", Keys(queue_name).meta)) == [0]
+    wire.close()
+
+
+def test_who_waits_sleeps_while_other_processes_are_busy(client, queue_name, monkeypatch):
+    yields = []
+
+    def slow_yield():  # Another process keeps the processor.
+        yields.append(time.sleep(0.001))
+
+    wire = Wire(client, Keys(queue_name).meta, [])
+    wire.call(("PING",))
+    monkeypatch.setattr(os, "sched_yield", slow_yield)
+    monkeypatch.setattr(Wire, "_calm_until", 0.0)
+    # When the first yield takes long, I expect none for a while, and replies all the same
+    assert not wire.spin(0.01)
+    n = len(yields)
+    assert n
+    assert not wire.spin(0.01)
+    assert wire.call(("PING",), spin=0.01) == [b"PONG"]
+    assert len(yields) == n
     wire.close()
 
 
