@@ -472,6 +472,7 @@ class Wire:
         meanwhile: Callable[[], object] | None = None,
         on_first: Callable[[Any], None] | None = None,
         may_be_large: bool = False,
+        is_sent: bool = False,
     ) -> list[Any]:
         """Send `commands` in one go and return their replies, as bytes, ints, lists and None.
 
@@ -488,6 +489,8 @@ class Wire:
             long.
         may_be_large
             Whether the replies may exceed the server's limits.
+        is_sent
+            Whether `send` has sent them. It may have sent others since then.
 
         Raises
         ------
@@ -498,15 +501,18 @@ class Wire:
         ServerUnreachable
             The connection failed. It is unknown whether the commands were carried out.
         """
-        self.send(*commands, timeout=timeout, may_be_large=may_be_large)
+        if not is_sent:
+            self.send(*commands, timeout=timeout, may_be_large=may_be_large)
         try:
+            if is_sent and self._connection is None:
+                raise ConnectionError("connection closed")
             if meanwhile is not None:
                 meanwhile()
             replies = self._read(len(commands), spin, on_first)
             if self._cuts:
                 self._cuts.pop(self._key, None)
             if ReplyError in map(type, replies):
-                self._run_unknown_scripts(commands, replies, timeout, on_first)
+                self._run_unknown_scripts(commands, replies, timeout, on_first, is_last=not is_sent)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -530,7 +536,10 @@ class Wire:
     def send(
         self, *commands: Command, timeout: float = REPLY_TIMEOUT, may_be_large: bool = False
     ) -> None:
-        """Send commands whose replies `receive` returns later; parameters as those of `call`."""
+        """Send commands whose replies `receive` or `call` returns later.
+
+        Parameters are those of `call`.
+        """
         try:
             if self._connection is None:
                 self._open()
@@ -647,9 +656,19 @@ class Wire:
         replies: list[Any],
         timeout: float,
         on_first: Callable[[Any], None] | None,
+        *,
+        is_last: bool,
     ) -> None:
-        """Repeat only the commands whose script was unknown: the others must not run twice."""
+        """Repeat only the commands whose script was unknown: the others must not run twice.
+
+        Parameters
+        ----------
+        is_last
+            Whether nothing was sent since then, whose replies would come first.
+        """
         missed = [i for i, r in enumerate(replies) if type(r) is ReplyError and r.is_about_scripts]
+        if missed and not is_last:
+            raise ConnectionError("the server has forgotten a script")
         if missed:
             self._load_scripts()
             self.send(*(commands[i] for i in missed), timeout=timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ CHUNKED = ("map", "starmap")
 #: Seconds of work that a job has in its lane for each worker, and how many chunks that are at most.
 #: More saves requests where the work is short; less leaves the lane to other jobs sooner.
 WORK_AHEAD, MOST_AHEAD = 0.005, 512
+#: Round trips in which a worker far away runs what it has in hand: one until it asks for more, one
+#: until that is there. More evens out slow replies; less leaves more to other workers.
+TRIPS_AHEAD = 3.0
 
 
 class Delivery(msgspec.Struct, kw_only=True):
@@ -134,8 +138,16 @@ class Settlement(msgspec.Struct, kw_only=True):
             self.successors.append(Requeue(task=task.again(half), when="idle"))
 
 
-def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer) -> Command:
-    """Return the call of ``settle.lua`` for `settlements`."""
+def settle_command(
+    settlements: Sequence[Settlement], keys: Keys, signer: Signer, distance: float = 0.0
+) -> Command:
+    """Return the call of ``settle.lua`` for `settlements`.
+
+    Parameters
+    ----------
+    distance
+        Seconds of a round trip, if the worker takes its next tasks so much ahead.
+    """
     table: dict[str, int] = {}  # each key -> its index in the script's KEYS
     index = table.setdefault
     args: list[Any] = []
@@ -151,7 +163,7 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
         else:
             args.append("")
         if delivery.task.call in CHUNKED:
-            args += (job, _n_ahead(s))
+            args += (job, _n_ahead(s, distance))
             args += [index(key, len(table)) for key in chunk_keys(keys, job, delivery.lane)]
         else:
             args.append("")
@@ -177,13 +189,15 @@ def settle_command(settlements: Sequence[Settlement], keys: Keys, signer: Signer
     return scripts.settle(keys, table, args)
 
 
-def _n_ahead(settlement: Settlement) -> int:
+def _n_ahead(settlement: Settlement, distance: float) -> int:
     """Return how many chunks of the same job a worker is to have: more if they are short work."""
     least = n_concurrent(settlement.delivery.task)
+    seconds = max(1e-6, sum(event.seconds for event in settlement.events))
+    if distance:
+        return min(MOST_AHEAD, least + math.ceil(TRIPS_AHEAD * distance / seconds))
     if settlement.successors:
         return least
-    seconds = sum(event.seconds for event in settlement.events)
-    return max(least, min(MOST_AHEAD, int(WORK_AHEAD / max(seconds, 1e-6))))
+    return max(least, min(MOST_AHEAD, int(WORK_AHEAD / seconds)))
 
 
 def n_concurrent(task: Task) -> int:

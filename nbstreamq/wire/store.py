@@ -141,6 +141,8 @@ class Store:
         self._owners_missing = set[str]()
         #: Whether a task was refused since this was last set to false.
         self.has_refused = False
+        #: Seconds of a round trip, if a worker takes tasks ahead through this connection.
+        self.distance = 0.0
         self._tidied = time.monotonic()
 
     def clone(self) -> Store:
@@ -415,10 +417,12 @@ class Store:
         """
         asked = (tuple(lanes), worker, count, block)
         read, names = self._read_commands.get(asked) or self._read_command(*asked)
-        # `cancelled` is read after the wait, in the same request.
-        settle = (settle_command(settlements, self.keys, self._signer),) if settlements else ()
+        settle: tuple[Command, ...] = ()
+        if settlements:
+            settle = (settle_command(settlements, self.keys, self._signer, self.distance),)
         try:
             *settled, reply, version = self._wire.call(
+                # `cancelled` is read after the wait, in the same request.
                 *(*settle, read, self._ask_version),
                 timeout=(block or 0) + REPLY_TIMEOUT,
                 spin=spin,
@@ -438,6 +442,40 @@ class Store:
         if not is_trusted:
             raise self._mismatch()
         return deliveries
+
+    def begin_take(
+        self, settlements: Sequence[Settlement], lanes: Sequence[str], worker: str, count: int
+    ) -> Callable[[Store], tuple[list[int], list[Delivery]]]:
+        """Send what `take` sends, without waiting for tasks; `count` may be 0: read none.
+
+        Returns
+        -------
+        callable
+            Waits for the reply, and returns what `settle` and `take` return. It is given a `Store`
+            with another connection, for further questions: behind this request others may be sent.
+        """
+        read, names = self._read_command(tuple(lanes), worker, count, None)
+        commands: list[Command] = [read, self._ask_version] if count else []
+        if settlements:
+            commands[:0] = [settle_command(settlements, self.keys, self._signer, self.distance)]
+        self._wire.send(*commands, may_be_large=True)
+
+        def receive(other: Store) -> tuple[list[int], list[Delivery]]:
+            try:
+                replies = self._wire.call(*commands, may_be_large=True, is_sent=True)
+            except ServerRefused as error:
+                raise self._lanes_lost(error) from error
+            settled: list[int] = replies.pop(0) if settlements else []
+            other._note_copies(settlements, settled)
+            if not (count and replies[0]):
+                return settled, []
+            found = replies[0].items() if type(replies[0]) is dict else replies[0]
+            taken, is_trusted = other._deliver([(names[k], v) for k, v in found], replies[1])
+            if not is_trusted:
+                raise self._mismatch()
+            return settled, taken
+
+        return receive
 
     def _lanes_lost(self, error: ServerRefused) -> Exception:
         """Return what a refused read says: that the lanes are gone, or what the server said."""
@@ -470,11 +508,15 @@ class Store:
 
     def held(self, lanes: Sequence[str], worker: str) -> list[Delivery]:
         """Return what `worker` was given and has not settled."""
-        found = []
-        for lane in lanes:
-            key = self.keys.lane(lane)
-            pending = [entry[0] for entry in self._pending(key, "-", "+", 10_000, worker)]
-            found.append((lane, self._entries(key, pending)))
+        keys, which = [self.keys.lane(lane) for lane in lanes], ("-", "+", 10_000, worker)
+        try:
+            pending = self._wire.call(*(("XPENDING", key, GROUP, *which) for key in keys))
+        except ServerRefused:  # A lane is not there.
+            pending = [self._pending(key, *which) for key in keys]
+        found = [
+            (lane, self._entries(key, [entry[0] for entry in entries]))
+            for lane, key, entries in zip(lanes, keys, pending, strict=True)
+        ]
         return self._deliver(found, self._wire.call(self._ask_version)[0])[0]
 
     def _entries(self, stream: str, ids: Sequence[bytes]) -> list[tuple[bytes, Fields]]:

@@ -36,6 +36,7 @@ from ..wire.settlement import Delivery, Requeue, Settlement
 from ..wire.signing import Signer
 from ..wire.store import Store
 from ..worker_context import WorkerContext
+from .ahead import Ahead
 from .cache import Values
 from .checkpoints import Checkpoints
 from .coroutines import Coroutines
@@ -165,6 +166,7 @@ class TaskWorker:
         self._store, self._slot = store, slot
         self._settled_cache, self._turn = settled, turn
         self._checkpoints = Checkpoints(store.clone())
+        self._ahead = Ahead(store.clone(), worker)
         #: The lanes that it serves; and with those of homes among them, as far as there are any.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
@@ -257,6 +259,7 @@ class TaskWorker:
                 self._set_up(Delivery(lane=self._served[0], entry_id=b"0-0", task=task))
         self._find_used_lanes()
         self._set_slice()
+        self._ahead.measure(self._store)
         self._slot.set_state(State.BUSY)
 
     def _set_up(self, delivery: Delivery) -> None:
@@ -274,9 +277,13 @@ class TaskWorker:
                 self._tend()
                 self._work_beside_coroutines()
                 self._leave_if_worn()
+            elif self._ahead.distance:
+                self._round_ahead()
             else:
                 self._round()
             self._fault_pause = FAULT_PAUSE[0]
+        with self._talking:
+            self._receive_replies(self._store)
 
     def _round(self) -> None:
         """Take tasks, which settles the last ones; run each; adapt how many to take next time."""
@@ -308,9 +315,56 @@ class TaskWorker:
                 began += time.monotonic() - flushing  # Requests are no work.
         self._adapt(n, time.monotonic() - began)
 
+    def _round_ahead(self) -> None:
+        """Run one task; what is over is settled meanwhile, and more are taken.
+
+        The rounds of a worker that is far away from the server.
+        """
+        if self._looks:
+            self._look_again(self._store)
+        if was_idle := not self._batch:
+            self._wait_and_take()
+        if not self._batch:
+            self._was_full = False
+            return
+        self._monitor.n_batches += 1
+        if self._monitor.sleeps:
+            self._monitor.wake()
+        is_more = self._ahead.requests or len(self._batch) > 1 or self._was_late
+        if is_more or self._batch[0].task.call != "apply":
+            self._turn.pass_on()
+            if was_idle:
+                self._turn.spread()
+            self._exchange()
+        else:  # There is probably nothing to take behind a lone call.
+            self._turn.keep(time.monotonic())
+        if delivery := self._work_next():
+            self._learn(delivery)
+            if self._batch:
+                self._look_for_more_urgent(delivery.lane)
+
+    def _exchange(self) -> None:
+        """Read the replies that have come; then send the next request."""
+        while self._ahead.requests and self._ahead.has_answer:
+            self._receive()
+        if not self._ahead.requests:
+            self._ask_ahead()
+
+    def _learn(self, delivery: Delivery) -> None:
+        """Learn from what has run how many tasks to take."""
+        with self._lock:
+            last = self._settled[-1:]  # unless the monitor has settled it
+        if last and last[0].delivery is delivery:
+            self._ahead.learn(last[0])
+        is_lone = self._has_idled and not self._ahead.requests
+        self._count = 1 if is_lone else max(1, self._ahead.n_to_take(delivery.task.job))
+        self._was_full = False
+
     def _tend(self) -> None:
         """Run coroutines until a delivery is over, or for a moment; settle, and take more."""
         coroutines = self._coroutines
+        if self._ahead.requests:
+            self._receive()
         self._slot.words[STATE] = State.BUSY
         if self._looks:
             self._look_again(self._store)
@@ -474,6 +528,13 @@ class TaskWorker:
 
     def _wait_and_take(self) -> None:
         """Settle results, and wait for the next tasks: on the server if it is our turn."""
+        if self._ahead.requests:
+            if self._settled:  # This must not wait for that reply.
+                self._ask_ahead()
+            while self._ahead.requests and not self._batch:
+                self._receive()
+            if self._batch:
+                return
         if self._was_full:
             self._find_lanes()
             # More may wait, and more urgently in a lane that is new.
@@ -494,7 +555,7 @@ class TaskWorker:
             self._take((), self._count, block)
         finally:
             self._slot.words[STATE] = State.BUSY
-        self._has_idled = self._flushed - began > IDLE
+        self._has_idled = self._flushed - began > IDLE + 1.5 * self._ahead.distance
         self._was_late = self._was_parked and not self._has_idled
         self._was_parked = False
         if not self._batch:
@@ -516,6 +577,55 @@ class TaskWorker:
                     wait(block)
         finally:
             self._slot.words[STATE] = State.BUSY
+
+    def _ask_ahead(self) -> None:
+        """Settle results and take waiting tasks, without waiting for the reply."""
+        ahead = self._ahead
+        self._find_lanes()
+        with self._talking:
+            with self._lock:
+                batch, settled = list(self._batch), self._settled
+                self._settled = []
+            try:
+                job = batch[0].task.job if batch else ahead.job
+                count = ahead.n_to_take(job, batch[1:])
+                if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
+                    self._add_unattributed_output(settled)
+                if settled or count:
+                    ahead.ask(settled, self._lanes, count)
+            except BaseException:
+                self._lose(settled)
+                raise
+
+    def _receive(self) -> None:
+        """Read the reply to the oldest request of `_ask_ahead`."""
+        with self._talking:
+            self._receive_replies(self._store, 1)
+        if self._moves:
+            self._move_all(self._store)
+
+    def _receive_replies(self, store: Store, most: int = sys.maxsize) -> None:
+        """Read the replies to requests that are under way, while `_talking` is held."""
+        try:
+            while self._ahead.requests and most:
+                most -= 1
+                settled, replies, taken = self._ahead.receive(store)
+                self._drop_states(settled, replies)
+                with self._lock:
+                    self._accept(taken)
+                self._flushed = time.monotonic()
+        except BaseException:
+            self._lose([])
+            raise
+
+    def _lose(self, settled: list[Settlement]) -> None:
+        """Note that a request has failed.
+
+        The server may have settled these: a second time does nothing. And it may have sent tasks.
+        """
+        self._lost = True
+        with self._lock:
+            self._settled = [*self._ahead.give_up(), *settled, *self._settled]
 
     def _take(self, lanes: Sequence[str], count: int, block: float | None = None) -> None:
         """Settle results and take waiting tasks, in one request.
@@ -566,11 +676,7 @@ class TaskWorker:
                     self._accept(taken)
                 self._flushed = time.monotonic()
             except BaseException:
-                # The server may have settled these: a second time does nothing. And it may have
-                # sent tasks.
-                self._lost = True
-                with self._lock:
-                    self._settled = settled + self._settled
+                self._lose(settled)
                 raise
         if self._moves:
             self._move_all(self._store)
@@ -650,10 +756,7 @@ class TaskWorker:
                 self._drop_states(settled, store.settle(settled))
                 self._flushed = time.monotonic()
             except BaseException:
-                # As in `_take`.
-                self._lost = True
-                with self._lock:
-                    self._settled = settled + self._settled
+                self._lose(settled)
                 raise
 
     def _drop_states(self, settled: Sequence[Settlement], replies: Sequence[int]) -> None:
@@ -692,8 +795,12 @@ class TaskWorker:
         self._n_helps_seen = self._n_helps
 
     def _free(self, store: Store) -> None:
+        with self._talking:
+            self._receive_replies(store)
         self._look_again(store)
-        self.release_batch()
+        running = self.execution.running[-1:]
+        if not (running and self._ahead.keeps(time.monotonic() - running[0][1])):
+            self.release_batch()
         self.flush(store)
         if self._moves:
             self._move_all(store)
@@ -731,6 +838,7 @@ class TaskWorker:
     def _recover(self, store: Store) -> None:
         """Take tasks that a lost reply contained: they are ours, and nobody else runs them."""
         with self._talking:
+            self._receive_replies(store)
             found = store.held(self._lanes, self.id)
             with self._lock:
                 coroutines = (chunk.delivery for chunk in self._coroutines.chunks)
@@ -884,10 +992,11 @@ class TaskWorker:
         return wait(0.0)
 
     def _help_once(self, served: Collection[str]) -> bool:
-        # Tasks that came with the waiting one may be less deep: leave these to other workers.
-        self.release_batch()
-
         def take() -> None:
+            # Tasks that came with the waiting one may be less deep: leave these to other workers.
+            with self._talking:
+                self._receive_replies(self._store)
+            self.release_batch()
             self._find_lanes()
             self._take([lane for lane in self._lanes if base_lane(lane) in served], 1)
 

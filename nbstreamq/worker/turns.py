@@ -68,13 +68,19 @@ class Turns:
         while parked and (last := max(parked)):
             place = parked.index(last)
             words[_HOLDER], words[_RUNS] = place + 1, 0
-            # Else it has gone on by itself, and may run a long task before it sees this.
-            if self._times[_PARKED + place]:
-                self._times[_PARKED + place] = 0.0
-                with suppress(OSError):  # It may have just died, or changed its user in a task.
-                    os.kill(words[_PIDS + place], WAKE)
-                    return
+            if self._wake_up(place):
+                return
             parked[place] = words[_HOLDER] = 0
+
+    def _wake_up(self, place: int) -> bool:
+        """Wake a worker; return whether it was parked, and lives."""
+        # Else it has gone on by itself, and may run a long task before it sees this.
+        if self._times[_PARKED + place]:
+            self._times[_PARKED + place] = 0.0
+            with suppress(OSError):  # It may have just died, or changed its user in a task.
+                os.kill(self._words[_PIDS + place], WAKE)
+                return True
+        return False
 
 
 class Turn(Turns):
@@ -129,6 +135,15 @@ class Turn(Turns):
         if self._words[_HOLDER] == self._me:
             self._words[_HOLDER] = 0
             self._give()
+
+    def spread(self) -> None:
+        """Wake two that are parked, to look into the lanes: each look takes a round trip.
+
+        One after another, many workers would wait for many round trips if the server is far away.
+        """
+        for _ in range(2):
+            if last := max(parked := self._parked(), default=0.0):
+                self._wake_up(parked.index(last))
 
     @contextmanager
     def parked(self) -> Iterator[Callable[[float], object]]:

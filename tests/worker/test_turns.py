@@ -80,3 +80,12 @@ def test_a_worker_that_died_loses_it(turns):
         watch.drop(2)
         watch.drop(0)
         assert (b.take(), a.take()) == (True, False)
+
+
+def test_far_from_the_server_two_look_at_a_time(turns):
+    (a, b, c), _ = turns
+    assert a.take()
+    with b.parked(), c.parked():
+        a.spread()
+        assert not any(a._parked())
+        assert (b.take(), c.take()) == (False, False), "they look, and only one waits there"
