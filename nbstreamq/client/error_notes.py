@@ -92,6 +92,8 @@ class Payload(NamedTuple):
         return parts[0] if self.call == "map" else f"{name}({', '.join(parts)})"
 
 
+#: Most notes about tasks that an error has passed through: one for each that waits for another.
+MOST_NOTES = 10
 #: Most characters of a call in a note.
 MAX_CALL = 120
 #: Most bytes of arguments that are unpickled again to describe them. More delays the error.
@@ -159,13 +161,20 @@ def _complete_certificate(error: WorkerLost, item: int, name: str, payload: Payl
 def _add_note(
     error: BaseException, item: int, job: str, call: str, report: RunInfo | Event
 ) -> None:
-    """Add the note, unless another item of the job has the same exception object."""
+    """Add the note, unless another item of the job has the same exception object.
+
+    The last of `MOST_NOTES` is replaced: then the first ones say where the error comes from, and
+    that one what the user has called.
+    """
     notes = [n for n in getattr(error, "__notes__", ()) if isinstance(n, str)]
     start = f"in task {job}-"
     if any(start in note for note in notes):
         return
     verb = "Came out of" if any(n.startswith("The task was done;") for n in notes) else "Raised in"
     where = f"worker {report.worker}, attempt {report.attempt}"
+    ours = [note for note in notes if " in task " in note]
+    if len(ours) >= MOST_NOTES:
+        error.__notes__.remove(ours[-1])
     # Not error.add_note(): its class may have another idea of that.
     BaseException.add_note(error, f"{verb} task {job}-{item} ({call}) on {where}.")
 

@@ -484,15 +484,9 @@ class Session:
     def help_until(
         self, wait: Callable[[float], bool], timeout: float | None, lanes: Collection[str]
     ) -> None:
-        """Run other tasks while this one waits; cancel what it submitted if it is stopped."""
-        worker = WorkerContext.current
-        if worker is None:
-            return
-        try:
-            worker.help_until(wait, timeout, lanes)
-        except BaseException:
-            _cancel_calls(worker.task())
-            raise
+        """Run other tasks while this one waits, inside a worker."""
+        if WorkerContext.current is not None:
+            WorkerContext.current.help_until(wait, timeout, lanes)
 
     # -- why a wait may never end --------------------------------------------------------------
 

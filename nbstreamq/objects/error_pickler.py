@@ -5,6 +5,7 @@ Imported late, because cloudpickle is slow to import.
 
 from __future__ import annotations
 
+import functools
 import io
 from types import FrameType, FunctionType, TracebackType
 from typing import Any
@@ -15,6 +16,13 @@ from .pickler import Pickler, Rehearsal
 
 #: One frame: file, function, line, first line of the function, `__name__` of its globals.
 _FrameRecord = tuple[str, str, int, int, str]
+#: Most frames of other tasks in a traceback, half of them outermost. An error passes through all
+#: tasks that wait for each other, and each adds its frames: more take longer at each of them.
+MOST_FRAMES = 100
+#: Stands for the frames in between.
+_LEFT_OUT: _FrameRecord = ("<frames in between were left out>", "...", 1, 1, "")
+#: A global of the frames that are made here.
+_MADE = "__made_by_nbstreamq__"
 #: Id of an object that was pickled by itself -> the object, and why that failed; empty if it did
 #: not fail. The object is held, because its id would be reused if it were gone.
 Tried = dict[int, tuple[object, str]]
@@ -235,7 +243,7 @@ def _set(error: BaseException, name: str, value: Any) -> None:
 
 def _frames_of(trace: TracebackType) -> list[_FrameRecord]:
     """Return the frames of a traceback, without those of nbstreamq at its top."""
-    frames = []
+    frames, n_made = [], 0
     todo: TracebackType | None = trace
     while todo is not None:
         frame = todo.tb_frame
@@ -243,10 +251,14 @@ def _frames_of(trace: TracebackType) -> list[_FrameRecord]:
         line = todo.tb_lineno or code.co_firstlineno
         name = str(frame.f_globals.get("__name__", ""))
         frames.append((code.co_filename, code.co_name, line, code.co_firstlineno, name))
+        n_made += _MADE in frame.f_globals
         todo = todo.tb_next
     first = next((i for i, f in enumerate(frames) if not f[0].startswith(OWN_FOLDER)), 0)
     # Also in between: tasks that a coroutine starts run through the worker's code.
-    return [f for f in frames[first:] if not f[0].startswith(f"{OWN_FOLDER}worker/")] or frames
+    shown = [f for f in frames[first:] if not f[0].startswith(f"{OWN_FOLDER}worker/")] or frames
+    if n_made > MOST_FRAMES + 1:
+        shown[-n_made + MOST_FRAMES // 2 : -MOST_FRAMES // 2] = [_LEFT_OUT]
+    return shown
 
 
 def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:
@@ -258,6 +270,7 @@ def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:
     return made
 
 
+@functools.lru_cache(maxsize=128)
 def _make_frame(filename: str, function: str, line: int, first: int, module: str) -> FrameType:
     """Return a frame at a line, from code that is made to raise there.
 
@@ -269,7 +282,7 @@ def _make_frame(filename: str, function: str, line: int, first: int, module: str
     code = code.replace(co_name=function, co_qualname=function)
     code = code.replace(co_firstlineno=first, co_linetable=table)
     try:
-        exec(code, {"__name__": module, "__file__": filename})  # noqa: S102 - it is our own code
+        exec(code, {"__name__": module, "__file__": filename, _MADE: True})  # noqa: S102 - our code
     except StopIteration as error:
         trace = error.__traceback__
     assert trace is not None  # noqa: S101 - it was raised two lines up

@@ -49,9 +49,10 @@ def stop_error(task: Task, item: int, why: Stop) -> TimeLimitExceeded | NestedTo
     task_id = task.id_of(item)
     return NestedTooDeep(
         f"Task {task_id} ({task.name}) waits for tasks that it has submitted, and every worker does"
-        f" the same. At most {MOST_STAND_INS} more workers are started for waits in asyncio and in"
-        " other threads. Nest fewer tasks, wait with future.result() in the task's main thread, or"
-        " run more workers.",
+        f" the same. At most {MOST_STAND_INS} more workers are started for tasks that wait in"
+        " asyncio or in other threads, or that are nested hundreds of levels deep. Pass futures as"
+        " arguments in place of waiting for them, wait with future.result() in the task's main"
+        " thread, or run more workers.",
         task=task_id,
     )
 

@@ -977,8 +977,10 @@ class TaskWorker:
                 if time.monotonic() >= deadline:
                     return
                 self.runner.check_stop()
-                self._n_helps += 1
-                helped = not self._leaving and self._help_once(served)
+                helped = False
+                if not self._leaving:
+                    self._n_helps += 1
+                    helped = self._help_once(served)
                 pause = HELP_PAUSE[0] if helped else min(2 * pause, HELP_PAUSE[1])
 
         self.runner.help(run_others)

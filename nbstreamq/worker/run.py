@@ -19,6 +19,7 @@ from ..tracebacks import trace_of
 from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Options, Task
 from ..wire.settlement import Delivery
+from ..worker_context import WorkerContext
 from .limits import stop_error
 from .output import Output
 from .process_groups import has_started
@@ -399,7 +400,7 @@ class Runner:
         run = Run(started=started)
         # Not by isinstance(), which asks an error of user code for its class.
         if type(error) is Stopped and error.serial == self._slot.words[at + SERIAL]:
-            self._clean_up_after_stop(at, started)
+            self._clean_up_after_stop(task, at, started)
             if error.why is Stop.HANDED_BACK:
                 run.rest, run.is_handed_back = ONE, True
             elif error.why is Stop.TOO_DEEP:
@@ -413,10 +414,14 @@ class Runner:
         run.fail(dump_raised(error, fn, task.id_of(0)))
         return run
 
-    def _clean_up_after_stop(self, at: int, started: float) -> None:
-        """Clean up after an item that was stopped; `started` is by the wall clock."""
+    def _clean_up_after_stop(self, task: Task, at: int, started: float) -> None:
+        """Clean up after an item that was stopped; `started` is by the wall clock.
+
+        Nobody waits for what it has submitted: that is cancelled.
+        """
         self._n_shields, self._is_put_off = 0, False
         self._slot.rest(at)
+        WorkerContext.cancel_calls(task)
         self._output.look()
         # Processes that it has started end with this one.
         self.is_torn = self.is_torn or has_started(time.time() - started)
@@ -493,7 +498,7 @@ class Runner:
                 _end_fork()
         except Stopped as stop:
             mine, self._serials[-1] = self._serials[-1], 0
-            self._clean_up_after_stop(work.at, work.run.started)
+            self._clean_up_after_stop(work.task, work.at, work.run.started)
             work.commit()
             if stop.serial != mine:
                 work.run.stopped = stop

@@ -595,7 +595,9 @@ class Supervisor:
                     worker.leave_by = time.monotonic() + self._settings.drain
         staying = [c for c in self._workers.values() if not c.leaving]
         surplus = len(staying) - self.n_workers - self._stand_ins(staying)
-        for worker in sorted(staying, key=lambda c: c.slot.state)[: max(0, surplus)]:
+        # One whose task waits is the last that leaves: it would free nothing.
+        order = sorted(staying, key=lambda c: (c.slot.state, c.slot.waits, -c.born))
+        for worker in order[: max(0, surplus)]:
             worker.leave()
         if time.monotonic() >= self._start_due:
             # A replacement waits for the device of the worker that leaves.

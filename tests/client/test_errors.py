@@ -22,7 +22,7 @@ from nbstreamq import (
     TimeLimitExceeded,
     WorkerLost,
 )
-from nbstreamq.client.error_notes import RunInfo, annotate
+from nbstreamq.client.error_notes import MOST_NOTES, RunInfo, annotate
 from nbstreamq.wire.item_ranges import ranges_of
 
 
@@ -443,6 +443,16 @@ class TestNote:
         inner, own = notes_of(future.exception(10))
         assert "divmod(3, 0)" in inner
         assert f"{future.id} (outer(3))" in own
+
+    def test_of_many_calls_inside_calls(self, shared_queue):
+        def down(n):
+            return shared_queue.submit(down, n - 1).result() if n else 1 / 0
+
+        notes = notes_of(shared_queue.submit(down, MOST_NOTES + 5).exception(20))
+        assert len(notes) == MOST_NOTES
+        assert "(down(0))" in notes[0]
+        assert "(down(1))" in notes[1]
+        assert f"(down({MOST_NOTES + 5}))" in notes[-1]
 
     def test_of_an_error_as_text(self, shared_queue):
         def fail(x):

@@ -11,6 +11,7 @@ import traceback
 import pytest
 
 from nbstreamq.errors import DeathCertificate, RemoteError, WorkerLost
+from nbstreamq.objects.error_pickler import MOST_FRAMES
 from nbstreamq.objects.functions import FunctionPickler
 from nbstreamq.objects.remote_errors import dump_error, load_error
 
@@ -260,6 +261,22 @@ def test_a_recursion_error_arrives_with_all_its_frames():
     error = there_and_back(caught(recurse))
     assert type(error) is RecursionError
     assert len(traceback.extract_tb(error.__traceback__)) > 500
+
+
+def test_an_error_that_passes_through_many_tasks_keeps_its_first_and_last_frames():
+    def fail():
+        raise ValueError
+
+    def wait(error):
+        raise error
+
+    error = there_and_back(caught(fail))
+    for _ in range(2 * MOST_FRAMES):
+        error = there_and_back(caught(lambda: wait(error)))
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    assert names[-1] == "fail"
+    assert names.count("...") == 1
+    assert MOST_FRAMES < len(names) < MOST_FRAMES + 10
 
 
 def test_a_long_chain_arrives_in_some_form():

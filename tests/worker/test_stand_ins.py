@@ -112,6 +112,38 @@ def test_too_deep_ends_with_an_error(one_worker):
     assert queue.submit(abs, -1).result(60) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_waits_in_the_main_thread_that_nest_too_deep_end_with_an_error(one_worker):
+    queue = one_worker
+
+    def count(n):
+        return 1 + in_the_main_thread(queue, count, n - 1) if n else 0
+
+    future = queue.submit(count, 1100)
+    with pytest.raises(NestedTooDeep, match="hundreds of levels deep"):
+        future.result(150)
+    assert queue.submit(abs, -1).result(60) == 1
+
+
+def test_a_task_that_is_cancelled_in_asyncio_cancels_what_it_submitted(
+    one_worker, gate, wait_until
+):
+    queue = one_worker
+
+    def inner():
+        gate("in").open()
+        try:
+            gate("never").wait(60)
+        finally:
+            gate("out").open()
+
+    future = queue.submit(lambda: in_asyncio(queue, inner))
+    wait_until(gate("in").is_open, 20, "the inner task in the stand-in")
+    assert future.cancel()
+    wait_until(gate("out").is_open, 20, "the end of the inner task")
+
+
 @pytest.fixture
 def other_worker(one_worker, server_url, queue_name, wait_until):
     """A second supervisor with one worker; both workers are there."""
