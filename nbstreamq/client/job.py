@@ -321,13 +321,21 @@ class Job(Generic[T]):
         """
         __tracebackhide__ = True
         timeout = check_timeout("timeout", timeout)
-        if self._feed and self._table.growing:
-            raise self._incomplete()
-        if not self._session.wait_until(self._table, self._table.check_over, timeout):
+        if not self._wait_for_all(timeout):
             raise TimeoutError(
                 f"Job {self.id} ({self._table.name}) goes on: {self._table.n_over} of"
                 f" {len(self)} are over after {timeout:g} s."
             )
+
+    def _wait_for_all(
+        self, timeout: float | None, is_given_up: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Wait until all calls are over, or the wait is given up; return whether it is one."""
+        __tracebackhide__ = True
+        if self._feed and self._table.growing:
+            raise self._incomplete()
+        table = self._table
+        return self._session.wait_until(table, lambda: table.is_over or is_given_up(), timeout)
 
     def _incomplete(self) -> NbstreamqError:
         return NbstreamqError(
@@ -423,7 +431,7 @@ class Job(Generic[T]):
     async def _awaited(self) -> list[T]:
         __tracebackhide__ = True
         if WorkerContext.current is None:
-            await asyncio.to_thread(self.wait)  # an error of a call would show the thread's frames
+            await self._wait_in_thread()
         else:  # A loop has few threads, and each of many coroutines may wait for a job.
             over = Future[None]()
             over.set_running_or_notify_cancel()
@@ -434,6 +442,14 @@ class Job(Generic[T]):
         except BaseException as error:
             shorten(error)
             raise
+
+    async def _wait_in_thread(self) -> None:
+        """Wait until all calls are over. The thread ends with the await: a loop waits for both."""
+        given_up = threading.Event()
+        try:
+            await asyncio.to_thread(self._wait_for_all, None, given_up.is_set)
+        finally:
+            given_up.set()
 
     def __aiter__(self) -> AsyncIterator[T]:
         """Iterate in an event loop; ``async for`` and ``for`` share one position."""

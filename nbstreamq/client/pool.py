@@ -60,12 +60,17 @@ class PoolResult(Generic[T]):
         try:
             return self._work.result(timeout)  # type: ignore[return-value]  # a list, of a job
         except TimeoutError:
-            if self.ready():  # the call raised it
-                raise
-        import multiprocessing  # slow to import
+            self._check_in_time(timeout)
+            raise  # the call raised it
 
-        raise multiprocessing.TimeoutError(f"No result after {timeout} s. The call goes on.")
+    def _check_in_time(self, timeout: float | None) -> None:
+        if not self.ready():
+            import multiprocessing  # slow to import
 
+            text = f"No result after {timeout} s. The call goes on."
+            raise multiprocessing.TimeoutError(text) from None
+
+    @concise
     def wait(self, timeout: float | None = None) -> None:
         """Return when the result is there, or after `timeout` seconds."""
         try:

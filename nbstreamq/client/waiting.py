@@ -183,6 +183,7 @@ class InterruptHandler:
         self.usual = usual
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        __tracebackhide__ = True  # IPython leaves such frames out
         if not PendingInterrupt.recent():
             if signal.getsignal(signal.SIGINT) is self:
                 signal.signal(signal.SIGINT, self.usual)

@@ -147,6 +147,17 @@ def test_time_out_cancels_the_call(queue, gate, what):
     assert queue.submit(abs, -1).result(10) == 1
 
 
+def test_a_loop_ends_while_an_awaited_job_goes_on(queue):
+    async def main(job):
+        async with asyncio.timeout(0.05):
+            await job
+
+    job = queue.options(delay=600).map(abs, [1])
+    with pytest.raises(TimeoutError):
+        asyncio.run(main(job))
+    assert not job.done()
+
+
 def test_asyncio_in_a_task(shared_queue):
     def task():
         import asyncio

@@ -21,7 +21,9 @@ def middle(x):
     return invert(x)
 """
 #: Presses the stop button in a moment.
-INTERRUPT = "import threading, _thread; threading.Timer(0.5, _thread.interrupt_main).start()"
+INTERRUPT = """import os, signal, threading, time
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+"""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -64,10 +66,13 @@ def test_an_error_about_what_was_given_is_short(shown, jupyter_home):
         "q.map(abs, (1 / 0 for _ in '12'))": "division by zero",
         "await q.map(invert, [0])": "division by zero",
         "import sys; sys.modules['pandas'] = None; q.map(abs, [1]).to_frame()": "needs pandas",
-        f"{INTERRUPT}; q.options(delay=30).submit(int).result()": "KeyboardInterrupt",
-        f"{INTERRUPT}; list(q.options(delay=30).map(abs, [1]))": "KeyboardInterrupt",
+        f"{INTERRUPT}q.options(delay=30).submit(int).result()": "KeyboardInterrupt",
+        f"{INTERRUPT}list(q.options(delay=30).map(abs, [1]))": "KeyboardInterrupt",
         "q.options(delay=1).submit(int).result(0.01)": "has no result after 0.01 s",
         "list(q.options(delay=1).map(abs, [1], timeout=0.01))": "TimeoutError",
+        "q.options(delay=1).pool().apply_async(int).get(0.01)": "No result after 0.01 s",
+        f"{INTERRUPT}q.options(delay=30).pool().apply_async(int).wait()": "KeyboardInterrupt",
+        f"{INTERRUPT}time.sleep(30)": "KeyboardInterrupt",  # after another one
     }
     texts = shown(*calls)
     assert len(texts) == len(calls)
