@@ -285,7 +285,8 @@ class WorkerTimeline:
                 [round(min(1.0, seconds / self.seconds), 1) for seconds in busy[name]],
                 ran[name],
                 self._trouble[name].copy(),
-                round(sum(busy[name]), 2),
+                # A worker with several coroutines is no busier than with one.
+                round(sum(min(seconds, self.seconds) for seconds in busy[name]), 2),
                 self._items.get(name, 0),
             )
             for name in sorted(names, key=_by_number)
@@ -346,7 +347,9 @@ class Durations:
         return sum(seconds for _, seconds in self._last) / n if n else 0.0
 
 
-def time_left(n_left: int, rate: float, mean: float, running: list[float]) -> float | None:
+def time_left(
+    n_left: int, rate: float, mean: float, running: list[float], n_at_once: int = 0
+) -> float | None:
     """Return how many seconds some items take; None if that can't be told.
 
     Parameters
@@ -359,10 +362,13 @@ def time_left(n_left: int, rate: float, mean: float, running: list[float]) -> fl
         How many seconds one takes.
     running
         For how many seconds those have run that take a while.
+    n_at_once
+        How many run at the same time, if those that do are fewer for a moment.
     """
     if not running or mean < LONG_ITEM:
         return n_left / rate if rate else None
-    ends = sorted(max(0.0, mean - seconds) for seconds in running)
+    begin_now = [0.0] * (min(n_at_once, n_left) - len(running))
+    ends = sorted(max(0.0, mean - seconds) for seconds in running + begin_now)
     n_waiting = max(0, n_left - len(ends))
     rounds, n_more = divmod(n_waiting, len(ends))
     last = ends[n_more - 1] + (rounds + bool(n_more)) * mean
@@ -429,6 +435,7 @@ class JobView:
         self._n_reports = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._workers = Workers(job._session)
+        self._most_running = 0
 
     @property
     def is_over(self) -> bool:
@@ -503,7 +510,10 @@ class JobView:
             return None
         concurrent = self._table.options.concurrency is not None
         running = [now - began for began in self._timeline.begins(concurrent=concurrent)]
-        found = time_left(n_left, rate, self._durations.mean(), running)
+        if concurrent:  # many coroutines end together, and the next ones begin in a moment
+            self._most_running = max(self._most_running, len(running))
+        mean = self._durations.mean()
+        found = time_left(n_left, rate, mean, running, self._most_running)
         return None if found is None else round(found, 1)
 
     def _outlook(self, n_left: int) -> dict[int, float]:
@@ -640,7 +650,9 @@ def _output(table: JobTable) -> list[PrintedText]:
 def _progress(table: JobTable) -> list[ItemProgress]:
     known = table.output.all_progress().items()
     running = [(i, done) for i, done in known if table.state(i) is State.RUNNING]
-    return [ItemProgress(item, done, total) for item, (done, total) in running[-N_PROGRESS:]]
+    return [
+        ItemProgress(item, done, total) for item, (done, total) in sorted(running[-N_PROGRESS:])
+    ]
 
 
 def _progress_of(groups: dict[Calls, int]) -> Iterator[ItemProgress]:

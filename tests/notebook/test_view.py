@@ -218,6 +218,8 @@ class TestTimeline:
         timeline.add(report(0.0, 0.0, n=2, kind="retried"), 5.0)
         timeline.forget(lambda item: item == 3)
         assert timeline.begins(concurrent=True) == [2.0]
+        timeline.add(report(2.0, 3.0, n=1), 5.0)
+        assert timeline.rows(5.0)[0].seconds == pytest.approx(4)  # not 7
 
     def test_workers_are_in_the_order_of_their_numbers(self):
         timeline = WorkerTimeline(0.0)
@@ -244,6 +246,11 @@ class TestTimeline:
 )
 def test_the_time_that_is_left(n_left, rate, mean, running, seconds):
     assert time_left(n_left, rate, mean, running) == seconds
+
+
+def test_coroutines_that_begin_in_a_moment_count_as_running():
+    assert time_left(25, 4.0, 2.0, [0.5], n_at_once=12) == 5.5
+    assert time_left(1, 4.0, 2.0, [0.5], n_at_once=12) == 1.5
 
 
 def test_without_workers_no_time_is_told(new_queue, gate, wait_until):

@@ -93,11 +93,13 @@ function notify({ title, body }) {
 
 // When the job is over, its HTML stays in the notebook. A page that was reloaded does not know which output
 // the kernel's update is for, and neither does one that was opened later: there this puts the HTML in.
+// A page without a notebook, such as Voila's, replaces no outputs: there the view stays.
 function keep(model) {
   const final = model.get("final");
-  if (!final.data) return;
+  const cells = model.widget_manager?.context?.model?.cells;
+  if (!final.data || !cells) return;
   const shown = "application/vnd.jupyter.widget-view+json";
-  for (const cell of model.widget_manager?.context?.model?.cells ?? [])
+  for (const cell of cells)
     for (let i = 0; i < (cell.outputs?.length ?? 0); i++)
       if (cell.outputs.get(i).data[shown]?.model_id === final.id)
         cell.outputs.set(i, { output_type: "display_data", metadata: {}, data: final.data });
