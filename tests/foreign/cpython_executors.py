@@ -142,12 +142,12 @@ def _with_queue(run: Any) -> Any:
 
 @contextlib.contextmanager
 def _closed_queues() -> Iterator[None]:
-    """Close the queues of the tests: else they would start the server again."""
+    """Close the queues of the tests, and wait: else they would start the server again."""
     try:
         yield
     finally:
         for queue in QueueExecutor.opened:
-            queue.shutdown(wait=False, cancel_futures=True)
+            queue.shutdown(cancel_futures=True)
 
 
 def main() -> int:
