@@ -283,7 +283,7 @@ class Session:
         """Return `fn` pickled, once it is on its way to the server; `durable`: to outlive us."""
         if self._state != "open":
             self.check_open()
-        if self.workers.is_start_due:
+        if self.workers.n_at_first:
             self.workers.start()
         return self._functions.pickle(fn, durable=durable)
 

@@ -37,6 +37,11 @@ class Workers:
         What workers in other places need to get in.
     ask_within, warn
         `Session.ask_within` and `Session.warn`.
+
+    Attributes
+    ----------
+    n_at_first
+        How many local ones the next call has to `start`; None or 0: none.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class Workers:
         ask_within: Callable[..., Any],
         warn: Callable[[str], object],
     ) -> None:
-        self.local, self._n_at_first, self._home = local, n_workers, home
+        self.local, self.n_at_first, self._home = local, n_workers, home
         self._server, self._purpose = server, purpose
         self._ask_within, self._warn = ask_within, warn
         #: By what `TaskQueue.run` got as their place.
@@ -60,22 +65,17 @@ class Workers:
 
     def start(self) -> None:
         """Start the local workers that a queue starts by itself, if it has not yet."""
-        n, self._n_at_first = self._n_at_first, None
+        n, self.n_at_first = self.n_at_first, None
         if n:
             try:
                 self.local.scale(n)
             except BaseException:
-                self._n_at_first = n  # the next call tries again
+                self.n_at_first = n  # the next call tries again
                 raise
-
-    @property
-    def is_start_due(self) -> bool:
-        """Whether the next call has to `start` some."""
-        return bool(self._n_at_first)
 
     def scale(self, n_workers: int, wear: tuple[int, int] | None = None) -> None:
         """Start or stop local workers until there are `n_workers`; `wear` as in `LocalWorkers`."""
-        self._n_at_first = None
+        self.n_at_first = None
         self.local.scale(n_workers, wear)
 
     def scale_units(self, n_workers: int, on: Any, options: dict[str, Any]) -> Units:
@@ -90,7 +90,7 @@ class Workers:
                 )
             units = Units(launcher, self._purpose.settings.silence, self._ask_within, self._warn)
         units.scale(n_workers)
-        self._n_at_first, self._units[key] = None, units
+        self.n_at_first, self._units[key] = None, units
         return units
 
     def add_local(self) -> None:
@@ -112,7 +112,7 @@ class Workers:
         home = self.homes[0]
         n_there = sum(accepts(d, home) and not d.get("waits") for d in self._registered())
         n_pending = sum(units.n_pending for units in self._places())
-        return max(n_there, self._n_at_first or self.local.n_workers) + n_pending
+        return max(n_there, self.n_at_first or self.local.n_workers) + n_pending
 
     def _registered(self) -> list[dict[str, Any]]:
         return list(self._ask_within(LOOK_PATIENCE, Store.workers).values())

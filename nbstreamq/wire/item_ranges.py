@@ -48,7 +48,7 @@ def ranges_of(indices: Iterable[int]) -> ItemRanges:
 
     Examples
     --------
-    >>> format_span(span_of([0, 1, 2, 7]))
+    >>> format_ranges(ranges_of([0, 1, 2, 7]))
     '0:3,7:8'
     """
     chosen = list(indices)
