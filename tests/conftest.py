@@ -30,7 +30,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from nbstreamq.wire import keys as keys_module
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
 

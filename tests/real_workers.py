@@ -14,7 +14,7 @@ from nbstreamq import TaskQueue
 
 _NODE = """
 import json, sys
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
 from nbstreamq.worker.supervisor import Supervisor, SupervisorSettings

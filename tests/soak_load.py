@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from nbstreamq import MemoryLimitExceeded, ServerRefused, TaskQueue, WorkerLost
 from nbstreamq.errors import JobNotFound, NbstreamqError, ServerUnreachable
 from nbstreamq.objects.results import load_outcomes
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.item_ranges import items
 from nbstreamq.wire.messages import State
 from nbstreamq.wire.signing import Signer

@@ -35,9 +35,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_only_the_wire_imports_redis():
     importers = {path for path, tree in TREES.items() if "redis" in set(imports(tree))}
-    assert {name_of(path) for path in importers} <= {
-        "nbstreamq/wire/connection.py",
-    }
+    names = ("addresses", "connection", "replies")
+    assert {name_of(path) for path in importers} <= {f"nbstreamq/wire/{name}.py" for name in names}
 
 
 def n_lines(function):

@@ -98,6 +98,6 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 def _url(text: str) -> Address:
-    from ..wire.connection import check_url
+    from ..wire.addresses import check_url
 
     return check_url("URL", Address(text))

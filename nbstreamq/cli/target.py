@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def server(options: argparse.Namespace) -> tuple[Address, Secret]:
     """Return the server that the arguments or the environment name, and the secret for it."""
     from ..launch.server import ensure_server
-    from ..wire.connection import check_url
+    from ..wire.addresses import check_url
     from ..wire.trust import choose_secret
 
     settings = Settings.from_environment()
@@ -33,7 +33,7 @@ def server(options: argparse.Namespace) -> tuple[Address, Secret]:
 
 def open_store(url: Address, secret: Secret, queue: str) -> Store:
     """Return the queue of that name on the server at `url`."""
-    from ..wire.connection import open_client
+    from ..wire.addresses import open_client
     from ..wire.signing import Signer
     from ..wire.store import Store
 

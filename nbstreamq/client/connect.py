@@ -20,7 +20,7 @@ from ..objects.large_values import Tell, UrlBackend, ValueBackend, check_fsspec
 from ..objects.mapped_files import SessionFolder
 from ..secret import Address, Secret
 from ..settings import Settings
-from ..wire.connection import Client, check_client, check_url, open_client, url_of
+from ..wire.addresses import Client, check_client, check_url, open_client, url_of
 from ..wire.signing import Signer
 from ..wire.store import Store
 from ..wire.trust import choose_secret

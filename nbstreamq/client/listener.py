@@ -17,7 +17,8 @@ from ..locks import Event
 from ..objects.large_values import refers_to_server
 from ..tracebacks import trace_of
 from ..wire import messages
-from ..wire.connection import RECONNECT, REPLY_TIMEOUT
+from ..wire.addresses import REPLY_TIMEOUT
+from ..wire.connection import RECONNECT
 from ..wire.store import Store
 from .waiting import uninterrupted
 

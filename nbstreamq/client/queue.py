@@ -43,7 +43,7 @@ from ..objects.references import Ref, TaskOnly, collecting_futures
 from ..secret import Address, Secret
 from ..settings import Settings
 from ..tracebacks import concise, shorten, warn
-from ..wire.connection import Client, same_server
+from ..wire.addresses import Client, same_server
 from ..wire.keys import DAY, nested_lane
 from ..wire.messages import Options
 from ..wire.store import Store

@@ -146,7 +146,8 @@ def _open(socket_path: str) -> Wire:
     # Imported at the first look: earlier, the imports would delay the server's start.
     from urllib.parse import quote
 
-    from ..wire.connection import Wire, open_client
+    from ..wire.addresses import open_client
+    from ..wire.connection import Wire
 
     return Wire(open_client(f"unix://{quote(socket_path)}"), "", ())
 

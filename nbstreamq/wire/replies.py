@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..errors import ServerRefused, ServerUnreachable
+from ..secret import hide_password
 from .messages import Fields
 
 
@@ -63,3 +65,34 @@ def seconds(text: bytes) -> float:
     except ValueError:
         return 0.0
     return min(max(found, 0.0), MAX_TIME) if math.isfinite(found) else 0.0
+
+
+#: Answers of a server that will work again by itself: wait, as for a lost connection.
+_TEMPORARY = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY ")
+
+
+class ReplyError(Exception):
+    """A reply that is an error."""
+
+    @property
+    def is_about_scripts(self) -> bool:
+        return str(self).startswith("NOSCRIPT")
+
+
+def translate(error: Exception, address: str) -> Exception:
+    import redis
+
+    text = printable(str(error).rstrip(".")[:300])  # the server's owner wrote that
+    where = f" ({hide_password(address)})" if address else ""
+    login = redis.AuthenticationError | redis.exceptions.AuthorizationError
+    if isinstance(error, login) or text.startswith(("NOAUTH", "WRONGPASS")):
+        return ServerRefused(
+            f"Login to the server{where} failed: {text}. Check user and password in the url."
+        )
+    is_refusal = isinstance(error, ReplyError | redis.ResponseError)
+    if is_refusal and not text.startswith(_TEMPORARY):
+        return ServerRefused(f"The server{where} refused a command: {text}")
+    return ServerUnreachable(
+        f"The server{where} can't be reached: {text or type(error).__name__}."
+        " Is it running, and is the url right?"
+    )

@@ -14,7 +14,8 @@ from typing import Any
 from ..arguments import check_queue_name
 from ..errors import DataLost, SecretMismatch, ServerRefused, SignatureError, VersionMismatch
 from . import scripts
-from .connection import REPLY_TIMEOUT, SPIN, Client, Command, MessageTooLarge, Wire, pack
+from .addresses import REPLY_TIMEOUT, Client
+from .connection import SPIN, Command, MessageTooLarge, Wire, pack
 from .item_ranges import EVERYTHING, ItemRanges, format_ranges, read_ranges, size
 from .keys import (
     GROUP,

@@ -8,7 +8,7 @@ import secrets
 from ..errors import SecretMissing, SecretTooWeak
 from ..secret import Address, Secret
 from ..settings import Settings
-from .connection import host_of
+from .addresses import host_of
 from .signing import load_secret
 
 

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from ..launch.python import python_command, take_on
 from ..secret import Address, Secret
 from ..settings import Settings, conceal, environment_without_secrets, hand_over
-from ..wire.connection import open_client
+from ..wire.addresses import open_client
 from ..wire.signing import Signer
 from ..wire.store import Store
 from .devices import show_only

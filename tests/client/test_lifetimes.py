@@ -6,7 +6,7 @@ import re
 import pytest
 
 from nbstreamq.wire import keys as module
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.keys import DAY, PREFIX, is_named
 
 ROWS = dict(re.findall(r"^``(\S+?)``.*?  (\d+) days?  ", module.__doc__, re.M))

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 
 #: Calls of each kind.
 N_CALLS = 20_000

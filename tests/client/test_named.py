@@ -19,7 +19,7 @@ import redis
 
 import nbstreamq
 from nbstreamq import JobChanged, JobNotFound, NbstreamqError, ServerRefused, TaskQueue
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.item_ranges import ONE
 from nbstreamq.wire.keys import WEEK, Keys
 from nbstreamq.wire.messages import ControlMessage, State

@@ -24,7 +24,7 @@ from nbstreamq import (
     TaskQueue,
 )
 from nbstreamq.objects.pickling import dump
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 
 PASSWORD = "open-sesame-42"
 

@@ -17,7 +17,7 @@ from rich.traceback import Traceback
 from nbstreamq import TaskQueue
 from nbstreamq.secret import Address, Secret
 from nbstreamq.settings import Settings
-from nbstreamq.wire.connection import open_client, url_of
+from nbstreamq.wire.addresses import open_client, url_of
 from nbstreamq.wire.signing import Signer, load_secret
 from nbstreamq.wire.trust import choose_secret
 

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from nbstreamq import ServerUnreachable
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
 from tests.counting import Runs, check_nothing_left, check_once

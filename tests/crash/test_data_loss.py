@@ -8,7 +8,7 @@ import pytest
 
 from nbstreamq import DataLost
 from nbstreamq.client import session
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from nbstreamq import NbstreamqError, ServerRefused
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.keys import Keys
 from tests.counting import Runs, check_once
 from tests.crash.conftest import TIMING

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from nbstreamq.errors import NbstreamqError
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 
 LIMITS = {
     "bulk": ("--proto-max-bulk-len", "1mb"),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store
 from tests.counting import check_nothing_left, check_once

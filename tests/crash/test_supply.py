@@ -3,7 +3,7 @@
 import pytest
 
 from nbstreamq.errors import ValueMissing
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.keys import Keys
 
 LARGE = 2**20

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.keys import Keys
 
 N_WORKERS = 4

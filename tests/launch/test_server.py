@@ -23,7 +23,8 @@ from nbstreamq.errors import DataDamaged, ServerNotFound, ServerStartFailed, Ser
 from nbstreamq.launch.server import ensure_server, find_binary, stop_server
 from nbstreamq.launch.server_watchdog import Usage
 from nbstreamq.settings import Settings
-from nbstreamq.wire.connection import Wire, open_client
+from nbstreamq.wire.addresses import open_client
+from nbstreamq.wire.connection import Wire
 
 BINARIES = {"valkey": None, "redis": "/usr/bin/redis-server"}
 

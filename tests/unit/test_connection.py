@@ -11,7 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nbstreamq.errors import ServerUnreachable
-from nbstreamq.wire.connection import hide_password, open_client, pack, same_server, url_of
+from nbstreamq.secret import hide_password
+from nbstreamq.wire.addresses import open_client, same_server, url_of
+from nbstreamq.wire.connection import pack
 
 
 def settings_of(url):

@@ -8,7 +8,7 @@ import redis
 from nbstreamq.errors import SecretMissing, SecretTooWeak
 from nbstreamq.secret import Secret
 from nbstreamq.settings import Settings
-from nbstreamq.wire.connection import url_of
+from nbstreamq.wire.addresses import url_of
 from nbstreamq.wire.trust import choose_secret, is_local, new_secret
 
 REMOTE = "redis://me:hush@db.example.org:6379/0"

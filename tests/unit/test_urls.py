@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbstreamq.wire.connection import check_url
+from nbstreamq.wire.addresses import check_url
 
 
 @pytest.mark.parametrize(

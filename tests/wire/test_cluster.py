@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import redis
 
-from nbstreamq.wire.connection import open_client, url_of
+from nbstreamq.wire.addresses import open_client, url_of
 from nbstreamq.wire.item_ranges import parse_ranges
 from nbstreamq.wire.keys import Keys
 from nbstreamq.wire.settlement import Requeue, Settlement

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.records import ServerFacts
 from nbstreamq.wire.signing import Signer
 from nbstreamq.wire.store import Store

@@ -9,7 +9,8 @@ import pytest
 
 from nbstreamq.errors import ServerRefused, ServerUnreachable
 from nbstreamq.wire import scripts
-from nbstreamq.wire.connection import Wire, open_client
+from nbstreamq.wire.addresses import open_client
+from nbstreamq.wire.connection import Wire
 from nbstreamq.wire.item_ranges import parse_ranges
 from nbstreamq.wire.keys import Keys
 from nbstreamq.wire.signing import Signer

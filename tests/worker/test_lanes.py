@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nbstreamq.wire.connection import open_client
+from nbstreamq.wire.addresses import open_client
 
 
 @pytest.fixture
