@@ -40,7 +40,7 @@ from ..objects.large_values import Tell, ValueBackend, refers
 from ..objects.mapped_files import is_file
 from ..tracebacks import trace_of, warn
 from ..wire.connection import RECONNECT
-from ..wire.item_ranges import EVERYTHING, ItemRanges, size
+from ..wire.item_ranges import EVERYTHING, size
 from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext
@@ -350,27 +350,40 @@ class Session:
     def _cancel(self, row: Calls | JobTable, what: Outstanding, chosen: Iterable[int]) -> None:
         # The server may hear of it late, or twice: then it must not stop what was run again since.
         run = what.run if isinstance(what, JobTable) else None
-        if newly := row.mark_cancelled(chosen):
-            self._tell_of_cancel(row, what, newly, run)
-        self._retire(row)
+        newly = row.mark_cancelled(chosen)
 
-    def _tell_of_cancel(
-        self, row: Calls | JobTable, what: Outstanding, newly: ItemRanges, run: int | None
-    ) -> None:
-        said = locks.Event()
-
-        def carry_out(store: Store) -> None:
+        def cancel(store: Store) -> None:
             if not store.cancel(row.job, row.cancelled_items(), newly, run=run):
                 self.warn(
                     f"Job {what.title!r} was not cancelled: another client had run it again"
                     f" before the server heard of it. q.attach({what.title!r}) shows it."
                 )
-            said.set()
 
-        command = Command(carry_out, lambda error: self.warn(str(error)))
-        self.send(command)
-        # A call that was still waiting must not begin after `cancel` has returned.
-        said.wait(FAREWELL)
+        if newly:
+            # A call that was still waiting must not begin after `cancel` has returned.
+            self._tell_and_wait(cancel, lambda error: self.warn(str(error)))
+        self._retire(row)
+
+    def _tell_and_wait(
+        self,
+        do: Callable[[Store], object],
+        fail: Callable[[BaseException], None],
+        *,
+        immediate: bool = True,
+    ) -> None:
+        """Have something done at the server, in its turn, and wait for that a moment."""
+        is_over = locks.Event()
+
+        def carry_out(store: Store) -> None:
+            do(store)
+            is_over.set()
+
+        def refused(error: BaseException) -> None:
+            fail(error)
+            is_over.set()
+
+        self.send(Command(carry_out, refused), immediate=immediate)
+        is_over.wait(FAREWELL)
 
     def forget_job(self, job: str) -> None:
         """Let nothing more run of a named job that was deleted, and drop its dead letters."""
@@ -837,14 +850,8 @@ class Session:
             self._state = "leaving"
         n = sum(size(what.mark_cancelled(range(what.n_items))) for what in dropped)
         if n:
-            said = locks.Event()
-
-            def carry_out(store: Store) -> None:
-                store.cancel(self.id, EVERYTHING, EVERYTHING)
-                said.set()
-
-            self.send(Command(carry_out, lambda _: said.set()), immediate=False)
-            said.wait(FAREWELL)
+            cancel = functools.partial(Store.cancel, job=self.id, span=EVERYTHING, newly=EVERYTHING)
+            self._tell_and_wait(cancel, _ignore, immediate=False)
             say(f"dropped {count_calls(n)} of queue {self.queue!r}.")
         return n
 
