@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Characters of the tags that tell homes apart.
+#: The minor version of this Python. Functions travel as bytecode, which is the same within one.
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+#: Characters of a tag that tell homes apart. The minor version of Python follows them, as ``311``.
 TAG_LENGTH = 8
 
 
@@ -29,6 +31,8 @@ class Home:
         by fork or multiprocessing, which have the same authkey.
     jobs
         Tag of named jobs. Every process in this folder with this interpreter has it.
+
+    A tag ends with the minor version of Python, such as ``1f3a9c20311``.
     """
 
     folder: str
@@ -50,13 +54,17 @@ def here() -> Home:
         folder = os.path.realpath(Path.cwd())
     except FileNotFoundError:  # the folder was deleted, and workers need one
         folder = os.path.realpath(Path.home())
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Home(
         folder=folder,
         python=sys.executable,
-        calls=_digest(f"{current_process().authkey.hex()}\0{folder}"),
-        jobs=_digest(f"{sys.prefix}\0{version}\0{folder}"),
+        calls=_digest(f"{current_process().authkey.hex()}\0{folder}") + python_tag(PYTHON),
+        jobs=_digest(f"{sys.prefix}\0{folder}") + python_tag(PYTHON),
     )
+
+
+def python_tag(python: str) -> str:
+    """Return the part of a tag that says a minor version: ``311`` for ``3.11``."""
+    return python.replace(".", "")
 
 
 def own_queue() -> str:

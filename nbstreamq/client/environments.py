@@ -11,6 +11,7 @@ from typing import Any
 
 from ..environment import Environment, package_of
 from ..errors import NbstreamqError, SignatureError
+from ..home import PYTHON
 from ..objects.functions import name_of
 from ..objects.imports import modules_used
 from ..sizes import plural
@@ -107,11 +108,10 @@ def machines_by_environment(workers: Descriptions, ours: Environment) -> dict[st
 
     Those with another minor version of Python are left out: our functions do not run there.
     """
-    minor = ours.python.rpartition(".")[0]
     found: dict[str, dict[str, None]] = {}
     for about in workers.values():
         digest = about.get("environment", "")
-        if digest not in ("", ours.digest) and about.get("python") == minor:
+        if digest not in ("", ours.digest) and about.get("python") == PYTHON:
             found.setdefault(digest, {})[about.get("host", "")] = None
     return {digest: sorted(hosts) for digest, hosts in found.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import JobNotFound, NbstreamqError, ServerRefused
+from ..home import PYTHON
 from ..secret import Address
 from ..sizes import plural
 from ..wire.item_ranges import items
@@ -352,12 +352,11 @@ def _problems(status: QueueStatus, skew: float) -> Iterator[str]:
             f"the server's clock and this machine's differ by {abs(skew):.0f} s: delays and times"
             " will look wrong. Have both set by NTP."
         )
-    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
-    others: Any = sorted({w.python for w in status.workers} - {ours, ""})
-    if others:
+    pythons = {w.python for w in status.workers} - {""}
+    if pythons and PYTHON not in pythons:
         yield (
-            f"workers run Python {', '.join(others)}, this is Python {ours}: functions sent from"
-            " here can't run there."
+            f"workers run Python {', '.join(sorted(pythons))}, this is Python {PYTHON}: functions"
+            f" sent from here can't run there. Start workers with Python {PYTHON}."
         )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from ..home import Home, how_to_start
+from ..home import PYTHON, Home, how_to_start
 from ..launch.launcher import Purpose, find_launcher
 from ..launch.local import LocalWorkers
-from ..wire.keys import home_of
+from ..wire.keys import home_of, may_run
 from ..wire.store import Store
 from ..worker_context import WorkerContext
 from .table import JobTable, Outstanding
@@ -148,14 +148,24 @@ class Workers:
         if not ours and isinstance(what, JobTable) and what.title:
             return self._none_left(what.title, what.job, what.about)
         if not ours:
-            found = "no workers but those of other kernels" if registered else "no workers"
-            return (
-                f"queue {self._purpose.queue!r} has {found}. Start some: {how_to_start(4)} here,"
-                f" or `{self._command()}` anywhere."
-            )
+            return self._none_for_us(registered)
         if not any(lane in about.get("lanes", ()) for about in ours):
             return f"no worker serves its lane {lane!r}. Start one: {self._command(lane=lane)}"
         return ""
+
+    def _none_for_us(self, registered: dict[str, dict[str, Any]]) -> str:
+        """Return what to do about a queue without workers that may run our calls."""
+        queue, start = self._purpose.queue, f"{how_to_start(4)} here, or"
+        found = {about.get("python", "") for about in registered.values() if not about.get("homes")}
+        if found:
+            return (
+                f"queue {queue!r} has only workers of Python {', '.join(sorted(found))}, and this"
+                f" is Python {PYTHON}: functions are sent as bytecode, which differs. Start workers"
+                f" with Python {PYTHON}: {start}"
+                f" `{self._command(python=f'python{PYTHON}')}` anywhere."
+            )
+        which = "no workers but those of other kernels" if registered else "no workers"
+        return f"queue {queue!r} has {which}. Start some: {start} `{self._command()}` anywhere."
 
     def troubles(self, store: Store) -> list[str]:
         """Return which named jobs no worker can run, and why no more units are started."""
@@ -205,6 +215,8 @@ class Workers:
 
 
 def accepts(description: dict[str, Any], home: str) -> bool:
-    """Return whether a worker runs tasks of `home`: those of `nbstreamq worker` run all."""
-    homes = description.get("homes", ())
-    return not homes or home in homes
+    """Return whether a worker runs tasks of `home`.
+
+    Those of `nbstreamq worker` run all of their minor version of Python.
+    """
+    return may_run(tuple(description.get("homes", ())), home, description.get("python", PYTHON))

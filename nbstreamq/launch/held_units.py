@@ -7,11 +7,12 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from ..home import PYTHON
 from ..secret import Secret
 from ..settings import handover
 from ..wire.messages import VERSION
 from ..wire.trust import is_local
-from .launcher import MINOR, Purpose, UnitReport, last_line
+from .launcher import Purpose, UnitReport, last_line
 from .unit_process import UnitProcess
 
 
@@ -37,7 +38,7 @@ class Order:
     words: tuple[str, ...]
     known: bytes
     host: str
-    versions: tuple[str, str] = (MINOR, VERSION)
+    versions: tuple[str, str] = (PYTHON, VERSION)
 
     @classmethod
     def of(cls, unit: str, purpose: Purpose, words: Sequence[str]) -> Order:
@@ -62,9 +63,9 @@ class Order:
                 f"{here} can't reach the queue's server, which is on {self.host} only. Use"
                 " TaskQueue(url=...) with a server that both can reach"
             )
-        if (minor, version) != (MINOR, VERSION):
+        if (minor, version) != (PYTHON, VERSION):
             return (
-                f"{here} has Python {MINOR} and nbstreamq {VERSION}, and needs Python {minor} and"
+                f"{here} has Python {PYTHON} and nbstreamq {VERSION}, and needs Python {minor} and"
                 f" nbstreamq {version}"
             )
         return ""

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..arguments import shown
+from ..home import PYTHON
 from ..secret import Address, Secret
 from ..settings import Settings
+from ..tracebacks import warn
 from ..wire.messages import VERSION
 
 if TYPE_CHECKING:
@@ -209,7 +211,6 @@ if [ -z "$path" ]; then
   exit 3
 fi
 """
-MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +240,11 @@ class Setting:
     def __post_init__(self) -> None:
         if isinstance(self.prologue, str):
             raise TypeError(f"prologue is {self.prologue!r}: it must be a list of lines")
+        if (minor := _minor_in(self.python or "")) not in ("", PYTHON):
+            warn(
+                f"python is {self.python!r}: these workers run the calls of clients with Python"
+                f" {minor}, and none of this one's, which has Python {PYTHON}."
+            )
 
     def shell(self, unit: str, queue: str, n_workers: int, first: str, more: str) -> str:
         """Return the script that finds Python and becomes the unit, in the language of ``sh``.
@@ -263,9 +269,9 @@ class Setting:
     def find_python(self) -> str:
         """Return the part of a script that sets `path` to the interpreter, or fails."""
         given = self.python
-        minor = _minor_in(given or "") or MINOR
+        minor = _minor_in(given or "") or PYTHON
         check = _CHECK.format(minor=minor, version=VERSION)
-        candidates = [given] if given else [sys.executable, f"python{MINOR}", "python3", "python"]
+        candidates = [given] if given else [sys.executable, f"python{PYTHON}", "python3", "python"]
         return _FIND.format(
             candidates=shlex.join(candidates),
             check=shlex.quote(check.strip()),

@@ -7,7 +7,6 @@ import hashlib
 import linecache
 import os
 import pickle
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from typing import Any
 from weakref import ref
 
 from ..errors import PythonMismatch
+from ..home import PYTHON
 from .large_values import MessageWithRefs, ValueWriter, addresses_of
 from .mapped_files import ValueAddress
 from .pickling import pickle_or_explain
@@ -24,8 +24,6 @@ from .random_numbers import type_name
 from .staleness import Snapshot
 from .surroundings import Surroundings, arriving
 
-#: Bytecode is the same within one minor version of Python.
-_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _DIGEST_BYTES = 16
 #: Longest name of a function, in characters.
 MAX_NAME = 200
@@ -175,7 +173,7 @@ def _pickle_function(
     body = pickler.message(writer, f"what {name}() captures")
     addresses = addresses_of(body)
     data = pickle.dumps(
-        (_PYTHON, name, pure, _sources(pickler.filenames), bytes(body), addresses), 5
+        (PYTHON, name, pure, _sources(pickler.filenames), bytes(body), addresses), 5
     )
     if isinstance(body, MessageWithRefs):
         data = MessageWithRefs.around(data, body.held)
@@ -193,11 +191,11 @@ def load_function(data: bytes) -> LoadedFunction:
         It was written by another minor version of Python, and was not unpickled.
     """
     python, name, pure, sources, body, addresses = pickle.loads(data)
-    if python != _PYTHON:
+    if python != PYTHON:
         raise PythonMismatch(
-            f"{name}() was sent by Python {python}, and this worker runs Python {_PYTHON}: their"
+            f"{name}() was sent by Python {python}, and this worker runs Python {PYTHON}: their"
             f" bytecode differs. Start the workers with Python {python}, or the notebook's kernel"
-            f" with Python {_PYTHON}."
+            f" with Python {PYTHON}."
         )
     for filename, source in sources.items():
         # Another kernel's cell, or an older one, may have come under the same name.

@@ -9,8 +9,8 @@ key                       type               lifetime  holds
 ========================  =================  ========  ========================================
 ``lane:<lane>``           stream, one group  30 days   tasks waiting or in flight; a home's in
                                                        ``<lane>@<home>``, once others met them;
-                                                       ``<lane>@longcall``: those that take
-                                                       longer than some workers live
+                                                       ``<lane>@longcall311``: those that
+                                                       take longer than some workers live
 ``lane:@<worker>``        stream, one group  7 days    what one worker must do: `everywhere`
 ``delayed:<lane>``        sorted set         30 days   tasks not due yet, scored by due time (ms)
 ``backlog:<lane>:<job>``  list               30 days   chunks of a map behind those in the lane
@@ -47,10 +47,11 @@ key                       type               lifetime  holds
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 
 from ..arguments import check_queue_name
-from ..home import TAG_LENGTH
+from ..home import PYTHON, TAG_LENGTH, python_tag
 
 #: Start of every key; the digit is the version of the schema.
 PREFIX = "nbq2"
@@ -70,7 +71,10 @@ LANES = ("high", *NESTED, "default", "low")
 RARE = tuple(lane for lane in LANES if lane != "default")
 #: In place of a home: calls that the worker which took them could not finish in its lifetime. All
 #: workers that live longer serve such lanes.
-LONG_CALLS = "longcall"
+LONG_CALLS = f"longcall{python_tag(PYTHON)}"
+#: What follows the first part of a tag; and a whole tag.
+_PYTHON = re.compile(r"3\d\d")
+_TAG = re.compile(rf"[0-9a-z]{{{TAG_LENGTH}}}{_PYTHON.pattern}")
 #: Lifetimes in seconds; renewed on use. Longer keeps more that nobody reads.
 DAY = 86_400
 WEEK = 7 * DAY
@@ -147,12 +151,33 @@ def is_named(job: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def home_of(job: str) -> str:
-    """Return the tag of the home of `job`: which local workers may run its tasks; see `Home`.
+    """Return the tag of the home of `job`: which workers may run its tasks; see `Home`.
 
     A session's id begins with the tag of its kernel. A named job's is ``<name>:<tag><random>``,
     that of what a task submits ``<session>.<number>@<tag>``.
     """
-    return job.rpartition(":")[2].rpartition("@")[2][:TAG_LENGTH]
+    found = job.rpartition(":")[2].rpartition("@")[2]
+    return found[: TAG_LENGTH + len(_python_of(found))]
+
+
+def _python_of(tag: str) -> str:
+    """Return the minor version of Python that follows a tag's first part; empty if none does."""
+    found = _PYTHON.match(tag, TAG_LENGTH)
+    return found[0] if found else ""
+
+
+@functools.lru_cache(maxsize=1024)  # it is asked for each message
+def may_run(homes: tuple[str, ...], home: str, python: str = PYTHON) -> bool:
+    """Tell whether workers run tasks of `home`.
+
+    Parameters
+    ----------
+    homes
+        The homes that they serve; empty: all that have their Python.
+    python
+        The minor version of their Python.
+    """
+    return home in homes if homes else _python_of(home) in ("", python_tag(python))
 
 
 def home_lane(lane: str, home: str) -> str:
@@ -168,9 +193,7 @@ def base_lane(lane: str) -> str:
 def is_home_lane(lane: str) -> bool:
     """Tell whether `lane` is one that `home_lane` may return."""
     base, _, home = lane.partition("@")
-    if home == LONG_CALLS:  # also beside lanes of people's own
-        return bool(base)
-    return base in LANES and len(home) == TAG_LENGTH and home.isalnum() and home.isascii()
+    return bool(base) and _TAG.fullmatch(home) is not None
 
 
 def owner_key(keys: Keys, owner: str) -> str:

@@ -31,7 +31,7 @@ from ..settings import Settings
 from ..sizes import in_units
 from ..tracebacks import trace_of
 from ..wire.connection import MOST_CUTS, RECONNECT, SPIN, MessageTooLarge
-from ..wire.keys import LONG_CALLS, base_lane, deeper_lanes, home_lane, home_of
+from ..wire.keys import LONG_CALLS, base_lane, deeper_lanes, home_lane, home_of, may_run
 from ..wire.settlement import Delivery, Requeue, Settlement
 from ..wire.signing import Signer
 from ..wire.store import Store
@@ -252,7 +252,7 @@ class TaskWorker:
         self._lanes, self._n_lane_changes, self._lane_bits = self._served, -1, -1
         self._store.ensure_lanes(self._served[1:])
         for task in self._store.join(self.id, description):
-            if self._homes and home_of(task.job) not in self._homes:
+            if not may_run(self._homes, home_of(task.job)):
                 continue
             if task.job not in self._set_ups:  # It may join again after the server lost its data.
                 self._set_ups.add(task.job)
@@ -689,7 +689,7 @@ class TaskWorker:
         self._used_lanes = [lane for lane in self._lanes if lane not in unused]
 
     def _find_lanes(self) -> None:
-        """Serve the lanes of our homes that hold tasks; those of all homes, if we serve all.
+        """Serve the lanes that hold tasks of our homes; if we serve all, of all with our Python.
 
         And those of long calls, which come first, unless there is too little time for them.
         """
@@ -702,18 +702,18 @@ class TaskWorker:
             home, known = lane.partition("@")[2], parts.get(base_lane(lane), [])
             if home == LONG_CALLS:
                 known[:0] = () if is_old else [lane]
-            elif not self._homes or home in self._homes:
+            elif may_run(self._homes, home):
                 known.append(lane)
         found = [n for lanes in parts.values() for n in lanes]
         self._store.ensure_lanes(set(found) - set(self._lanes))
         self._lanes, self._n_lane_changes = tuple(found), n_changes
 
     def _accept(self, taken: Sequence[Delivery]) -> None:
-        """Add tasks to the batch; move those of other homes to a lane of their home."""
+        """Add tasks to the batch; move those that others must run to a lane of their home."""
         is_mixed = bool(self._batch and taken)
         for delivery in taken:
-            home = home_of(delivery.task.job) if self._homes else ""
-            if self._homes and home not in self._homes and not _may_be_dropped(delivery):
+            home = home_of(delivery.task.job)
+            if not may_run(self._homes, home) and not _may_be_dropped(delivery):
                 self._move(delivery, home)
             elif self._term is not None and not self._term.allows(delivery):
                 self._term.is_old, self._n_lane_changes, self._lane_bits = True, -1, -1

@@ -29,6 +29,7 @@ from ..errors import (
     ServerRefused,
     ServerUnreachable,
 )
+from ..home import PYTHON
 from ..launch.control_socket import ControlSocket, HasFile
 from ..launch.lifeline import HURRY, Lifeline
 from ..launch.server import is_embedded
@@ -36,7 +37,7 @@ from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
 from ..settings import Settings
 from ..wire.item_ranges import EVERYTHING
-from ..wire.keys import LANES, LONG_CALLS, is_home_lane, session_of
+from ..wire.keys import LANES, LONG_CALLS, is_home_lane, may_run, session_of
 from ..wire.messages import ControlMessage
 from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
@@ -695,7 +696,7 @@ class Supervisor:
             "node": self.node,
             "host": socket.gethostname(),
             "supervisor": os.getpid(),
-            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+            "python": PYTHON,
             "lanes": list(self._lanes),
             "homes": list(self._homes),
             "unit": self._unit,
@@ -847,9 +848,8 @@ class Supervisor:
     def _may_help(self, worker: dict[str, Any]) -> bool:
         """Return whether a worker, as it was described, may run what ours wait for."""
         homes = worker.get("homes")
-        return not worker.get("waits") and (
-            not homes or not self._homes or bool({*homes} & {*self._homes})
-        )
+        is_for_ours = not homes or not self._homes or bool({*homes} & {*self._homes})
+        return is_for_ours and worker.get("python") == PYTHON and not worker.get("waits")
 
     def _why_stop(self, task: RunningTask, now: float) -> Stop:
         """Return why the item is to stop, if it is."""
@@ -1005,7 +1005,7 @@ class Supervisor:
     def _serves(self, lane: str) -> bool:
         """Return whether our workers may run the tasks of `lane`, which may belong to a home."""
         home = lane.partition("@")[2]
-        return not home or not self._homes or home in self._homes or home == LONG_CALLS
+        return not home or home == LONG_CALLS or may_run(self._homes, home)
 
     def _promote(self) -> None:
         """Move delayed tasks that are due into their lanes."""

@@ -12,6 +12,24 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
+#: Starts the embedded server, prints its address, and keeps it until the standard input ends.
+MIXED_SERVER = """
+import sys
+from nbstreamq import TaskQueue
+with TaskQueue("mixed", workers=0) as queue:
+    print(queue.status().server, flush=True)
+    sys.stdin.read()
+"""
+#: Prints which Pythons run its calls, once there are two workers.
+MIXED_CLIENT = """
+import sys, time
+from nbstreamq import TaskQueue
+with TaskQueue("mixed", sys.argv[1], workers=0) as queue:
+    while len(queue.workers()) < 2:
+        time.sleep(0.05)
+    print(sorted(set(queue.map(lambda _: "%d.%d" % sys.version_info[:2], range(100)))))
+"""
+
 
 def run(*words, **options):
     """Run a command in no folder of the project; return what it printed."""
@@ -58,3 +76,35 @@ def test_it_is_installed_and_used(version, kind, built, tmp_path):
     assert "no issues" in use("-m", "mypy", "--strict", script)
     assert f"Python {version}." in use("-m", "nbstreamq", "--version")
     assert "one started here and ran a call" in use("-m", "nbstreamq", "doctor")
+
+
+@pytest.mark.timeout(1800)
+def test_calls_run_on_workers_with_the_python_of_their_client(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    pythons = {
+        version: new_environment(
+            tmp_path / version, run(ROOT / "tests/find_python", version).strip(), wheel
+        )
+        for version in ("3.11", "3.12")
+    }
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [pythons["3.11"], "-c", MIXED_SERVER],
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    url = server.stdout.readline().strip()
+    words = ["-m", "nbstreamq", "worker", url, "--queue", "mixed", "-n", "1"]
+    workers = [subprocess.Popen([p, *words], cwd=tmp_path, env=env) for p in pythons.values()]
+    try:
+        for version, python in pythons.items():
+            found = run(python, "-c", MIXED_CLIENT, url, cwd=tmp_path, env=env)
+            assert found == f"['{version}']\n"
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait(20)
+        server.communicate()

@@ -3,10 +3,10 @@
 import pytest
 
 from nbstreamq.wire.item_ranges import EVERYTHING
-from nbstreamq.wire.keys import home_of, is_home_lane
+from nbstreamq.wire.keys import home_of, is_home_lane, may_run
 from nbstreamq.wire.settlement import Requeue, Settlement
 
-LANE = "default@1f3a9c20"
+LANE = "default@1f3a9c20311"
 
 
 @pytest.fixture
@@ -28,19 +28,34 @@ def move(store, submit, take):
 @pytest.mark.parametrize(
     ("job", "home"),
     [
-        ("1f3a9c20aaaaaaaa.7", "1f3a9c20"),
-        ("aaaaaaaaaaaaaaaa.7@1f3a9c20", "1f3a9c20"),
-        ("sweep:1f3a9c20aaaaaaaa", "1f3a9c20"),
-        ("me@home:1f3a9c20aaaaaaaa", "1f3a9c20"),
+        ("1f3a9c20311aaaaaaaa.7", "1f3a9c20311"),
+        ("aaaaaaaaaaaaaaaa.7@1f3a9c20311", "1f3a9c20311"),
+        ("sweep:1f3a9c20311aaaaaaaa", "1f3a9c20311"),
+        ("me@home:1f3a9c20311aaaaaaaa", "1f3a9c20311"),
     ],
 )
 def test_a_job_s_id_tells_its_home(job, home):
     assert home_of(job) == home
 
 
-@pytest.mark.parametrize("lane", ["default", "@1f3a9c20", "gpu@1f3a9c20", "default@x", "low@ü" * 8])
+@pytest.mark.parametrize(
+    "lane", ["default", "@1f3a9c20311", "gpu@1f3a9c20", "default@x", "low@ü" * 8]
+)
 def test_others_are_no_lanes_of_homes(lane):
     assert not is_home_lane(lane)
+
+
+@pytest.mark.parametrize(
+    ("homes", "home", "expected"),
+    [
+        ((), "1f3a9c20311", True),
+        ((), "1f3a9c20312", False),
+        (("1f3a9c20311",), "1f3a9c20311", True),
+        (("1f3a9c20311",), "aaaaaaaa311", False),
+    ],
+)
+def test_who_may_run_a_task(homes, home, expected):
+    assert may_run(homes, home, "3.11") is expected
 
 
 def test_a_task_that_moved_is_as_it_was(store, move, make_task, take):
