@@ -18,11 +18,13 @@ import psutil
 import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
+from nbstreamq.launch.listening import start_listening
 from nbstreamq.launch.slurm import SlurmLauncher
+from tests.launch.conftest import hidden_socket, listening, read_file
 from tests.ports import free_port
 from tests.real_workers import gate
 
-__all__ = ["gate"]
+__all__ = ["gate", "hidden_socket", "listening", "read_file"]
 
 # A wait for a job that waits itself says so.
 pytestmark = pytest.mark.filterwarnings("ignore:waiting for:RuntimeWarning")
@@ -191,6 +193,14 @@ def test_jobs_run_calls_and_drain(queue, slurmctld, gate, wait_until):
     assert future.result(30) in NODES
     wait_until(lambda: {u.state for u in units} == {"ended"}, timeout=30, describe="their end")
     assert {u.why for u in units} == {""}
+
+
+def test_jobs_reach_a_server_by_tls(slurmctld, listening, read_file, hidden_socket, queue_name):
+    settings, at = listening
+    url, secret = read_file(start_listening(settings, at, 0))
+    with hidden_socket(settings), TaskQueue(queue_name, url, secret=secret, workers=0) as queue:
+        queue.run(2, on="slurm", idle_timeout=1)
+        assert queue.submit(where).result(60) in NODES
 
 
 def test_a_cancelled_job_is_replaced_and_its_call_runs_again(queue, slurmctld, gate, wait_until):

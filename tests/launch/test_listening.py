@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import re
-import shutil
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 
 import psutil
 import pytest
 
 from nbstreamq import ServerError, ServerNotFound, TaskQueue
-from nbstreamq.launch.listening import Listening, settings_for, start_listening
+from nbstreamq.launch.listening import start_listening
 from nbstreamq.launch.server import find_binary, is_running, stop_server
-from nbstreamq.settings import Settings
-from tests.ports import free_port
-
-redis = shutil.which("redis-server")
 
 
-@pytest.fixture
-def listening(short_folder):
-    """Settings of a server that is stopped at the end, and where it listens."""
-    folder, port = short_folder(), free_port()
-    given = replace(Settings.from_environment(), secret=None, server_binary=redis)
-    given = replace(given, runtime_dir=folder / "run", data_dir=folder / "data")
-    settings = settings_for(given, port)
-    yield settings, Listening(host="127.0.0.1", port=port)
-    stop_server(settings)
-
-
-def read(file):
-    """Return the URL and the secret in a file for clients."""
-    return re.findall(r"^export NBSTREAMQ_\w+='(.*)'$", file.read_text(), re.M)
-
-
-@pytest.mark.skipif(not redis or not shutil.which("openssl"), reason="needs Redis and openssl")
-def test_it_serves_who_has_the_file_and_keeps_the_password_to_itself(listening, queue_name):
+def test_it_serves_who_has_the_file_and_keeps_the_password_to_itself(
+    listening, read_file, queue_name
+):
     settings, where = listening
     file = start_listening(settings, where, 100_000_000)
-    url, secret = read(file)
+    url, secret = read_file(file)
     password = re.search(r"://:(.*)@", url)[1]
 
     with TaskQueue(queue_name, url, secret=secret, workers=1) as queue:
@@ -64,7 +46,25 @@ def test_it_serves_who_has_the_file_and_keeps_the_password_to_itself(listening, 
         start_listening(settings, where, 0)
     assert stop_server(settings)
     assert not is_running(settings)
-    assert read(start_listening(settings, where, 0)) == [url, secret]
+    assert read_file(start_listening(settings, where, 0)) == [url, secret]
+
+
+def test_a_worker_command_needs_only_the_file(
+    listening, read_file, queue_name, hidden_socket, wait_until
+):
+    settings, where = listening
+    file = start_listening(settings, where, 0)
+    command = f"{sys.executable} -m nbstreamq worker --queue {queue_name} -n 1"
+    with hidden_socket(settings):
+        worker = subprocess.Popen(["sh", "-c", f". {file}; exec {command}"])
+        try:
+            url, secret = read_file(file)
+            with TaskQueue(queue_name, url, secret=secret, workers=0) as queue:
+                wait_until(queue.workers, timeout=30, describe="the worker")
+                assert queue.submit(abs, -1).result(30) == 1
+        finally:
+            worker.terminate()
+            worker.wait()
 
 
 def _processes(settings):

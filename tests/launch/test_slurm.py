@@ -1,6 +1,7 @@
 """Workers as jobs of Slurm, with small commands that behave as Slurm's do."""
 
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
 from nbstreamq.launch import slurm
+from nbstreamq.launch.listening import start_listening
 
 #: sbatch, squeue, scancel and ssh in one: jobs are processes, and a forwarded socket is a link.
 _COMMANDS = """#!{python}
@@ -126,6 +128,29 @@ def test_jobs_start_run_calls_and_end(queue, cluster, tmp_path, wait_until):
     wait_until(lambda: states(units) == ["ended", "ended"], timeout=20, describe="their end")
     assert [unit.why for unit in units] == ["", ""], "they were told to"
     assert not [u.id for u in units if list(Path("/tmp").glob(f"nbstreamq-{u.id}.*"))]
+
+
+def test_compute_nodes_reach_a_server_by_tls(
+    listening, read_file, hidden_socket, cluster, queue_name, tmp_path, wait_until
+):
+    settings, where = listening
+    url, secret = read_file(start_listening(settings, where, 0))
+    with (
+        hidden_socket(settings),
+        TaskQueue(queue_name, url, secret=secret, workers=0) as queue,
+    ):
+        units = queue.run(1, on="slurm")
+        assert queue.submit(abs, -1).result(30) == 1
+
+        password = re.search(r"://:(.*)@", url)[1]
+        written = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert written
+        assert not [
+            p for p in written if {password, secret} & {*re.split(r"[^\w-]", p.read_text())}
+        ]
+        assert "ssh" not in units.script(), "nothing has to be forwarded"
+        units.stop()
+        wait_until(lambda: states(units) == ["ended"], timeout=20, describe="its end")
 
 
 def test_what_slurm_refuses_is_said_in_one_line(queue, tmp_path):
