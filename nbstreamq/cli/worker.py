@@ -22,7 +22,7 @@ from ..arguments import (
     shown,
 )
 from ..cores import n_cores
-from ..launch.lifeline import Lifeline, check_forwarded
+from ..launch.lifeline import Lifeline, check_forwarded, sweep_sockets
 from ..secret import Address, Secret
 from ..settings import Settings, conceal, receive
 from .parsing import Commands, Parser, add_command, add_queue, add_server, argument
@@ -158,6 +158,7 @@ def _run_workers(options: argparse.Namespace) -> None:
     forwarded = known.pop("socket", Secret("")).reveal()
     if forwarded:
         check_forwarded(forwarded)
+        sweep_sockets()
     conceal(**known)
     url, secret = server(options)
     store = open_store(url, secret, options.queue)

@@ -849,10 +849,10 @@ class TaskQueue(Executor, TaskOnly):
             embedded one. ``"slurm"`` for jobs of Slurm, ``"ray"`` for actors
             of Ray, a `distributed.Client` for the workers of a Dask cluster. None: on this machine.
         max_tasks_per_worker
-            Replace a local worker after so many calls, between two calls. Above 100, it ends the
-            slice of a map first, which may be more calls. None: never.
+            Replace a worker after so many calls, between two calls. Above 100, it ends the slice of
+            a map first, which may be more calls. None: never.
         max_memory
-            Replace a local worker that uses more bytes after a call, at least 32 MiB. None: never.
+            Replace a worker that uses more bytes after a call, at least 32 MiB. None: never.
         **options
             Of that place. For ssh: ``python="/path/to/python"``, ``folder="work"``,
             ``prologue=["module load cuda"]``, ``drain=30``. For Slurm the same, and
@@ -878,13 +878,11 @@ class TaskQueue(Executor, TaskOnly):
         """
         wear = _wear(max_tasks_per_worker, max_memory)
         workers = self._session.workers
-        if on is not None and any(wear):
-            raise TypeError("max_tasks_per_worker and max_memory are for workers without on=...")
         if on is not None:
             most = MAX_WORKERS
             n = check_count("nworkers", 1 if nworkers is None else nworkers, most=most)
             self._session.check_open()
-            return workers.scale_units(n, on, options)
+            return workers.scale_units(n, on, wear, options)
         if options:
             raise TypeError(f"{next(iter(options))} is an option of a place: say on=... as well")
         if nworkers is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from ..home import PYTHON, Home, how_to_start
@@ -78,12 +79,14 @@ class Workers:
         self.n_at_first = None
         self.local.scale(n_workers, wear)
 
-    def scale_units(self, n_workers: int, on: Any, options: dict[str, Any]) -> Units:
+    def scale_units(
+        self, n_workers: int, on: Any, wear: tuple[int, int], options: dict[str, Any]
+    ) -> Units:
         """Start or stop workers in another place until there are `n_workers`, and return them."""
         key = on if isinstance(on, str) else id(on)
         units = self._units.get(key)
-        if units is None or options:
-            launcher = find_launcher(on, self._purpose, options)
+        if units is None or options or any(wear):
+            launcher = find_launcher(on, replace(self._purpose, wear=wear), options)
             if units is not None and units.n_workers:
                 raise ValueError(
                     f"Workers on {on} run with other options: stop them first, by q.run(0, on=...)."

@@ -112,7 +112,7 @@ class DaskLauncher(Launcher):
         return min(threads, key=lambda place: taken[place] / max(1, threads[place]))
 
     def _command(self, unit: str, n_workers: int) -> list[str]:
-        return command(unit, self.purpose.queue, n_workers, self._drain, self._idle_timeout)
+        return command(unit, self.purpose, n_workers, self._drain, self._idle_timeout)
 
     def _run(self, ask: Any, *args: Any, workers: list[str]) -> dict[str, Any]:
         """Call a function on workers of Dask; return what each has answered, which may be an error.

@@ -71,11 +71,10 @@ class Order:
         return ""
 
 
-def command(unit: str, queue: str, n_workers: int, drain: float, idle: float) -> list[str]:
+def command(unit: str, purpose: Purpose, n_workers: int, drain: float, idle: float) -> list[str]:
     """Return the words behind the interpreter with which it becomes a unit."""
-    words = ["-m", "nbstreamq", "worker", "--queue", queue, "-n", str(n_workers), "--unit", unit]
-    words += ["--drain", f"{drain:g}", "--idle-timeout", f"{idle:g}"]
-    return [*words, "--secrets-on-stdin", "--lifeline"]
+    words = purpose.worker_words(unit, n_workers, drain)
+    return [*words, "--idle-timeout", f"{idle:g}", "--lifeline"]
 
 
 class HeldUnits:

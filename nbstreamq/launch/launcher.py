@@ -48,6 +48,8 @@ class Purpose:
         Of this process: where sockets and logs are.
     tunnel
         What leads to the server's machine; None: the server is here, or the url leads there.
+    wear
+        When workers are replaced: after how many calls, above how many bytes; 0: never.
     """
 
     url: Address
@@ -56,6 +58,15 @@ class Purpose:
     session: str
     settings: Settings = field(repr=False)
     tunnel: Tunnel | None = None
+    wear: tuple[int, int] = (0, 0)
+
+    def worker_words(self, unit: str, n_workers: int, drain: float) -> list[str]:
+        """Return the words behind the interpreter with which it becomes a unit."""
+        words = ["-m", "nbstreamq", "worker", "--queue", self.queue, "-n", str(n_workers)]
+        words += ["--unit", unit, "--drain", f"{drain:g}", "--secrets-on-stdin"]
+        for name, most in zip(("--max-tasks-per-worker", "--max-memory"), self.wear, strict=True):
+            words += [name, str(most)] if most else []
+        return words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +257,7 @@ class Setting:
                 f" {minor}, and none of this one's, which has Python {PYTHON}."
             )
 
-    def shell(self, unit: str, queue: str, n_workers: int, first: str, more: str) -> str:
+    def shell(self, unit: str, purpose: Purpose, n_workers: int, first: str, more: str) -> str:
         """Return the script that finds Python and becomes the unit, in the language of ``sh``.
 
         Parameters
@@ -262,8 +273,7 @@ class Setting:
         lines += [self.find_python(), f'echo "nbstreamq: unit {unit} on $(uname -n), $path" >&2']
         # -P: a file such as queue.py in the home folder must not hide a module.
         words = ["-P"] if self.folder is None else []
-        words += ["-m", "nbstreamq", "worker", "--queue", queue, "-n", str(n_workers)]
-        words += ["--drain", f"{self.drain:g}", "--unit", unit, "--secrets-on-stdin"]
+        words += purpose.worker_words(unit, n_workers, self.drain)
         return "\n".join([*lines, f'exec "$path" {shlex.join(words)} {more}\n'])
 
     def find_python(self) -> str:

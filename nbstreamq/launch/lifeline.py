@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ServerError
@@ -37,12 +39,24 @@ class Lifeline:
         os.close(self._descriptor)
 
 
-def check_forwarded(socket: str) -> None:
+def sweep_sockets() -> None:
+    """Delete the sockets that ssh has left on this machine for units that were killed."""
+    for path in Path("/tmp").glob("nbstreamq-*.sock"):  # noqa: S108 - see `socket_in_unit`
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:  # others may be quicker
+            if path.lstat().st_uid != os.getuid():
+                continue
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+
+
+def check_forwarded(path: str) -> None:
     """Raise `ServerError` if other users may connect to the server by a forwarded socket."""
-    found = Path(socket).lstat()
+    found = Path(path).lstat()
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.getuid() or mode & 0o077:
         raise ServerError(
-            f"the forwarded socket {socket} is not private: it has the mode {mode:o}. Set"
+            f"the forwarded socket {path} is not private: it has the mode {mode:o}. Set"
             " `StreamLocalBindMask 0177` in the configuration of ssh and sshd."
         )

@@ -77,7 +77,7 @@ class RayLauncher(Launcher):
         return units
 
     def _command(self, unit: str, n_workers: int) -> list[str]:
-        return command(unit, self.purpose.queue, n_workers, self._drain, self._idle_timeout)
+        return command(unit, self.purpose, n_workers, self._drain, self._idle_timeout)
 
     def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
         deadline = time.monotonic() + TIMEOUT

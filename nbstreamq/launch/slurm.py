@@ -17,6 +17,7 @@ import shlex
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..arguments import read_seconds
 from ..errors import NbstreamqError
@@ -77,8 +78,8 @@ class SlurmLauncher(Launcher):
         Small jobs start sooner.
     idle_timeout
         Seconds without a call after which a job ends.
-    python, folder, prologue, drain
-        See `Setting`; the folder is this process's own if None is given.
+    folder, **setting
+        Of a `Setting`; the folder is this process's own if None is given.
     """
 
     def __init__(
@@ -91,10 +92,8 @@ class SlurmLauncher(Launcher):
         directives: Sequence[str] = (),
         workers_per_job: int = 1,
         idle_timeout: float | str = 300.0,
-        python: str | None = None,
         folder: str | None = None,
-        prologue: Sequence[str] = (),
-        drain: float = 30.0,
+        **setting: Any,
     ) -> None:
         super().__init__(on, purpose)
         self.unit_size = workers_per_job
@@ -103,7 +102,7 @@ class SlurmLauncher(Launcher):
         self._idle_timeout = read_seconds("idle_timeout", str(idle_timeout))
         self._directives = [*directives]
         self._folder = folder or (None if purpose.tunnel else str(Path.cwd()))
-        self._setting = Setting(python=python, folder=self._folder, prologue=prologue, drain=drain)
+        self._setting = Setting(folder=self._folder, **setting)
         # A later session finds its jobs by this name, whichever way it reaches the server.
         server = purpose.tunnel.target if purpose.tunnel else forwarded(purpose.url)
         place = f"{server or purpose.url}\0{purpose.queue}"
@@ -164,7 +163,7 @@ class SlurmLauncher(Launcher):
                 *(f"#SBATCH {line}" for line in self._options(unit, n_workers)),
                 *self._forward(unit),
                 self._setting.shell(
-                    unit, self.purpose.queue, n_workers, first, f"{self._life()} <&3 3<&-"
+                    unit, self.purpose, n_workers, first, f"{self._life()} <&3 3<&-"
                 ),
             ]
         )
@@ -297,7 +296,8 @@ def _report(state: str, reason: str, log: str) -> UnitReport:
     if state in _PLANNED:
         why = "" if state == "COMPLETED" else f"Slurm says {state}"
         return UnitReport(state="ended", why=why, log=log, is_planned=True)
-    if not state:  # Slurm forgets jobs some minutes after their end
-        return UnitReport(state="ended", why="Slurm no longer knows the job", log=log)
     said = last_line(log).removeprefix("nbstreamq: ")
+    if not state:  # Slurm forgets jobs some minutes after their end
+        why = "Slurm no longer knows the job" + (f"; {said}" if said else "")
+        return UnitReport(state="ended", why=why, log=log)
     return UnitReport(state="ended", why=f"Slurm says {state}; {said}" if said else state, log=log)

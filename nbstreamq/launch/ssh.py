@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import NbstreamqError
@@ -58,26 +59,17 @@ class SshLauncher(Launcher):
     ----------
     on
         ``ssh://me@host``, or ``ssh://host:2222``; what `host` means is up to the user's ssh.
-    python, folder, prologue, drain
-        See `Setting`.
+    **setting
+        Of a `Setting`.
     """
 
     unit_size = None  # one connection for each machine: servers refuse many at a time
     look_every = 1.0
 
-    def __init__(
-        self,
-        on: str,
-        purpose: Purpose,
-        *,
-        python: str | None = None,
-        folder: str | None = None,
-        prologue: Sequence[str] = (),
-        drain: float = 30.0,
-    ) -> None:
+    def __init__(self, on: str, purpose: Purpose, **setting: Any) -> None:
         super().__init__(on, purpose)
         self._host = host_in("on", on)
-        self._setting = Setting(python=python, folder=folder, prologue=prologue, drain=drain)
+        self._setting = Setting(**setting)
         self._units: dict[str, UnitProcess] = {}
 
     def start(self, sizes: Sequence[int]) -> list[str]:
@@ -163,7 +155,7 @@ class SshLauncher(Launcher):
     def _script(self, unit: str, n_workers: int) -> str:
         # sshd leaves the socket behind; a unit that starts removes it at its end.
         tidy = f"trap 'rm -f {socket_in_unit(unit)}' EXIT"
-        return self._setting.shell(unit, self.purpose.queue, n_workers, tidy, "--lifeline")
+        return self._setting.shell(unit, self.purpose, n_workers, tidy, "--lifeline")
 
     def close(self, *, is_fork: bool) -> None:
         if is_fork:

@@ -21,7 +21,7 @@ def order_for(queue, url):
         session="a session",
         settings=Settings.from_environment(),
     )
-    return Order.of(UNIT, purpose, command(UNIT, queue.name, 1, 30.0, 600.0))
+    return Order.of(UNIT, purpose, command(UNIT, purpose, 1, 30.0, 600.0))
 
 
 def test_a_unit_whose_owner_dies_finishes_its_call(new_queue, server_url, gate, wait_until):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -146,13 +147,25 @@ def n_alive(units):
     return sum(unit.n_alive for unit in units)
 
 
-def test_workers_start_run_calls_and_stop(queue, on_node, sshd, wait_until):
-    units = queue.run(2, **on_node)
+@pytest.fixture
+def dead_socket():
+    """A socket that ssh has left on the node for a unit that was killed."""
+    path = Path("/tmp/nbstreamq-00000000dead.sock")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_workers_start_run_calls_and_stop(queue, on_node, sshd, dead_socket, wait_until):
+    units = queue.run(2, max_memory=2**31, **on_node)
+    assert "--max-memory 2147483648" in units.script()
 
     assert queue.size == 2, "workers that start count"
     assert queue.submit(os.getcwd).result(20) == str(sshd.folder)
     assert sorted(queue.map(abs, range(-9, 1)), key=abs) == list(range(10))
     wait_until(lambda: n_alive(units) == 2, describe="two workers")
+    assert not dead_socket.exists()
     assert "2 of 2 workers on ssh://node\n  unit" in repr(units)
     assert "running" in html_of(units)
     commands = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]

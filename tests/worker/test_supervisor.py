@@ -369,5 +369,3 @@ def test_a_worker_that_uses_much_memory_after_a_call_is_replaced(new_queue):
 
     small, large, next_one = (queue.submit(work, n).result(30) for n in (1, 400_000_000, 1))
     assert small == large != next_one
-    with pytest.raises(TypeError, match="without on="):
-        queue.run(1, on="ssh://nowhere", max_memory=300_000_000)
