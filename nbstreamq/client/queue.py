@@ -901,7 +901,8 @@ class TaskQueue(Executor, TaskOnly):
         >>> len(q.workers())
         2
         """
-        return WorkerList(self.status().workers)
+        status = self.status()
+        return WorkerList(status.workers, status.awaited)
 
     @concise
     def status(self) -> QueueStatus:
@@ -923,7 +924,8 @@ class TaskQueue(Executor, TaskOnly):
         def look(store: Store) -> QueueStatus:
             return queue_status(store, url, n_open, trouble, session.workers.troubles(store))
 
-        return session.ask_within(LOOK_PATIENCE, look)
+        found = session.ask_within(LOOK_PATIENCE, look)
+        return dataclasses.replace(found, awaited=tuple(session.workers.awaited()))
 
     @concise
     def logs(self) -> Log:

@@ -91,10 +91,20 @@ class Log(str):
 
 
 class WorkerList(list[WorkerStatus]):
-    """Workers, a line each."""
+    """Workers, a line each.
+
+    Attributes
+    ----------
+    awaited
+        As `QueueStatus.awaited`.
+    """
+
+    def __init__(self, workers: Iterable[WorkerStatus], awaited: Iterable[str] = ()) -> None:
+        super().__init__(workers)
+        self.awaited = tuple(awaited)
 
     def __repr__(self) -> str:
-        return "\n".join(map(str, self)) or "no workers"
+        return "\n".join([*(map(str, self) if self else ["no workers"]), *self.awaited])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +213,8 @@ class QueueStatus:
     refused
         Kind of message -> number of messages without a valid signature, and of copies, in the last
         week. They were not unpickled; `TaskQueue.dead` lists them.
+    awaited
+        A line for each place, such as Slurm, whose workers for this client are not all there yet.
     warnings
         What endangers or delays calls, and what to do about it: problems of the server, workers
         that die young, or a named job without workers.
@@ -215,6 +227,7 @@ class QueueStatus:
     open_jobs: int
     trouble: str
     refused: Mapping[str, int] = field(default_factory=dict)
+    awaited: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -234,6 +247,7 @@ class QueueStatus:
             if v.waiting or v.running or v.delayed
         ]
         lines += [f"  {worker}" for worker in self.workers]
+        lines += [f"  {text}" for text in self.awaited]
         if self.trouble:
             lines.append(f"  trouble: {self.trouble}")
         lines += [f"  warning: {text}" for text in self.warnings]

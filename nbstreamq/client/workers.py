@@ -117,6 +117,11 @@ class Workers:
         n_pending = sum(units.n_pending for units in self._places())
         return max(n_there, self.n_at_first or self.local.n_workers) + n_pending
 
+    def awaited(self) -> list[str]:
+        """Return a line for each other place whose workers are not all there yet."""
+        places = [units for units in self._places() if units.n_pending and not units.trouble]
+        return [units.obstacle() or units.summary() for units in places]
+
     def _registered(self) -> list[dict[str, Any]]:
         return list(self._ask_within(LOOK_PATIENCE, Store.workers).values())
 

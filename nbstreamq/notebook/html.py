@@ -175,25 +175,37 @@ def status_html(
         lanes=list(_lane_rows(status.lanes)),
         workers=status.workers,
         worker_rows=_worker_rows(status.workers),
+        awaited=status.awaited,
         jobs=jobs,
         job_rows=_job_rows(jobs),
         note=note,
     )
 
 
-def workers_html(workers: Sequence[WorkerStatus]) -> str:
+def workers_html(workers: WorkerList) -> str:
     """Return a table of workers."""
-    return _render("workers.html", workers=workers, worker_rows=_worker_rows(workers))
+    return _render(
+        "workers.html",
+        workers=workers,
+        worker_rows=_worker_rows(workers),
+        awaited=workers.awaited,
+    )
 
 
 def units_html(units: Units, note: str = "") -> str:
     """Return a table of the units in another place; `note` is a last sentence."""
     rows = units.status()
-    cells = [
-        (u.id, u.state, f"{u.n_alive} of {u.n_workers}", _cut(u.why)) for u in rows[-MAX_SHOWN:]
-    ]
-    n_older = len(rows) - len(cells)
-    return _render("units.html", units=units, unit_rows=cells, n_older=n_older, note=note)
+    shown = rows[-MAX_SHOWN:]
+    head = ("unit", "state", "workers", *["why"] * any(unit.why for unit in shown))
+    cells = [(u.id, u.state, f"{u.n_alive} of {u.n_workers}", _cut(u.why)) for u in shown]
+    return _render(
+        "units.html",
+        units=units,
+        head=head,
+        unit_rows=[row[: len(head)] for row in cells],
+        n_older=len(rows) - len(shown),
+        note=note,
+    )
 
 
 def dead_html(letters: DeadLetters) -> str:

@@ -116,7 +116,8 @@ class NbstreamqMagics(Magics):
         if args.n is None:
             served = set(args.lane)
             found = self._queue().workers()
-            return WorkerList(w for w in found if not served or served & set(w.lanes))
+            serving = [w for w in found if not served or served & set(w.lanes)]
+            return WorkerList(serving, found.awaited)
         if args.lane:
             raise UsageError(
                 "Local workers serve the lanes high, default and low. For other lanes, run"

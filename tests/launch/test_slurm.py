@@ -167,6 +167,8 @@ def test_pending_jobs_count_and_say_why(queue, cluster, tmp_path, monkeypatch, w
 
     assert states(units) == ["pending"] * 3
     assert "Resources" in repr(units)
+    assert "Resources" in repr(queue.workers())
+    assert "Resources" in repr(queue.status())
     assert queue.size == 3
     files = list((tmp_path / "units").glob("*.secrets"))
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}

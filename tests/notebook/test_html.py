@@ -210,6 +210,11 @@ class TestStatus:
         assert "No messages are waiting" in text
         assert "No workers" in text
 
+    def test_workers_that_are_awaited_need_not_be_started(self):
+        text = Reader(status_html(status_of(awaited=("2 workers on slurm are pending",)))).text
+        assert "2 workers on slurm are pending" in text
+        assert "Start some" not in text
+
     def test_what_workers_do_is_said_in_words(self):
         workers = (worker_of(1, "busy"), worker_of(2))
         seen = Reader(status_html(status_of(workers=workers)))
