@@ -340,17 +340,23 @@ def _stretch(width: int, busy: float, items: Ends) -> str:
 # -- words --------------------------------------------------------------------------------------
 
 
-def describe(job: JobPicture) -> str:
-    """Return the numbers of a job in words: ``300 of 300 done · 12.3/s · 24 s``."""
+def describe(job: JobPicture, *, briefly: bool = False) -> str:
+    """Return the numbers of a job in words: ``300 of 300 done · 12.3/s · 24 s``.
+
+    Parameters
+    ----------
+    briefly
+        Leave out the rate, and how many workers are busy.
+    """
     counts, rate = job.counts, job.rate
     words = [f"{counts['done']:,} of {job.n:,} done"]
     words += [f"{counts[s]:,} {s}" for s in ("failed", "cancelled", "running") if counts[s]]
-    if rate:
+    if rate and not briefly:
         words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
     words.append(duration(job.elapsed))
     if job.remaining is not None:
         words.append(f"about {duration(job.remaining)} left")
-    if job.n_workers:
+    if job.n_workers and not briefly:
         words.append(f"{job.n_busy} of {plural(job.n_workers, 'worker')} busy")
     return " · ".join(words)
 

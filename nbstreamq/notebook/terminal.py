@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ..client.session import Session
     from ..client.table import Outstanding
 
-#: Characters of the bar in a terminal, and of a line; and of a long name where there is no room.
-BAR_WIDTH, LINE_WIDTH, NAME_WIDTH = 30, 120, 20
+#: Characters of the bar in a terminal, and where there is little room.
+BAR_WIDTH, MIN_BAR_WIDTH = 30, 10
+#: Characters of a line; and of a long name where there is no room.
+LINE_WIDTH, NAME_WIDTH = 120, 20
 _ERASE = "\r\x1b[2K"
 #: Seconds that a wait lasts which is not worth a line. Shorter costs calls in a row more.
 BRIEF = 0.002
@@ -52,13 +54,16 @@ def _line(picture: JobPicture, width: int) -> Any:
     from rich.text import Text
 
     name, words = Text(picture.name, style="bold"), Text(describe(picture))
-    room = width - BAR_WIDTH - 2  # for the name and the words
+    room = width - MIN_BAR_WIDTH - 2  # for the name and the words
+    if len(name) + len(words) > room:
+        words = Text(describe(picture, briefly=True))
     name.truncate(max(NAME_WIDTH, room - len(words)), overflow="ellipsis")
     words.truncate(max(1, room - len(name)), overflow="ellipsis")
     line = Table.grid(padding=(0, 1))
     for _ in range(3):
         line.add_column(no_wrap=True)
-    bar = ProgressBar(total=max(1, picture.n), completed=picture.n_over, width=BAR_WIDTH)
+    bar_width = min(BAR_WIDTH, width - len(name) - len(words) - 2)
+    bar = ProgressBar(total=max(1, picture.n), completed=picture.n_over, width=bar_width)
     line.add_row(name, bar, words)
     return line
 

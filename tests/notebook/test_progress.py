@@ -108,15 +108,18 @@ def test_where_it_is_switched_off(write_script, monkeypatch):
     assert on_terminal(write_script("q.submit(time.sleep, 2).result()")) == ""
 
 
-def test_a_line_that_is_too_long_keeps_its_name_and_ends_with_an_ellipsis(queue):
+def test_a_line_that_is_too_long_is_brief_and_then_ends_with_an_ellipsis(queue):
     def f(x):
         return x
 
     job = queue.map(f, range(20_000))
     job.wait(30)
-    line = ANSI.sub("", line_text(JobView(job).picture(), 50))
-    assert len(line) == 50
-    assert re.fullmatch(r"f ━+ 20,000 of.*…", line)
+    picture = JobView(job).picture()
+    wide, narrow, tiny = (ANSI.sub("", line_text(picture, n)) for n in (90, 50, 30))
+    assert "/s" in wide
+    assert re.fullmatch(r"f ━+ 20,000 of 20,000 done · [\d.]+ s", narrow)
+    assert re.fullmatch(r"f ━+ 20,000 of.*…", tiny)
+    assert (len(narrow), len(tiny)) == (50, 30)
 
 
 def test_nothing_is_written_where_there_is_no_terminal(write_script):
