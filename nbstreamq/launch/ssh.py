@@ -51,6 +51,11 @@ _HINTS = {
     "forwarding disabled": "its sshd must allow it: AllowStreamLocalForwarding yes",
 }
 
+#: The exit status of ssh if it has failed itself; else it is that of what it ran.
+SSH_FAILED = 255
+#: What a worker logs that has nothing to do with its end.
+_ROUTINE = re.compile(r" nbstreamq[\w.]* (INFO|DEBUG): ")
+
 
 class SshLauncher(Launcher):
     """Starts units on another machine, each by a connection that keeps it alive.
@@ -106,8 +111,8 @@ class SshLauncher(Launcher):
         """Return when the unit has found its Python."""
         deadline = time.monotonic() + START_TIMEOUT
         while f"nbstreamq: unit {unit}" not in started.log():
-            if started.process.poll() is not None:
-                why = explain(started.log(), self._host)
+            if (code := started.process.poll()) is not None:
+                why = explain(started.log(), self._host, code)
                 raise NbstreamqError(f"No workers start on {self.on}: {why}")
             if time.monotonic() > deadline:
                 raise NbstreamqError(
@@ -137,7 +142,7 @@ class SshLauncher(Launcher):
         code = unit.process.poll()
         if code is None:
             return UnitReport(state="running", log=unit.tail())
-        why = explain(unit.log(), self._host) if code else ""
+        why = explain(unit.log(), self._host, code) if code else ""
         return UnitReport(state="ended", why=why, log=unit.tail(), is_planned=not code)
 
     def stop(self, units: Collection[str], *, drain: bool) -> None:
@@ -185,13 +190,23 @@ def host_in(parameter: str, url: str) -> str:
     return parts.netloc
 
 
-def explain(log: str, host: str) -> str:
-    """Return in a line why ssh, or what it ran, has failed, and what to do about it."""
+def explain(log: str, host: str, code: int = SSH_FAILED) -> str:
+    """Return in a line why ssh, or what it ran, has failed, and what to do about it.
+
+    Parameters
+    ----------
+    code
+        The exit status of ssh.
+    """
     for text, hint in _HINTS.items():
         if text in log:
             said = next(line for line in reversed(log.splitlines()) if text in line)
             return f"{said.strip().rstrip('.')}; {hint.format(host=host)}"
-    return last_line(log).removeprefix("nbstreamq: ") or "ssh ended without a word"
+    line = last_line(log)
+    if code == SSH_FAILED or line.startswith("nbstreamq: "):
+        return line.removeprefix("nbstreamq: ") or "ssh ended without a word"
+    said = "" if not line or _ROUTINE.search(line) else f": {line}"
+    return f"it ended with status {code}{said}"
 
 
 # -- the way to a server that only one machine reaches --------------------------------------------

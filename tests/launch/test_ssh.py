@@ -212,6 +212,7 @@ def test_a_place_that_refuses_says_why_in_one_line(queue, on_node, sshd, tmp_pat
         python=fake_python(tmp_path, 'import sys; sys.exit("has nbstreamq 0.0.1")')
     )
     assert "can't cd to /nowhere" in why(folder="/nowhere")
+    assert "it ended with status 3: no module" in why(prologue=["echo no module", "exit 3"])
     sshd.allows_forwarding = False
     try:
         assert "AllowStreamLocalForwarding" in why()
