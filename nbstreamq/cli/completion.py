@@ -21,6 +21,7 @@ complete -o default -F _nbstreamq nbstreamq
 """,
     "zsh": """\
 #compdef nbstreamq
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
 _nbstreamq() {
     local -a found
     found=(${(f)"$(nbstreamq completion --words="${words[2,CURRENT]}" 2>/dev/null)"})
@@ -31,9 +32,14 @@ compdef _nbstreamq nbstreamq
     "fish": """\
 function __nbstreamq
     set -l words (commandline -opc) (commandline -ct)
-    nbstreamq completion --words="$words[2..-1]" 2>/dev/null
+    set -l found (nbstreamq completion --words="$words[2..-1]" 2>/dev/null)
+    if set -q found[1]
+        printf '%s\\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
 end
-complete -c nbstreamq -a '(__nbstreamq)'
+complete -c nbstreamq -f -a '(__nbstreamq)'
 """,
 }
 _WHERE = {
@@ -52,7 +58,8 @@ def add_completion(commands: Commands, parser: Callable[[], Parser]) -> None:
 
     def run(options: argparse.Namespace) -> None:
         if options.words is not None:
-            print(*complete(parser(), options.words.split(" ")), sep="\n")
+            for word in complete(parser(), options.words.split(" ")):
+                print(word)
         elif options.shell is None:
             raise ValueError(f"which shell is it? {', '.join(_SCRIPTS)}")
         else:

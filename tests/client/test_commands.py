@@ -8,6 +8,8 @@ import os
 import pickle
 import pty
 import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,23 +216,76 @@ class TestCompletion:
         assert complete(parser, ["worker", "redis://h", "x"]) == []
 
     def test_works_in_bash(self, tmp_path):
-        script = subprocess.run(
-            [sys.executable, "-m", "nbstreamq", "completion", "bash"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
         program = f"""
-nbstreamq() {{ {sys.executable} -m nbstreamq "$@"; }}
-{script}
+{script_of("bash", tmp_path)}
 COMP_WORDS=(nbstreamq jobs l) COMP_CWORD=2; _nbstreamq; echo "${{COMPREPLY[@]}}"
 COMP_WORDS=(nbstreamq jobs list --js) COMP_CWORD=3; _nbstreamq; echo "${{COMPREPLY[@]}}"
+COMP_WORDS=(nbstreamq x) COMP_CWORD=1; _nbstreamq; echo "${{#COMPREPLY[@]}}"
 """
-        done = subprocess.run(
-            ["bash", "-c", program], capture_output=True, text=True, timeout=30, check=True
-        )
-        assert done.stdout.splitlines() == ["list", "--json"]
+        assert output_of("bash", "-c", program).split() == ["list", "--json", "0"]
+
+    @pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+    def test_works_in_fish(self, tmp_path):
+        (tmp_path / "a file").touch()
+        program = f"""
+{script_of("fish", tmp_path)}
+cd {tmp_path}
+for line in 'jobs l' 'jobs list --js' 'dem' 'server ' 'worker a'
+    complete -C "nbstreamq $line"
+end
+"""
+        said = output_of("fish", "--no-config", "-c", program).splitlines()
+        assert said == ["list", "--json", "demo", "start", "status", "stop", "a file"]
+
+    @pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+    def test_works_in_zsh(self, tmp_path):
+        (tmp_path / "a_file").touch()
+        (tmp_path / ".zshrc").write_text(f"PS1='> '\n{script_of('zsh', tmp_path)}")
+        with in_terminal(tmp_path, "zsh", "-i") as (write, read_until):
+            read_until("> ")
+            for typed, completed in [
+                ("nbstreamq jobs l\t", "list "),
+                ("--js\t", "--json "),
+                ("--queue a_\t", "a_file "),
+            ]:
+                write(typed)
+                read_until(completed)
+
+
+def script_of(shell, folder):
+    """Return what the shell reads to complete; the program is in `folder`."""
+    program = folder / "nbstreamq"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m nbstreamq "$@"\n')
+    program.chmod(0o755)
+    script = output_of(program, "completion", shell)
+    path = f"set -x PATH {folder} $PATH" if shell == "fish" else f"PATH={folder}:$PATH"
+    return f"{path}\n{script}"
+
+
+def output_of(*command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+@contextlib.contextmanager
+def in_terminal(folder, *command):
+    """Run a program in a terminal; gives functions that type, and that read until a text comes."""
+    ours, theirs = pty.openpty()
+    options = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    variables = {**os.environ, "ZDOTDIR": str(folder), "TERM": "dumb"}
+
+    def read_until(text):
+        shown = ""
+        while text not in shown:
+            assert select.select([ours], [], [], 20)[0], f"{text!r} is not in {shown!r}"
+            shown += os.read(ours, 4096).decode()
+
+    with subprocess.Popen(command, cwd=folder, env=variables, **options) as process:
+        os.close(theirs)
+        try:
+            yield lambda text: os.write(ours, text.encode()), read_until
+        finally:
+            process.kill()
+            os.close(ours)
 
 
 def test_the_demo_runs_on_its_own_workers(run, client):
