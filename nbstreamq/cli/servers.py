@@ -9,11 +9,15 @@ import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..settings import Settings
 from ..sizes import in_units, read_size
 from .parsing import Commands, add_command, add_json, argument, host_and_port
 from .printing import advise, print_json
+
+if TYPE_CHECKING:
+    from ..launch.listening import Limits
 
 #: Least bytes of a limit: an empty server takes a few millions.
 _LEAST = 16 * 2**20
@@ -68,28 +72,29 @@ def _start_command(options: argparse.Namespace) -> str:
     return f"nbstreamq server start{place}"
 
 
-def _memory(options: argparse.Namespace) -> int:
-    """Return the bytes of memory that the limits allow; 0: there is no limit."""
-    from ..launch.listening import DISK_FACTOR
+def _limits(options: argparse.Namespace) -> Limits:
+    from ..launch.listening import Limits
 
-    limits = [options.memory, options.disk and options.disk // DISK_FACTOR]
-    least = min((limit for limit in limits if limit is not None), default=0)
-    if limits != [None, None] and least < _LEAST:
-        raise ValueError(f"the limits leave {in_units(least)} of memory: it needs 17 MB at least")
-    return least
+    limits = Limits(memory=options.memory or 0, disk=options.disk or 0)
+    if 0 < limits.usable_memory < _LEAST or 0 in (options.memory, options.disk):
+        raise ValueError(
+            f"the limits leave {in_units(limits.usable_memory)} of memory: it needs 17 MB at least,"
+            " and four times as much disk"
+        )
+    return limits
 
 
 def _start(options: argparse.Namespace) -> None:
-    memory = _memory(options)
+    limits = _limits(options)
     if (options.cert is None) != (options.key is None):
         raise ValueError("--cert and --key: give both, or none of them")
     if options.listen:
-        _start_listening(options, memory)
+        _start_listening(options, limits)
     else:
-        _start_embedded(options, memory)
+        _start_embedded(options, limits)
 
 
-def _start_embedded(options: argparse.Namespace, memory: int) -> None:
+def _start_embedded(options: argparse.Namespace, limits: Limits) -> None:
     from ..errors import ServerStartFailed
     from ..launch.listening import write_config
     from ..launch.server import ensure_server, is_running
@@ -97,31 +102,36 @@ def _start_embedded(options: argparse.Namespace, memory: int) -> None:
     if options.cert:
         raise ValueError("--cert: only a server with --listen has TLS")
     settings = Settings.from_environment()
-    if memory:
+    if limits.usable_memory:
         if is_running(settings):
             raise ServerStartFailed(
                 "The embedded server runs already, and takes limits when it starts. Stop it first:"
                 " `nbstreamq server stop`."
             )
-        write_config(settings, [], memory)
+        write_config(settings, [], limits)
     print(f"The embedded server runs at {ensure_server(settings)}.")
     print(f"It stops by itself {settings.server_idle:.0f} s after its last client.")
-    if memory:
-        print(f"It takes at most {in_units(memory)} of memory, from now on.")
+    if limits.usable_memory:
+        print(f"From now on, it uses {_in_words(limits)}.")
     advise("TaskQueue() uses it without a URL; `nbstreamq status` shows what it holds.")
 
 
-def _start_listening(options: argparse.Namespace, memory: int) -> None:
+def _in_words(limits: Limits) -> str:
+    memory = f"at most {in_units(limits.usable_memory)} of memory"
+    return f"{memory} and {in_units(limits.disk)} of disk" if limits.disk else memory
+
+
+def _start_listening(options: argparse.Namespace, limits: Limits) -> None:
     from ..launch.listening import Listening, start_listening
 
     settings = _settings(options)
     host, port = options.listen
     certificate = (options.cert, options.key) if options.cert else None
     where = Listening(host=host, port=port, certificate=certificate)
-    file = start_listening(settings, where, memory)
+    file = start_listening(settings, where, limits)
     print(f"A server listens on {host}:{port}, with TLS and a password, until you stop it.")
-    limit = in_units(memory) if memory else "no limit (--memory sets one)"
-    print(f"Memory: {limit}. Names in its certificate: {', '.join(where.names)}.")
+    used = _in_words(limits) if limits.usable_memory else "memory and disk without a limit"
+    print(f"It uses {used}. Names in its certificate: {', '.join(where.names)}.")
     print(f"Its URL, password and secret are in {file}, which only you can read.")
     advise(
         f"copy that file to each machine (`scp {file} node5:`), and there:\n"

@@ -21,15 +21,27 @@ from ..errors import ServerNotFound, ServerStartFailed
 from ..secret import Secret
 from ..settings import Settings, make_private
 from ..wire.trust import new_secret
+from .disk_limit import LINE, MEMORY_PART
 from .server import config_path, ensure_server, find_binary, is_running
 
-#: Bytes of disk that a server may need for each byte of its memory: what it wrote before, the old
-#: and the new file while it writes all of it anew, and what arrives meanwhile.
-DISK_FACTOR = 4
 #: Days for which a certificate that we make is valid.
 _DAYS = 3650
 #: Addresses that mean all of this machine's.
 _WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - a person asks for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How many bytes a server may use; 0: there is no limit."""
+
+    memory: int = 0
+    disk: int = 0
+
+    @property
+    def usable_memory(self) -> int:
+        """Bytes of memory that both limits allow: the files must have room for the data twice."""
+        limits = [self.memory, int(self.disk * MEMORY_PART)]
+        return min((limit for limit in limits if limit), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +83,15 @@ def connect_file(settings: Settings) -> Path:
     return config_path(settings).with_name("connect.env")
 
 
-def start_listening(settings: Settings, where: Listening, memory: int) -> Path:
+def start_listening(settings: Settings, where: Listening, limits: Limits) -> Path:
     """Start the server of `settings_for`, and return the file with what clients need.
 
     A server that ran before keeps its password, and its clients their secret.
 
     Parameters
     ----------
-    memory
-        Bytes that it may use; 0: no limit.
+    limits
+        What it may use.
 
     Raises
     ------
@@ -108,7 +120,7 @@ def start_listening(settings: Settings, where: Listening, memory: int) -> Path:
             "tls-auth-clients no",
             f"requirepass {password.reveal()}",
         ],
-        memory,
+        limits,
     )
     ensure_server(settings)
     found = connect_file(settings)
@@ -122,12 +134,13 @@ def start_listening(settings: Settings, where: Listening, memory: int) -> Path:
     return found
 
 
-def write_config(settings: Settings, lines: Sequence[str], memory: int) -> None:
-    """Write the configuration file that the server reads when it starts."""
+def write_config(settings: Settings, lines: Sequence[str], limits: Limits) -> None:
+    """Write the configuration file that the server and its watchdog read when they start."""
     path = config_path(settings)
     make_private(path.parent, "NBSTREAMQ_DATA_DIR")
-    limit = [f"maxmemory {memory}"] if memory else []
-    _write_private(path, "\n".join([*lines, *limit, ""]))
+    memory = [f"maxmemory {limits.usable_memory}"] if limits.usable_memory else []
+    disk = [f"{LINE}{limits.disk}"] if limits.disk else []
+    _write_private(path, "\n".join([*lines, *memory, *disk, ""]))
 
 
 def _kept(path: Path, pattern: str, new: str) -> Secret:

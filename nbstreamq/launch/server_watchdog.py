@@ -21,7 +21,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from . import CLOSING
+from . import CLOSING, disk_limit
 
 if TYPE_CHECKING:
     from ..wire.connection import Wire
@@ -46,36 +46,51 @@ def main() -> None:
         os._exit(0)
     signals = _listen_for_signals()
     server = _start(command)
+    usage = Usage(socket_path, disk_limit.setting(command, "requirepass "))
+    limit = int(disk_limit.setting(command, disk_limit.LINE) or 0)
+    folder = command[command.index("--dir") + 1]
+    disk = disk_limit.DiskLimit(limit, folder, usage.wire) if limit else None
     status = os.waitstatus_to_exitcode(
-        watch(server, socket_path=socket_path, idle=float(idle), signals=signals)
+        watch(server, usage=usage, idle=float(idle), signals=signals, disk=disk)
     )
     if status:
         how = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
         sys.stderr.write(f"The server {how}.\n")
 
 
-def watch(server: int, *, socket_path: str, idle: float, signals: int) -> int:
+def watch(
+    server: int,
+    *,
+    usage: Usage,
+    idle: float,
+    signals: int,
+    disk: disk_limit.DiskLimit | None = None,
+) -> int:
     """Stop the server when it is idle, or on SIGTERM; return its wait status when it has ended.
 
     Parameters
     ----------
     server
         Process id; a child of this process.
-    socket_path
-        Where the server listens.
+    usage
+        Who uses it.
     idle
         Seconds without any other client after which the server is told to exit; infinite: never.
     signals
         File descriptor on which each signal of this process arrives as one byte.
+    disk
+        The limit of its files; None: there is none.
     """
-    usage = Usage(socket_path)
-    interval = max(SHORTEST_INTERVAL, min(idle / 4, LONGEST_INTERVAL))
+    longest = disk_limit.LOOK if disk else LONGEST_INTERVAL
+    interval = max(SHORTEST_INTERVAL, min(idle / 4, longest))
     stopping = False
     while True:
         arrived = _wait(signals, interval)
         pid, status = os.waitpid(server, os.WNOHANG)
         if pid:
             return status
+        if disk:
+            disk.keep()
         stopping = stopping or signal.SIGTERM in arrived
         stopping = stopping or (idle < math.inf and usage.idle() >= idle and usage.shut())
         if stopping:
@@ -84,10 +99,18 @@ def watch(server: int, *, socket_path: str, idle: float, signals: int) -> int:
 
 
 class Usage:
-    """Finds out when another process last used the server."""
+    """Finds out when another process last used the server.
 
-    def __init__(self, socket_path: str) -> None:
-        self._socket_path = socket_path
+    Parameters
+    ----------
+    socket_path
+        Where the server listens.
+    password
+        What it wants first; empty: nothing.
+    """
+
+    def __init__(self, socket_path: str, password: str = "") -> None:
+        self._socket_path, self._password = socket_path, password
         self._folder = socket_path.rpartition("/")[0]
         self._last_used = time.monotonic()
         self._n_connections = -1
@@ -99,11 +122,15 @@ class Usage:
             self._last_used = time.monotonic()
         return time.monotonic() - self._last_used
 
+    def wire(self) -> Wire:
+        """Return the watchdog's only connection to the server."""
+        if self._wire is None:
+            self._wire = _open(self._socket_path, self._password)
+        return self._wire
+
     def _in_use(self) -> bool:
         self._touch()
-        if self._wire is None:
-            self._wire = _open(self._socket_path)
-        counts = _count(self._wire)
+        counts = _count(self.wire())
         if counts is None:
             # A server that is loading or runs a script is in use; one that never listened is not.
             return os.path.exists(self._socket_path)  # noqa: PTH110 - pathlib is slow to import
@@ -124,7 +151,7 @@ class Usage:
         except OSError:  # it never listened, or clients can't reach its socket
             return True
         # The server accepts clients in the order in which they came: earlier ones are counted.
-        wire = _open(aside)
+        wire = _open(aside, self._password)
         counts = _count(wire)
         wire.close()
         if counts is not None and counts[1] == self._n_connections + 1:
@@ -142,14 +169,15 @@ class Usage:
                 continue
 
 
-def _open(socket_path: str) -> Wire:
+def _open(socket_path: str, password: str) -> Wire:
     # Imported at the first look: earlier, the imports would delay the server's start.
     from urllib.parse import quote
 
     from ..wire.addresses import open_client
     from ..wire.connection import Wire
 
-    return Wire(open_client(f"unix://{quote(socket_path)}"), "", ())
+    login = f":{quote(password, safe='')}@" if password else ""
+    return Wire(open_client(f"unix://{login}{quote(socket_path)}"), "", ())
 
 
 def _count(wire: Wire) -> tuple[int, int] | None:

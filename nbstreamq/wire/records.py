@@ -212,6 +212,8 @@ def _clipped(text: bytes) -> str:
 
 #: Part of the allowed memory above which we warn that it runs out.
 NEARLY_FULL = 0.8
+#: The limit of memory that the embedded server gets while its files take too much of the disk.
+DISK_IS_FULL = 1
 #: The oldest versions that have all commands that we use.
 _OLDEST = {"Redis": 7, "Valkey": 8}
 
@@ -258,7 +260,13 @@ class ServerFacts:
                 "the server saves nothing to disk: when it ends, all tasks and results are lost."
                 " Set `appendonly yes` in its configuration."
             )
-        if self.limit_bytes and (self.used_bytes or 0) > NEARLY_FULL * self.limit_bytes:
+        if self.limit_bytes == DISK_IS_FULL:
+            found.append(
+                "the server's files have reached their limit of disk: calls are refused. Delete"
+                " jobs that you no longer need (`nbstreamq jobs delete`), or start it with a larger"
+                " --disk."
+            )
+        elif self.limit_bytes and (self.used_bytes or 0) > NEARLY_FULL * self.limit_bytes:
             used, limit = (self.used_bytes or 0) / 2**20, self.limit_bytes / 2**20
             found.append(
                 f"the server's memory is {used / limit:.0%} full: {used:,.0f} of {limit:,.0f} MiB."

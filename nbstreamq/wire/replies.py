@@ -90,6 +90,12 @@ def translate(error: Exception, address: str) -> Exception:
             f"Login to the server{where} failed: {text}. Check user and password in the url."
         )
     is_refusal = isinstance(error, ReplyError | redis.ResponseError)
+    if is_refusal and text.startswith("OOM"):
+        return ServerRefused(
+            f"The server{where} has reached its limit of memory or disk, and refuses calls: {text}."
+            " Take or delete results that it keeps, or raise its limit; `nbstreamq status` says"
+            " which one."
+        )
     if is_refusal and not text.startswith(_TEMPORARY):
         return ServerRefused(f"The server{where} refused a command: {text}")
     return ServerUnreachable(

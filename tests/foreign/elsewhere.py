@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
-from nbstreamq.launch.listening import start_listening
+from nbstreamq.launch.listening import Limits, start_listening
 from nbstreamq.launch.slurm import SlurmLauncher
 from tests.launch.conftest import hidden_socket, listening, read_file
 from tests.ports import free_port
@@ -197,7 +197,7 @@ def test_jobs_run_calls_and_drain(queue, slurmctld, gate, wait_until):
 
 def test_jobs_reach_a_server_by_tls(slurmctld, listening, read_file, hidden_socket, queue_name):
     settings, at = listening
-    url, secret = read_file(start_listening(settings, at, 0))
+    url, secret = read_file(start_listening(settings, at, Limits()))
     with hidden_socket(settings), TaskQueue(queue_name, url, secret=secret, workers=0) as queue:
         queue.run(2, on="slurm", idle_timeout=1)
         assert queue.submit(where).result(60) in NODES

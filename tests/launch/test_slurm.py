@@ -10,7 +10,7 @@ import pytest
 
 from nbstreamq import NbstreamqError, TaskQueue
 from nbstreamq.launch import slurm
-from nbstreamq.launch.listening import start_listening
+from nbstreamq.launch.listening import Limits, start_listening
 
 #: sbatch, squeue, scancel and ssh in one: jobs are processes, and a forwarded socket is a link.
 _COMMANDS = """#!{python}
@@ -134,7 +134,7 @@ def test_compute_nodes_reach_a_server_by_tls(
     listening, read_file, hidden_socket, cluster, queue_name, tmp_path, wait_until
 ):
     settings, where = listening
-    url, secret = read_file(start_listening(settings, where, 0))
+    url, secret = read_file(start_listening(settings, where, Limits()))
     with (
         hidden_socket(settings),
         TaskQueue(queue_name, url, secret=secret, workers=0) as queue,
