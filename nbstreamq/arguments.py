@@ -181,6 +181,17 @@ def read_bytes(parameter: str, text: str, *, least: int = 0) -> int:
     return int(size)
 
 
+def check_rate(parameter: str, value: Any) -> float:
+    """Return a number of starts per second: from one in a year to a million."""
+    allowed = (
+        f"a number of starts per second, from one in a year (1 / {MAX_SECONDS:,}) to 1,000,000"
+    )
+    rate = _finite(parameter, value, allowed)
+    if not 1 / MAX_SECONDS <= rate <= 1_000_000:
+        raise ValueError(_must_be(parameter, value, allowed))
+    return rate
+
+
 def _finite(parameter: str, value: Any, allowed: str) -> float:
     decimal = sys.modules.get("decimal")  # a Decimal can't exist before its module is imported
     kinds = (Real,) if decimal is None else (Real, decimal.Decimal)
@@ -210,6 +221,11 @@ def check_job_name(parameter: str, value: Any) -> str:
 
 def check_unit(parameter: str, value: Any) -> str:
     """Return the id of a unit: what started some workers, such as a job of a scheduler."""
+    return _check_name(parameter, value, forbidden=" {}", most=MAX_NAME)
+
+
+def check_limit_name(parameter: str, value: Any) -> str:
+    """Return the name of a limit."""
     return _check_name(parameter, value, forbidden=" {}", most=MAX_NAME)
 
 

@@ -41,6 +41,7 @@ from .errors import (
     VersionMismatch,
     WorkerLost,
 )
+from .limit import Limit
 from .objects.references import Ref
 from .worker.track import checkpoint, resume, rng, track
 
@@ -54,6 +55,7 @@ __all__ = [
     "Job",
     "JobChanged",
     "JobNotFound",
+    "Limit",
     "MemoryLimitExceeded",
     "NbstreamqError",
     "NestedTooDeep",

@@ -5,11 +5,14 @@ Here `client` and `worker` meet without importing each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .secret import Address, Secret
+
+if TYPE_CHECKING:
+    from .limit import Limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,10 @@ class WorkerContext:
         Takes (items done, items in all or None) of the running task.
     checkpoint, resume
         Stores a state of the running task; returns the last one, in a tuple, or None.
+    acquire, acquire_in_loop
+        Waits for a lease of a limit, and returns it; the second one is for coroutines.
+    release
+        Gives a lease back.
     put_off
         With true, puts off stops of the running task until it is called with false: in the main
         thread, the exception of a stop could leave a lock held.
@@ -67,6 +74,9 @@ class WorkerContext:
     progress: Callable[[int, int | None], None]
     checkpoint: Callable[[object], None]
     resume: Callable[[], tuple[object] | None]
+    acquire: Callable[[Limit], str]
+    acquire_in_loop: Callable[[Limit], Awaitable[str]]
+    release: Callable[[str], None]
     put_off: Callable[[bool], None]
 
     def __repr__(self) -> str:

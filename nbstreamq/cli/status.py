@@ -32,11 +32,19 @@ LANES = {
     "delayed": lambda row: row[1].delayed,
     "settled": lambda row: row[1].over,
 }
+LIMITS = {
+    "queue": lambda row: row[0],
+    "limit": lambda row: row[1].limit,
+    "concurrent": lambda row: "-" if row[1].concurrent is None else row[1].concurrent,
+    "rate": lambda row: "-" if row[1].rate is None else f"{row[1].rate:.3g}/s",
+    "running": lambda row: row[1].running,
+    "waiting": lambda row: row[1].waiting,
+}
 WORKERS = {
     "queue": lambda row: row[0],
     "worker": lambda row: row[1].id,
     "host": lambda row: row[1].host,
-    "state": lambda row: row[1].state,
+    "state": lambda row: row[1].activity,
     "cpu": lambda row: f"{row[1].cpu:.0%}",
     "memory": lambda row: in_units(row[1].memory_bytes) if row[1].memory_bytes else "-",
     "python": lambda row: row[1].python,
@@ -129,6 +137,7 @@ def _picture(facts: ServerFacts, found: Sequence[QueueStatus]) -> RenderableType
         for lane in status.lanes
         if lane.lane == "default" or lane.waiting or lane.running or lane.delayed
     ]
+    limits = [(status.queue, limit) for status in found for limit in status.limits]
     workers = [(status.queue, worker) for status in found for worker in status.workers]
     problems = facts.problems()
     problems += [
@@ -139,6 +148,7 @@ def _picture(facts: ServerFacts, found: Sequence[QueueStatus]) -> RenderableType
     ]
     parts: list[RenderableType] = [Text(head)]
     parts += [Text(), table(lanes, LANES)] if lanes else [Text("There are no queues here yet.")]
+    parts += [Text(), table(limits, LIMITS)] if limits else []
     parts += [Text(), table(workers, WORKERS)] if workers else []
     parts += [Text(f"warning: {text}", style="bold red") for text in problems]
     return Group(*parts)

@@ -30,13 +30,16 @@ from ..arguments import (
     check_iterable,
     check_job_name,
     check_lane,
+    check_limit_name,
     check_queue_name,
+    check_rate,
     check_seconds,
     check_seed,
     check_timeout,
 )
 from ..cores import n_cores
 from ..errors import NbstreamqError, QueueClosed
+from ..limit import Limit
 from ..objects.functions import FunctionPickle, name_of
 from ..objects.pickling import dump, dump_plain_call
 from ..objects.references import Ref, TaskOnly, collecting_futures
@@ -663,6 +666,51 @@ class TaskQueue(Executor, TaskOnly):
         if progress is not None:
             view._shows_progress = check_flag("progress", progress)
         return view
+
+    @concise
+    def limit(
+        self, name: str, *, concurrent: int | None = None, rate: float | None = None
+    ) -> Limit:
+        """Return a limit for sections of calls, on all workers and machines of this queue.
+
+        A call waits at ``with limit:`` until its section may begin; a coroutine at ``async with
+        limit:``. Its worker runs nothing else meanwhile, except other coroutines.
+
+        Parameters
+        ----------
+        name
+            Limits of the same name are the same limit. What is said last holds for all calls, also
+            for those that wait. At most 80 bytes, without white space and braces.
+        concurrent
+            How many calls may be in such a section at the same time, 1 or more. None: any number.
+        rate
+            How many such sections may begin in a second, at least one in a year. They begin at even
+            intervals: with 100 / 60, one each 0.6 s. None: any number.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type or is out of range, or neither number is given.
+
+        Examples
+        --------
+        >>> api = q.limit("api", concurrent=5, rate=6000 / 60)
+        >>> def fetch(number):
+        ...     with api:
+        ...         return number * number  # in place of a request
+        >>> list(q.map(fetch, range(4)))
+        [0, 1, 4, 9]
+        """
+        name = check_limit_name("name", name)
+        if concurrent is not None:
+            concurrent = check_count("concurrent", concurrent, least=1, instead="None")
+        if rate is not None:
+            rate = check_rate("rate", rate)
+        if concurrent is None and rate is None:
+            raise ValueError(f"limit {name!r} allows everything: give concurrent, rate, or both")
+        self._session.check_open()
+        self._session.ask(Store.set_limit, name, concurrent, rate)
+        return Limit(queue=self.name, name=name, concurrent=concurrent, rate=rate)
 
     @concise
     def put(self, obj: Any) -> Ref:

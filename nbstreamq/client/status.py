@@ -44,6 +44,28 @@ class LaneStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitStatus:
+    """A limit at one moment; see `TaskQueue.limit`.
+
+    Attributes
+    ----------
+    limit
+        Its name.
+    concurrent, rate
+        How many calls it allows at the same time, and how many starts in a second; None: any
+        number.
+    running, waiting
+        How many calls are in a section that it guards, and how many wait for one.
+    """
+
+    limit: str
+    concurrent: int | None
+    rate: float | None
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
     """A worker at one moment.
 
@@ -58,6 +80,9 @@ class WorkerStatus:
         another worker stands in for it; `TaskQueue.size` counts the two as one.
     lanes
         Lanes that it serves, most urgent first.
+    limit
+        Name of the limit that its call waits for, see `TaskQueue.limit`; empty if it waits for
+        none.
     memory_bytes, cpu
         Memory, and share of one processor core, at most a second ago; 0 if unknown.
     peak_bytes
@@ -76,9 +101,15 @@ class WorkerStatus:
     cpu: float = 0.0
     peak_bytes: int = 0
     unit: str = ""
+    limit: str = ""
+
+    @property
+    def activity(self) -> str:
+        """The state, or which limit it waits for."""
+        return f"waits for limit {self.limit}" if self.limit else self.state
 
     def __str__(self) -> str:
-        return f"worker {self.id}: {self.state}, pid {self.pid} on {self.host}"
+        return f"worker {self.id}: {self.activity}, pid {self.pid} on {self.host}"
 
 
 class Log(str):
@@ -210,6 +241,8 @@ class QueueStatus:
         Number of open jobs of this client.
     trouble
         What is wrong with the connection; empty if nothing is.
+    limits
+        What `TaskQueue.limit` has made.
     refused
         Kind of message -> number of messages without a valid signature, and of copies, in the last
         week. They were not unpickled; `TaskQueue.dead` lists them.
@@ -226,6 +259,7 @@ class QueueStatus:
     workers: tuple[WorkerStatus, ...]
     open_jobs: int
     trouble: str
+    limits: tuple[LimitStatus, ...] = ()
     refused: Mapping[str, int] = field(default_factory=dict)
     awaited: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -245,6 +279,11 @@ class QueueStatus:
             f"  lane {v.lane}: {v.waiting} waiting, {v.running} running, {v.delayed} delayed"
             for v in self.lanes
             if v.waiting or v.running or v.delayed
+        ]
+        lines += [
+            f"  limit {limit.limit}: {limit.running} running, {limit.waiting} waiting"
+            for limit in self.limits
+            if limit.running or limit.waiting
         ]
         lines += [f"  {worker}" for worker in self.workers]
         lines += [f"  {text}" for text in self.awaited]
@@ -274,6 +313,7 @@ def queue_status(
             cpu=d.get("cpu", 0.0),
             peak_bytes=d.get("peak", 0),
             unit=d.get("unit", ""),
+            limit=d.get("limit", ""),
         )
         for name, d in sorted(store.workers().items())
     )
@@ -285,6 +325,7 @@ def queue_status(
         workers=workers,
         open_jobs=open_jobs,
         trouble=trouble,
+        limits=tuple(LimitStatus(**about) for about in store.limits()),
         refused=store.refused(),
         warnings=(*warnings, *store.troubles(), *store.server_facts().problems()),
     )

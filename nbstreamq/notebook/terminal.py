@@ -36,7 +36,7 @@ def job_text(picture: JobPicture) -> str:
 
     lines: list[Any] = [_line(picture, LINE_WIDTH)]
     if picture.obstacle:
-        lines.append(Text(f"Nothing can run: {picture.obstacle}", style="yellow"))
+        lines.append(Text(f"{picture.obstacle_kind}: {picture.obstacle}", style="yellow"))
     if picture.note:
         lines.append(Text(picture.note, style="yellow"))
     lines += [Text(f"✗ item {e.item}: {e.summary}", style="red") for e in picture.errors]

@@ -19,6 +19,7 @@ from ..client.job import Job
 from ..client.progress import Waits
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
+from ..sizes import plural
 from ..wire.item_ranges import items, size
 from ..wire.messages import State
 
@@ -159,7 +160,7 @@ class JobPicture:
     n_busy, n_workers
         Of the workers that the server knows; 0 when the job is over.
     obstacle
-        Why nothing can run; empty if something can.
+        Why nothing can run, or goes on; empty if something does.
     note
         What of the function's packages is different on some machines; empty if nothing is.
     workers, n_columns, column_seconds
@@ -196,6 +197,11 @@ class JobPicture:
     def is_over(self) -> bool:
         """Whether no item is left."""
         return self.state not in ("waiting", "running")
+
+    @property
+    def obstacle_kind(self) -> str:
+        """What the obstacle does, in words."""
+        return "Held up" if self.counts["running"] else "Nothing can run"
 
     @property
     def n_over(self) -> int:
@@ -409,6 +415,19 @@ class Workers:
         return sum(about.get("state") == "busy" for about in self._found.values())
 
     @property
+    def held_up(self) -> str:
+        """Which limits they wait for; empty if one of them does something."""
+        limits = [
+            about.get("limit", "") for about in self._found.values() if about.get("state") == "busy"
+        ]
+        if not all(limits):
+            return ""
+        return "; ".join(
+            f"{plural(n, 'worker')} {'waits' if n == 1 else 'wait'} for limit {limit}"
+            for limit, n in Counter(limits).items()
+        )
+
+    @property
     def peak(self) -> int | None:
         """The most memory that one of them has used; None if that is not known."""
         return peak_of(self._found.values())
@@ -468,7 +487,7 @@ class JobView:
             worker_bytes=self._workers.peak,
             n_busy=self._workers.n_busy,
             n_workers=self._workers.n,
-            obstacle="" if counts["running"] else self._workers.obstacle,
+            obstacle=self._workers.held_up if counts["running"] else self._workers.obstacle,
             note=self._workers.note,
             workers=self._timeline.rows(until),
             n_columns=self._timeline.n_used(until),
@@ -583,7 +602,7 @@ class CallsView:
             remaining=self._time_left(n, n - n_over, rate),
             n_busy=self._workers.n_busy,
             n_workers=self._workers.n,
-            obstacle="" if counts["running"] else self._workers.obstacle,
+            obstacle=self._workers.held_up if counts["running"] else self._workers.obstacle,
             note=self._workers.note,
             progress=list(_progress_of(groups))[-N_PROGRESS:],
         )

@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from ..limit import Limit
 from .bytecode import OF_TEXT, steps_of
 from .classes import attributes_of, is_made_by_code, own_states
 from .modules import is_local
@@ -109,6 +110,8 @@ class _HashPickler(Pickler):
             if id(obj) not in self._in_order:
                 self._in_order[id(obj)] = obj, _in_order(obj)
             return self._in_order[id(obj)][1]
+        if kind is Limit:  # What it allows says when a function runs, not what it returns.
+            return obj.name
         if isinstance(obj, set | frozenset):
             return kind.__qualname__, sorted(map(stable_hash, obj))
         return None

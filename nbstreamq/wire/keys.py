@@ -37,6 +37,12 @@ key                       type               lifetime  holds
 ``workers``               hash               7 days    worker -> JSON description
 ``troubles``              hash               7 days    supervisor -> why its workers do not live
 ``environment:<digest>``  string             7 days    what the Python of some workers has installed
+``limits``                hash               30 days   names of the limits, see `TaskQueue.limit`
+``limit:<limit>``         hash               30 days   what it allows, and when the next may start
+``leases:<limit>``        hash               7 days    leases that workers have: the worker, a
+                                                       number, and its list ``granted:``
+``waiting:<limit>``       sorted set         7 days    leases that workers wait for, in order
+``granted:<worker>``      list               7 days    what has become of the leases it waits for
 ``dead``                  stream             7 days    what was refused, or failed for good
 ``letters:<session>``     list               7 days    ids of its newest entries in ``dead``
 ``letters:<job>``         list               7 days    those of a named job
@@ -104,6 +110,7 @@ class Keys:
         self.dead = start + "dead"
         self.refused = start + "refused"
         self.jobs = start + "jobs"
+        self.limits = start + "limits"
         # A call makes several of these: bound methods of text cost no Python function.
         self.lane: Callable[[str], str] = (start + "lane:").__add__
         self.own_lane: Callable[[str], str] = (start + "lane:@").__add__
@@ -122,6 +129,10 @@ class Keys:
         self.backlogs: Callable[[str], str] = (start + "backlogs:").__add__
         self.environment: Callable[[str], str] = (start + "environment:").__add__
         self.letters: Callable[[str], str] = (start + "letters:").__add__
+        self.limit: Callable[[str], str] = (start + "limit:").__add__
+        self.leases: Callable[[str], str] = (start + "leases:").__add__
+        self.waiting: Callable[[str], str] = (start + "waiting:").__add__
+        self.granted: Callable[[str], str] = (start + "granted:").__add__
 
 
 def old_meta(queue: str) -> str:
@@ -214,6 +225,11 @@ def keys_of_job(keys: Keys, job: str) -> tuple[str, ...]:
     known.append(keys.checkpoints(job))
     # Workers drop what waits in lanes of people's own.
     return *known, *(key for lane in LANES for key in chunk_keys(keys, job, lane)[1:3])
+
+
+def limit_keys(keys: Keys, name: str) -> tuple[str, str, str, str]:
+    """Return where a limit is: what it allows, its leases, what waits for them; and the workers."""
+    return keys.limit(name), keys.leases(name), keys.waiting(name), keys.workers
 
 
 def nested_lane(depth: int) -> str:

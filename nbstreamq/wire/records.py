@@ -312,6 +312,7 @@ _DESCRIPTION: dict[str, Any] = {
     "pid": int,
     "python": str,
     "state": str,
+    "limit": str,
     "lanes": list,
     "homes": list,
     "unit": str,

@@ -9,10 +9,11 @@ from importlib.resources import files
 from typing import Any
 
 from .connection import Command
-from .keys import DAY, WEEK, Keys, chunk_keys, keys_of_job, tail_of
+from .keys import DAY, WEEK, Keys, chunk_keys, keys_of_job, limit_keys, tail_of
 from .messages import Fields
 
 NAMES = (
+    "acquire",
     "check_secret",
     "append_chunk",
     "forget_worker",
@@ -27,8 +28,10 @@ NAMES = (
     "read_piece",
     "promote",
     "refuse",
+    "release",
     "rerun",
     "retire_lane",
+    "set_limit",
     "settle",
     "submit",
     "top_up",
@@ -114,6 +117,22 @@ def read_piece(stream: str, entry_id: bytes, start: int, size: int) -> Command:
 def forget_worker(keys: Keys, worker: str, lanes: Iterable[str]) -> Command:
     known = (keys.workers, keys.own_lane(worker), *map(keys.lane, lanes))
     return _run("forget_worker", known, (worker,))
+
+
+def set_limit(keys: Keys, name: str, concurrent: str, rate: str) -> Command:
+    known = (keys.limits, *limit_keys(keys, name))
+    return _run("set_limit", known, (name, concurrent, rate))
+
+
+def acquire(
+    keys: Keys, name: str, concurrent: str, rate: str, worker: str, leases: Iterable[str]
+) -> Command:
+    known = (keys.limits, *limit_keys(keys, name), keys.granted(worker))
+    return _run("acquire", known, (name, concurrent, rate, *leases))
+
+
+def release(keys: Keys, name: str, worker: str, leases: Iterable[str]) -> Command:
+    return _run("release", limit_keys(keys, name), (worker, *leases))
 
 
 def join(keys: Keys, worker: str, description: str) -> Command:

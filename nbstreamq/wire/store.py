@@ -48,7 +48,7 @@ from .records import (
     read_worker,
     server_facts,
 )
-from .replies import block_ms, count, mapping, printable, stream_entries
+from .replies import block_ms, count, mapping, printable, seconds, stream_entries
 from .settlement import (
     CHUNKED,
     KEPT_BYTES,
@@ -92,6 +92,8 @@ MOST_DROPPED = 100
 #: How many commands that take tasks are kept packed.
 MOST_READ_COMMANDS = 64
 _MULTI, _EXEC = pack(("MULTI",)), pack(("EXEC",))
+#: Most leases that a worker hears of at a time.
+MOST_GRANTS = 100
 #: Seconds after which a session renews its own lifetime and its queue's.
 RENEW_EVERY = 3600.0
 
@@ -975,6 +977,86 @@ class Store:
         if drops:
             self._wire.call(*drops)
 
+    # -- limits --------------------------------------------------------------------------------
+
+    def set_limit(self, name: str, concurrent: int | None, rate: float | None) -> None:
+        """Set what a limit allows from now on; None: any number."""
+        self._wire.call(scripts.set_limit(self.keys, name, _text(concurrent), _text(rate)))
+
+    def acquire(
+        self,
+        name: str,
+        concurrent: int | None,
+        rate: float | None,
+        worker: str,
+        leases: Iterable[str],
+    ) -> list[tuple[float, str]]:
+        """Ask for leases of a limit, or ask again.
+
+        Parameters
+        ----------
+        concurrent, rate
+            What the limit allows, if the server has forgotten that.
+
+        Returns
+        -------
+        list
+            For each lease that is granted, 0 and the lease; for the next one, if its time is known,
+            the seconds until then. `grants` returns later ones.
+        """
+        numbers = _text(concurrent), _text(rate)
+        return list(
+            map(
+                _note,
+                self._wire.call(scripts.acquire(self.keys, name, *numbers, worker, leases))[0],
+            )
+        )
+
+    def release(self, name: str, worker: str, leases: Iterable[str]) -> None:
+        """Give leases of a limit back, or no longer wait for them."""
+        self._wire.call(scripts.release(self.keys, name, worker, leases))
+
+    def await_grants(self, worker: str, block: float) -> None:
+        """Ask, for at most `block` seconds, what has become of leases; `grants` returns it."""
+        key = self.keys.granted(worker)
+        self._wire.send(("BLMPOP", block, 1, key, "LEFT", "COUNT", MOST_GRANTS))
+
+    def grants(self) -> list[tuple[float, str]]:
+        """Return what `acquire` would, of leases that were asked for before."""
+        reply = self._wire.receive()
+        return list(map(_note, reply[1])) if reply else []
+
+    def new_lease(self, worker: str, number: int) -> str:
+        """Return a lease to ask for; a worker gives each of its own another number."""
+        return f"{worker} {number} {self.keys.granted(worker)}"
+
+    def limits(self) -> list[dict[str, Any]]:
+        """Return for each limit its name, what it allows, and how many hold it and wait for it."""
+        keys, found = self.keys, []
+        for name in self._limit_names():
+            about, n_leases, n_waiting = self._wire.call(
+                ("HGETALL", keys.limit(name)),
+                ("HLEN", keys.leases(name)),
+                ("ZCARD", keys.waiting(name)),
+            )
+            known = mapping(about)
+            if known:  # else it has expired
+                concurrent, rate = known.get(b"concurrent", b""), known.get(b"rate", b"")
+                found.append(
+                    {
+                        "limit": name,
+                        "concurrent": count(concurrent) if concurrent else None,
+                        "rate": seconds(rate) if rate else None,
+                        "running": n_leases,
+                        "waiting": n_waiting,
+                    }
+                )
+        return found
+
+    def _limit_names(self) -> list[str]:
+        known = mapping(self._wire.call(("HGETALL", self.keys.limits))[0])
+        return sorted(printable(name) for name in known)
+
     # -- lanes ---------------------------------------------------------------------------------
 
     def lanes(self, lanes: Iterable[str]) -> list[dict[str, Any]]:
@@ -1226,7 +1308,14 @@ class Store:
         return min(due) if due else None
 
     def forget_worker(self, worker: str, lanes: Iterable[str]) -> bool:
-        """Forget a dead worker; False if it still holds entries, which `held` then returns."""
+        """Forget a dead worker; False if it still holds entries, which `held` then returns.
+
+        Its leases of limits go to others at once.
+        """
+        with suppress(ServerRefused):  # others may have spoilt these keys
+            for name in self._limit_names():
+                self.release(name, worker, ())
+            self._wire.call(("DEL", self.keys.granted(worker)))
         return bool(self._wire.call(scripts.forget_worker(self.keys, worker, lanes))[0])
 
     def forget_node(self, node: str) -> None:
@@ -1485,6 +1574,16 @@ class Store:
             found.update(keys)
             if cursor == b"0":
                 return sorted(found)
+
+
+def _text(number: float | None) -> str:
+    return "" if number is None else repr(number)
+
+
+def _note(text: bytes) -> tuple[float, str]:
+    """Return what has become of a lease: in how many seconds it may be granted, and the lease."""
+    wait, _, lease = text.decode(errors="replace").partition(" ")
+    return (int(wait) / 1000 if wait.isdigit() else 0.0), lease
 
 
 def _joined_text(reply: Any) -> str:

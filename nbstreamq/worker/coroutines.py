@@ -37,6 +37,7 @@ from ..wire.messages import Event, Options, Task
 from ..wire.settlement import Delivery, Settlement
 from ..worker_context import WorkerContext
 from .execution import Execution, Loaded
+from .leases import Leases
 from .limits import stop_error
 from .output import CoroutineItem, Output
 from .retries import MAX_LOSSES
@@ -110,7 +111,7 @@ class Coroutines:
 
     Parameters
     ----------
-    slot, runner, output, execution
+    slot, runner, output, execution, leases
         Parts of the worker.
     settle
         Gets the settlement of each delivery that is over.
@@ -130,10 +131,12 @@ class Coroutines:
         runner: Runner,
         output: Output,
         execution: Execution,
+        leases: Leases,
+        *,
         settle: Callable[[Settlement], None],
     ) -> None:
         self._slot, self._runner, self._output = slot, runner, output
-        self._execution, self._settle = execution, settle
+        self._execution, self._leases, self._settle = execution, leases, settle
         self.chunks: list[_Chunk] = []
         self.step: tuple[CoroutineItem | None, float] = (None, 0.0)
         self._over: list[_Chunk] = []
@@ -315,6 +318,8 @@ class Coroutines:
     def _end(self, running: _RunningItem) -> None:
         del running.chunk.running[running.origin.item], self._running[running.origin]
         self._slot.add_coroutines(-1)
+        if self._leases.held:
+            self._leases.release_all(running.origin)
         if running.timer is not None:
             running.timer.cancel()
         self._begin_items(running.chunk)

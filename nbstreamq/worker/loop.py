@@ -21,10 +21,11 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from ..errors import DataLost, SecretMismatch, ServerRefused, ServerUnreachable
+from ..errors import DataLost, NbstreamqError, SecretMismatch, ServerRefused, ServerUnreachable
 from ..launch.server import is_embedded
+from ..limit import Limit
 from ..objects.references import fetch_by
 from ..secret import Address, Secret
 from ..settings import Settings
@@ -41,6 +42,7 @@ from .cache import Values
 from .checkpoints import Checkpoints
 from .coroutines import Coroutines
 from .execution import Execution, part_cancelled
+from .leases import Leases
 from .life import Term
 from .monitor import TaskMonitor
 from .output import CoroutineItem, Output
@@ -154,19 +156,19 @@ class TaskWorker:
         self.runner = Runner(slot, output)
         has_files = is_embedded(url, Settings.from_environment())
         signer = Signer(secret, store.keys.queue)
-        self._output = output
         self._values = values = Values(store.clone(), signer, worker, has_files=has_files)
         self.execution = Execution(worker, self.runner, output, values)
+        self._leases = Leases(store.clone(), worker, slot, self._task, self.runner.put_off)
+        self.runner.after_stop = self._after_stop
         self._coroutines = Coroutines(
-            slot, self.runner, output, self.execution, self._add_settlement
+            slot, self.runner, output, self.execution, self._leases, settle=self._add_settlement
         )
         #: Seconds until the next look for tasks beside coroutines, and when there was the last one
         #: or something began; how many cancellations are known.
         self._pause, self._looked, self._n_cancelled = HELP_PAUSE[0], 0.0, 0
-        self._store, self._slot = store, slot
+        self._store, self._slot, self._output = store, slot, output
         self._settled_cache, self._turn = settled, turn
-        self._checkpoints = Checkpoints(store.clone())
-        self._ahead = Ahead(store.clone(), worker)
+        self._checkpoints, self._ahead = Checkpoints(store.clone()), Ahead(store.clone(), worker)
         #: The lanes that it serves; and with those of homes among them, as far as there are any.
         self._served = (f"@{worker}", *lanes)
         self._lanes, self._n_lane_changes = self._served, -1
@@ -205,11 +207,14 @@ class TaskWorker:
             homes=self._homes,
             home=self._home,
             depth=lambda: self.execution.depth,
-            task=lambda: CoroutineItem.current.get() or self.execution.task,
+            task=self._task,
             help_until=self.help_until,
             progress=self.execution.report_progress,
             checkpoint=self._checkpoint,
             resume=self._resume,
+            acquire=self._acquire,
+            acquire_in_loop=self._leases.acquire_in_loop,
+            release=self._leases.release,
             put_off=self.runner.put_off,
         )
 
@@ -471,13 +476,18 @@ class TaskWorker:
             self._running.pop()
             if settlement is not None:
                 self._settled.append(settlement)
-        if self.runner.is_torn:
-            self._leave_torn()
+        if self._leases.held or self.runner.is_torn:
+            self._clean_up(delivery)
         if is_copy:
             self._store.refuse_copy(delivery)
         if stopped:
             raise stopped
         return delivery
+
+    def _clean_up(self, delivery: Delivery) -> None:
+        self._leases.release_all(delivery.task)
+        if self.runner.is_torn:
+            self._leave_torn()
 
     def _start_coroutines(self, delivery: Delivery) -> tuple[Settlement | None, None]:
         """Start the coroutines of a delivery, and have more of its job in the lane."""
@@ -921,6 +931,7 @@ class TaskWorker:
         self.runner.forked()
         self._values.forked()
         self._checkpoints.forked()
+        self._leases.forked()
         worker, depth = WorkerContext.current, self.execution.depth
         if worker is not None:
             WorkerContext.current = replace(
@@ -931,6 +942,9 @@ class TaskWorker:
                 progress=lambda *_: None,
                 checkpoint=lambda _: None,
                 resume=lambda: None,
+                acquire=_refuse_limit,
+                acquire_in_loop=_refuse_limit,
+                release=lambda _: None,
                 put_off=lambda _: None,
             )
 
@@ -945,6 +959,30 @@ class TaskWorker:
         task = self.execution.task
         return self._checkpoints.get(task, self.execution.item) if task else None
 
+    def _task(self) -> object:
+        return CoroutineItem.current.get() or self.execution.task
+
+    def _acquire(self, limit: Limit) -> str:
+        return self._leases.acquire(limit, self._wait_for_lease)
+
+    def _wait_for_lease(self, wait: Callable[[float], bool]) -> None:
+        """Wait; coroutines, which may have the leases, run meanwhile."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not (is_main and self._coroutines.chunks):
+            wait(-1)
+            return
+
+        def run_others() -> None:
+            while not self._wait_in_task(wait, HELP_PAUSE[1]):
+                self.runner.check_stop()
+
+        self.runner.help(run_others)
+
+    def _after_stop(self) -> None:
+        self._output.look()
+        if self._leases.held:
+            self._leases.release_all(self.execution.task)
+
     def _home(self) -> str:
         """Return the tag of the home of what the running task submits."""
         task = self.execution.task
@@ -957,7 +995,8 @@ class TaskWorker:
 
         A worker that is leaving just waits: other workers run them. So does one whose stack is half
         full: each task on top of a waiting one needs about 17 frames, and those of its function.
-        And so does a coroutine that blocks: on top of it no event loop could run.
+        And so does a coroutine that blocks: on top of it no event loop could run. So does a worker
+        that has leases of limits: a task on top might wait for one of these.
 
         Source: leapfrogging, after D. Wagner and B. Calder, "Leapfrogging: a portable technique for
         implementing efficient futures", 1993; here by depth instead of by thief.
@@ -968,7 +1007,9 @@ class TaskWorker:
         served = {*deeper_lanes(self.execution.depth), *lanes}
 
         self._turn.pass_on()
-        if self._coroutines.are_running or _stack_height() > HELP_STACK * sys.getrecursionlimit():
+        if self._leases.held or self._coroutines.are_running:
+            return
+        if _stack_height() > HELP_STACK * sys.getrecursionlimit():
             return
 
         def run_others() -> None:
@@ -1008,6 +1049,14 @@ class TaskWorker:
             self._until_reachable(lambda: self._recover(self._store))
             return False
         return self._work_next() is not None
+
+
+def _refuse_limit(limit: Limit) -> NoReturn:
+    """Say that a process that a task has forked can't wait for a limit."""
+    raise NbstreamqError(
+        f"Limit {limit.name!r} is for calls, and this process was forked by one. Wait for the limit"
+        " in the call, around what it starts."
+    )
 
 
 def _stack_height() -> int:

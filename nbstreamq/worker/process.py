@@ -158,6 +158,7 @@ class WorkerProcess:
         return {
             "pid": self.pid,
             "state": "waiting" if self.slot.waits else self.slot.state.name.lower(),
+            "limit": self.slot.awaited,
             "waits": int(self.slot.waits),
             "memory": memory,
             "peak": peak,

@@ -210,10 +210,13 @@ class Runner:
         nothing else may run in this process.
     slice
         Seconds after which the rest of a chunk goes back; 0: after one item.
+    after_stop
+        Called when an item was stopped, before another one begins.
     """
 
     def __init__(self, slot: Slot, output: Output) -> None:
         self.is_torn = False
+        self.after_stop: Callable[[], object] = output.look
         self.slice = SLICE
         self._slot = slot
         self._output = output
@@ -422,7 +425,7 @@ class Runner:
         self._n_shields, self._is_put_off = 0, False
         self._slot.rest(at)
         WorkerContext.cancel_calls(task)
-        self._output.look()
+        self.after_stop()
         # Processes that it has started end with this one.
         self.is_torn = self.is_torn or has_started(time.time() - started)
 

@@ -20,6 +20,7 @@ limits, and when it is about to leave.
     task k, from q[16 + 40 k]: item, serial, deadline (s), memory limit (bytes), whether it has
         limits, since when the code of a coroutine runs (s; 0: it is none), length of text, text:
         three lengths and n, then lane, entry id and job
+    q[2016] length of the name of the limit that a task waits for, and from q[2017] that name
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ N_CANCELLED, _N_COROUTINES, HANDS_BACK = range(11, 14)
 MAX_CALLS, MAX_MEMORY = 14, 15
 _FIRST, _WORDS = 16, 40
 _ITEM, SERIAL, _DEADLINE, _MEMORY, _LIMITED, _SINCE, _LENGTH, _TEXT = range(8)
+_AWAITED = _FIRST + _WORDS * MAX_DEPTH
 _RARE_BITS = 2**32 - 1
 _TEXT_BYTES = (_WORDS - _TEXT) * 8
 #: Before the text: the lengths of lane, entry id and job; n and run.
@@ -198,6 +200,14 @@ class Slot:
             self.words[_WAITS] = waits
             self._wake_supervisor()
 
+    def set_awaited(self, limit: str = "") -> None:
+        """Say for which limit a task waits."""
+        text = limit.encode()
+        start = (_AWAITED + 1) * 8
+        self.words[_AWAITED] = 0
+        self._bytes[start : start + len(text)] = text
+        self.words[_AWAITED] = len(text)
+
     def note_progress(self) -> None:
         """Say that the outermost slice has stored a state."""
         self.words[_PROGRESS] = self.words[_FIRST + SERIAL]
@@ -253,6 +263,13 @@ class Slot:
     @property
     def waits(self) -> bool:
         return bool(self.words[_WAITS])
+
+    @property
+    def awaited(self) -> str:
+        """Name of the limit that a task waits for; empty if none does."""
+        start = (_AWAITED + 1) * 8
+        text = bytes(self._bytes[start : start + self.words[_AWAITED]])
+        return text.decode(errors="replace")
 
     @property
     def is_busy(self) -> bool:

@@ -614,7 +614,9 @@ class Supervisor:
     def _stand_ins(self, staying: Sequence[WorkerProcess]) -> int:
         """Return how many workers to run besides, for those whose tasks wait for other tasks."""
         now = time.monotonic()
-        n = min(MOST_STAND_INS, sum(worker.slot.waits for worker in staying))
+        n = sum(worker.slot.waits for worker in staying)
+        if n:  # One that waits for its tasks may have what the others need for these.
+            n = min(MOST_STAND_INS, n + sum(bool(worker.slot.awaited) for worker in staying))
         if n >= self._n_stand_ins or now > self._stand_ins_until:
             self._n_stand_ins, self._stand_ins_until = n, now + STAND_IN_TIME
         return self._n_stand_ins if self.n_workers else 0

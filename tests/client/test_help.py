@@ -17,7 +17,7 @@ FUTURE = (
     " running status timing worker"
 )
 MEMBERS = {
-    "queue": "attach closed dead everywhere joblib jobs logs map name options pool put run"
+    "queue": "attach closed dead everywhere joblib jobs limit logs map name options pool put run"
     " shutdown size starmap status submit task workers",
     "job": "add_done_callback as_completed cancel close counts delete done errors estimate id"
     " keep logs name result retry_failed to_frame wait",

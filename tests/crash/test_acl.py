@@ -118,6 +118,15 @@ def do_what_clients_do(queue, gate):
     assert held.cancel()
     limited = queue.options(time_limit=0.1).submit(lambda: __import__("time").sleep(60))
     assert isinstance(limited.exception(20), TimeoutError)
+    limit = queue.limit("api", concurrent=1)
+
+    def wait_for_each_other(_):
+        with limit:
+            __import__("time").sleep(0.05)
+
+    assert queue.map(wait_for_each_other, range(4), chunksize=1).result(20) == [None] * 4
+    assert queue.limit("api", rate=10).rate == 10
+    assert [about.limit for about in queue.status().limits] == ["api"]
     assert queue.status().trouble == ""
 
     job = queue.map(abs, range(-20, 0), name="kept")

@@ -129,6 +129,22 @@ def test_a_job_without_workers_says_what_to_do(new_queue):
     assert "Nothing can run" in job_html(picture)
 
 
+def test_it_says_which_limit_holds_up_all_workers(new_queue, wait_until):
+    queue = new_queue(workers=1)
+    limit = queue.limit("api", rate=0.01)
+
+    def work(_):
+        with limit:
+            return 1
+
+    job = queue.map(work, range(3), chunksize=1)
+    view = JobView(job)
+    said = "1 worker waits for limit api"
+    wait_until(lambda: view.picture().obstacle == said, describe="what holds it up")
+    assert "Held up" in job_html(view.picture())
+    job.cancel()
+
+
 def test_workers_that_are_starting_are_no_obstacle(new_queue):
     queue = new_queue(workers=1)
     assert JobView(queue.map(abs, [1])).picture().obstacle == ""

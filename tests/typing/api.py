@@ -13,6 +13,7 @@ import redis
 from nbstreamq import (
     DeathCertificate,
     Job,
+    Limit,
     NbstreamqError,
     Ref,
     TaskFuture,
@@ -105,6 +106,8 @@ async def coroutine_functions(q: TaskQueue) -> None:
 
 def others(q: TaskQueue, lost: WorkerLost) -> None:
     assert_type(q.options(retries=3, time_limit=60, memory_limit=2**30, delay=10), TaskQueue)
+    assert_type(q.limit("api", concurrent=5, rate=100 / 60), Limit)
+    q.limit("api", 5)  # type: ignore[call-arg]
     q.options(retry=3)  # type: ignore[call-arg]
     assert_type(q.put([1, 2]), Ref)
     assert_type(q.everywhere(area, 1.0), Job[float])
