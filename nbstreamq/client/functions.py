@@ -10,6 +10,7 @@ from typing import Any
 from ..objects import mapped_files
 from ..objects.functions import FunctionPickle, FunctionPickler
 from ..objects.large_values import (
+    DurableValues,
     ServerBackend,
     Tell,
     UrlBackend,
@@ -177,8 +178,8 @@ class LargeValues:
         self._copies = list[ValueAddress]()
         chosen = backend(soon) if backend else on_server
         self.value_store = ValueStore(session, chosen)
-        self.pickler = FunctionPickler(self.value_store)
-        self._durable = ValueWriter(session, on_server)
+        self._durable = ValueWriter(session, DurableValues(ask, tell, soon, session))
+        self.pickler = FunctionPickler(self.value_store, self._durable)
         self._reader = ValueReader(on_server, chosen if isinstance(chosen, UrlBackend) else None)
         register(session, self._reader)
 

@@ -97,12 +97,14 @@ class FunctionPickler:
 
     Parameters
     ----------
-    writer
-        Where large captured values go.
+    writer, durable
+        Where large captured values go; and those of functions that outlive this process.
     """
 
-    def __init__(self, writer: ValueWriter | None = None) -> None:
-        self._writer = writer
+    def __init__(
+        self, writer: ValueWriter | None = None, durable: ValueWriter | None = None
+    ) -> None:
+        self._writer, self._durable = writer, durable
         self._lock = threading.Lock()
         #: By weak references to the functions.
         self._known: dict[ref[Any], tuple[Snapshot, FunctionPickle]] = {}
@@ -113,7 +115,7 @@ class FunctionPickler:
         Parameters
         ----------
         durable
-            Pickle it without references to large values: the bytes outlive this process.
+            The bytes outlive this process, and so do the large values that they refer to.
 
         Raises
         ------
@@ -126,7 +128,7 @@ class FunctionPickler:
                 pickled = known[1]
                 if not (durable and isinstance(pickled.data, MessageWithRefs)):
                     return pickled
-        return self._pickle(fn, None if durable else self._writer)
+        return self._pickle(fn, self._durable if durable else self._writer)
 
     def forget(self) -> None:
         """Pickle each function again when it is called next."""
@@ -136,6 +138,8 @@ class FunctionPickler:
     def _pickle(self, fn: Callable[..., Any], writer: ValueWriter | None) -> FunctionPickle:
         snapshot = Snapshot.of(fn)
         pickled = _pickle_function(fn, writer, pure=snapshot is not None)
+        if writer is self._durable and isinstance(pickled.data, MessageWithRefs):
+            return pickled  # Each time its values are renewed on the server.
         # Another thread may have rebound something while the function was being pickled.
         if snapshot is not None and type(fn) in _CACHEABLE and snapshot.holds(fn):
             with self._lock:

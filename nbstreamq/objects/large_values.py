@@ -19,7 +19,7 @@ import os
 import pickle
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary, finalize
 
@@ -462,6 +462,23 @@ class ServerBackend:
         """Do nothing: what is left expires."""
 
 
+class DurableValues(ServerBackend):
+    """Keeps values on the server for a week from their last use, each content once.
+
+    Its address is made of its content. So another kernel that sends the same value, such as one
+    that resumes a named job, finds it there.
+    """
+
+    def write(self, data: memoryview) -> str:
+        """Keep a copy of `data`, unless the server has one; return its address."""
+        content = xxhash.xxh3_128_digest(data)
+        name: str = self._ask(lambda store: store.value_name(content))
+        address = f"server:{name}", data.nbytes
+        if not self._ask(lambda store: store.renew_values(_part_names(address))):
+            self.keep(name, data)
+        return address[0]
+
+
 class ServerResults(ServerBackend):
     """Keeps large results of a session, which deletes at its end those that it has not read."""
 
@@ -471,6 +488,12 @@ class ServerResults(ServerBackend):
 
 def _parts(size: int) -> Iterator[slice]:
     return (slice(begin, begin + PART_BYTES) for begin in range(0, size, PART_BYTES))
+
+
+def server_parts(addresses: Iterable[ValueAddress]) -> list[str]:
+    """Return the names of all parts of those values that are on the server."""
+    on_server = [address for address in addresses if address[0].startswith("server:")]
+    return [name for address in on_server for name in _part_names(address)]
 
 
 def last_part(address: ValueAddress) -> str:

@@ -899,6 +899,21 @@ class Store:
         """Return a pickled value; None if the server does not hold it; raises as `get_function`."""
         return self._get(self.keys.value(digest), b"value", digest)
 
+    def value_name(self, content: bytes) -> str:
+        """Return the name of a value with this digest, for all who have this queue's secret.
+
+        After the secret was changed it is another name: the old value can't be read any longer.
+        """
+        return self._signer.sign(b"value name", content).hex()
+
+    def renew_values(self, digests: Sequence[str], function: str = "") -> bool:
+        """Keep values for a week from now, and a function; return whether all values are there."""
+        keys = [self.keys.value(digest) for digest in digests]
+        if function:
+            keys.append(self.keys.function(function))
+        found = self._wire.call(*(("EXPIRE", key, WEEK) for key in keys))
+        return all(found[: len(digests)])
+
     def put_environment(self, digest: str, data: bytes) -> None:
         """Keep what some workers have installed for a week from now; see `Environment`."""
         self._put(self.keys.environment(digest), b"environment", digest, data)

@@ -22,6 +22,7 @@ from ..objects.large_values import (
     last_part,
     refused,
     register,
+    server_parts,
 )
 from ..objects.mapped_files import FetchedFiles, MappedFiles, ValueAddress, is_file
 from ..objects.pickling import load
@@ -204,6 +205,8 @@ class Values:
                 " it is there. Submit the call again."
             )
         loaded = load_function(data)
+        if parts := server_parts(loaded.addresses):
+            self._ask(lambda store: store.renew_values(parts, task.fn))
         key = (task.fn, "" if loaded.pure else task.job)
         return self._functions.put(key, len(data) + FUNCTION_BYTES, loaded, loaded.addresses)
 

@@ -159,6 +159,25 @@ class TestTheSameCallAgain:
         fixed.touch()
         assert queue.map(fails_at_first, [7], name="j").result(20) == [7]
 
+    def test_a_large_array_that_a_function_captures_is_sent_and_kept_once(self, make_queue, client):
+        array = numpy.random.default_rng(1).random(500_000)
+
+        def pick(k):
+            return float(array[k])
+
+        def received():
+            return client.info("stats")["total_net_input_bytes"]
+
+        queue = make_queue()
+        assert queue.map(pick, range(4), name="j").result(20) == list(array[:4])
+        (value,) = client.keys(f"*{{{queue.name}}}:value:*")
+        client.expire(value, 1000)
+        before = received()
+        job = make_queue().map(pick, range(4), name="j", replace=True)
+        assert job.result(20) == list(array[:4])
+        assert received() - before < array.nbytes / 10
+        assert client.ttl(value) > WEEK - 100, "it lives as long as the function"
+
     def test_arrays_are_inputs_like_others(self, queue):
         arrays = [numpy.arange(50_000), numpy.ones((300, 300))]
         for _ in range(2):

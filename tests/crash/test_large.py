@@ -91,7 +91,8 @@ def test_what_a_dead_worker_had_is_there_for_the_next(local, gate):
     assert (local.submit(die_once, array).result(30) == array[1:]).all()
 
 
-def test_two_supervisors_of_a_machine_fetch_a_value_once(new_queue, start_node, gate, client):
+@pytest.mark.parametrize("name", [None, "sweep"])
+def test_two_supervisors_of_a_machine_fetch_a_value_once(new_queue, start_node, gate, client, name):
     for _ in range(2):
         start_node(2)
     array = np.random.default_rng(1).random(500_000)
@@ -106,7 +107,7 @@ def test_two_supervisors_of_a_machine_fetch_a_value_once(new_queue, start_node, 
         return client.info("stats")["total_net_output_bytes"]
 
     before = sent()
-    found = new_queue(workers=0).map(pick, range(4), chunksize=1).result(30)
+    found = new_queue(workers=0).map(pick, range(4), chunksize=1, name=name).result(30)
     assert found == [(float(array[k]), True) for k in range(4)]
     assert 1 <= (sent() - before) / array.nbytes < 1.2
 
