@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import resource
 import select
@@ -123,6 +124,8 @@ class OtherNodes:
     def __init__(self, silence: float) -> None:
         self._silence = silence
         self._last_look = 0.0
+        #: When the next of them will be silent, if it says nothing.
+        self.next_end = math.inf
         #: Node -> its last heartbeat, by the server's clock, and since when it is that, by ours.
         self._since: dict[str, tuple[float, float]] = {}
 
@@ -137,7 +140,9 @@ class OtherNodes:
             known = self._since.get(node)
             since[node] = known if known and known[0] == beat else (beat, now)
         self._since = since
-        return [node for node, (_, at) in since.items() if now - at > self._silence]
+        ends = {node: at + self._silence for node, (_, at) in since.items()}
+        self.next_end = min((end for end in ends.values() if end > now), default=math.inf)
+        return [node for node, end in ends.items() if end <= now]
 
 
 #: Seconds for which a cancellation is remembered: a worker may have taken the item before it and
@@ -934,6 +939,7 @@ class Supervisor:
         if first or is_embedded(self._url, Settings.from_environment()):
             self._sweep()
         silent = self._others.silent(heartbeats, time.monotonic())
+        self._heartbeat_due = min(self._heartbeat_due, self._others.next_end)
         if silent or first:
             self._requeue_from_silent_nodes(silent)
         if not self._failure:

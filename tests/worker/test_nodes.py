@@ -13,8 +13,16 @@ def looks(nodes, *beats, every=1.0, begin=100.0):
 
 def test_a_node_whose_heartbeat_stays_the_same_falls_silent():
     beats = [{"there": 7.0, "here": float(k)} for k in range(6)]
-    assert looks(OtherNodes(4.0), *beats[:5]) == []
-    assert looks(OtherNodes(4.0), *beats) == ["there"]
+    assert looks(OtherNodes(4.0), *beats[:4]) == []
+    assert looks(OtherNodes(4.0), *beats[:5]) == ["there"]
+
+
+def test_it_tells_when_to_look_for_the_next_that_falls_silent():
+    nodes = OtherNodes(4.0)
+    assert looks(nodes, *({"there": 7.0, "here": float(k)} for k in range(4))) == []
+    assert nodes.next_end == 104.0
+    assert nodes.silent({"there": 7.0, "here": 3.0}, 104.0) == ["there"]
+    assert nodes.next_end == 107.0
 
 
 def test_the_server_s_clock_does_not_matter():
@@ -25,8 +33,8 @@ def test_the_server_s_clock_does_not_matter():
 def test_after_an_outage_the_others_get_time_to_say_something():
     nodes = OtherNodes(4.0)
     looks(nodes, {"there": 7.0}, {"there": 7.0})
-    assert looks(nodes, *({"there": 7.0} for _ in range(5)), begin=160.0) == []
-    assert nodes.silent({"there": 7.0}, 165.0) == ["there"]
+    assert looks(nodes, *({"there": 7.0} for _ in range(4)), begin=160.0) == []
+    assert nodes.silent({"there": 7.0}, 164.0) == ["there"]
 
 
 def test_one_that_comes_back_is_not_silent():
