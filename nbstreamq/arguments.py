@@ -26,6 +26,8 @@ MAX_RETRIES = 2**31 - 1
 MAX_WORKERS = 10_000
 #: Most bytes: the largest number that fits into the memory that worker and supervisor share.
 MAX_BYTES = 2**63 - 1
+#: Most limits of memory that a call may have, one after the other.
+MAX_SIZES = 100
 #: Longest time: a year, which is an exact number in Lua in milliseconds.
 MAX_SECONDS = 365 * 86_400
 #: Longest name of a queue, in bytes: it is part of every key, and of messages.
@@ -179,6 +181,21 @@ def read_bytes(parameter: str, text: str, *, least: int = 0) -> int:
         allowed = f"a size such as 2e9, 500M or 2.5G, of {least:,} bytes at least"
         raise ValueError(_must_be(parameter, text, allowed))
     return int(size)
+
+
+def check_sizes(
+    parameter: str, value: Any, *, least: int = 0, most: int = MAX_SIZES
+) -> int | list[int]:
+    """Return a number of bytes, or a list of such numbers, each larger than the one before."""
+    if getattr(value, "ndim", 0):  # an array
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return check_bytes(parameter, value, least=least)
+    sizes = [check_bytes(f"{parameter}[{k}]", one, least=least) for k, one in enumerate(value)]
+    if not 1 <= len(sizes) <= most or sorted(set(sizes)) != sizes:
+        allowed = f"a number of bytes, or a list of 1 to {most} of them, the smallest first"
+        raise ValueError(_must_be(parameter, value, allowed))
+    return sizes
 
 
 def check_rate(parameter: str, value: Any) -> float:

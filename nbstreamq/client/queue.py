@@ -35,6 +35,7 @@ from ..arguments import (
     check_rate,
     check_seconds,
     check_seed,
+    check_sizes,
     check_timeout,
 )
 from ..cores import n_cores
@@ -140,7 +141,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retries": lambda key, value: check_count(key, value, most=MAX_RETRIES),
     "backoff": lambda key, value: check_seconds(key, value, most=MAX_BACKOFF),
     "time_limit": lambda key, value: check_seconds(key, value, above=0),
-    "memory_limit": lambda key, value: check_bytes(key, value, least=MIN_MEMORY),
+    "memory_limit": lambda key, value: check_sizes(key, value, least=MIN_MEMORY),
     "lane": check_lane,
     "delay": lambda key, value: check_seconds(key, value, most=MAX_DELAY),
     "cache": check_flag,
@@ -597,7 +598,7 @@ class TaskQueue(Executor, TaskOnly):
         retries: int | None = None,
         backoff: float | None = None,
         time_limit: float | None = None,
-        memory_limit: int | None = None,
+        memory_limit: int | Sequence[int] | None = None,
         lane: str | None = None,
         delay: float | None = None,
         cache: bool | None = None,
@@ -619,9 +620,10 @@ class TaskQueue(Executor, TaskOnly):
             is killed and replaced. The default is no limit.
         memory_limit
             Maximum bytes of memory that the worker process may use while the call runs. Beyond that
-            the worker is killed and replaced, and the call fails with `MemoryLimitExceeded`. At
-            least 32 MiB, which a worker needs for itself. On macOS, files that the process maps
-            count, too. The default is no limit.
+            the worker is killed and replaced, and the call fails with `MemoryLimitExceeded`. With a
+            list such as ``[2e9, 8e9]``, it runs again with the next limit instead, and fails after
+            the last one; all later attempts have that, too. At least 32 MiB, which a worker needs
+            for itself. On macOS, files that the process maps count, too. The default is no limit.
         lane
             ``"high"``, ``"default"``, ``"low"``, or a tag that only some workers serve, such as
             those of ``nbstreamq worker --lane gpu``. At most 80 bytes, without white space.

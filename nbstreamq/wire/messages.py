@@ -68,7 +68,8 @@ class Options:
     time_limit
         Seconds that one call may take; None: no limit.
     memory_limit
-        Bytes that the worker process may use while the call runs; None: no limit.
+        Bytes that the worker process may use while the call runs; several: in the first attempt, in
+        the second, ... and the last in all others. None: no limit.
     lane
         Lane that the task waits in; None: ``default``, or that of its depth inside a task.
     delay
@@ -85,7 +86,7 @@ class Options:
     retries: int = 0
     backoff: float = 0.0
     time_limit: float | None = None
-    memory_limit: int | None = None
+    memory_limit: int | Sequence[int] | None = None
     lane: str | None = None
     delay: float = 0.0
     cache: bool = False
@@ -100,6 +101,16 @@ class Options:
     def _encoded(self) -> bytes:
         changed = self.changed()
         return json.dumps(changed).encode() if changed else b""
+
+    @property
+    def memory_limits(self) -> Sequence[int]:
+        """The limits of memory, the first attempt's first; empty: none."""
+        limit = self.memory_limit or ()
+        return (limit,) if isinstance(limit, int) else limit
+
+    def memory_limit_of(self, attempt: int) -> int:
+        """Return the bytes that an attempt, counted from 1, may use; 0: no limit."""
+        return self.memory_limits[:attempt][-1] if self.memory_limit else 0
 
     def pause_after(self, attempt: int) -> float:
         """Return the seconds between a failed attempt, counted from 1, and the next."""

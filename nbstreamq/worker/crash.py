@@ -213,9 +213,10 @@ def _settle_item(settlement: Settlement, running: RunningTask, crash: CrashRepor
 
 def _settle_over_limit(settlement: Settlement, guilty: ItemRanges, crash: CrashReport) -> None:
     task, item = settlement.delivery.task, guilty[0].start
-    if again := retry(task, guilty):
+    has_used_memory = crash.stopped[2] is Stop.MEMORY_LIMIT
+    if again := retry(task, guilty, has_used_memory=has_used_memory):
         settlement.successors.append(again)
-    elif crash.stopped[2] is Stop.MEMORY_LIMIT:
+    elif has_used_memory:
         _fail(settlement, guilty, crash, memory_limit_error(task, item, crash.certificate))
     elif crash.stopped[2] is Stop.TOO_DEEP:
         _fail(settlement, guilty, crash, stop_error(task, item, Stop.TOO_DEEP))

@@ -59,10 +59,12 @@ def stop_error(task: Task, item: int, why: Stop) -> TimeLimitExceeded | NestedTo
 
 def memory_limit_error(task: Task, item: int, certificate: DeathCertificate) -> MemoryLimitExceeded:
     """Return the error of an item that was killed with its worker, which used too much memory."""
-    task_id, limit = task.id_of(item), Options.decode(task.opts).memory_limit
+    task_id, options = task.id_of(item), Options.decode(task.opts)
+    *others, limit = [f"{n:,}" for n in options.memory_limits[: task.attempt]]
+    last = f", after {' and '.join(others)} in earlier attempts" if others else ""
     return MemoryLimitExceeded(
         f"Task {task_id} ({task.name}) was killed with its worker, which used more memory than its"
-        f" memory_limit of {limit or 0:,} bytes. Raise the limit, or split the work."
+        f" memory_limit of {limit} bytes{last}. Raise the limit, or split the work."
         f"\n{certificate}",
         task=task_id,
     )

@@ -15,10 +15,18 @@ MAX_LOSSES = 3
 MANY_HAND_BACKS = 5
 
 
-def retry(task: Task, failed: ItemRanges) -> Requeue | None:
-    """Return what tries the failed items of `task` again; None after their last attempt."""
+def retry(task: Task, failed: ItemRanges, *, has_used_memory: bool = False) -> Requeue | None:
+    """Return what tries the failed items of `task` again; None after their last attempt.
+
+    Parameters
+    ----------
+    has_used_memory
+        Whether they were over their limit of memory: then there is an attempt for each limit, even
+        without retries.
+    """
     options = Options.decode(task.opts)
-    if task.attempt > options.retries:
+    n_limits = len(options.memory_limits) if has_used_memory else 1
+    if task.attempt > max(options.retries, n_limits - 1):
         return None
     again = task.again(failed, attempt=1)
     return Requeue(task=again, delay=options.pause_after(task.attempt))

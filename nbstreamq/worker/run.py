@@ -285,7 +285,7 @@ class Runner:
         task, memory_limit, is_limited = delivery.task, 0, False
         if task.opts:
             options = Options.decode(task.opts)
-            memory_limit = int(options.memory_limit or 0)
+            memory_limit = options.memory_limit_of(task.attempt)
             is_limited = bool(options.time_limit or memory_limit)
         self._places.append(
             self._slot.push(

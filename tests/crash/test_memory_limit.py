@@ -55,6 +55,37 @@ def test_it_is_retried_as_often_as_retries_says(queue, gate):
     assert limited.submit(lambda: hog() if again.first() else "done").result(30) == "done"
 
 
+def test_the_next_attempt_has_the_next_limit(queue, tmp_path):
+    def take(n_bytes):
+        taken = b"x" * n_bytes
+        time.sleep(0.3)
+        return len(taken)
+
+    patient = queue.options(memory_limit=[150 * MIB, 300 * MIB])
+    future = patient.submit(take, 200 * MIB)
+    job = patient.map(lambda i: hog(tmp_path / "runs") if i == 2 else i, range(4), chunksize=4)
+
+    assert future.result(30) == 200 * MIB
+    assert future.attempts == 2
+    job.wait(30)
+    assert list(job.errors) == [2]
+    error = job.errors[2]
+    assert isinstance(error, MemoryLimitExceeded)
+    assert f"{300 * MIB:,} bytes, after {150 * MIB:,} in earlier attempts" in str(error)
+    assert (tmp_path / "runs").read_text() == "xx"
+
+
+def test_other_failures_have_no_attempts_from_limits(queue, tmp_path):
+    def fail():
+        with (tmp_path / "runs").open("a") as file:
+            file.write("x")
+        raise ValueError
+
+    future = queue.options(memory_limit=[150 * MIB, 300 * MIB]).submit(fail)
+    assert isinstance(future.exception(20), ValueError)
+    assert (tmp_path / "runs").read_text() == "x"
+
+
 def test_who_stays_below_it_or_has_none_is_let_be(queue):
     def take(n_bytes):
         taken = b"x" * n_bytes

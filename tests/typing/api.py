@@ -106,6 +106,7 @@ async def coroutine_functions(q: TaskQueue) -> None:
 
 def others(q: TaskQueue, lost: WorkerLost) -> None:
     assert_type(q.options(retries=3, time_limit=60, memory_limit=2**30, delay=10), TaskQueue)
+    q.options(memory_limit=[2**30, 2**33])
     assert_type(q.limit("api", concurrent=5, rate=100 / 60), Limit)
     q.limit("api", 5)  # type: ignore[call-arg]
     q.options(retry=3)  # type: ignore[call-arg]
