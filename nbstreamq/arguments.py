@@ -191,7 +191,7 @@ def check_sizes(
         value = value.tolist()
     if not isinstance(value, list | tuple):
         return check_bytes(parameter, value, least=least)
-    sizes = [check_bytes(f"{parameter}[{k}]", one, least=least) for k, one in enumerate(value)]
+    sizes = [check_bytes(parameter, one, least=least) for one in value]
     if not 1 <= len(sizes) <= most or sorted(set(sizes)) != sizes:
         allowed = f"a number of bytes, or a list of 1 to {most} of them, the smallest first"
         raise ValueError(_must_be(parameter, value, allowed))

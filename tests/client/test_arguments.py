@@ -139,6 +139,8 @@ TAKES = {
     "the name of a queue or None": NAMES | {"None", "@worker", "a:b"} | URLS,
     "the name of a job": NAMES | {"@worker"},
     "the name of a job or None": NAMES | {"@worker", "None"},
+    "the name of a limit": NAMES | {"@worker", "a:b"} | URLS,
+    "a rate or None": {"None", "1"} | POSITIVE - {"5e-324"},
     "a lane or None": NAMES | {"a:b", "None"} | URLS,
     "a server or None": {"None"},
     "a client or None": {"None"},
@@ -282,6 +284,18 @@ ROWS = {
     **{
         f"TaskQueue.options.{name}": (kind, lambda c, v, name=name: c.view(name, v))
         for name, kind in OPTIONS.items()
+    },
+    "TaskQueue.limit.name": ("the name of a limit", lambda c, v: c.queue.limit(v, rate=1)),
+    "TaskQueue.limit.concurrent": (
+        "a count from 1, or None",
+        lambda c, v: c.queue.limit("api", concurrent=v, rate=1),
+    ),
+    "TaskQueue.limit.rate": (
+        "a rate or None",
+        lambda c, v: c.queue.limit("api", concurrent=1, rate=v),
+    ),
+    **{
+        f"Limit.{name}": ("anything", _anything) for name in ("queue", "name", "concurrent", "rate")
     },
     "TaskQueue.put.obj": ("anything", _anything),
     "TaskQueue.everywhere.fn": (
