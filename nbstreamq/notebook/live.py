@@ -352,7 +352,7 @@ def show_units(units: Units) -> None:
     """Display the workers in another place in the same way."""
 
     def data() -> dict[str, str]:
-        return {"text/html": units_html(units, _as_of_now()), "text/plain": str(units)}
+        return {"text/html": units_html(units, as_of_now()), "text/plain": str(units)}
 
     _show_current(units, units.place, data)
 
@@ -382,7 +382,8 @@ def _follow(
             return
 
 
-def _as_of_now() -> str:
+def as_of_now() -> str:
+    """Return the last sentence of a view that is brought up to date until it ends."""
     return f"as of {datetime.now():%H:%M:%S}"
 
 
@@ -396,7 +397,7 @@ class LiveQueue:
     def data(self) -> dict[str, str]:
         """Return what there is to show now: MIME type -> text."""
         status = self._queue.status()
-        html = status_html(status, self._rate(status), self._queue.jobs(), _as_of_now())
+        html = status_html(status, self._rate(status), self._queue.jobs(), as_of_now())
         return {"text/html": html, "text/plain": str(status)}
 
     def _rate(self, status: QueueStatus) -> float | None:

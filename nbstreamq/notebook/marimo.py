@@ -27,9 +27,10 @@ from ..client.progress import Display, Waits, show_waits
 from ..client.queue import TaskQueue
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
+from ..client.units import Units
 from ..errors import NbstreamqError
-from .html import HTML_OF, future_html, job_html, saved_html
-from .live import FRAME, MAX_DRAWING, REFRESH, JobWidget, LiveQueue
+from .html import HTML_OF, future_html, job_html, saved_html, units_html
+from .live import FRAME, MAX_DRAWING, REFRESH, JobWidget, LiveQueue, as_of_now
 from .view import CallsView, JobView, view_of_wait
 
 
@@ -42,6 +43,7 @@ def adapt() -> None:
         _show(kind, _table_of(html))
     _show(Job, show_job)
     _show(TaskQueue, show_queue)
+    _show(Units, show_units)
     _show(TaskFuture, show_future)
 
 
@@ -153,15 +155,19 @@ def show_future(future: TaskFuture[Any]) -> Any:
 def show_queue(queue: TaskQueue) -> Any:
     """Return what marimo displays of a queue: a view that is live as long as its cell's output."""
     view = LiveQueue(queue)
-    html = view.data()["text/html"]
+    return _show_current(queue, lambda: view.data()["text/html"])
+
+
+def show_units(units: Units) -> Any:
+    """Return what marimo displays of workers in another place, in the same way."""
+    return _show_current(units, lambda: units_html(units, as_of_now()))
+
+
+def _show_current(it: TaskQueue | Units, draw: Callable[[], str]) -> Any:
+    html = draw()
     if _is_saved():
         return marimo.Html(html)
-    return _follow(
-        JobWidget(html=html),
-        lambda: view.data()["text/html"],
-        lambda: queue.closed,
-        REFRESH,
-    )
+    return _follow(JobWidget(html=html), draw, lambda: it.closed, REFRESH)
 
 
 def _follow(

@@ -35,7 +35,7 @@ def _():
     from nbstreamq import TaskQueue
 
     q = TaskQueue(workers=4)
-    return Path, mo, q, time
+    return Path, TaskQueue, mo, q, time
 
 
 @app.cell
@@ -112,9 +112,22 @@ def _(q):
     return
 
 
+@app.cell
+def _(TaskQueue):
+    elsewhere = TaskQueue("elsewhere", workers=0)
+    elsewhere.run(1, on="slurm")
+    return
+
+
 if __name__ == "__main__":
     app.run()
 """
+#: The commands of a Slurm that has no free node, and no jobs of an earlier session.
+SLURM = {
+    "sbatch": "echo 100",
+    "squeue": 'case "$*" in *PENDING,RUNNING*) ;; *) echo 100 PENDING Resources;; esac',
+    "scancel": "",
+}
 #: In an open notebook this cell would wait for workers that the slider's job holds.
 WAITING_CELL = """\
 @app.cell
@@ -139,16 +152,25 @@ VIEW = "figure[aria-label='Job {}']"
 
 
 @pytest.fixture
-def folder(jupyter_home, short_folder, monkeypatch) -> Iterator[Path]:
+def folder(jupyter_home, short_folder, monkeypatch, wait_until) -> Iterator[Path]:
     """A folder with the notebook, and an embedded server of its own."""
     monkeypatch.setenv("NBSTREAMQ_RUNTIME_DIR", str(short_folder()))
     monkeypatch.setenv("NBSTREAMQ_DATA_DIR", str(short_folder()))
     monkeypatch.setenv("NBSTREAMQ_SERVER_IDLE", "60")
+    values = short_folder()
+    monkeypatch.setenv("NBSTREAMQ_MEMORY_DIR", str(values))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(jupyter_home / "config"))
     work = short_folder()
     (work / "slider.py").write_text(NOTEBOOK)
+    for name, command in SLURM.items():
+        (work / name).write_text(f"#!/bin/sh\n{command}\n")
+        (work / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{work}:{os.environ['PATH']}")
     yield work
     (work / "gate").touch()  # after a failure the named job would still wait, and its worker
+    # The kernel has ended, and its supervisor needs the server until it has ended, too.
+    ended = lambda: all(file.name.startswith("fetched@") for file in values.iterdir())
+    wait_until(ended, 30, "the end of the kernel's supervisor")
     stop_server(Settings.from_environment())
 
 
@@ -224,6 +246,10 @@ def test_a_slider_runs_a_cell_again_and_cancels_its_old_job(url, folder, page, w
     expect(view).to_contain_text("1 of 3 done", timeout=30_000)
     (folder / "gate 3").touch()
     expect(view).to_contain_text("3 of 3 done", timeout=30_000)
+
+    # When workers elsewhere are awaited, I expect to see why
+    units = page.get_by_role("table").filter(has_text="0 of 1 workers on slurm")
+    expect(units).to_contain_text("Resources", timeout=30_000)
 
     # When a job has failed, I expect its view to offer another try
     broken = page.locator(VIEW.format("fails"))
