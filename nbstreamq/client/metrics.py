@@ -75,6 +75,14 @@ def _of_queues(found: Iterable[QueueStatus]) -> Iterator[Family]:
     refused = [
         ({"queue": s.queue, "kind": kind}, float(n)) for s in found for kind, n in s.refused.items()
     ]
+    limited = [
+        ({"queue": s.queue, "limit": limit.limit, "state": state}, float(getattr(limit, state)))
+        for s in found
+        for limit in s.limits
+        for state in ("waiting", "running")
+    ]
+    about = "Calls in sections that a limit guards, and calls that wait for one."
+    yield Family("nbstreamq_limit_calls", "gauge", about, limited)
     about = "Messages refused as unsigned or as copies."
     yield Family("nbstreamq_messages_refused_total", "counter", about, refused)
 

@@ -22,6 +22,7 @@ from ..client.status import (
     JobList,
     JobStatus,
     LaneStatus,
+    LimitStatus,
     QueueStatus,
     WorkerList,
     WorkerStatus,
@@ -175,6 +176,7 @@ def status_html(
         lanes=list(_lane_rows(status.lanes)),
         workers=status.workers,
         worker_rows=_worker_rows(status.workers),
+        limits=[_limit_row(limit) for limit in status.limits],
         awaited=status.awaited,
         jobs=jobs,
         job_rows=_job_rows(jobs),
@@ -245,11 +247,17 @@ def _lane_rows(lanes: Iterable[LaneStatus]) -> Iterable[tuple[str, ...]]:
             yield (v.lane, number(v.waiting), number(v.running), number(v.delayed))
 
 
+def _limit_row(v: LimitStatus) -> tuple[str, ...]:
+    concurrent = "any number" if v.concurrent is None else number(v.concurrent)
+    rate = "any number" if v.rate is None else f"{v.rate:,.3g}/s"
+    return v.limit, number(v.running), number(v.waiting), concurrent, rate
+
+
 def _worker_rows(workers: Sequence[WorkerStatus]) -> list[tuple[str, ...]]:
     return [
         (
             w.id,
-            w.state,
+            w.activity,
             f"{w.cpu:.0%}",
             size(w.memory_bytes),
             w.host,

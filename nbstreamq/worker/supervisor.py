@@ -38,7 +38,7 @@ from ..objects.mapped_files import sweep
 from ..secret import Address, Secret
 from ..settings import Settings
 from ..wire.item_ranges import EVERYTHING
-from ..wire.keys import LANES, LONG_CALLS, is_home_lane, may_run, session_of
+from ..wire.keys import LANES, LONG_CALLS, depth_of, is_home_lane, may_run, session_of
 from ..wire.messages import ControlMessage
 from ..wire.settlement import Requeue, Settlement
 from ..wire.store import RENEW_EVERY, Store
@@ -620,8 +620,8 @@ class Supervisor:
         """Return how many workers to run besides, for those whose tasks wait for other tasks."""
         now = time.monotonic()
         n = sum(worker.slot.waits for worker in staying)
-        if n:  # One that waits for its tasks may have what the others need for these.
-            n = min(MOST_STAND_INS, n + sum(bool(worker.slot.awaited) for worker in staying))
+        if n:  # One that waits for its tasks may have the lease that keeps others from these.
+            n = min(MOST_STAND_INS, n + sum(map(_is_held_up, staying)))
         if n >= self._n_stand_ins or now > self._stand_ins_until:
             self._n_stand_ins, self._stand_ins_until = n, now + STAND_IN_TIME
         return self._n_stand_ins if self.n_workers else 0
@@ -1022,6 +1022,12 @@ class Supervisor:
             return
         wait = self._store.promote(self._store.known_lanes())
         self._promote_due = now + (self._settings.silence if wait is None else max(wait, 0.001))
+
+
+def _is_held_up(worker: WorkerProcess) -> bool:
+    """Return whether a task that another one has submitted waits for a limit."""
+    slot = worker.slot
+    return bool(slot.awaited) and any(depth_of(task.lane) for task in slot.running())
 
 
 def _allow_files(n: int) -> None:

@@ -155,6 +155,20 @@ def test_status_shows_lanes_and_workers(run, queue):
     assert text.count(" idle ") + text.count(" busy ") == 2
 
 
+def test_status_and_metrics_show_limits(run, queue):
+    limit = queue.limit("api", concurrent=3, rate=100)
+
+    def work():
+        with limit:
+            return 1
+
+    queue.submit(work).result(20)
+
+    assert re.search(rf"{queue.name} +api +3 +100/s +0 +0", run("status", "--queue", queue.name))
+    labels = f'queue="{queue.name}",limit="api",state="waiting"'
+    assert f"nbstreamq_limit_calls{{{labels}}} 0.0" in run("metrics", "--queue", queue.name)
+
+
 def test_top_says_that_it_needs_a_terminal(fail):
     assert "`nbstreamq status`" in fail("top")
 

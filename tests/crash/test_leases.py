@@ -133,3 +133,35 @@ def test_waits_outlive_their_connections(queue, client, gate, wait_until):
     holder.result(10)
     assert [waiter.result(8) for waiter in waiters] == [1] * 5
     wait_until(lambda: numbers(queue) == (0, 0), describe="free leases")
+
+
+def test_a_worker_that_has_to_end_hands_back_a_call_that_waits(
+    new_queue, start_node, gate, wait_until
+):
+    queue = new_queue(workers=0)
+    limit, begun, go = queue.limit("api", concurrent=1), gate("begun"), gate("go")
+    start_node()
+
+    def hold():
+        with limit:
+            begun.open()
+            go.wait()
+
+    def wait():
+        with limit:
+            return 1
+
+    holder = queue.submit(hold)
+    begun.wait()
+    second = start_node()
+    waiter = queue.submit(wait)
+    wait_until(lambda: numbers(queue) == (1, 1), describe="a call that waits")
+
+    second.interrupt()
+    second.wait()
+
+    assert numbers(queue) == (1, 0)
+    go.open()
+    assert holder.result(10) is None
+    assert waiter.result(10) == 1
+    assert waiter.attempts == 1

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from nbstreamq.client.status import JobList, JobStatus, LaneStatus, QueueStatus, WorkerStatus
+from nbstreamq.client.status import (
+    JobList,
+    JobStatus,
+    LaneStatus,
+    LimitStatus,
+    QueueStatus,
+    WorkerStatus,
+)
 from nbstreamq.notebook.html import future_html, jobs_html, ref_html, status_html
 from nbstreamq.objects.references import Ref
 from nbstreamq.wire.messages import State
@@ -220,6 +227,13 @@ class TestStatus:
         seen = Reader(status_html(status_of(workers=workers)))
         assert "2 workers, 1 busy" in seen.texts
         assert {"busy", "idle", "high, default"} <= set(seen.texts)
+
+    def test_limits_and_who_waits_for_them(self):
+        limits = (LimitStatus(limit=NASTY, concurrent=5, rate=100 / 60, running=5, waiting=1200),)
+        waits = replace(worker_of(1, "busy"), limit=NASTY)
+        seen = Reader(status_html(status_of(limits=limits, workers=(waits,))))
+        assert {"1,200", "5", "1.67/s", f"waits for limit {NASTY}"} <= set(seen.texts)
+        assert "Limits" not in Reader(status_html(status_of())).text
 
     def test_one_worker(self):
         assert "1 worker, 0 busy" in status_html(status_of(workers=(worker_of(1),)))
