@@ -32,7 +32,7 @@ from ..settings import Settings
 from ..sizes import in_units
 from ..tracebacks import trace_of
 from ..wire.connection import MOST_CUTS, RECONNECT, SPIN, MessageTooLarge
-from ..wire.keys import LONG_CALLS, base_lane, deeper_lanes, home_lane, home_of, may_run
+from ..wire.keys import base_lane, deeper_lanes, home_lane, home_of, may_run
 from ..wire.settlement import Delivery, Requeue, Settlement
 from ..wire.signing import Signer
 from ..wire.store import Store
@@ -41,7 +41,8 @@ from .ahead import Ahead
 from .cache import Values
 from .checkpoints import Checkpoints
 from .coroutines import Coroutines
-from .execution import Execution, part_cancelled
+from .execution import Execution
+from .lanes import ServedLanes
 from .leases import Leases
 from .life import Term
 from .monitor import TaskMonitor
@@ -169,9 +170,7 @@ class TaskWorker:
         self._store, self._slot, self._output = store, slot, output
         self._settled_cache, self._turn = settled, turn
         self._checkpoints, self._ahead = Checkpoints(store.clone()), Ahead(store.clone(), worker)
-        #: The lanes that it serves; and with those of homes among them, as far as there are any.
-        self._served = (f"@{worker}", *lanes)
-        self._lanes, self._n_lane_changes = self._served, -1
+        self._lanes = ServedLanes(store, slot, worker=worker, lanes=lanes, homes=homes, term=term)
         self._homes, self._term = homes, term
         #: Tasks that go to lanes of other homes, once supervisors know of these lanes.
         self._moves: list[Settlement] = []
@@ -184,8 +183,6 @@ class TaskWorker:
         self._flushed, self._linger, self._count = 0.0, 0.0, 1
         self._leaving = self._waiting = self._was_full = self._has_idled = False
         self._was_parked = self._was_late = False  #: and tasks waited already when it came
-        #: The lanes on which it waits, and what the slot said when they were found.
-        self._used_lanes, self._lane_bits = list[str](), -1
         self._lost = False  #: whether the server may have given us tasks that we don't know of
         self._fault_pause, self._n_ended = FAULT_PAUSE[0], 0
         self._set_ups = set[str]()  #: the jobs of the set-ups that were run
@@ -253,16 +250,14 @@ class TaskWorker:
         self._coroutines.close()
 
     def _join(self, description: dict[str, Any]) -> None:
-        # The server may have lost the other lanes.
-        self._lanes, self._n_lane_changes, self._lane_bits = self._served, -1, -1
-        self._store.ensure_lanes(self._served[1:])
+        self._lanes.make()
         for task in self._store.join(self.id, description):
             if not may_run(self._homes, home_of(task.job)):
                 continue
             if task.job not in self._set_ups:  # It may join again after the server lost its data.
                 self._set_ups.add(task.job)
-                self._set_up(Delivery(lane=self._served[0], entry_id=b"0-0", task=task))
-        self._find_used_lanes()
+                self._set_up(Delivery(lane=self._lanes.own, entry_id=b"0-0", task=task))
+        self._lanes.find_used()
         self._set_slice()
         self._ahead.measure(self._store)
         self._slot.set_state(State.BUSY)
@@ -387,8 +382,8 @@ class TaskWorker:
             self.release_batch()
         lanes: list[str] = []
         if not (self._batch or self._leaving):
-            self._find_lanes()
-            lanes = [lane for lane in self._lanes if coroutines.has_room(lane)]
+            self._lanes.find()
+            lanes = [lane for lane in self._lanes.known if coroutines.has_room(lane)]
         if not lanes or not (self._settled or self._turn.take()):
             self.flush(self._store)
             self._pause = HELP_PAUSE[1]
@@ -426,12 +421,7 @@ class TaskWorker:
         with self._lock:
             following = self._batch[0].lane if self._batch else lane
         if following != lane:
-            least = self._urgency(following)
-            self._take([n for n in self._lanes if self._urgency(n) < least], self._count)
-
-    def _urgency(self, lane: str) -> int:
-        """Return how many lanes are more urgent; a home's lane is as urgent as its base."""
-        return self._served.index(base_lane(lane))
+            self._take(self._lanes.more_urgent(following), self._count)
 
     def _adapt(self, n: int, seconds: float) -> None:
         """Take twice as many at a time while batches are short work."""
@@ -546,9 +536,9 @@ class TaskWorker:
             if self._batch:
                 return
         if self._was_full:
-            self._find_lanes()
+            self._lanes.find()
             # More may wait, and more urgently in a lane that is new.
-            self._take(self._lanes, self._count)
+            self._take(self._lanes.known, self._count)
             if self._batch:
                 return
         # Rounded: the command with this time is kept.
@@ -573,9 +563,9 @@ class TaskWorker:
 
     def _take_or_park(self, block: float) -> None:
         """Settle results and take what waits now; if that is nothing, wait for our turn."""
-        self._find_lanes()
+        self._lanes.find()
         self._store.has_refused = False
-        self._take(self._lanes, self._count)
+        self._take(self._lanes.known, self._count)
         self._has_idled = self._was_late = False
         if self._batch or self._store.has_refused:  # More may wait behind what was refused.
             return
@@ -591,7 +581,7 @@ class TaskWorker:
     def _ask_ahead(self) -> None:
         """Settle results and take waiting tasks, without waiting for the reply."""
         ahead = self._ahead
-        self._find_lanes()
+        self._lanes.find()
         with self._talking:
             with self._lock:
                 batch, settled = list(self._batch), self._settled
@@ -602,7 +592,7 @@ class TaskWorker:
                 if settled and time.monotonic() - self._output.looked > UNATTRIBUTED:
                     self._add_unattributed_output(settled)
                 if settled or count:
-                    ahead.ask(settled, self._lanes, count)
+                    ahead.ask(settled, self._lanes.known, count)
             except BaseException:
                 self._lose(settled)
                 raise
@@ -662,10 +652,10 @@ class TaskWorker:
                         # The flag is set first: a signal that follows these looks breaks the wait.
                         if self._leaving:
                             raise _Leave
-                        if self._slot.words[LANE_BITS] != self._lane_bits:
-                            self._find_used_lanes()
+                        if self._slot.words[LANE_BITS] != self._lanes.bits:
+                            self._lanes.find_used()
                         # Urgent tasks may wait in a lane that the supervisor does not know yet.
-                        lanes = self._lanes if settled else self._used_lanes
+                        lanes = self._lanes.known if settled else self._lanes.used
                     taken = self._store.take(
                         settled,
                         lanes,
@@ -691,47 +681,16 @@ class TaskWorker:
         if self._moves:
             self._move_all(self._store)
 
-    def _find_used_lanes(self) -> None:
-        """Find the lanes that are in use, as far as the supervisor knows."""
-        self._lane_bits = self._slot.words[LANE_BITS]
-        self._find_lanes()
-        unused = self._slot.unused_lanes()
-        self._used_lanes = [lane for lane in self._lanes if lane not in unused]
-
-    def _find_lanes(self) -> None:
-        """Serve the lanes that hold tasks of our homes; if we serve all, of all with our Python.
-
-        And those of long calls, which come first, unless there is too little time for them.
-        """
-        n_changes = self._slot.n_lane_changes()
-        if n_changes == self._n_lane_changes:
-            return
-        parts: dict[str, list[str]] = {lane: [lane] for lane in self._served}
-        is_old = self._term is not None and self._term.is_old
-        for lane in self._store.home_lanes():
-            home, known = lane.partition("@")[2], parts.get(base_lane(lane), [])
-            if home == LONG_CALLS:
-                known[:0] = () if is_old else [lane]
-            elif may_run(self._homes, home):
-                known.append(lane)
-        found = [n for lanes in parts.values() for n in lanes]
-        self._store.ensure_lanes(set(found) - set(self._lanes))
-        self._lanes, self._n_lane_changes = tuple(found), n_changes
-
     def _accept(self, taken: Sequence[Delivery]) -> None:
         """Add tasks to the batch; move those that others must run to a lane of their home."""
         is_mixed = bool(self._batch and taken)
         for delivery in taken:
-            home = home_of(delivery.task.job)
-            if not may_run(self._homes, home) and not _may_be_dropped(delivery):
+            if home := self._lanes.leaves_to(delivery):
                 self._move(delivery, home)
-            elif self._term is not None and not self._term.allows(delivery):
-                self._term.is_old, self._n_lane_changes, self._lane_bits = True, -1, -1
-                self._move(delivery, LONG_CALLS)
             else:
                 self._batch.append(delivery)
         if is_mixed:
-            self._batch = deque(sorted(self._batch, key=lambda d: self._urgency(d.lane)))
+            self._batch = deque(sorted(self._batch, key=lambda d: self._lanes.urgency(d.lane)))
 
     def _move(self, delivery: Delivery, home: str) -> None:
         follows = [Requeue(task=delivery.task, lane=home_lane(delivery.lane, home))]
@@ -849,7 +808,7 @@ class TaskWorker:
         """Take tasks that a lost reply contained: they are ours, and nobody else runs them."""
         with self._talking:
             self._receive_replies(store)
-            found = store.held(self._lanes, self.id)
+            found = store.held(self._lanes.known, self.id)
             with self._lock:
                 coroutines = (chunk.delivery for chunk in self._coroutines.chunks)
                 settled = (s.delivery for s in (*self._settled, *self._moves))
@@ -917,7 +876,7 @@ class TaskWorker:
 
     def on_look_signal(self, _signal: int, _frame: FrameType | None) -> None:
         """Read the lanes that the slot now says are in use; an idle worker does so at once."""
-        if self._slot.words[LANE_BITS] != self._lane_bits:
+        if self._slot.words[LANE_BITS] != self._lanes.bits:
             self._break_wait(_Look)
 
     def _break_wait(self, why: type[BaseException]) -> None:
@@ -1040,8 +999,8 @@ class TaskWorker:
             with self._talking:
                 self._receive_replies(self._store)
             self.release_batch()
-            self._find_lanes()
-            self._take([lane for lane in self._lanes if base_lane(lane) in served], 1)
+            self._lanes.find()
+            self._take([lane for lane in self._lanes.known if base_lane(lane) in served], 1)
 
         try:
             self._until_reachable(take)
@@ -1061,13 +1020,3 @@ def _refuse_limit(limit: Limit) -> NoReturn:
 
 def _stack_height() -> int:
     return sum(1 for _ in traceback.walk_stack(None))
-
-
-def _may_be_dropped(delivery: Delivery) -> bool:
-    """Return whether any worker may take it: nothing of it is to be run, or it is for this one.
-
-    What `everywhere` asks for is sent to each worker by itself.
-    """
-    if delivery.lane[0] == "@" or not delivery.is_wanted:
-        return True
-    return bool(delivery.cancelled) and not part_cancelled(delivery.task, delivery.cancelled)[1]
