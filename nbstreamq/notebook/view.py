@@ -384,7 +384,7 @@ def time_left(
 # -- looking at a job, or at calls --------------------------------------------------------------
 
 
-class Workers:
+class WorkerSurvey:
     """The workers that there are for some calls, and why none may run them."""
 
     def __init__(self, session: Session) -> None:
@@ -453,7 +453,7 @@ class JobView:
         self._durations = Durations()
         self._n_reports = 0
         self._samples: deque[tuple[float, int]] = deque()
-        self._workers = Workers(job._session)
+        self._workers = WorkerSurvey(job._session)
         self._most_running = 0
 
     @property
@@ -572,7 +572,7 @@ class CallsView:
         self._groups: dict[Calls, int] = {}
         self._begun = time.time() if waits.first_of(call.job) is None else waits.began
         self._ended: float | None = None
-        self._workers = Workers(session)
+        self._workers = WorkerSurvey(session)
         self._n_at_first = sum(group.n - first for group, first in self._look().items())
 
     @property
