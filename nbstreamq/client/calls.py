@@ -19,7 +19,7 @@ from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
 from ..wire.messages import Event, Fields, Options, State, Task
 from .callbacks import hold_callbacks, let_go
 from .error_notes import Payload
-from .table import JobTable, Output, Outstanding, print_output
+from .table import ItemOutput, JobTable, Outstanding, print_output
 
 #: Most calls that share a job id: what they printed is kept as long as the future of any.
 MAX_CALLS = 1000
@@ -154,7 +154,7 @@ class Calls:
         self.pace = Pace()
         self.open: dict[int, Call] = {}
         self.n = 0
-        self.output = Output()
+        self.output = ItemOutput()
         self.failed: list[int] = []
         self.cancelled: list[int] = []
 

@@ -70,7 +70,7 @@ from .status import (
     jobs_of,
     queue_status,
 )
-from .submit import InputFeeder, Inputs, Pace
+from .submit import ChunkSizer, InputFeeder, Inputs
 from .units import Units
 from .waiting import uninterrupted
 from .workers import LOOK_PATIENCE
@@ -537,7 +537,9 @@ class TaskQueue(Executor, TaskOnly):
         function = session.pickle_function(fn, durable=name is not None)
         options = options_for(function, options)
         n_workers, concurrency = session.workers.n_wanted(), options.concurrency
-        pace = Pace.of(inputs, n_workers, concurrency, chunksize=chunksize, buffersize=buffersize)
+        sizer = ChunkSizer.of(
+            inputs, n_workers, concurrency, chunksize=chunksize, buffersize=buffersize
+        )
         lane, (call, items, _) = self._lane(), inputs
         first = 0
         if name is None:
@@ -550,7 +552,7 @@ class TaskQueue(Executor, TaskOnly):
                 fn, function, items, call=call, lane=lane, options=options, replace=replace
             )
         feed = InputFeeder(
-            session, table, function, items, pace=pace, buffersize=buffersize, first=first
+            session, table, function, items, sizer=sizer, buffersize=buffersize, first=first
         )
         feed()
         job = Job[T](session, table, deadline=deadline, feed=feed if buffersize else None)

@@ -53,7 +53,7 @@ MAX_WAIT = 0.02
 _PROMPT: tuple[type, ...] = (type(iter([])), type(iter(())), type(iter(range(0))))
 
 
-class Pace:
+class ChunkSizer:
     """Decides how large the next chunk is.
 
     Parameters
@@ -87,7 +87,7 @@ class Pace:
         *,
         chunksize: int | str,
         buffersize: int | None,
-    ) -> Pace:
+    ) -> ChunkSizer:
         """Return how the items of a map are to be cut.
 
         Parameters
@@ -111,11 +111,11 @@ class Pace:
         return cls(inputs.n, n_workers, most)
 
     @classmethod
-    def fixed(cls, size: int, n_workers: int) -> Pace:
-        """Return a pace that never changes."""
-        pace = cls(1, n_workers)
-        pace.size, pace._fixed = size, True
-        return pace
+    def fixed(cls, size: int, n_workers: int) -> ChunkSizer:
+        """Return a sizer that never changes."""
+        sizer = cls(1, n_workers)
+        sizer.size, sizer._fixed = size, True
+        return sizer
 
     @property
     def immediate(self) -> bool:
@@ -151,18 +151,18 @@ class Pace:
         return max(size, min(self._worth, max(share // 2, self._worth // 4)))
 
 
-def chunks(items: Iterable[Any], pace: Pace) -> Iterator[list[Any]]:
-    """Yield lists of successive items, of the size that `pace` says at each time."""
+def chunks(items: Iterable[Any], sizer: ChunkSizer) -> Iterator[list[Any]]:
+    """Yield lists of successive items, of the size that `sizer` says at each time."""
     iterator = iter(items)
     if isinstance(iterator, _PROMPT):
-        while chunk := list(islice(iterator, pace.size)):
+        while chunk := list(islice(iterator, sizer.size)):
             yield chunk
         return
     chunk = []
     begun = time.monotonic()
     for item in iterator:
         chunk.append(item)
-        if len(chunk) >= pace.size or time.monotonic() > begun + MAX_WAIT:
+        if len(chunk) >= sizer.size or time.monotonic() > begun + MAX_WAIT:
             yield chunk
             chunk, begun = [], time.monotonic()
     if chunk:
@@ -210,7 +210,7 @@ class InputFeeder:
         The map's.
     items
         What is still to be submitted.
-    pace
+    sizer
         Says how large the chunks are.
     buffersize
         How many items may be submitted whose results are not taken; None: all.
@@ -225,15 +225,15 @@ class InputFeeder:
         function: FunctionPickle,
         items: Iterable[Any],
         *,
-        pace: Pace,
+        sizer: ChunkSizer,
         buffersize: int | None,
         first: int = 0,
     ) -> None:
         self._session = session
         self._table = table
         self._function = table.function = function
-        self._chunks = chunks(items, pace)
-        self._pace = pace
+        self._chunks = chunks(items, sizer)
+        self._sizer = sizer
         self._buffersize = sys.maxsize if buffersize is None else buffersize
         #: The end of what was submitted here: events of another client may have lengthened the
         #: table of a named job.
@@ -298,11 +298,11 @@ class InputFeeder:
             with uninterrupted():
                 table.add(payload)
             task = payload.task(table.job, self._function, options)
-            session.submit(table, task, options.delay, immediate=self._pace.immediate)
+            session.submit(table, task, options.delay, immediate=self._sizer.immediate)
         for news in table.reports(-1):
             if news.kind == "finished":
-                self._pace.took(news.seconds, size(news.span))
-        self._pace.sent(len(chunk), size_of(data))
+                self._sizer.took(news.seconds, size(news.span))
+        self._sizer.sent(len(chunk), size_of(data))
 
     def _append(self, chunk: Payload, items: list[Any]) -> None:
         """Add a chunk to a named job on the server, which keeps its inputs, and submit it."""

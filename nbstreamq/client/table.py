@@ -50,7 +50,7 @@ def print_output(name: str, event: Event) -> None:
         target.flush()
 
 
-class Output:
+class ItemOutput:
     """Written by the events of a job, read by futures and views."""
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ class JobTable(Outstanding):
         self._unread: dict[int, RunInfo] = {}
         self._reports: list[RunInfo] = []
         #: What the items printed and reported so far.
-        self.output = Output()
+        self.output = ItemOutput()
         self._order: list[range] | None = None
         self._over_callbacks: tuple[Callable[[], object], ...] = ()
         #: Item -> its future: all that somebody holds, and those that wait for the item.

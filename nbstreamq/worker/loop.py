@@ -58,7 +58,7 @@ from .slot import (
     STATE,
     Leaving,
     Slot,
-    State,
+    WorkerState,
 )
 from .turns import Turn
 from .usage import memory_of
@@ -246,7 +246,7 @@ class TaskWorker:
         self._turn.pass_on()
         self.release_batch()
         self._until_reachable(lambda: self.flush(self._store))
-        self._slot.set_state(State.ENDING)
+        self._slot.set_state(WorkerState.ENDING)
         self._coroutines.close()
 
     def _join(self, description: dict[str, Any]) -> None:
@@ -260,7 +260,7 @@ class TaskWorker:
         self._lanes.find_used()
         self._set_slice()
         self._ahead.measure(self._store)
-        self._slot.set_state(State.BUSY)
+        self._slot.set_state(WorkerState.BUSY)
 
     def _set_up(self, delivery: Delivery) -> None:
         """Run a set-up of `everywhere`; publish what it printed and raised."""
@@ -365,7 +365,7 @@ class TaskWorker:
         coroutines = self._coroutines
         if self._ahead.requests:
             self._receive()
-        self._slot.words[STATE] = State.BUSY
+        self._slot.words[STATE] = WorkerState.BUSY
         if self._looks:
             self._look_again(self._store)
         if coroutines.run(self._pause):
@@ -550,11 +550,11 @@ class TaskWorker:
         if not self._turn.take():
             self._take_or_park(block)
             return
-        began, self._slot.words[STATE] = time.monotonic(), State.IDLE
+        began, self._slot.words[STATE] = time.monotonic(), WorkerState.IDLE
         try:
             self._take((), self._count, block)
         finally:
-            self._slot.words[STATE] = State.BUSY
+            self._slot.words[STATE] = WorkerState.BUSY
         self._has_idled = self._flushed - began > IDLE + 1.5 * self._ahead.distance
         self._was_late = self._was_parked and not self._has_idled
         self._was_parked = False
@@ -570,13 +570,13 @@ class TaskWorker:
         if self._batch or self._store.has_refused:  # More may wait behind what was refused.
             return
         self._count, self._was_parked = 1, True
-        self._slot.words[STATE] = State.IDLE
+        self._slot.words[STATE] = WorkerState.IDLE
         try:
             with self._turn.parked() as wait:
                 if not self._leaving:
                     wait(block)
         finally:
-            self._slot.words[STATE] = State.BUSY
+            self._slot.words[STATE] = WorkerState.BUSY
 
     def _ask_ahead(self) -> None:
         """Settle results and take waiting tasks, without waiting for the reply."""

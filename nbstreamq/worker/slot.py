@@ -58,7 +58,7 @@ _HEADER = struct.Struct("<HHHQQ")
 _BLOCK = 64
 
 
-class State(IntEnum):
+class WorkerState(IntEnum):
     """What the worker does now."""
 
     STARTING = 0
@@ -147,7 +147,7 @@ class Slot:
 
     # -- the worker writes ---------------------------------------------------------------------
 
-    def set_state(self, state: State) -> None:
+    def set_state(self, state: WorkerState) -> None:
         self.words[STATE] = state
 
     def set_supervisor(self, process: int) -> None:
@@ -253,8 +253,8 @@ class Slot:
     # -- the supervisor reads ------------------------------------------------------------------
 
     @property
-    def state(self) -> State:
-        return State(self.words[STATE])
+    def state(self) -> WorkerState:
+        return WorkerState(self.words[STATE])
 
     @property
     def leaving(self) -> Leaving:

@@ -58,7 +58,7 @@ from .process import (
     turns_file,
 )
 from .process_groups import Guard, members
-from .slot import NO_ITEM, Leaving, RunningTask, Slots, State, Stop
+from .slot import NO_ITEM, Leaving, RunningTask, Slots, Stop, WorkerState
 from .turns import LONG, TurnWatch
 
 
@@ -761,7 +761,7 @@ class Supervisor:
         set-up is not.
         """
         now = time.monotonic()
-        is_starting = worker.slot.state is State.STARTING
+        is_starting = worker.slot.state is WorkerState.STARTING
         is_charged = worker.slot.is_busy and not is_starting
         if worker.leaving or worker.slot.leaving or is_charged or now - worker.born > YOUNG:
             return
@@ -820,7 +820,7 @@ class Supervisor:
             running, look_again = worker.look()
             self._watches |= look_again
             reasons = [(task, why) for task in running if (why := self._why_stop(task, now))]
-            if worker.slot.state is State.ENDING:
+            if worker.slot.state is WorkerState.ENDING:
                 worker.leave_by = min(worker.leave_by, now + self._settings.farewell)
             if now > worker.leave_by:
                 self._hand_back(worker)
@@ -876,7 +876,7 @@ class Supervisor:
         """Stop what a worker runs, so that it gives that back; kill it if it does not."""
         now, running = time.monotonic(), worker.slot.running()
         worker.hand_back_by = min(worker.hand_back_by, now + self._settings.grace)
-        if now > worker.hand_back_by or worker.slot.state is State.ENDING:
+        if now > worker.hand_back_by or worker.slot.state is WorkerState.ENDING:
             worker.hand_over()
         elif worker.slot.has_coroutines:
             worker.slot.hand_back()
@@ -905,7 +905,7 @@ class Supervisor:
     def _requeue_from_stopped_workers(self) -> None:
         """Put back what the server gave to idle workers after somebody had stopped them."""
         for worker in self._workers.values():
-            if worker.is_stopped and worker.slot.state is State.IDLE:
+            if worker.is_stopped and worker.slot.state is WorkerState.IDLE:
                 held = self._store.held(
                     (*self._lanes, *self._store.home_lanes()), worker.spec.worker
                 )
@@ -923,7 +923,7 @@ class Supervisor:
         living = {
             c.spec.worker: self._describe() | c.describe()
             for c in self._workers.values()
-            if c.slot.state is not State.STARTING
+            if c.slot.state is not WorkerState.STARTING
         }
         step, heartbeats = self._store.heartbeat(self.node, living)
         if step:

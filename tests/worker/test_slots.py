@@ -5,7 +5,7 @@ import tempfile
 import pytest
 
 from nbstreamq.wire.keys import RARE
-from nbstreamq.worker.slot import MAX_DEPTH, NO_ITEM, SLOT_BYTES, Slot, State, Stop
+from nbstreamq.worker.slot import MAX_DEPTH, NO_ITEM, SLOT_BYTES, Slot, Stop, WorkerState
 
 ENTRY = ("default", b"1-2", "s.1", 40)
 
@@ -21,7 +21,7 @@ def pair():
 def test_a_new_slot_says_that_its_worker_starts(pair):
     _, seen = pair
 
-    assert seen.state is State.STARTING
+    assert seen.state is WorkerState.STARTING
     assert seen.running() == []
     assert seen.stop_request() == (0, 0, Stop.NONE)
 
@@ -29,13 +29,13 @@ def test_a_new_slot_says_that_its_worker_starts(pair):
 def test_the_supervisor_sees_what_the_worker_writes(pair):
     worker, seen = pair
 
-    worker.set_state(State.BUSY)
+    worker.set_state(WorkerState.BUSY)
     at = worker.push(*ENTRY)
     worker.begin(at, serial=7)
     worker.set_deadline(at, 102.5)
     worker.words[at] = 3
 
-    assert seen.state is State.BUSY
+    assert seen.state is WorkerState.BUSY
     (level,) = seen.running()
     assert (level.lane, level.entry_id, level.job, level.n) == ENTRY
     assert (level.serial, level.item, level.deadline) == (7, 3, 102.5)
