@@ -76,8 +76,9 @@ class WorkerStatus:
     host, pid, python
         Machine, process id, and minor version of Python.
     state
-        ``idle`` or ``busy``, at most a second ago. ``waiting``: its task waits for other tasks, and
-        another worker stands in for it; `TaskQueue.size` counts the two as one.
+        ``idle`` or ``busy``, at most a second ago. ``waiting``: its task waits for other tasks, or
+        plain calls for its coroutines, and another worker stands in for it; `TaskQueue.size` counts
+        the two as one.
     lanes
         Lanes that it serves, most urgent first.
     limit

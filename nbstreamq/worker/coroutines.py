@@ -51,6 +51,9 @@ GRACE = 1.0
 BUSY = 0.25
 #: Seconds that an item runs before the client is told that it does. Shorter costs more messages.
 ANNOUNCE = 0.05
+#: Seconds for which a plain call may wait for coroutines to end; then another worker stands in.
+#: Shorter starts a process where they would have ended soon.
+PLAIN_WAIT = 1.0
 #: Sums of weights are a bit more than 1, as floats are.
 _FULL = 1 + 1e-9
 
@@ -67,6 +70,7 @@ class _RunningItem:
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     is_announced: bool = False
+    has_progress: bool = False
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -86,6 +90,7 @@ class _Chunk:
     values: dict[int, Any] = field(default_factory=dict)
     errors: dict[int, bytes] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
+    handed_back: dict[int, bool] = field(default_factory=dict)
     rest: list[int] = field(default_factory=list)
 
     @property
@@ -96,6 +101,7 @@ class _Chunk:
         """Return what its items ended with, in order."""
         seconds = time.monotonic() - self.began
         run = Run(started=self.started, seconds=seconds, cancelled=sorted(self.cancelled))
+        run.handed_back = self.handed_back
         over = sorted(self.values.keys() | self.errors.keys())
         run.done, run.rest = [*ranges_of(over)], ranges_of(sorted(self.rest))
         for item in over:
@@ -144,6 +150,8 @@ class Coroutines:
         self._loop: asyncio.AbstractEventLoop | None = None
         #: What has to fit before more is taken, for each depth.
         self._wanted: dict[int, float] = {}
+        #: Since when a plain call has found no room, for each depth.
+        self._held_up: dict[int, float] = {}
         self._warned = set[str]()
 
     # -- room ----------------------------------------------------------------------------------
@@ -167,12 +175,21 @@ class Coroutines:
         depth, most = depth_of(delivery.lane), _most(delivery.task)
         weight = min(1.0, size(delivery.task.span) / most)
         self._wanted[depth] = weight
-        return self._load(depth) + weight <= _FULL
+        fits = self._load(depth) + weight <= _FULL
+        if not fits and delivery.task.concurrency is None:
+            self._held_up.setdefault(depth, time.monotonic())
+        return fits
 
     def has_room(self, lane: str) -> bool:
         """Return whether the next delivery of a lane is likely to fit."""
         depth = depth_of(lane)
         return self._load(depth) + self._wanted.get(depth, 0.0) <= _FULL
+
+    @property
+    def hold_up_plain_calls(self) -> bool:
+        """Whether plain calls have waited for long until these coroutines end."""
+        long_ago = time.monotonic() - PLAIN_WAIT
+        return any(since < long_ago for since in self._held_up.copy().values())
 
     def count(self, lanes: Sequence[str]) -> int:
         """Return how many deliveries to take at a time: twice as many each time, while they fit."""
@@ -308,7 +325,7 @@ class Coroutines:
         if running.why is Stop.CANCELLED:
             chunk.cancelled.append(item)
         elif running.why is Stop.HANDED_BACK:
-            chunk.rest.append(item)
+            chunk.handed_back[item] = running.has_progress
         else:
             error = stop_error(task, item, running.why)
             trace = None if cause is None else cause.__traceback__
@@ -343,6 +360,8 @@ class Coroutines:
         for chunk in over:
             self._settle(self._execution.conclude(chunk.delivery, chunk.settlement, chunk.run()))
             self.chunks.remove(chunk)
+            if all(other.depth != chunk.depth for other in self.chunks):
+                self._held_up.pop(chunk.depth, None)
         return bool(over)
 
     def cancel(self) -> None:
@@ -354,6 +373,11 @@ class Coroutines:
             chunk.todo = deque(item for item in chunk.todo if item not in gone)
             for running in [chunk.running[item] for item in gone & chunk.running.keys()]:
                 self._stop(running, Stop.CANCELLED)
+
+    def note_progress(self, item: CoroutineItem) -> None:
+        """Note that an item has stored a state."""
+        if (running := self._running.get(item)) is not None:
+            running.has_progress = True
 
     def hand_back(self) -> None:
         """Stop all coroutines: their worker has to end, and others run them again."""

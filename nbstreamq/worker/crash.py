@@ -182,14 +182,9 @@ def _settle_planned(
     task = settlement.delivery.task
     rest = task.span
     if running and running == crash.running[0] and any(running.item in r for r in rest):
-        others = ranges_of(i for i in items(rest) if i != running.item)
-        rest = hand_back(
-            settlement,
-            ((range(running.item, running.item + 1)), *others),
-            worker=crash.certificate.worker,
-            seconds=crash.ran,
-            has_progress=crash.has_progress,
-        )
+        rest = ranges_of(i for i in items(rest) if i != running.item)
+        stopped = {running.item: crash.has_progress}
+        hand_back(settlement, stopped, worker=crash.certificate.worker, seconds=crash.ran)
     if rest:
         settlement.successors.append(Requeue(task=task.again(rest)))
 

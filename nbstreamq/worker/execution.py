@@ -387,14 +387,11 @@ class Execution:
             reason = _reason([run.errors[k] for k in failed])
             lost = task.again(ranges_of(map(run.item, failed)))
             settlement.given_up.append(PermanentFailure(task=lost, reason=reason))
-        rest = run.rest
-        if run.is_handed_back:
-            has_progress, seconds = self._runner.has_progress, time.time() - run.started
-            rest = hand_back(
-                settlement, rest, worker=self._worker, seconds=seconds, has_progress=has_progress
-            )
-        if rest:
-            settlement.continue_with(task.again(rest))
+        if run.handed_back:
+            seconds = time.time() - run.started
+            hand_back(settlement, run.handed_back, worker=self._worker, seconds=seconds)
+        if run.rest:
+            settlement.continue_with(task.again(run.rest))
 
     def _note_retry(self, settlement: Settlement, run: Run, again: Requeue) -> None:
         """Requeue the failed items of `run`, and tell the client."""

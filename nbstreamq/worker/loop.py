@@ -912,7 +912,10 @@ class TaskWorker:
     def _checkpoint(self, state: object) -> None:
         if task := self.execution.task:
             self._checkpoints.put(task, self.execution.item, state)
-            self._slot.note_progress()
+            if (coroutine := CoroutineItem.current.get()) is None:
+                self._slot.note_progress()
+            else:
+                self._coroutines.note_progress(coroutine)
 
     def _resume(self) -> tuple[object] | None:
         task = self.execution.task

@@ -37,7 +37,8 @@ class TaskMonitor:
     free
         Gives back what waits behind the running task, and settles what is over.
     set_waits
-        Is told at each look whether the running task waits for calls that it has submitted.
+        Is told at each look whether another worker is to stand in: the running task waits for calls
+        that it has submitted, or plain calls wait for coroutines.
 
     Attributes
     ----------
@@ -112,7 +113,8 @@ class TaskMonitor:
         running = self._execution.running[-1:]
         before, self._computed = self._computed, time.process_time()
         is_idle = self._computed - before < PULSE / 2
-        self._set_waits(is_idle and self._has_open_calls())
+        holds_up = self._coroutines.hold_up_plain_calls
+        self._set_waits(holds_up or (is_idle and self._has_open_calls()))
         if self._coroutines.chunks:
             self._beat_of_coroutines()
         if not running:

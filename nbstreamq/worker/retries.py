@@ -40,38 +40,36 @@ def retry_lost(task: Task) -> Requeue | None:
 
 
 def hand_back(
-    settlement: Settlement, rest: ItemRanges, *, worker: str, seconds: float, has_progress: bool
-) -> ItemRanges:
-    """Put the first item of `rest` back, which its worker can't finish; return the others.
-
-    It is not charged.
+    settlement: Settlement, stopped: dict[int, bool], *, worker: str, seconds: float
+) -> None:
+    """Put items back that their worker can't finish. They are not charged.
 
     Parameters
     ----------
+    stopped
+        The items, and whether they have stored a state meanwhile.
     seconds
-        How long it has run.
-    has_progress
-        Whether it has stored a state meanwhile.
+        How long they have run.
     """
     task = settlement.delivery.task
-    first, *others = items(rest)
-    again = task.again((range(first, first + 1),)).with_changes(
-        hand_backs=0 if has_progress else task.hand_backs + 1,
-        ran=0 if has_progress else max(task.ran, math.ceil(seconds)),
-    )
-    settlement.successors.append(Requeue(task=again))
-    settlement.events.append(
-        Event.about(task, again.span, kind="handed_back", worker=worker, seconds=seconds)
-    )
-    if again.hand_backs >= MANY_HAND_BACKS:
-        text = (
-            f"nbstreamq: {again.hand_backs} workers that had to end have handed this call back,"
-            f" after {again.ran} s at most, and it has stored no state. Let workers live longer"
-            " (--lifetime, --drain), split the call, or store its state with"
-            " nbstreamq.checkpoint().\n"
+    for has_progress in {*stopped.values()}:
+        span = ranges_of(sorted(i for i, has in stopped.items() if has is has_progress))
+        again = task.again(span).with_changes(
+            hand_backs=0 if has_progress else task.hand_backs + 1,
+            ran=0 if has_progress else max(task.ran, math.ceil(seconds)),
         )
-        body = json.dumps([[first, "stderr", text]]).encode()
+        settlement.successors.append(Requeue(task=again))
         settlement.events.append(
-            Event.about(task, again.span, kind="output", worker=worker, body=body)
+            Event.about(task, span, kind="handed_back", worker=worker, seconds=seconds)
         )
-    return ranges_of(others)
+        if again.hand_backs >= MANY_HAND_BACKS:
+            text = (
+                f"nbstreamq: {again.hand_backs} workers that had to end have handed this call back,"
+                f" after {again.ran} s at most, and it has stored no state. Let workers live longer"
+                " (--lifetime, --drain), split the call, or store its state with"
+                " nbstreamq.checkpoint().\n"
+            )
+            body = json.dumps([[item, "stderr", text] for item in items(span)]).encode()
+            settlement.events.append(
+                Event.about(task, span, kind="output", worker=worker, body=body)
+            )

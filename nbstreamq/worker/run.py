@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType, GeneratorType
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from ..objects import random_numbers
 from ..objects.pickling import load
 from ..objects.remote_errors import definition_of, dump_error
 from ..tracebacks import trace_of
-from ..wire.item_ranges import ONE, ItemRanges, items, ranges_of
+from ..wire.item_ranges import ItemRanges, items, ranges_of
 from ..wire.messages import Options, Task
 from ..wire.settlement import Delivery
 from ..worker_context import WorkerContext
@@ -60,8 +60,9 @@ class Run:
         Items that were stopped because they were cancelled.
     rest
         Items that had not begun when the slice was over.
-    is_handed_back
-        Whether the first item of `rest` had begun, and was stopped because the worker has to end.
+    handed_back
+        Items that had begun and were stopped because the worker has to end, and whether they have
+        stored a state.
     stopped
         Set when a waiting task further down the stack is stopped: to be raised again there.
     """
@@ -73,7 +74,7 @@ class Run:
     errors: dict[int, bytes] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)
     rest: ItemRanges = ()
-    is_handed_back: bool = False
+    handed_back: dict[int, bool] = field(default_factory=dict)
     stopped: Stopped | None = None
     _items: list[int] = field(default_factory=list)
 
@@ -87,14 +88,8 @@ class Run:
         """Return the run without the items that failed."""
         kept = [k for k in range(len(self.values)) if k not in self.errors]
         done, values = [*ranges_of(map(self.item, kept))], [self.values[k] for k in kept]
-        is_handed_back = self.is_handed_back
-        return Run(
-            self.started,
-            self.seconds,
-            done,
-            values,
-            rest=self.rest,
-            is_handed_back=is_handed_back,
+        return replace(
+            self, done=done, values=values, errors={}, cancelled=[], stopped=None, _items=[]
         )
 
     def fail(self, error: bytes) -> None:
@@ -262,11 +257,6 @@ class Runner:
             if running == serial != 0 and self._slot.words[at] == item:
                 raise Stopped(serial, item, why)
 
-    @property
-    def has_progress(self) -> bool:
-        """Whether the last outermost slice has stored a state."""
-        return self._slot.has_progress
-
     def watch(self) -> None:
         """Run the rest of the delivery item by item: it takes long."""
         if not self._long:
@@ -405,7 +395,7 @@ class Runner:
         if type(error) is Stopped and error.serial == self._slot.words[at + SERIAL]:
             self._clean_up_after_stop(task, at, started)
             if error.why is Stop.HANDED_BACK:
-                run.rest, run.is_handed_back = ONE, True
+                run.handed_back = {0: self._slot.has_progress}
             elif error.why is Stop.TOO_DEEP:
                 run.done = [range(1)]
                 run.fail(dump_stop(task, error))
@@ -509,7 +499,8 @@ class Runner:
             if not work.left or work.left[0].start != stop.item:
                 return not self.is_torn  # It was over before it was stopped.
             if stop.why is Stop.HANDED_BACK:
-                work.run.is_handed_back = True
+                work.run.handed_back = {stop.item: self._slot.has_progress}
+                work.cut(1)
                 return False
             if stop.why is Stop.CANCELLED:
                 work.run.cancelled += work.cut(1)

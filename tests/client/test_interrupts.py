@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -89,6 +90,29 @@ def test_of_many_calls_only_the_awaited_one_is_cancelled(queue, gate, wait_until
     gate.open()
     assert futures[4].cancelled()
     assert [futures[i].result(20) for i in (0, 1, 2, 3, 5)] == [0, 1, 2, 3, 5]
+
+
+def test_of_coroutines_that_run(queue, tmp_path, wait_until, capsys):
+    async def work(x):
+        (tmp_path / f"in {x}").touch()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            (tmp_path / f"out {x}").touch()
+
+    def there_are(name):
+        return len([*tmp_path.glob(f"{name} *")]) == 3
+
+    job = queue.map(work, range(3))
+    wait_until(lambda: there_are("in"), describe="three coroutines")
+    interrupt(job.wait)
+    assert capsys.readouterr().err == GOES_ON.format("work", 0, 3, LONG)
+    assert not [*tmp_path.glob("out *")]
+    interrupt(job.result)
+    assert capsys.readouterr().err == CANCELLED.format("work", 0, 3)
+    assert all(future.cancelled() for future in job[:])
+    wait_until(lambda: there_are("out"), describe="their end")
+    assert queue.submit(abs, -1).result(20) == 1
 
 
 WAITS = {

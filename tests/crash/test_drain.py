@@ -90,19 +90,28 @@ def test_what_takes_longer_than_the_drain_is_handed_back_uncharged(
         go.wait(60)
         return "done"
 
-    future = queue.submit(work, tmp_path)
+    async def work_in_a_coroutine(folder, x):
+        (folder / f"{os.getppid()} {x}").touch()
+        while not go.is_open():
+            await asyncio.sleep(0.01)
+        return "done"
+
+    plain = queue.submit(work, tmp_path)
+    coroutines = [queue.submit(work_in_a_coroutine, tmp_path, x) for x in range(2)]
     for number in (*ENDS, *ENDS[:2]):  # two losses more than a call may have
-        node = start_workers(0.2)
-        while not (tmp_path / str(node.pid)).exists():
-            time.sleep(0.01)
+        node = start_workers(0.2, "-n", "2")
+        for file in (f"{node.pid}", f"{node.pid} 0", f"{node.pid} 1"):
+            while not (tmp_path / file).exists():
+                time.sleep(0.01)
         node.kill(number)
         assert node.wait()[0] == 0
-        assert not future.done()
+        assert not plain.done()
     go.open()
     start_workers(1)
 
-    assert future.result(30) == "done"
-    assert "5 workers that had to end have handed this call back" in future.logs
+    for future in (plain, *coroutines):
+        assert future.result(30) == "done"
+        assert "5 workers that had to end have handed this call back" in future.logs
     assert queue.dead() == []
 
 
