@@ -32,6 +32,8 @@ def throughput(queue: TaskQueue, n_workers: int) -> None:
     print(f"a map of 200,000 trivial items: {200_000 / items:,.0f} items/s")
     short = median(lambda: queue.map(sleep, [0.001] * 2000).result(), 3)
     print(f"a map of 2,000 items of 1 ms: {2000 * 0.001 / n_workers / short:.2f} of ideal")
+    many = median(lambda: queue.map(sleep, [0.001] * 10_000).result(), 3)
+    print(f"a map of 10,000 items of 1 ms: {10_000 * 0.001 / n_workers / many:.2f} of ideal")
     long = median(lambda: queue.map(sleep, [0.05] * 100).result(), 3)
     print(f"a map of 100 items of 50 ms: {100 * 0.05 / n_workers / long:.2f} of ideal", flush=True)
 

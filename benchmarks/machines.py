@@ -1,6 +1,6 @@
 """What leaves the server when the calls of several machines use one large array.
 
-    python -m benchmarks.machines [--megabytes 100] [--machines 2] [--workers 4]
+    python -m benchmarks.machines [--megabytes 100] [--machines 2] [--workers 4] [--name NAME]
 
 Each machine is a supervisor with a memory folder of its own.
 """
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--machines", type=int, default=2)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--name", help="of the job; else it has none")
     options = parser.parse_args()
     array = np.random.default_rng(1).random(options.megabytes * 10**6 // 8)
 
@@ -76,7 +77,7 @@ def main() -> None:
             before, shared = sent(), shared_bytes()
             private = sum(map(private_bytes, workers))
             begun = time.perf_counter()
-            found = queue.map(pick, range(N_ITEMS), chunksize=1).result()
+            found = queue.map(pick, range(N_ITEMS), chunksize=1, name=options.name).result()
             seconds = time.perf_counter() - begun
             used = sum(map(private_bytes, workers)) - private
             print(
