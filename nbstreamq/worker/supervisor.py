@@ -113,7 +113,8 @@ class OtherNodes:
     """Tells which other supervisors of a queue have fallen silent.
 
     A node is silent if its last heartbeat has not changed for a while by this process's own clock:
-    the server's clock may be set back or forward at any time.
+    the server's clock may be set back or forward at any time. It only tells when, since the last
+    look, a heartbeat came.
 
     Parameters
     ----------
@@ -129,16 +130,26 @@ class OtherNodes:
         #: Node -> its last heartbeat, by the server's clock, and since when it is that, by ours.
         self._since: dict[str, tuple[float, float]] = {}
 
-    def silent(self, heartbeats: dict[str, float], now: float) -> list[str]:
-        """Return the silent nodes among `heartbeats`, at `now` by the monotonic clock."""
+    def silent(
+        self, heartbeats: dict[str, float], now: float, server_now: float = 0.0
+    ) -> list[str]:
+        """Return the silent nodes among `heartbeats`, at `now` by the monotonic clock.
+
+        Parameters
+        ----------
+        server_now
+            The same by the server's clock (ms), as the heartbeats are.
+        """
+        earliest = self._last_look
         if now - self._last_look > self._silence / 2:
             # The server was away, or this process was: the others could not be heard.
-            self._since = {}
+            self._since, earliest = {}, now
         self._last_look = now
         since = {}
         for node, beat in heartbeats.items():
             known = self._since.get(node)
-            since[node] = known if known and known[0] == beat else (beat, now)
+            heard = max(earliest, now - max(0.0, server_now - beat) / 1000)
+            since[node] = known if known and known[0] == beat else (beat, heard)
         self._since = since
         ends = {node: at + self._silence for node, (_, at) in since.items()}
         self.next_end = min((end for end in ends.values() if end > now), default=math.inf)
@@ -938,7 +949,7 @@ class Supervisor:
         self._heartbeat_due = now + self._settings.heartbeat
         if first or is_embedded(self._url, Settings.from_environment()):
             self._sweep()
-        silent = self._others.silent(heartbeats, time.monotonic())
+        silent = self._others.silent(heartbeats, time.monotonic(), heartbeats.get(self.node, 0.0))
         self._heartbeat_due = min(self._heartbeat_due, self._others.next_end)
         if silent or first:
             self._requeue_from_silent_nodes(silent)

@@ -25,6 +25,14 @@ def test_it_tells_when_to_look_for_the_next_that_falls_silent():
     assert nodes.next_end == 107.0
 
 
+def test_silence_counts_from_the_heartbeat_and_not_from_the_look():
+    nodes = OtherNodes(4.0)
+    for second in range(4):
+        last = 700.0 if second else 0.0
+        assert nodes.silent({"there": last}, 100.0 + second, 1000.0 * second) == []
+    assert nodes.next_end == 100.7 + 4.0
+
+
 def test_the_server_s_clock_does_not_matter():
     assert looks(OtherNodes(4.0), *({"there": t} for t in (5e9, 1.0, 2.0, 9e9, 3.0, 4.0))) == []
     assert looks(OtherNodes(4.0), *({"there": 5e9, "here": k} for k in range(6))) == ["there"]
