@@ -240,7 +240,10 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
             assert [f.result(30) for f in singles] == [divmod(i, 7) for i in range(20)]
             assert list(mapped) == list(range(ROUND, 0, -1))
             assert late.result(30) == first
-        queue.run(3)  # the new one reads the calls of `everywhere`
+        queue.run(
+            3
+        )  # the new one reads the calls of `everywhere`, before another trims their stream
+        wait_until(lambda: len(queue.workers()) == 3, describe="the third worker")
         queue.everywhere(abs, -1).result(30)  # a parked worker reads its own lane only when asked
         for kind, n in attack.expected.items():
             wait_until(
@@ -250,7 +253,6 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
             )
     said = [str(w.message) for w in caught]
     assert len([text for text in said if "refused" in text]) == 1, said
-    wait_until(lambda: len(queue.workers()) == 3, describe="the third worker")
     assert set(pids) < {w.pid for w in queue.workers()}, f"a worker died, seed {SEED}"
     assert not canary.exists(), f"foreign code has run, seed {SEED}"
     assert not any(letter.can_retry for letter in queue.dead())
