@@ -51,6 +51,11 @@ def test_a_task_s_whole_life_on_a_cluster(cluster_url, make_task, finish, wait_u
         assert [order.kind for order in store.controls(b"0")[1]] == ["everywhere", "cancel"]
         store.put_function("d", b"f")
         assert store.get_function("d") == b"f"
+        first, second = store.new_lease("w1", 1), store.new_lease("w1", 2)
+        assert store.acquire("api", 1, None, "w1", [first, second]) == [(0, first)]
+        store.release("api", "w1", [first])
+        store.await_grants("w1", 1)
+        assert store.grants() == [(0, second)]
         client.xadd(store.keys.lane("default"), {"no": "task"})
         assert store.take([], ["default", "low"], "w1", 1, block=1) == []
         assert store.forget_worker("w1", ["default", "low"]) is True
