@@ -126,7 +126,7 @@ class Store:
         self.encode_task: Callable[[Task], Fields] = operator.methodcaller("encode", signer)
         self._replays = replays or ReplayCache()
         #: The connection, for those that wait for what it brings.
-        self.wire = self._wire = Wire(client, self.keys.meta, scripts.texts())
+        self.wire = Wire(client, self.keys.meta, scripts.texts())
         self._n_read, self._renewal = 0, time.monotonic() + RENEW_EVERY
         self._asked: dict[bytes, str] = {}
         self._ask_version = pack(("HGET", self.keys.cancelled, "#"))
@@ -154,7 +154,7 @@ class Store:
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
-        self._wire.close()
+        self.wire.close()
 
     # -- tasks: the client's side --------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Store:
         if not (again or len(tasks) > 1 or delay or job):
             add = ("XADD", self.keys.lane(lane), "*", *fields)
             write = ("SET", self.keys.session(session), batch, "EX", WEEK, "GET")
-            replies = self._wire.call(_MULTI, add, write, _EXEC, spin=SPIN, meanwhile=meanwhile)
+            replies = self.wire.call(_MULTI, add, write, _EXEC, spin=SPIN, meanwhile=meanwhile)
             last = replies[-1][-1]
             if lane not in self._told:
                 self._tell_of_use([lane])
@@ -215,7 +215,7 @@ class Store:
 
     def _submit(self, lanes: Iterable[str], *commands: Command, **options: Any) -> list[Any]:
         """Send commands that put tasks into `lanes`."""
-        replies = self._wire.call(*commands, **options)
+        replies = self.wire.call(*commands, **options)
         self._tell_of_use(lanes)
         return replies
 
@@ -224,12 +224,12 @@ class Store:
         if new := set(lanes) - self._told:
             self._told |= new
             with suppress(ServerRefused):  # that does little harm: see `used_lanes`
-                self._wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
+                self.wire.call(*(("EXPIRE", self.keys.lane(lane), MONTH) for lane in new))
                 self._tell(new & set(RARE))
 
     def _tell(self, lanes: set[str]) -> None:
         keys = self.keys
-        if lanes and any(self._wire.call(*(("HSET", keys.lanes, lane, 1) for lane in lanes))):
+        if lanes and any(self.wire.call(*(("HSET", keys.lanes, lane, 1) for lane in lanes))):
             self._wake_supervisors()
 
     def cancel(
@@ -263,7 +263,7 @@ class Store:
             event,
             message.encode(self._signer),
         )
-        return bool(self._wire.call(command)[0])
+        return bool(self.wire.call(command)[0])
 
     def everywhere(
         self, names: Sequence[str], tasks: Sequence[Task], others: Sequence[str] = ()
@@ -283,7 +283,7 @@ class Store:
         there = ("SET", self.keys.session(session_of(tasks[-1].job)), 0, "EX", WEEK, "NX")
         # Most idle workers do not wait on their own lanes: their supervisors wake them.
         job = tasks[-1].job
-        return bool(self._wire.call(command, there, *self._control("everywhere", job))[0])
+        return bool(self.wire.call(command, there, *self._control("everywhere", job))[0])
 
     def await_events(self, session: str, after: dict[str, bytes], block: float) -> None:
         """Ask for the next events, for at most `block` seconds; `events` returns them.
@@ -298,16 +298,16 @@ class Store:
         if self._n_read > TRIM_EVERY:
             # MINID keeps entries >= its argument, so this drops all before the last one read.
             self._n_read = 0
-            self._wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
+            self.wire.call(("XTRIM", self.keys.events(session), "MINID", after[session]))
         if time.monotonic() > self._renewal:
             # A client that waits for long still wants its results.
             self._renewal = time.monotonic() + RENEW_EVERY
-            self._wire.call(("EXPIRE", self.keys.session(session), WEEK))
+            self.wire.call(("EXPIRE", self.keys.session(session), WEEK))
             self.renew()
         keys = list(map(self.keys.events, after))
         self._asked = dict(zip(map(str.encode, keys), after, strict=True))
         read = ("XREAD", "COUNT", "100", "BLOCK", max(1, int(block * 1000)), "STREAMS")
-        self._wire.send((*read, *keys, *after.values()), may_be_large=True)
+        self.wire.send((*read, *keys, *after.values()), may_be_large=True)
 
     def events(self, after: dict[str, bytes]) -> list[Event | SignatureError]:
         """Return the events that were asked for; `after` then names the last entries.
@@ -316,7 +316,7 @@ class Store:
         entry is set aside.
         """
         try:
-            reply = self._wire.receive() or ()
+            reply = self.wire.receive() or ()
         except MessageTooLarge:
             reply = self._read_large_events(after)
         found: list[Event | SignatureError] = []
@@ -366,11 +366,11 @@ class Store:
         has expired.
         """
         key = self.keys.session(session)
-        known, last, _ = self._wire.call(
+        known, last, _ = self.wire.call(
             ("HEXISTS", self.keys.meta, "secret"), ("GET", key), ("EXPIRE", key, WEEK)
         )
         if known and not batch and last is None:
-            self._wire.call(("SET", key, 0, "NX", "EX", WEEK))
+            self.wire.call(("SET", key, 0, "NX", "EX", WEEK))
         return bool(known) and count(last) >= batch
 
     def forget_session(self, session: str) -> None:
@@ -378,7 +378,7 @@ class Store:
         self.drop_values(session)
         keys = self.keys
         owned = keys.events(session), keys.session(session), keys.checkpoints(session)
-        self._wire.call(("DEL", *owned))
+        self.wire.call(("DEL", *owned))
 
     # -- tasks: the worker's side --------------------------------------------------------------
 
@@ -424,7 +424,7 @@ class Store:
         if settlements:
             settle = (settle_command(settlements, self.keys, self._signer, self.distance),)
         try:
-            *settled, reply, version = self._wire.call(
+            *settled, reply, version = self.wire.call(
                 # `cancelled` is read after the wait, in the same request.
                 *(*settle, read, self._ask_version),
                 timeout=(block or 0) + REPLY_TIMEOUT,
@@ -461,11 +461,11 @@ class Store:
         commands: list[Command] = [read, self._ask_version] if count else []
         if settlements:
             commands[:0] = [settle_command(settlements, self.keys, self._signer, self.distance)]
-        self._wire.send(*commands, may_be_large=True)
+        self.wire.send(*commands, may_be_large=True)
 
         def receive(other: Store) -> tuple[list[int], list[Delivery]]:
             try:
-                replies = self._wire.call(*commands, may_be_large=True, is_sent=True)
+                replies = self.wire.call(*commands, may_be_large=True, is_sent=True)
             except ServerRefused as error:
                 raise self._lanes_lost(error) from error
             settled: list[int] = replies.pop(0) if settlements else []
@@ -505,7 +505,7 @@ class Store:
     def settle(self, settlements: Sequence[Settlement]) -> list[int]:
         """Settle deliveries; returns 0 for each that was no longer ours, 2 for a copy, else 1."""
         command = settle_command(settlements, self.keys, self._signer)
-        replies: list[int] = self._wire.call(command)[0]
+        replies: list[int] = self.wire.call(command)[0]
         self._note_copies(settlements, replies)
         return replies
 
@@ -513,21 +513,21 @@ class Store:
         """Return what `worker` was given and has not settled."""
         keys, which = [self.keys.lane(lane) for lane in lanes], ("-", "+", 10_000, worker)
         try:
-            pending = self._wire.call(*(("XPENDING", key, GROUP, *which) for key in keys))
+            pending = self.wire.call(*(("XPENDING", key, GROUP, *which) for key in keys))
         except ServerRefused:  # A lane is not there.
             pending = [self._pending(key, *which) for key in keys]
         found = [
             (lane, self._entries(key, [entry[0] for entry in entries]))
             for lane, key, entries in zip(lanes, keys, pending, strict=True)
         ]
-        return self._deliver(found, self._wire.call(self._ask_version)[0])[0]
+        return self._deliver(found, self.wire.call(self._ask_version)[0])[0]
 
     def _entries(self, stream: str, ids: Sequence[bytes]) -> list[tuple[bytes, Fields]]:
         """Return those of the entries that are there."""
         if not ids:
             return []
         try:
-            found = self._wire.call(*(("XRANGE", stream, i, i) for i in ids), may_be_large=True)
+            found = self.wire.call(*(("XRANGE", stream, i, i) for i in ids), may_be_large=True)
         except MessageTooLarge:
             pieces = (self._read_pieces(stream, i) for i in ids)
             return [entry for entry, i in zip(pieces, ids, strict=True) if entry and entry[0] == i]
@@ -553,7 +553,7 @@ class Store:
         """
         deliveries: list[Delivery] = []
         is_trusted, doubtful = True, set[str]()
-        life = self._wire.life or self._wire.server_life()
+        life = self.wire.life or self.wire.server_life()
         trusted_since = time.monotonic() - TRUST
         for lane, entries in taken:
             for entry_id, fields in entries:
@@ -579,7 +579,7 @@ class Store:
 
     def look_up_cancelled(self, deliveries: Sequence[Delivery]) -> None:
         """Note which items of these have been cancelled since they were taken."""
-        if version := self._wire.call(self._ask_version)[0]:
+        if version := self.wire.call(self._ask_version)[0]:
             self._note_cancelled(deliveries, version)
 
     def _note_cancelled(self, deliveries: Sequence[Delivery], version: bytes) -> None:
@@ -597,7 +597,7 @@ class Store:
         self.has_refused = True
         is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
         if not is_trusted:
-            self._wire.call(return_command(self.keys, lane, entry_id, fields))
+            self.wire.call(return_command(self.keys, lane, entry_id, fields))
         elif len(fields) > JOB:  # It may be a chunk, signed with a secret that nobody accepts now.
             self._leave(lane, fields[JOB].decode(errors="replace"), entry_id)
         return is_trusted
@@ -609,7 +609,7 @@ class Store:
         """
         known, spans = self._cancellations
         if known != version:
-            written = mapping(self._wire.call(("HGETALL", self.keys.cancelled))[0])
+            written = mapping(self.wire.call(("HGETALL", self.keys.cancelled))[0])
             spans = {}
             for name, text in written.items():
                 span, _, run = text.partition(b"@")
@@ -634,7 +634,7 @@ class Store:
             add.append(("XADD", stream, *option, "*", *event.encode(self._signer)))
             if not is_named(event.job):
                 live_on.append(("EXPIRE", stream, WEEK))
-        replies = self._wire.call(*add, *live_on)
+        replies = self.wire.call(*add, *live_on)
         # A stream is also missing before its first event; that of a named job always exists.
         pairs = zip(events, replies, strict=False)
         unheard = [e for e, reply in pairs if reply is None and not is_named(e.job)]
@@ -649,14 +649,14 @@ class Store:
         """
         key = self.keys.lane(lane)
         for _ in range(MOST_DROPPED):
-            entries, version = self._wire.call(
+            entries, version = self.wire.call(
                 ("XRANGE", key, "-", "+", "COUNT", 1), self._ask_version
             )
             for d in self._deliver([(lane, entries)], version)[0]:
                 is_over = d.cancelled == EVERYTHING and not is_named(d.task.job)
                 if d.is_wanted and not is_over:
                     return
-                self._wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
+                self.wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
                 if d.task.call in CHUNKED:
                     self._leave(lane, d.task.job, d.entry_id)
             if not entries:
@@ -668,7 +668,7 @@ class Store:
         """Return those of `owners` that no longer exist; asks the server."""
         if not owners:
             return set()
-        there = self._wire.call(*(("EXISTS", owner_key(self.keys, o)) for o in owners))
+        there = self.wire.call(*(("EXISTS", owner_key(self.keys, o)) for o in owners))
         if len(self._owners_seen) > MOST_KNOWN:
             self._owners_seen.clear()
         now = time.monotonic()
@@ -681,20 +681,20 @@ class Store:
         if time.monotonic() < self._tidied + 2 * TRUST:
             return
         # HGETALL, not HKEYS: the ACL rules that we document do not allow HKEYS.
-        names = mapping(self._wire.call(("HGETALL", self.keys.cancelled))[0])
+        names = mapping(self.wire.call(("HGETALL", self.keys.cancelled))[0])
         jobs = {name.decode(errors="replace"): name for name in names if name != b"#"}
         missing = self._missing_owners([*{session_of(job) for job in jobs}])
         gone = missing & self._owners_missing
         old = [name for job, name in jobs.items() if session_of(job) in gone]
         if old:
-            self._wire.call(("HDEL", self.keys.cancelled, *old))
+            self.wire.call(("HDEL", self.keys.cancelled, *old))
         self._owners_missing, self._tidied = missing, time.monotonic()
 
     # -- named jobs ----------------------------------------------------------------------------
 
     def job_names(self) -> dict[str, str]:
         """Return name -> id, also of jobs that have expired."""
-        known = mapping(self._wire.call(("HGETALL", self.keys.jobs))[0])
+        known = mapping(self.wire.call(("HGETALL", self.keys.jobs))[0])
         return {
             name.decode(errors="replace"): job.decode(errors="replace")
             for name, job in known.items()
@@ -709,7 +709,7 @@ class Store:
             The name leads to the job of another name: somebody else wrote that, since a job's id
             begins with its name, and what is kept of it is bound to the id.
         """
-        job = self._wire.call(("HGET", self.keys.jobs, name))[0]
+        job = self.wire.call(("HGET", self.keys.jobs, name))[0]
         if job is None:
             return None
         record = self.job_record(job.decode(errors="replace"))
@@ -724,7 +724,7 @@ class Store:
     def job_record(self, job: str) -> JobRecord | None:
         """Return what is kept of the job with that id; None if it was deleted, or has expired."""
         key = self.keys.job(job)
-        reply, ttl = self._wire.call(("HGETALL", key), ("PTTL", key))
+        reply, ttl = self.wire.call(("HGETALL", key), ("PTTL", key))
         known = mapping(reply)
         return read_job(job, known, ttl, self._signer) if b"about" in known else None
 
@@ -746,7 +746,7 @@ class Store:
         """Return how much memory the server needs for a job; None if it does not tell."""
         try:
             keys = keys_of_job(self.keys, job)
-            usage = self._wire.call(*(("MEMORY", "USAGE", key) for key in keys))
+            usage = self.wire.call(*(("MEMORY", "USAGE", key) for key in keys))
             return sum(n or 0 for n in usage)
         except ServerRefused:
             return None
@@ -759,7 +759,7 @@ class Store:
         """
         begin = b"-" if after == b"0" else b"(" + after
         key = self.keys.events(job)
-        entries = self._wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
+        entries = self.wire.call(("XRANGE", key, begin, "+", "COUNT", PAGE))[0]
         events = []
         for entry_id, flat in entries:
             for k in range(0, len(flat), 2):
@@ -771,7 +771,7 @@ class Store:
 
     def job_inputs(self, job: str, first: int) -> bytes | None:
         """Return the pickled items of the chunk that begins with item `first`."""
-        sealed = self._wire.call(("HGET", self.keys.inputs(job), first))[0]
+        sealed = self.wire.call(("HGET", self.keys.inputs(job), first))[0]
         return None if sealed is None else self._signer.unseal(b"inputs", _name(job, first), sealed)
 
     def open_job(self, name: str, job: str, about: dict[str, Any], *, instead_of: str) -> bool:
@@ -784,7 +784,7 @@ class Store:
             return False
         sealed, event = self._about(job, about), self._news("opened", job)
         command = scripts.open_job(self.keys, name, owner, job, sealed, event)
-        return bool(self._wire.call(command)[0])
+        return bool(self.wire.call(command)[0])
 
     def append_chunk(
         self, job: str, chunk: Chunk, args: bytes, *, lane: str, delay: float, task: Fields
@@ -806,7 +806,7 @@ class Store:
     def close_job(self, job: str, n_items: int) -> bool:
         """Mark a job as complete; False if it does not have `n_items` items."""
         event = self._news("closed", job, n=n_items)
-        return bool(self._wire.call(scripts.close_job(self.keys, job, n_items, event))[0])
+        return bool(self.wire.call(scripts.close_job(self.keys, job, n_items, event))[0])
 
     def rerun(
         self,
@@ -854,16 +854,16 @@ class Store:
     def keep_job(self, job: str) -> None:
         """Keep a job, and the queue's secret, for ever."""
         keys = *keys_of_job(self.keys, job), self.keys.jobs, self.keys.meta
-        self._wire.call(*(("PERSIST", key) for key in keys))
+        self.wire.call(*(("PERSIST", key) for key in keys))
 
     def delete_job(self, name: str, job: str) -> None:
         """Forget a job; cancel its tasks that are in a lane first."""
         keys = self.keys
-        self._wire.call(scripts.delete_job(keys, name, job))
+        self.wire.call(scripts.delete_job(keys, name, job))
         others = self.job_names().values()
-        if -1 not in (self._wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
+        if -1 not in (self.wire.call(*(("PTTL", keys.job(j)) for j in others)) if others else ()):
             # No job that is left is kept for ever.
-            self._wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
+            self.wire.call(*(("EXPIRE", key, MONTH) for key in (keys.jobs, keys.meta)))
 
     def _about(self, job: str, about: dict[str, Any]) -> bytes:
         return self._signer.seal(b"job", job.encode(), json.dumps(about).encode())
@@ -911,7 +911,7 @@ class Store:
         keys = [self.keys.value(digest) for digest in digests]
         if function:
             keys.append(self.keys.function(function))
-        found = self._wire.call(*(("EXPIRE", key, WEEK) for key in keys))
+        found = self.wire.call(*(("EXPIRE", key, WEEK) for key in keys))
         return all(found[: len(digests)])
 
     def put_environment(self, digest: str, data: bytes) -> None:
@@ -926,21 +926,21 @@ class Store:
         """Keep a result as `put_value` does; the session deletes it, read or not, when it ends."""
         # The name first: a worker may die between the two.
         key = self.keys.results(session)
-        self._wire.call(("HSET", key, digest, ""), ("EXPIRE", key, WEEK))
+        self.wire.call(("HSET", key, digest, ""), ("EXPIRE", key, WEEK))
         self.put_value(digest, data)
 
     def drop_values(self, session: str, digests: Iterable[str] | None = None) -> None:
         """Forget values of a session; None: all results that it has not read."""
         key = self.keys.results(session)
         if digests is None:
-            unread = mapping(self._wire.call(("HGETALL", key))[0])
+            unread = mapping(self.wire.call(("HGETALL", key))[0])
             digests = [name.decode(errors="replace") for name in unread]
         if names := list(digests):
-            self._wire.call(("DEL", *map(self.keys.value, names)), ("HDEL", key, *names))
+            self.wire.call(("DEL", *map(self.keys.value, names)), ("HDEL", key, *names))
 
     def _put(self, key: str, kind: bytes, digest: str, data: bytes) -> None:
         sealed = self._signer.seal(kind, digest.encode(), data)
-        self._wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
+        self.wire.call(("SET", key, sealed, "EX", WEEK), timeout=LARGE_TIMEOUT)
 
     def _get(self, key: str, kind: bytes, digest: str) -> bytes | None:
         sealed = self._read_value(key)
@@ -953,12 +953,12 @@ class Store:
 
     def _read_value(self, key: str) -> bytes | None:
         try:
-            sealed: bytes | None = self._wire.call(
+            sealed: bytes | None = self.wire.call(
                 ("GET", key), timeout=LARGE_TIMEOUT, may_be_large=True
             )[0]
         except MessageTooLarge:
             whole = bytearray()
-            while part := self._wire.call(
+            while part := self.wire.call(
                 ("GETRANGE", key, len(whole), len(whole) + PIECE_BYTES - 1)
             )[0]:
                 whole += part
@@ -971,7 +971,7 @@ class Store:
         """Keep the state of a task of `job` for a week from now, instead of the last one."""
         key = self.keys.checkpoints(session_of(job))
         sealed = self._signer.seal(b"checkpoint", task.encode(), data)
-        self._wire.call(("HSET", key, task, sealed), ("EXPIRE", key, WEEK), timeout=LARGE_TIMEOUT)
+        self.wire.call(("HSET", key, task, sealed), ("EXPIRE", key, WEEK), timeout=LARGE_TIMEOUT)
 
     def get_checkpoint(self, job: str, task: str) -> bytes | None:
         """Return the last state of a task; None if there is none.
@@ -982,7 +982,7 @@ class Store:
             It is not signed with this queue's secret.
         """
         get = ("HGET", self.keys.checkpoints(session_of(job)), task)
-        sealed = self._wire.call(get, timeout=LARGE_TIMEOUT, may_be_large=True)[0]
+        sealed = self.wire.call(get, timeout=LARGE_TIMEOUT, may_be_large=True)[0]
         return sealed and self._signer.unseal(b"checkpoint", task.encode(), sealed)
 
     def drop_checkpoints(self, tasks: Iterable[str]) -> None:
@@ -990,13 +990,13 @@ class Store:
         jobs = {task: session_of(task.rpartition("-")[0]) for task in tasks}
         drops = [("HDEL", self.keys.checkpoints(job), task) for task, job in jobs.items()]
         if drops:
-            self._wire.call(*drops)
+            self.wire.call(*drops)
 
     # -- limits --------------------------------------------------------------------------------
 
     def set_limit(self, name: str, concurrent: int | None, rate: float | None) -> None:
         """Set what a limit allows from now on; None: any number."""
-        self._wire.call(scripts.set_limit(self.keys, name, _text(concurrent), _text(rate)))
+        self.wire.call(scripts.set_limit(self.keys, name, _text(concurrent), _text(rate)))
 
     def acquire(
         self,
@@ -1023,22 +1023,22 @@ class Store:
         return list(
             map(
                 _note,
-                self._wire.call(scripts.acquire(self.keys, name, *numbers, worker, leases))[0],
+                self.wire.call(scripts.acquire(self.keys, name, *numbers, worker, leases))[0],
             )
         )
 
     def release(self, name: str, worker: str, leases: Iterable[str]) -> None:
         """Give leases of a limit back, or no longer wait for them."""
-        self._wire.call(scripts.release(self.keys, name, worker, leases))
+        self.wire.call(scripts.release(self.keys, name, worker, leases))
 
     def await_grants(self, worker: str, block: float) -> None:
         """Ask, for at most `block` seconds, what has become of leases; `grants` returns it."""
         key = self.keys.granted(worker)
-        self._wire.send(("BLMPOP", block, 1, key, "LEFT", "COUNT", MOST_GRANTS))
+        self.wire.send(("BLMPOP", block, 1, key, "LEFT", "COUNT", MOST_GRANTS))
 
     def grants(self) -> list[tuple[float, str]]:
         """Return what `acquire` would, of leases that were asked for before."""
-        reply = self._wire.receive()
+        reply = self.wire.receive()
         return list(map(_note, reply[1])) if reply else []
 
     def new_lease(self, worker: str, number: int) -> str:
@@ -1049,7 +1049,7 @@ class Store:
         """Return for each limit its name, what it allows, and how many hold it and wait for it."""
         keys, found = self.keys, []
         for name in self._limit_names():
-            about, n_leases, n_waiting = self._wire.call(
+            about, n_leases, n_waiting = self.wire.call(
                 ("HGETALL", keys.limit(name)),
                 ("HLEN", keys.leases(name)),
                 ("ZCARD", keys.waiting(name)),
@@ -1069,7 +1069,7 @@ class Store:
         return found
 
     def _limit_names(self) -> list[str]:
-        known = mapping(self._wire.call(("HGETALL", self.keys.limits))[0])
+        known = mapping(self.wire.call(("HGETALL", self.keys.limits))[0])
         return sorted(printable(name) for name in known)
 
     # -- lanes ---------------------------------------------------------------------------------
@@ -1090,12 +1090,12 @@ class Store:
     def _counts(self, lane: str) -> dict[str, int]:
         running = sum(self._pending(self.keys.lane(lane))[:1])
         key = self.keys.lane(lane)
-        n, delayed, jobs = self._wire.call(
+        n, delayed, jobs = self.wire.call(
             ("XLEN", key), ("ZCARD", self.keys.delayed(lane)), ("HGETALL", self.keys.backlogs(lane))
         )
         names = (name.decode(errors="replace") for name in mapping(jobs))
         backlogs = [chunk_keys(self.keys, name, lane)[1] for name in names]
-        kept = sum(self._wire.call(*(("LLEN", key) for key in backlogs))) if backlogs else 0
+        kept = sum(self.wire.call(*(("LLEN", key) for key in backlogs))) if backlogs else 0
         # Not counted at the same moment: some may have been done in between.
         counts = {"waiting": max(0, n - running) + kept, "running": running, "delayed": delayed}
         return {**counts, "over": max(0, self._n_added(key) - n)}
@@ -1103,7 +1103,7 @@ class Store:
     def _n_added(self, key: str) -> int:
         """Return how many entries were ever added to a stream; 0 if it is not there."""
         try:
-            about = mapping(self._wire.call(("XINFO", "STREAM", key))[0])
+            about = mapping(self.wire.call(("XINFO", "STREAM", key))[0])
         except ServerRefused as error:
             if "no such key" in str(error):
                 return 0
@@ -1113,7 +1113,7 @@ class Store:
     def _pending(self, key: str, *which: Any) -> Any:
         """Return what XPENDING says of a lane; nothing if it is not there."""
         try:
-            return self._wire.call(("XPENDING", key, GROUP, *which))[0]
+            return self.wire.call(("XPENDING", key, GROUP, *which))[0]
         except ServerRefused as error:
             if "NOGROUP" in str(error):
                 return []
@@ -1126,15 +1126,15 @@ class Store:
             (("XLEN", keys.lane(n)), ("ZCARD", keys.delayed(n)), ("HLEN", keys.backlogs(n)))
             for n in lanes
         ]
-        return any(self._wire.call(*(command for three in asked for command in three)))
+        return any(self.wire.call(*(command for three in asked for command in three)))
 
     def ensure_lanes(self, lanes: Iterable[str]) -> None:
         """Create the lanes, and their consumer group, that do not exist."""
         for lane in lanes:
             key = self.keys.lane(lane)
             try:
-                self._wire.call(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
-                self._wire.call(("EXPIRE", key, MONTH))
+                self.wire.call(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
+                self.wire.call(("EXPIRE", key, MONTH))
             except ServerRefused as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -1145,7 +1145,7 @@ class Store:
         wanted = [keys.meta, keys.jobs, keys.setup, keys.lanes]
         for lane in (*lanes, *self.home_lanes()):
             wanted += keys.lane(lane), keys.delayed(lane)
-        self._wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
+        self.wire.call(*(("EXPIRE", key, MONTH, "XX") for key in wanted))
 
     def used_lanes(self) -> frozenset[str]:
         """Return the lanes of homes, and those of `RARE` that were submitted to or hold anything.
@@ -1156,7 +1156,7 @@ class Store:
         keys = self.keys
         lengths = (("XLEN", keys.lane(lane)) for lane in RARE)
         try:
-            known, *held = self._wire.call(("HGETALL", keys.lanes), *lengths)
+            known, *held = self.wire.call(("HGETALL", keys.lanes), *lengths)
         except ServerRefused:
             return frozenset(RARE)
         used = {name.decode(errors="replace") for name in mapping(known)}
@@ -1166,7 +1166,7 @@ class Store:
     def home_lanes(self) -> list[str]:
         """Return the lanes of homes that may hold anything; none if the server refuses to say."""
         try:
-            known = mapping(self._wire.call(("HGETALL", self.keys.lanes))[0])
+            known = mapping(self.wire.call(("HGETALL", self.keys.lanes))[0])
         except ServerRefused:
             return []
         return sorted(filter(is_home_lane, (name.decode(errors="replace") for name in known)))
@@ -1182,13 +1182,13 @@ class Store:
         tell = [("HSET", keys.lanes, lane, 1) for lane in lanes]
         # A retired lane would be gone in a day, with its tasks.
         lasting = [("EXPIRE", keys.lane(lane), MONTH) for lane in lanes]
-        if any(self._wire.call(*tell, *lasting)[: len(tell)]):
+        if any(self.wire.call(*tell, *lasting)[: len(tell)]):
             self._wake_supervisors()
 
     def retire_lanes(self, lanes: Iterable[str]) -> None:
         """Forget those of `lanes`, all of homes, that hold nothing."""
         if retire := [scripts.retire_lane(self.keys, lane) for lane in lanes]:
-            self._wire.call(*retire)
+            self.wire.call(*retire)
 
     def _control(self, kind: str, job: str) -> tuple[Command, ...]:
         """Return the commands that send supervisors a message about a whole job."""
@@ -1200,7 +1200,7 @@ class Store:
         keys = self.keys
         wake = ("XADD", keys.control, "MAXLEN", "~", 1000, "*", "kind", "lane")
         lasting = ("EXPIRE", keys.control, WEEK), ("EXPIRE", keys.lanes, MONTH)
-        self._wire.call(wake, *lasting)
+        self.wire.call(wake, *lasting)
 
     def top_up(self, lanes: Collection[str]) -> None:
         """Move chunks that wait in backlogs into `lanes`, where there is room for them.
@@ -1209,14 +1209,14 @@ class Store:
         """
         asked = [("HGETALL", self.keys.backlogs(lane)) for lane in lanes]
         with suppress(ServerRefused):  # others may have spoilt these keys
-            found = zip(lanes, self._wire.call(*asked) if asked else (), strict=True)
+            found = zip(lanes, self.wire.call(*asked) if asked else (), strict=True)
             jobs = [(lane, name) for lane, names in found for name in mapping(names)]
             homes = self.home_lanes() if jobs else []
             commands = [
                 self._top_up(lane, name.decode(errors="replace"), homes) for lane, name in jobs
             ]
             if commands:
-                self._wire.call(*commands)
+                self.wire.call(*commands)
 
     def ask_for_more(self, delivery: Delivery) -> None:
         """Move chunks of the same job into its lane, as many as each worker can run at a time."""
@@ -1224,7 +1224,7 @@ class Store:
         if task.call in CHUNKED and (n_each := n_concurrent(task)) > 1:
             with suppress(ServerRefused):  # as above
                 lane, homes = delivery.lane, self.home_lanes()
-                self._wire.call(self._top_up(lane, task.job, homes, n_each=n_each))
+                self.wire.call(self._top_up(lane, task.job, homes, n_each=n_each))
 
     def _top_up(
         self, lane: str, job: str, homes: Iterable[str], gone: bytes = b"", n_each: int = 1
@@ -1236,7 +1236,7 @@ class Store:
     def _leave(self, lane: str, job: str, entry_id: bytes) -> None:
         """Have the next chunk follow an entry that has left its lane, but was not settled."""
         with suppress(ServerRefused):  # as above
-            self._wire.call(self._top_up(lane, job, self.home_lanes(), entry_id))
+            self.wire.call(self._top_up(lane, job, self.home_lanes(), entry_id))
 
     # -- supervision ---------------------------------------------------------------------------
 
@@ -1245,14 +1245,14 @@ class Store:
 
         Descriptions are not signed, since nothing of them is ever run; malformed ones are dropped.
         """
-        described = mapping(self._wire.call(("HGETALL", self.keys.workers))[0])
+        described = mapping(self.wire.call(("HGETALL", self.keys.workers))[0])
         found = {}
         for name, text in described.items():
             try:
                 worker, description = read_worker(name, text)
                 found[worker] = description
             except (ValueError, RecursionError):
-                if self._wire.call(("HDEL", self.keys.workers, name))[0]:
+                if self.wire.call(("HDEL", self.keys.workers, name))[0]:
                     problem = "A worker's description could not be read."
                     self._set_aside(
                         "worker", self.keys.workers, [b"value", name + b" " + text], problem
@@ -1264,7 +1264,7 @@ class Store:
 
         Workers of a lost machine stay registered until another supervisor misses it.
         """
-        beats, now = self._wire.call(("ZRANGE", self.keys.nodes, 0, -1, "WITHSCORES"), ("TIME",))
+        beats, now = self.wire.call(("ZRANGE", self.keys.nodes, 0, -1, "WITHSCORES"), ("TIME",))
         earliest = (int(now[0]) - silence) * 1000
         heard = {
             node.decode(errors="replace")
@@ -1276,7 +1276,7 @@ class Store:
     def join(self, worker: str, description: dict[str, Any]) -> list[Task]:
         """Register a worker, and return the set-up tasks that it must run first."""
         keys = self.keys
-        entries = self._wire.call(scripts.join(keys, worker, json.dumps(description)))[0]
+        entries = self.wire.call(scripts.join(keys, worker, json.dumps(description)))[0]
         self.top_up(description.get("lanes", LANES))
         tasks = []
         for entry_id, fields in entries:
@@ -1303,22 +1303,22 @@ class Store:
         before, self._last_beat = self._last_beat, time.clock_gettime(_CLOCK)
         elapsed = 0.0 if before is None else self._last_beat - before
         command = scripts.heartbeat(self.keys, node, elapsed, descriptions)
-        step, *flat = self._wire.call(command)[0]
+        step, *flat = self.wire.call(command)[0]
         beats = {}
         for name, beat in mapping(flat).items():
             try:
                 beats[name.decode()] = float(beat)
             except ValueError:  # not UTF-8
-                self._wire.call(("ZREM", self.keys.nodes, name))
+                self.wire.call(("ZREM", self.keys.nodes, name))
         return int(step) / 1000, beats
 
     def hasten(self, seconds: float, lanes: Iterable[str]) -> None:
         """Make delayed tasks due earlier by as much as the server's clock went back."""
-        self._wire.call(scripts.hasten(self.keys, lanes, seconds))
+        self.wire.call(scripts.hasten(self.keys, lanes, seconds))
 
     def promote(self, lanes: Iterable[str]) -> float | None:
         """Move due tasks into their lanes; return seconds until the next is due, None if none."""
-        waits = self._wire.call(*(scripts.promote(self.keys, lane) for lane in lanes))
+        waits = self.wire.call(*(scripts.promote(self.keys, lane) for lane in lanes))
         due = [wait / 1000 for wait in waits if wait >= 0]
         return min(due) if due else None
 
@@ -1330,25 +1330,25 @@ class Store:
         with suppress(ServerRefused):  # others may have spoilt these keys
             for name in self._limit_names():
                 self.release(name, worker, ())
-            self._wire.call(("DEL", self.keys.granted(worker)))
-        return bool(self._wire.call(scripts.forget_worker(self.keys, worker, lanes))[0])
+            self.wire.call(("DEL", self.keys.granted(worker)))
+        return bool(self.wire.call(scripts.forget_worker(self.keys, worker, lanes))[0])
 
     def forget_node(self, node: str) -> None:
         """Drop a node whose workers are all buried."""
-        self._wire.call(("ZREM", self.keys.nodes, node), ("HDEL", self.keys.troubles, node))
+        self.wire.call(("ZREM", self.keys.nodes, node), ("HDEL", self.keys.troubles, node))
 
     def tell_trouble(self, node: str, text: str) -> None:
         """Publish what is wrong with the workers of `node`; empty: nothing."""
         key = self.keys.troubles
         if not text:
-            self._wire.call(("HDEL", key, node))
+            self.wire.call(("HDEL", key, node))
             return
         sealed = self._signer.seal(b"trouble", node.encode(), text.encode())
-        self._wire.call(("HSET", key, node, sealed), ("EXPIRE", key, WEEK))
+        self.wire.call(("HSET", key, node, sealed), ("EXPIRE", key, WEEK))
 
     def troubles(self) -> list[str]:
         """Return what supervisors say is wrong with their workers; unsigned words are left out."""
-        said = mapping(self._wire.call(("HGETALL", self.keys.troubles))[0])
+        said = mapping(self.wire.call(("HGETALL", self.keys.troubles))[0])
         found = []
         for node, sealed in sorted(said.items()):
             with suppress(SignatureError):
@@ -1361,11 +1361,11 @@ class Store:
         `controls` returns them.
         """
         read = ("XREAD", "BLOCK", block_ms(block), "STREAMS", self.keys.control, after)
-        self._wire.send(read, may_be_large=True)
+        self.wire.send(read, may_be_large=True)
 
     def controls(self, after: bytes) -> tuple[bytes, list[ControlMessage]]:
         """Return the id of the last control entry, and those that carry an order."""
-        entries = stream_entries(self._wire.receive())
+        entries = stream_entries(self.wire.receive())
         orders = []
         for _, entry_id, fields in entries:
             if fields[::2] == [b"kind"]:  # a mere wake-up
@@ -1380,7 +1380,7 @@ class Store:
 
     def last_control(self) -> bytes:
         """Return the id of the newest control entry, where a new supervisor starts to listen."""
-        newest = self._wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
+        newest = self.wire.call(("XREVRANGE", self.keys.control, "+", "-", "COUNT", 1))[0]
         return newest[0][0] if newest else b"0"
 
     # -- what is refused -----------------------------------------------------------------------
@@ -1396,14 +1396,14 @@ class Store:
         self._check_version()
         mine, *others = self._signer.fingerprints()
         command = scripts.check_secret(self.keys, int(write), mine, others)
-        if not self._wire.call(command)[0]:
+        if not self.wire.call(command)[0]:
             raise self._mismatch()
 
     def _check_version(self) -> None:
         """Raise `VersionMismatch` if only an earlier version has data of this queue."""
         keys = self.keys
         try:
-            has_data, has_old = self._wire.call(
+            has_data, has_old = self.wire.call(
                 ("HEXISTS", keys.meta, "secret"), ("HEXISTS", old_meta(keys.queue), "secret")
             )
         except ServerRefused:  # the rules for this user do not allow it
@@ -1425,7 +1425,7 @@ class Store:
 
     def refused(self) -> dict[str, int]:
         """Return kind of message -> how many were refused, by all clients and workers."""
-        counts = mapping(self._wire.call(("HGETALL", self.keys.refused))[0])
+        counts = mapping(self.wire.call(("HGETALL", self.keys.refused))[0])
         return {
             printable(kind[:_KIND_BYTES]): count(n) for kind, n in counts.items() if n.isdigit()
         }
@@ -1444,7 +1444,7 @@ class Store:
         command = scripts.refuse(self.keys, stream, entry_id, str(error), kind, ours)
         # The server may be full, or forbid it: sound messages must not wait for that.
         with suppress(ServerRefused):
-            return bool(self._wire.call(command)[0] >= 0)
+            return bool(self.wire.call(command)[0] >= 0)
         return True
 
     def refuse_copy(self, delivery: Delivery) -> None:
@@ -1472,7 +1472,7 @@ class Store:
         kept = [part[:KEPT_BYTES] for part in fields]
         why = ("refused", error, "from", tail_of(source), *kept)
         with suppress(ServerRefused):
-            self._wire.call(
+            self.wire.call(
                 ("XADD", dead, "MAXLEN", "~", DEAD_ENTRIES, "*", *why),
                 ("EXPIRE", dead, WEEK),
                 ("HINCRBY", counts, kind, 1),
@@ -1481,14 +1481,14 @@ class Store:
 
     def _read_pieces(self, stream: str, start: bytes) -> tuple[bytes, Fields] | None:
         """Return the first entry of a stream from `start` on, which one reply can't carry."""
-        found = self._wire.call(scripts.read_piece(stream, start, 0, PIECE_BYTES))[0]
+        found = self.wire.call(scripts.read_piece(stream, start, 0, PIECE_BYTES))[0]
         if not found:
             return None
         entry_id, lengths, data = found
         whole = bytearray(data)
         while len(whole) < sum(lengths):
             more = scripts.read_piece(stream, entry_id, len(whole), PIECE_BYTES)
-            found = self._wire.call(more)[0]
+            found = self.wire.call(more)[0]
             if not found or found[0] != entry_id:  # it was deleted meanwhile
                 return None
             whole += found[2]
@@ -1502,19 +1502,19 @@ class Store:
 
     def dead(self) -> list[DeadEntry]:
         """Return what was refused or failed for good, the newest last."""
-        found = self._wire.call(("XRANGE", self.keys.dead, "-", "+"))[0]
+        found = self.wire.call(("XRANGE", self.keys.dead, "-", "+"))[0]
         return [read_dead_entry(entry, self._signer) for entry in found]
 
     def dead_entry(self, entry_id: bytes) -> DeadEntry | None:
         """Return one entry; None if it no longer exists."""
-        found = self._wire.call(("XRANGE", self.keys.dead, entry_id, entry_id))[0]
+        found = self.wire.call(("XRANGE", self.keys.dead, entry_id, entry_id))[0]
         return read_dead_entry(found[0], self._signer) if found else None
 
     def letters_of(self, job: str) -> list[DeadEntry]:
         """Return what failed for good of a job, as far as it is still listed."""
-        ids = self._wire.call(("LRANGE", self.keys.letters(session_of(job)), 0, -1))[0]
+        ids = self.wire.call(("LRANGE", self.keys.letters(session_of(job)), 0, -1))[0]
         dead = self.keys.dead
-        found = self._wire.call(*(("XRANGE", dead, one, one) for one in ids)) if ids else []
+        found = self.wire.call(*(("XRANGE", dead, one, one) for one in ids)) if ids else []
         entries = [read_dead_entry(one[0], self._signer) for one in found if one]
         return [e for e in entries if e.has_failed and e.task and e.task.job == job]
 
@@ -1523,14 +1523,14 @@ class Store:
         for entry in entries:
             letters = self.keys.letters(session_of(entry.task.job if entry.task else ""))
             drop = ("XDEL", self.keys.dead, entry.entry_id), ("LREM", letters, 0, entry.entry_id)
-            self._wire.call(*drop)
+            self.wire.call(*drop)
 
     # -- the server and its queues -------------------------------------------------------------
 
     def server_facts(self) -> ServerFacts:
         """Return what the server reports about itself; managed ones may not tell all."""
         try:
-            info = read_info(_joined_text(self._wire.call(("INFO",))[0]))
+            info = read_info(_joined_text(self.wire.call(("INFO",))[0]))
         except ServerRefused:
             return ServerFacts()
         return server_facts(info, saves=self._saves(info.get("aof_enabled")))
@@ -1540,7 +1540,7 @@ class Store:
         if aof_enabled == "1":
             return True
         try:
-            reply = self._wire.call(("CONFIG", "GET", "save"))[0]
+            reply = self.wire.call(("CONFIG", "GET", "save"))[0]
         except ServerRefused:
             return None
         values = list(reply.values()) if isinstance(reply, dict) else reply[1:2]
@@ -1553,14 +1553,14 @@ class Store:
         times = []
         for _ in range(N_PINGS):
             began = time.perf_counter()
-            self._wire.call(("PING",))
+            self.wire.call(("PING",))
             times.append(time.perf_counter() - began)
         return min(times)
 
     def clock_skew(self) -> float:
         """Return by how many seconds the server's clock is ahead of ours."""
         before = time.time()
-        seconds, micros = self._wire.call(("TIME",))[0]
+        seconds, micros = self.wire.call(("TIME",))[0]
         return int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2
 
     def queue_names(self, having: str = "meta") -> list[str]:
@@ -1579,13 +1579,13 @@ class Store:
         for meta in (self.keys.meta, old_meta(self.keys.queue)):
             literal = re.sub(r"([][*?^\\-])", r"\\\1", meta.removesuffix("meta"))
             found += self._scan(f"{literal}*")
-        return sum(self._wire.call(("UNLINK", *found))) if found else 0
+        return sum(self.wire.call(("UNLINK", *found))) if found else 0
 
     def _scan(self, pattern: str) -> list[bytes]:
         cursor, found = b"0", set[bytes]()
         while True:
             scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            cursor, keys = self._wire.call(scan)[0]
+            cursor, keys = self.wire.call(scan)[0]
             found.update(keys)
             if cursor == b"0":
                 return sorted(found)

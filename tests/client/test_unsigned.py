@@ -133,7 +133,7 @@ def test_a_queue_s_name_that_none_can_have_is_not_listed(quiet, client, server_u
 
 def test_nor_does_one_in_an_answer_of_the_server(quiet):
     with pytest.raises(Exception, match="refused a command") as caught:
-        quiet._session.ask(lambda store: store._wire.call((EVIL,)))
+        quiet._session.ask(lambda store: store.wire.call((EVIL,)))
     assert_shown_safely(caught.value)
 
 

@@ -66,7 +66,7 @@ class TestTasks:
         client.xadd(store.keys.lane("low"), {"hello": "world"})
         other = store.clone()
         key = ("XREADGROUP", "GROUP", "workers", "w1", "STREAMS", store.keys.lane("low"), ">")
-        store._wire.call(key)
+        store.wire.call(key)
         assert store.held(["low"], "w1") == other.held(["low"], "w1") == []
         other.close()
         assert store.refused() == {"task": 1}

@@ -63,10 +63,10 @@ def test_a_server_that_drops_data(store_on, policy):
 def test_a_server_that_is_nearly_full(store_on):
     store = store_on()
     used = store.server_facts().used_bytes
-    store._wire.call(("CONFIG", "SET", "maxmemory", used + used // 10))
+    store.wire.call(("CONFIG", "SET", "maxmemory", used + used // 10))
     (problem,) = store.server_facts().problems()
     assert re.search(r"memory is [89]\d% full", problem)
-    store._wire.call(("CONFIG", "SET", "maxmemory", 2 * used))
+    store.wire.call(("CONFIG", "SET", "maxmemory", 2 * used))
     assert store.server_facts().problems() == []
 
 
