@@ -53,6 +53,20 @@ def after(store):
     return after
 
 
+@pytest.fixture
+def add_named(store, join, make_task):
+    """``add_named(*lanes)``: one worker, and the job ``j`` with a chunk in each lane."""
+
+    def add_named(*lanes):
+        join(1)
+        store.open_job("j", "j:1", {"function": "f"}, instead_of="")
+        for n, lane in enumerate(lanes):
+            task, chunk = store.encode_task(make_task(n, job="j:1")), Chunk(n, 1, "digest")
+            store.append_chunk("j:1", chunk, b"x", lane=lane, delay=0.0, task=task)
+
+    return add_named
+
+
 def numbers(deliveries):
     return [d.task.n for d in deliveries]
 
@@ -171,7 +185,7 @@ def test_what_is_released_or_moved_to_its_home_makes_no_room(store, join, send, 
     store.settle([Settlement(delivery=delivery, successors=[Requeue(task=delivery.task)])])
     (delivery,) = take()
     assert delivery.task.n == 0
-    lane = "default@0f0f0f0f"
+    lane = "default@0f0f0f0f311"
     store.ensure_lanes([lane])
     moved = Requeue(task=delivery.task, lane=lane)
     store.settle([Settlement(delivery=delivery, successors=[moved])])
@@ -212,13 +226,8 @@ def test_what_is_cancelled_is_settled_in_large_steps(store, join, send, take):
     assert n_steps < 20
 
 
-def test_a_named_job_goes_on_without_its_client(store, join, take, make_task, after):
-    join(1)
-    store.open_job("j", "j:1", {"function": "f"}, instead_of="")
-    for n in range(3):
-        fields = store.encode_task(make_task(n, job="j:1"))
-        chunk = Chunk(n, 1, "digest")
-        store.append_chunk("j:1", chunk, b"x", lane="default", delay=0.0, task=fields)
+def test_a_named_job_goes_on_without_its_client(add_named, take, after):
+    add_named("default", "default", "default")
     found = []
     while deliveries := take():
         found.append(numbers(deliveries))
@@ -226,13 +235,8 @@ def test_a_named_job_goes_on_without_its_client(store, join, take, make_task, af
     assert found == [[0], [1], [2]]
 
 
-def test_a_named_job_that_goes_on_in_another_lane(store, join, take, make_task):
-    join(1)
-    store.open_job("j", "j:1", {"function": "f"}, instead_of="")
-    for n, lane in enumerate(["default", "default", "low", "low"]):
-        fields = store.encode_task(make_task(n, job="j:1"))
-        chunk = Chunk(n, 1, "digest")
-        store.append_chunk("j:1", chunk, b"x", lane=lane, delay=0.0, task=fields)
+def test_a_named_job_that_goes_on_in_another_lane(store, add_named, take):
+    add_named("default", "default", "low", "low")
     found = []
     while deliveries := take():
         found += [(d.task.n, d.lane) for d in deliveries]
@@ -240,13 +244,8 @@ def test_a_named_job_that_goes_on_in_another_lane(store, join, take, make_task):
     assert sorted(found) == [(0, "default"), (1, "default"), (2, "low"), (3, "low")]
 
 
-def test_what_runs_again_of_a_named_job_waits_in_the_backlog(store, join, take, make_task):
-    join(1)
-    store.open_job("j", "j:1", {"function": "f"}, instead_of="")
-    for n in range(3):
-        fields = store.encode_task(make_task(n, job="j:1"))
-        chunk = Chunk(n, 1, "digest")
-        store.append_chunk("j:1", chunk, b"x", lane="default", delay=0.0, task=fields)
+def test_what_runs_again_of_a_named_job_waits_in_the_backlog(store, add_named, take, make_task):
+    add_named("default", "default", "default")
     while deliveries := take():
         store.settle([Settlement(delivery=d, ended=(0, 1, 0)) for d in deliveries])
     tasks = [store.encode_task(make_task(n, job="j:1", run=1)) for n in range(3)]
@@ -256,13 +255,8 @@ def test_what_runs_again_of_a_named_job_waits_in_the_backlog(store, join, take, 
     assert numbers(take()) == [0]
 
 
-def test_a_deleted_job_leaves_no_backlog(store, join, take, make_task, client):
-    join(1)
-    store.open_job("j", "j:1", {"function": "f"}, instead_of="")
-    for n in range(3):
-        fields = store.encode_task(make_task(n, job="j:1"))
-        chunk = Chunk(n, 1, "digest")
-        store.append_chunk("j:1", chunk, b"x", lane="default", delay=0.0, task=fields)
+def test_a_deleted_job_leaves_no_backlog(store, add_named, take, client):
+    add_named("default", "default", "default")
     (delivery,) = take()
     store.delete_job("j", "j:1")
     assert n_kept(client, store, "j:1") == 0
@@ -331,7 +325,7 @@ def test_what_is_in_the_lane_of_a_home_keeps_its_place(store, join, send, take):
     join(1)
     send(2)
     (delivery,) = take()
-    lane = "default@0f0f0f0f"
+    lane = "default@0f0f0f0f311"
     store.use_lanes([lane])
     store.ensure_lanes([lane])
     moved = Requeue(task=delivery.task, lane=lane)
@@ -356,7 +350,7 @@ def test_what_nobody_wants_in_the_lane_of_a_home_makes_room(store, join, send, t
     join(1)
     send(2)
     (delivery,) = take()
-    lane = "default@0f0f0f0f"
+    lane = "default@0f0f0f0f311"
     store.ensure_lanes([lane])
     moved = Requeue(task=delivery.task, lane=lane)
     store.settle([Settlement(delivery=delivery, successors=[moved])])
