@@ -230,6 +230,15 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
     canary, session = tmp_path / "canary", queue._session.id
     forger = Forger(random.Random(SEED), queue_name, session, canary)
     attack = Attack(forger, client, store.keys, session, [w.id for w in queue.workers()])
+
+    def wait_for_refusals(kind):
+        n = attack.expected[kind]
+        wait_until(
+            lambda: queue.status().refused.get(kind) == n,
+            timeout=60,
+            describe=f"{n} refusals of kind {kind}, seed {SEED}",
+        )
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for first in range(0, N_FORGERIES, ROUND):
@@ -240,17 +249,12 @@ def test_forgeries_harm_nobody(new_queue, client, queue_name, store, tmp_path, w
             assert [f.result(30) for f in singles] == [divmod(i, 7) for i in range(20)]
             assert list(mapped) == list(range(ROUND, 0, -1))
             assert late.result(30) == first
-        queue.run(
-            3
-        )  # the new one reads the calls of `everywhere`, before another trims their stream
-        wait_until(lambda: len(queue.workers()) == 3, describe="the third worker")
-        queue.everywhere(abs, -1).result(30)  # a parked worker reads its own lane only when asked
-        for kind, n in attack.expected.items():
-            wait_until(
-                lambda: queue.status().refused.get(kind) == n,
-                timeout=60,
-                describe=f"{n} refusals of kind {kind}, seed {SEED}",
-            )
+        queue.run(3)  # The third worker reads the calls of `everywhere`,
+        wait_for_refusals("setup")
+        # whose stream this shortens. A parked worker reads its own lane only when asked.
+        queue.everywhere(abs, -1).result(30)
+        for kind in attack.expected:
+            wait_for_refusals(kind)
     said = [str(w.message) for w in caught]
     assert len([text for text in said if "refused" in text]) == 1, said
     assert set(pids) < {w.pid for w in queue.workers()}, f"a worker died, seed {SEED}"
