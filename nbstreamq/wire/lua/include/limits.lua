@@ -36,7 +36,8 @@ local function grant(at)
       end
       redis.call('HSET', at.leases, first, '')
       tell(at, first, list, 0)
-      -- Whoever waited for its time is a bit late: the next one is not, up to a tenth of a second.
+      -- A lease that waited for its time is granted a bit late. The next one makes up for that, up to a tenth of a
+      -- second. Where nobody waited, nothing is made up for: the intervals would be too short.
       if gap then next = (told == '' and now or math.max(next, now - 100000)) + gap end
       n, told = n + 1, ''
     end -- else the worker is gone
