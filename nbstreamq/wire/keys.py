@@ -237,6 +237,7 @@ def nested_lane(depth: int) -> str:
     return f"nested{min(depth + 1, MAX_DEPTH)}"
 
 
+@functools.lru_cache(maxsize=1000)
 def depth_of(lane: str) -> int:
     """Return how deep the tasks of a lane are nested; 0 for those that a notebook submitted."""
     base = base_lane(lane)

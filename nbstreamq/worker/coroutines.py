@@ -32,7 +32,7 @@ from typing import Any
 from ..objects import random_numbers
 from ..objects.remote_errors import dump_error
 from ..wire.item_ranges import items, ranges_of, size
-from ..wire.keys import depth_of
+from ..wire.keys import MAX_DEPTH, depth_of
 from ..wire.messages import Event, Options, Task
 from ..wire.settlement import Delivery, Settlement
 from ..worker_context import WorkerContext
@@ -92,10 +92,10 @@ class _Chunk:
     cancelled: list[int] = field(default_factory=list)
     handed_back: dict[int, bool] = field(default_factory=dict)
     rest: list[int] = field(default_factory=list)
+    depth: int = field(init=False)
 
-    @property
-    def depth(self) -> int:
-        return depth_of(self.delivery.lane)
+    def __post_init__(self) -> None:
+        self.depth = depth_of(self.delivery.lane)
 
     def run(self) -> Run:
         """Return what its items ended with, in order."""
@@ -175,15 +175,16 @@ class Coroutines:
         depth, most = depth_of(delivery.lane), _most(delivery.task)
         weight = min(1.0, size(delivery.task.span) / most)
         self._wanted[depth] = weight
-        fits = self._load(depth) + weight <= _FULL
+        fits = self._loads().get(depth, 0.0) + weight <= _FULL
         if not fits and delivery.task.concurrency is None:
             self._held_up.setdefault(depth, time.monotonic())
         return fits
 
-    def has_room(self, lane: str) -> bool:
-        """Return whether the next delivery of a lane is likely to fit."""
-        depth = depth_of(lane)
-        return self._load(depth) + self._wanted.get(depth, 0.0) <= _FULL
+    def with_room(self, lanes: Sequence[str]) -> list[str]:
+        """Return the lanes whose next delivery is likely to fit."""
+        loads = self._loads()
+        wanted = {depth: load + self._wanted.get(depth, 0.0) for depth, load in loads.items()}
+        return [lane for lane in lanes if wanted.get(depth_of(lane), 0.0) <= _FULL]
 
     @property
     def hold_up_plain_calls(self) -> bool:
@@ -193,27 +194,31 @@ class Coroutines:
 
     def count(self, lanes: Sequence[str]) -> int:
         """Return how many deliveries to take at a time: twice as many each time, while they fit."""
-        most = 1
+        most, loads = 1, self._loads()
         for depth in set(map(depth_of, lanes)):
             if wanted := self._wanted.get(depth):
-                most = max(most, int((_FULL - self._load(depth)) / wanted))
+                most = max(most, int((_FULL - loads.get(depth, 0.0)) / wanted))
         return min(most, 2 * len(self.chunks))
 
-    def _load(self, depth: int) -> float:
-        """Return what the coroutines of a depth weigh, without those that wait for others there."""
-        chunks = [chunk for chunk in self.chunks if chunk.depth == depth]
-        if not chunks:
-            return 0.0
-        waiting = {
-            outer
-            for outer, lane in WorkerContext.open_calls()
-            if isinstance(outer, CoroutineItem) and depth_of(lane) <= depth
-        }
-        return sum(
-            (len(chunk.todo) + sum(r.origin not in waiting for r in chunk.running.values()))
-            / chunk.most
-            for chunk in chunks
-        )
+    def _loads(self) -> dict[int, float]:
+        """Return what the coroutines of each depth weigh, without those that wait for others there.
+
+        This is called several times for each delivery, so it looks at each chunk once.
+        """
+        depths: dict[object, int] = {}  # of the calls that a coroutine waits for: the least
+        for outer, lane in WorkerContext.open_calls():
+            if isinstance(outer, CoroutineItem):
+                depths[outer] = min(depth_of(lane), depths.get(outer, MAX_DEPTH))
+        loads: dict[int, float] = {}
+        for chunk in self.chunks:
+            n = len(chunk.todo) + len(chunk.running)
+            if depths:
+                n -= sum(
+                    depths.get(r.origin, MAX_DEPTH + 1) <= chunk.depth
+                    for r in chunk.running.values()
+                )
+            loads[chunk.depth] = loads.get(chunk.depth, 0.0) + n / chunk.most
+        return loads
 
     # -- life of a chunk -----------------------------------------------------------------------
 
@@ -258,7 +263,8 @@ class Coroutines:
             self._begin(chunk, chunk.todo.popleft())
         if not chunk.running and chunk not in self._over:
             self._over.append(chunk)
-            self.loop.stop()
+            # In the next turn of the loop: others that are over by then share the request.
+            self.loop.call_soon(self.loop.stop)
 
     def _begin(self, chunk: _Chunk, item: int) -> None:
         loop, origin, limit = (

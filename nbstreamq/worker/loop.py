@@ -383,7 +383,7 @@ class TaskWorker:
         lanes: list[str] = []
         if not (self._batch or self._leaving):
             self._lanes.find()
-            lanes = [lane for lane in self._lanes.known if coroutines.has_room(lane)]
+            lanes = coroutines.with_room(self._lanes.known)
         if not lanes or not (self._settled or self._turn.take()):
             self.flush(self._store)
             self._pause = HELP_PAUSE[1]

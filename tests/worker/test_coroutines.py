@@ -399,7 +399,7 @@ def test_an_outside_kill_of_a_worker_with_many_coroutines(new_queue, gate, wait_
         return x
 
     job = queue.options(concurrency=20).map(work, range(40), chunksize=5)
-    (worker,) = queue.workers()
+    (worker,) = wait_until(queue.workers, 20, "the worker")
     wait_until(
         lambda: all(gate(f"{worker.pid} {x}").is_open() for x in range(20)), 20, "20 coroutines"
     )
