@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 import types
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -33,6 +34,7 @@ from ..tracebacks import trace_of, warn
 from ..wire.messages import Options
 from ..wire.store import Store
 from ..worker_context import WorkerContext
+from .progress import Loop, LoopProgress
 from .queue import TaskQueue, queue_in_task
 
 #: Arguments of functions of scikit-learn that change what they report, and not what they return.
@@ -97,6 +99,9 @@ class QueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self._name = None if name is None else check_job_name("name", name)
         #: Batches that are not over, and what joblib wants to be called when they are.
         self._open: dict[Future[Any], Any] = {}
+        #: Of the loop that runs; made with its first batch.
+        self._progress: LoopProgress | None = None
+        self._began = 0.0
 
     @property
     def _queue(self) -> TaskQueue:
@@ -134,6 +139,16 @@ class QueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         """Return the backend inside the calls: there a loop is parallel only if it has `n_jobs`."""
         return QueueBackend(nesting_level=(self.nesting_level or 0) + 1), 1
 
+    def start_call(self) -> None:
+        """Begin a loop, of which a `Parallel` may have several."""
+        self._began = time.time()
+
+    def stop_call(self) -> None:
+        """End a loop."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.end()
+
     def terminate(self) -> None:
         """End a `Parallel`: the next one learns by itself how long its calls take."""
         self.reset_batch_stats()
@@ -148,13 +163,26 @@ class QueueBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         future = self._queue.submit(runner(name_of(calls[0][0])), batch)
         self._open[future] = callback
         if self.supports_retrieve_callback:
+            if self._progress is None and self._queue._shows_progress:  # noqa: SLF001 - ours
+                loop = Loop(name=name_of(calls[0][0]), count=self._count, began=self._began)
+                self._progress = LoopProgress(self._queue._session, loop)
             future.add_done_callback(self._end)
         return future
+
+    def _count(self) -> tuple[int, int, int | None]:
+        """Return how many calls of the loop are over, were made, and will be made in all."""
+        parallel = self.parallel
+        total, n_made = getattr(parallel, "n_tasks", None), parallel.n_dispatched_tasks
+        if total is None and parallel._original_iterator is None:  # noqa: SLF001 - as above
+            total = n_made
+        return parallel.n_completed_tasks, n_made, total
 
     def _end(self, future: Future[Any]) -> None:
         callback = self._open.pop(future, None)
         if callback is not None:  # None: the Parallel was aborted
             callback(future)
+        if (progress := self._progress) is not None:
+            progress.draw()
 
     def retrieve_result_callback(self, out: Future[Any]) -> list[Any]:
         """Return the results of a batch that is over."""

@@ -6,11 +6,13 @@ Where progress is shown depends on the place: a notebook, a terminal, nowhere. A
 
 from __future__ import annotations
 
+import contextvars
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..worker_context import WorkerContext
@@ -38,6 +40,26 @@ class Display:
     def end(self) -> None:
         """Note that a wait is over. Another one for the same may follow."""
         raise NotImplementedError
+
+
+@dataclass(eq=False, kw_only=True)
+class Loop:
+    """A loop of another library, such as a `joblib.Parallel`, that makes calls of a queue.
+
+    Attributes
+    ----------
+    name
+        Of the function that it calls.
+    count
+        Returns how many of its calls are over, how many it has made, and how many it will make in
+        all; None: that is not known yet.
+    began
+        When, in seconds since the epoch.
+    """
+
+    name: str
+    count: Callable[[], tuple[int, int, int | None]]
+    began: float
 
 
 class Waits:
@@ -119,7 +141,7 @@ class Waits:
 _thread = threading.local()
 
 #: Begins to show what a `Session` waits for; None: the waiting thread has nothing to draw.
-Show: TypeAlias = Callable[[Any, Outstanding, Waits], Display | None]
+Show: TypeAlias = Callable[[Any, Outstanding | Loop, Waits | None], Display | None]
 _show: Show | None = None
 _cell_now: Callable[[], object] | None = None
 
@@ -199,3 +221,47 @@ class LongWait:
         """Note that the wait is over."""
         if self._display is not None:
             self._display.end()
+
+
+class LoopProgress:
+    """Shows how far a loop is; the threads in which its calls end draw it.
+
+    Parameters
+    ----------
+    session, loop
+        Whose calls they are, and what is shown. It is shown where this object is made.
+    """
+
+    def __init__(self, session: Any, loop: Loop) -> None:
+        self._session, self._loop = session, loop
+        self._context = contextvars.copy_context()
+        self._next = time.monotonic() + PROGRESS_AFTER
+        self._display: Display | None = None
+        self._lock, self._is_over = threading.Lock(), False
+
+    def draw(self) -> None:
+        """Show how far the loop is now, if it has lasted for a while."""
+        if time.monotonic() < self._next or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not self._is_over:
+                self._context.run(self._draw)
+        finally:
+            self._lock.release()
+
+    def _draw(self) -> None:
+        self._next = time.monotonic() + FRAME
+        if self._display is None and not _is_shown_by_tqdm() and _show is not None:
+            self._display = _show(self._session, self._loop, None)
+        if self._display is not None:
+            self._display.draw()
+
+    def end(self) -> None:
+        """Show for the last time how far the loop is."""
+        counts = self._loop.count()
+        self._loop.count = lambda: counts  # The same object may count another loop next.
+        with self._lock:
+            self._is_over = True
+            if self._display is not None:
+                self._display.draw()
+                self._display.end()

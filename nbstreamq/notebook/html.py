@@ -357,7 +357,8 @@ def describe(job: JobPicture, *, briefly: bool = False) -> str:
         Leave out the rate, and how many workers are busy.
     """
     counts, rate = job.counts, job.rate
-    words = [f"{counts['done']:,} of {job.n:,} done"]
+    of_all = f" of {job.n:,}" if job.has_total else ""
+    words = [f"{counts['done']:,}{of_all} done"]
     words += [f"{counts[s]:,} {s}" for s in ("failed", "cancelled", "running") if counts[s]]
     if rate and not briefly:
         words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")

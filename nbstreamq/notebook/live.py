@@ -20,7 +20,7 @@ from IPython.display import DisplayHandle, display
 from ..client.exit import drop_calls_at_exit
 from ..client.future import CallFuture, TaskFuture
 from ..client.job import Job
-from ..client.progress import Display, Waits, show_waits
+from ..client.progress import Display, Loop, Waits, show_waits
 from ..client.queue import TaskQueue
 from ..client.session import Session
 from ..client.status import QueueStatus
@@ -38,7 +38,7 @@ from .html import (
 )
 from .outputs import EndOfCall, Output, cell_now, is_only_saved
 from .terminal import job_text
-from .view import CallsView, JobPicture, JobView
+from .view import JobPicture, JobView, WaitView, view_of_wait
 
 #: Seconds between two pictures of a job. Shorter costs browser and kernel more than eyes can see.
 FRAME = 0.1
@@ -410,12 +410,12 @@ class LiveQueue:
 # -- a wait in a notebook -----------------------------------------------------------------------
 
 
-def show_wait(session: Session, what: Outstanding, waits: Waits) -> Display | None:
+def show_wait(session: Session, what: Outstanding | Loop, waits: Waits | None) -> Display | None:
     """Show what a cell waits for, below the cell, unless it is displayed already."""
     # A thread that a user started has no cell; one that asyncio started has that of its caller.
     if threading.current_thread() is threading.main_thread() or len(contextvars.copy_context()):
-        if isinstance(what, CallFuture):
-            return ShownCalls(CallsView(session, what, waits))
+        if isinstance(what, CallFuture | Loop):
+            return ShownCalls(view_of_wait(session, what, waits))
         if isinstance(what, JobTable) and not _is_followed(what):
             show_job(Job(session, what))
     return None
@@ -436,7 +436,7 @@ def _is_followed(table: JobTable) -> bool:
 class ShownCalls(Display):
     """The progress of single calls in a notebook."""
 
-    def __init__(self, view: CallsView) -> None:
+    def __init__(self, view: WaitView) -> None:
         self._view = view
         self._drawn_at = time.monotonic()
         self._shown = self._data()

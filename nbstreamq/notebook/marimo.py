@@ -23,7 +23,7 @@ from ..client.exit import drop_calls_at_exit
 from ..client.future import TaskFuture
 from ..client.job import Job
 from ..client.progress import FRAME as WAIT_FRAME
-from ..client.progress import Display, Waits, show_waits
+from ..client.progress import Display, Loop, Waits, show_waits
 from ..client.queue import TaskQueue
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
@@ -31,7 +31,7 @@ from ..client.units import Units
 from ..errors import NbstreamqError
 from .html import HTML_OF, future_html, job_html, saved_html, units_html
 from .live import FRAME, MAX_DRAWING, REFRESH, JobWidget, LiveQueue, as_of_now
-from .view import CallsView, JobView, view_of_wait
+from .view import JobView, WaitView, view_of_wait
 
 
 def adapt() -> None:
@@ -194,7 +194,7 @@ def _follow(
 # -- a wait --------------------------------------------------------------------------------------
 
 
-def show_wait(session: Session, what: Outstanding, waits: Waits) -> Display | None:
+def show_wait(session: Session, what: Outstanding | Loop, waits: Waits | None) -> Display | None:
     """Show what a cell waits for in its output, unless it is displayed already."""
     context, output = safe_get_context(), _cell_now()
     if context is None or output is None or what in _followed:
@@ -230,7 +230,7 @@ def _cell_now() -> CellOutputList | None:
 class SavedWait(Display):
     """How a wait ended, as a part of the output of the cell that waits; nobody sees it before."""
 
-    def __init__(self, view: JobView | CallsView, at: int) -> None:
+    def __init__(self, view: WaitView, at: int) -> None:
         self._view, self._at = view, at
 
     def draws_after(self) -> float:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..client.progress import FRAME, Display
 from .html import describe
-from .view import CallsView, JobPicture, JobView, view_of_wait
+from .view import JobPicture, WaitView, view_of_wait
 
 if TYPE_CHECKING:
-    from ..client.progress import Waits
+    from ..client.progress import Loop, Waits
     from ..client.session import Session
     from ..client.table import Outstanding
 
@@ -63,7 +63,8 @@ def _line(picture: JobPicture, width: int) -> Any:
     for _ in range(3):
         line.add_column(no_wrap=True)
     bar_width = min(BAR_WIDTH, width - len(name) - len(words) - 2)
-    bar = ProgressBar(total=max(1, picture.n), completed=picture.n_over, width=bar_width)
+    n_over = picture.n_over if picture.has_total else 0
+    bar = ProgressBar(total=max(1, picture.n), completed=n_over, width=bar_width)
     line.add_row(name, bar, words)
     return line
 
@@ -79,7 +80,9 @@ def _rendered(lines: list[Any], width: int) -> str:
 # -- while something is waited for ---------------------------------------------------------------
 
 
-def show_in_terminal(session: Session, what: Outstanding, waits: Waits) -> Display | None:
+def show_in_terminal(
+    session: Session, what: Outstanding | Loop, waits: Waits | None
+) -> Display | None:
     """Return a line that shows how far something is, if standard error is a terminal."""
     is_terminal = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
     return ProgressLine(view_of_wait(session, what, waits)) if is_terminal else None
@@ -92,7 +95,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 class ProgressLine(Display):
     """The last line of the terminal while something is waited for, below all that is printed."""
 
-    def __init__(self, view: JobView | CallsView) -> None:
+    def __init__(self, view: WaitView) -> None:
         self._view = view
         self._text, self._text_at = "", -math.inf
         self._terminal = sys.stderr

@@ -9,14 +9,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import starmap
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ..client.calls import Calls
 from ..client.error_notes import RunInfo
 from ..client.estimate import OFFERED, peak_of, seconds_on
 from ..client.future import CallFuture
 from ..client.job import Job
-from ..client.progress import Waits
+from ..client.progress import Loop, Waits
 from ..client.session import Session
 from ..client.table import JobTable, Outstanding
 from ..sizes import plural
@@ -169,6 +169,8 @@ class JobPicture:
         The first errors, the last items that printed, and the running items that report progress.
     can_retry
         Whether an item has failed that may be run again.
+    has_total
+        Whether `n` is the number of all items. If not, more may come.
     """
 
     id: str
@@ -192,6 +194,7 @@ class JobPicture:
     output: list[PrintedText] = field(default_factory=list)
     progress: list[ItemProgress] = field(default_factory=list)
     can_retry: bool = False
+    has_total: bool = True
 
     @property
     def is_over(self) -> bool:
@@ -635,9 +638,48 @@ class CallsView:
         return round(n_left / rate, 1)
 
 
-def view_of_wait(session: Session, what: Outstanding, waits: Waits) -> JobView | CallsView:
+class LoopView:
+    """Looks at a loop of another library."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its calls are over."""
+        n_over, _, total = self._loop.count()
+        return n_over == total
+
+    def picture(self) -> JobPicture:
+        """Return what there is to show now."""
+        n_over, n_made, total = self._loop.count()
+        n, elapsed = n_made if total is None else total, time.time() - self._loop.began
+        rate = n_over / elapsed if n_over >= MIN_ENDED else 0.0
+        return JobPicture(
+            id=self._loop.name,
+            name=self._loop.name,
+            state="done" if n_over == total else "running",
+            n=n,
+            counts={str(state): 0 for state in State} | {"done": n_over},
+            elapsed=round(elapsed, 2),
+            rate=round(rate, 2),
+            remaining=round((n - n_over) / rate, 1) if total and rate else None,
+            n_busy=0,
+            n_workers=0,
+            obstacle="",
+            has_total=total is not None,
+        )
+
+
+#: What looks at something that a person waits for.
+WaitView: TypeAlias = JobView | CallsView | LoopView
+
+
+def view_of_wait(session: Session, what: Outstanding | Loop, waits: Waits | None) -> WaitView:
     """Return a view of what a session waits for."""
-    if isinstance(what, CallFuture):
+    if isinstance(what, Loop):
+        return LoopView(what)
+    if isinstance(what, CallFuture) and waits is not None:
         return CallsView(session, what, waits)
     if isinstance(what, JobTable):
         return JobView(Job(session, what))

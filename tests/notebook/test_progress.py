@@ -65,6 +65,11 @@ def as_seen(text):
     return [plain for line in lines if (plain := ANSI.sub("", line).strip("\r"))]
 
 
+LOOP = """\
+import joblib
+with joblib.parallel_config(q.joblib()):
+    joblib.Parallel(){}joblib.delayed(time.sleep)(0.4) for _ in range(8){}
+"""
 WAITS = {
     "iteration": "for r in q.map(slow, range(8), chunksize=1): pass",
     "a result": "q.submit(time.sleep, 2).result()",
@@ -72,6 +77,7 @@ WAITS = {
     "the exit": "q.submit(time.sleep, 2)",
     "short waits": "[f.result() for f in [q.submit(time.sleep, 0.2) for _ in range(20)]]",
     "short calls": "for _ in range(20): q.submit(time.sleep, 0.1).result()",
+    "a loop of joblib": LOOP.format("([", "])"),
 }
 
 
@@ -83,6 +89,11 @@ def test_a_line_on_a_terminal_moves_while_a_script_waits(write_script, how):
     # What tasks print stays, each in its own line; the progress does not
     printed = [f"[slow {i}] printed {i}" for i in range(8)] if how == "iteration" else []
     assert sorted(stays) == printed
+
+
+def test_a_loop_of_joblib_whose_length_is_not_known_shows_counts_only(write_script):
+    text = ANSI.sub("", on_terminal(write_script(LOOP.format("(", " if not time.sleep(0.3))"))))
+    assert re.search(r"sleep ━+ \d done", text)
 
 
 SILENT = """\
@@ -142,6 +153,7 @@ CELLS = [
     "for i in range(20): q.submit(time.sleep, 0.1 * (i != 7)).result()\n'short calls'",
     "def fail(x):\n    time.sleep(0.3)\n    1 / x",
     "[q.submit(fail, 0).exception() for _ in range(5)]\n5",
+    LOOP.format("([", "])"),
     "q.submit(time.sleep, 1.5)\nq.shutdown()",
 ]
 
@@ -156,7 +168,7 @@ def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
         for c in notebook.cells
     ]
     called, (iterated,), (displayed,), not_twice, switched_off, calls, *others = shown[1:]
-    waits, short, _, failed, (ended,) = others
+    waits, short, _, failed, (loop,), (ended,) = others
     assert "1 of 1 done" in called[0]
     assert called[1:] == ["'waited'"]
     assert "8 of 8 done" in iterated
@@ -173,6 +185,7 @@ def test_a_view_appears_below_the_cell_that_waits(jupyter_home, tmp_path):
     assert "0 of 5 done · 5 failed" in failed[0]
     assert "retry" not in failed[0]
     assert len(failed) == 2
+    assert "8 of 8 done" in loop
     assert "1 of 1 done" in ended
 
 
