@@ -22,7 +22,7 @@ class LongDelivery:
     def __init__(self, items):
         delivery = Delivery(lane="default", entry_id=b"1-1", task=TASK)
         self.running = [(delivery, time.monotonic() - 1)]
-        self.chunks, self.step = [], (None, 0.0)
+        self.chunks, self.step, self.hold_up_plain_calls = [], (None, 0.0), False
         self._items = items
         self.published = []
 
