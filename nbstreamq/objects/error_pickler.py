@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
-from types import FrameType, FunctionType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 from ..tracebacks import OWN_FOLDER
@@ -270,17 +270,12 @@ def make_traceback(frames: list[_FrameRecord]) -> TracebackType | None:
     return made
 
 
-@functools.lru_cache(maxsize=128)
 def _make_frame(filename: str, function: str, line: int, first: int, module: str) -> FrameType:
     """Return a frame at a line, from code that is made to raise there.
 
-    jinja2 shows the lines of templates in this way. tblib does so, too, but its code has column
-    numbers, and Python would underline these columns in lines that have other code.
+    It keeps the frames alive that have led here, so it is not kept itself.
     """
-    code = compile("raise StopIteration", filename, "exec")
-    table = _locations(len(code.co_code) // 2, line - first)
-    code = code.replace(co_name=function, co_qualname=function)
-    code = code.replace(co_firstlineno=first, co_linetable=table)
+    code = _code_at(filename, function, line, first)
     try:
         exec(code, {"__name__": module, "__file__": filename, _MADE: True})  # noqa: S102 - our code
     except StopIteration as error:
@@ -288,6 +283,19 @@ def _make_frame(filename: str, function: str, line: int, first: int, module: str
     assert trace is not None  # noqa: S101 - it was raised two lines up
     assert trace.tb_next is not None  # noqa: S101
     return trace.tb_next.tb_frame
+
+
+@functools.lru_cache(maxsize=128)
+def _code_at(filename: str, function: str, line: int, first: int) -> CodeType:
+    """Return code that raises at a line.
+
+    jinja2 shows the lines of templates in this way. tblib does so, too, but its code has column
+    numbers, and Python would underline these columns in lines that have other code.
+    """
+    code = compile("raise StopIteration", filename, "exec")
+    table = _locations(len(code.co_code) // 2, line - first)
+    code = code.replace(co_name=function, co_qualname=function)
+    return code.replace(co_firstlineno=first, co_linetable=table)
 
 
 def _locations(n_instructions: int, offset: int) -> bytes:
