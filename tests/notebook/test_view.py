@@ -313,7 +313,8 @@ def test_a_long_job_tells_what_more_workers_would_bring(shared_queue, wait_until
     assert picture.outlook[2] == pytest.approx(4 * picture.outlook[8], rel=0.01)
     assert picture.worker_bytes > 10 * 2**20
     text = Plain(job_html(picture)).text
-    assert re.search(r"the rest takes \d+ min .* on 2 workers · .* on 64 workers · .* for each", text)
+    found = r"the rest takes \d+ min .* on 2 workers · .* on 64 workers · .* for each"
+    assert re.search(found, text)
 
 
 def test_numbers_in_words():
