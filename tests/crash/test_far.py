@@ -64,7 +64,10 @@ def test_of_long_items_it_takes_no_other_ahead(far, runs, gate, store, wait_unti
     job.result()
 
 
-def test_a_cut_connection_loses_nothing_of_what_is_under_way(far, road, store, runs, wait_until):
+@pytest.mark.parametrize("what", ["cut", "scripts"])
+def test_a_cut_or_forgotten_scripts_lose_nothing_of_what_is_under_way(
+    far, road, client, store, runs, wait_until, what
+):
     queue = far
 
     def work(i):
@@ -74,8 +77,11 @@ def test_a_cut_connection_loses_nothing_of_what_is_under_way(far, road, store, r
 
     job = queue.map(work, range(200), chunksize=2)
     wait_until(lambda: len(runs.counts) > 40, describe="some items")
-    road.cut()
-    road.restore()
+    if what == "cut":
+        road.cut()
+        road.restore()
+    else:
+        client.script_flush()
     job.result(60)
     check_once(job, list(range(200)))
     assert set(runs.counts.values()) == {1}

@@ -195,12 +195,16 @@ def test_jobs_run_calls_and_drain(queue, slurmctld, gate, wait_until):
     assert {u.why for u in units} == {""}
 
 
-def test_jobs_reach_a_server_by_tls(slurmctld, listening, read_file, hidden_socket, queue_name):
+def test_jobs_reach_a_server_by_tls(
+    slurmctld, listening, read_file, hidden_socket, queue_name, wait_until
+):
     settings, at = listening
     url, secret = read_file(start_listening(settings, at, Limits()))
     with hidden_socket(settings), TaskQueue(queue_name, url, secret=secret, workers=0) as queue:
-        queue.run(2, on="slurm", idle_timeout=1)
+        units = queue.run(2, on="slurm")
         assert queue.submit(where).result(60) in NODES
+        units.stop()
+        wait_until(lambda: not job_ids(), timeout=30, describe="their end")
 
 
 def test_a_cancelled_job_is_replaced_and_its_call_runs_again(queue, slurmctld, gate, wait_until):
