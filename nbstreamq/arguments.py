@@ -344,6 +344,15 @@ def check_flag(parameter: str, value: Any) -> bool:
     raise TypeError(_must_be(parameter, value, "True or False"))
 
 
+def check_env(parameter: str, value: Any) -> Literal["sync"]:
+    """Return the word ``sync``."""
+    if not isinstance(value, str):
+        raise TypeError(_must_be(parameter, value, "'sync' or None"))
+    if value != "sync":
+        raise ValueError(_must_be(parameter, value, "'sync' or None"))
+    return "sync"
+
+
 def check_callable(parameter: str, value: Any, *, instead: str = "") -> None:
     """Raise TypeError if `value` can't be called."""
     if not callable(value):

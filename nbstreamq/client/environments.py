@@ -167,6 +167,9 @@ def examine_environments(store: Store) -> Iterator[str]:
         if (theirs := read_environment(store, digest)) is not None:
             others = [f"{p} {theirs.packages[p]}, here {v}" for p, v in _versions(ours, theirs)]
             missing = sorted(ours.packages.keys() - theirs.packages.keys())
+            if not (others or missing):
+                yield f"{place(hosts)}: the same packages as here"
+                continue
             yield (
                 f"{place(hosts)}: {plural(len(others), 'package')} in other versions"
                 f"{_in_brackets(others)}, {len(missing):,} missing{_in_brackets(missing)}"

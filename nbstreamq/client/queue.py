@@ -26,6 +26,7 @@ from ..arguments import (
     check_callable,
     check_count,
     check_count_or_auto,
+    check_env,
     check_flag,
     check_iterable,
     check_job_name,
@@ -876,6 +877,7 @@ class TaskQueue(Executor, TaskOnly):
         *,
         max_tasks_per_worker: int | None = None,
         max_memory: int | None = None,
+        env: Literal["sync"] | None = None,
     ) -> None: ...
     @overload
     def run(self, nworkers: int, on: Any, **options: Any) -> Units: ...
@@ -887,6 +889,7 @@ class TaskQueue(Executor, TaskOnly):
         *,
         max_tasks_per_worker: int | None = None,
         max_memory: int | None = None,
+        env: Literal["sync"] | None = None,
         **options: Any,
     ) -> Units | None:
         """Start or stop workers of this kernel, until there are `nworkers`.
@@ -905,6 +908,10 @@ class TaskQueue(Executor, TaskOnly):
             a map first, which may be more calls. None: never.
         max_memory
             Replace a worker that uses more bytes after a call, at least 32 MiB. None: never.
+        env
+            ``"sync"``: over ssh and in Slurm, uv installs the packages of this Python where the
+            workers start, once for each machine, and they use these. Local workers have them
+            anyway. None: workers use what is installed there.
         **options
             Of that place. For ssh: ``python="/path/to/python"``, ``folder="work"``,
             ``prologue=["module load cuda"]``, ``drain=30``. For Slurm the same, and
@@ -929,14 +936,16 @@ class TaskQueue(Executor, TaskOnly):
         >>> q.run(2)
         """
         wear = _wear(max_tasks_per_worker, max_memory)
+        if env is not None:
+            options["env"] = check_env("env", env)
         workers = self._session.workers
         if on is not None:
             most = MAX_WORKERS
             n = check_count("nworkers", 1 if nworkers is None else nworkers, most=most)
             self._session.check_open()
             return workers.scale_units(n, on, wear, options)
-        if options:
-            raise TypeError(f"{next(iter(options))} is an option of a place: say on=... as well")
+        if unknown := options.keys() - {"env"}:  # Local workers have this Python's packages.
+            raise TypeError(f"{min(unknown)} is an option of a place: say on=... as well")
         if nworkers is None:
             n = n_cores()
         else:

@@ -21,6 +21,7 @@ from ..secret import Address, Secret
 from ..settings import Settings
 from ..tracebacks import warn
 from ..wire.messages import VERSION
+from .sync import sync_lines
 
 if TYPE_CHECKING:
     from .tunnel import Tunnel
@@ -241,14 +242,20 @@ class Setting:
         Lines of the shell that run before.
     drain
         Seconds that running calls get when a unit is told to end.
+    env
+        ``"sync"``: uv gives it the packages of this Python, which it installs once for each
+        machine. None: what is there.
     """
 
     python: str | None = None
     folder: str | None = None
     prologue: Sequence[str] = ()
     drain: float = 30.0
+    env: str | None = None
 
     def __post_init__(self) -> None:
+        if self.env and self.python:
+            raise ValueError("python and env: an environment of env='sync' has a Python of its own")
         if isinstance(self.prologue, str):
             raise TypeError(f"prologue is {self.prologue!r}: it must be a list of lines")
         if (minor := _minor_in(self.python or "")) not in ("", PYTHON):
@@ -270,7 +277,8 @@ class Setting:
         lines = [first, *self.prologue]
         if self.folder is not None:
             lines.append(f"cd {shlex.quote(self.folder)} || exit 3")
-        lines += [self.find_python(), f'echo "nbstreamq: unit {unit} on $(uname -n), $path" >&2']
+        find = sync_lines() if self.env else self.find_python()
+        lines += [find, f'echo "nbstreamq: unit {unit} on $(uname -n), $path" >&2']
         # -P: a file such as queue.py in the home folder must not hide a module.
         words = ["-P"] if self.folder is None else []
         words += purpose.worker_words(unit, n_workers, self.drain)

@@ -25,6 +25,7 @@ from ..secret import Address, Secret, hide_password
 from ..settings import handover
 from ..wire.trust import is_local
 from .launcher import Launcher, Purpose, Setting, UnitReport, last_line, new_id
+from .sync import PREPARING
 from .unit_process import UnitProcess
 
 #: Seconds in which a unit must have found its Python. Longer suits slower networks.
@@ -108,9 +109,9 @@ class SshLauncher(Launcher):
         return line + handover(**known)
 
     def _await(self, started: UnitProcess, unit: str) -> None:
-        """Return when the unit has found its Python."""
+        """Return when the unit has found its Python, or uv begins to install what it needs."""
         deadline = time.monotonic() + START_TIMEOUT
-        while f"nbstreamq: unit {unit}" not in started.log():
+        while not (_is_started(log := started.log(), unit) or f"nbstreamq: {PREPARING}" in log):
             if (code := started.process.poll()) is not None:
                 why = explain(started.log(), self._host, code)
                 raise NbstreamqError(f"No workers start on {self.on}: {why}")
@@ -136,10 +137,13 @@ class SshLauncher(Launcher):
     # -- what becomes of them ------------------------------------------------------------------
 
     def survey(self, units: Collection[str]) -> dict[str, UnitReport]:
-        return {unit: self._report(self._units[unit]) for unit in units}
+        return {unit: self._report(unit, self._units[unit]) for unit in units}
 
-    def _report(self, unit: UnitProcess) -> UnitReport:
+    def _report(self, unit_id: str, unit: UnitProcess) -> UnitReport:
         code = unit.process.poll()
+        if code is None and not _is_started(unit.log(), unit_id):
+            why = last_line(unit.log()).removeprefix("nbstreamq: ")
+            return UnitReport(state="pending", why=why, log=unit.tail())
         if code is None:
             return UnitReport(state="running", log=unit.tail())
         why = explain(unit.log(), self._host, code) if code else ""
@@ -177,6 +181,10 @@ class SshLauncher(Launcher):
                 unit.process.wait(max(0.0, deadline - time.monotonic()))
         for unit in self._units.values():
             unit.close()
+
+
+def _is_started(log: str, unit: str) -> bool:
+    return f"nbstreamq: unit {unit}" in log
 
 
 def host_in(parameter: str, url: str) -> str:

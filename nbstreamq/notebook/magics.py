@@ -98,6 +98,7 @@ class NbstreamqMagics(Magics):
     @magic_arguments()
     @argument("n", nargs="?", type=_integer, help="number of workers to run")
     @argument("--on", metavar="PLACE", help="where: slurm, or ssh://me@host; default: this machine")
+    @argument("--env", choices=["sync"], help="sync: have uv install this Python's packages there")
     @argument("--lane", nargs="+", metavar="L", default=(), help="list the workers of these lanes")
     @line_magic
     def workers(self, line: str) -> WorkerList | Units | None:
@@ -109,6 +110,7 @@ class NbstreamqMagics(Magics):
 
             %workers 4
             %workers 8 --on ssh://me@host
+            %workers 8 --on slurm --env sync
             %workers
             %workers --lane gpu
         """
@@ -126,8 +128,8 @@ class NbstreamqMagics(Magics):
         with _usage_errors():
             queue = self._queue()
             if args.on:
-                return queue.run(args.n, on=args.on)
-            queue.run(args.n)
+                return queue.run(args.n, on=args.on, env=args.env)
+            queue.run(args.n, env=args.env)
         until = time.monotonic() + JOIN_SECONDS
         while (n := queue._session.workers.n_local()) != args.n and time.monotonic() < until:
             time.sleep(JOIN_PAUSE)

@@ -121,6 +121,7 @@ TAKES = {
     "anything": set(VALUES),
     "workers": {"0", "1", "an int of NumPy", "auto"},
     "a place or None": {"None"},
+    "a kind of environment or None": {"None"},
     "a number of workers or None": {"None", "0", "1", "an int of NumPy"},
     "a count or None": {"None", *COUNTS, *LARGE},
     "retries": {"None", "64 MiB", *COUNTS},
@@ -308,6 +309,10 @@ ROWS = {
     "TaskQueue.run.on": ("a place or None", lambda c, v: c.queue.run(0, on=v)),
     "TaskQueue.run.options": ("anything", _anything),
     "TaskQueue.run.nworkers": ("a number of workers or None", lambda c, v: c.queue.run(v)),
+    "TaskQueue.run.env": (
+        "a kind of environment or None",
+        lambda c, v: c.queue.run(0, env=v),
+    ),
     "TaskQueue.run.max_tasks_per_worker": (
         "a count from 1, or None",
         lambda c, v: c.queue.run(0, max_tasks_per_worker=v),

@@ -108,3 +108,20 @@ def test_calls_run_on_workers_with_the_python_of_their_client(built, tmp_path):
             worker.terminate()
             worker.wait(20)
         server.communicate()
+
+
+@pytest.mark.timeout(1800)
+def test_uv_gives_a_unit_the_packages_of_its_client(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    python = new_environment(tmp_path / "new", sys.executable, wheel, "uv", "idna==3.10")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {"PATH": f"{python.parent}:{env['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    find = run(python, "-c", "from nbstreamq.launch.sync import *; print(sync_lines())", env=env)
+    use = "import idna, nbstreamq, sys; print(idna.__version__, sys.prefix)"
+
+    found = [run("sh", "-c", f'{find}\nexec "$path" -c "{use}"', env=env) for _ in range(2)]
+
+    version, prefix = found[0].split()
+    assert version == "3.10"
+    assert Path(prefix).is_relative_to(tmp_path / "cache/nbstreamq/environments")
+    assert found[1] == found[0]

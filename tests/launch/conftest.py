@@ -1,9 +1,11 @@
-"""A server for other machines, which they reach by TLS."""
+"""A server for other machines, which they reach by TLS; and a `uv` that does as it is told."""
 
 import contextlib
 import re
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,51 @@ def hidden_socket():
             aside.rename(socket)
 
     return hidden
+
+
+_UV = """#!/bin/sh
+case "$1" in
+run)
+  while [ "$1" != -- ]; do shift; done
+  shift 2
+  exec {python} "$@";;
+venv)
+  for folder; do :; done
+  mkdir -p "$folder/bin"
+  printf '#!/bin/sh\\nexport SYNCED="%s"\\nexec {python} "$@"\\n' "$folder" > "$folder/bin/python"
+  chmod +x "$folder/bin/python";;
+pip)
+  echo install >> {folder}/installs
+  while [ -e {folder}/hold ]; do sleep 0.02; done
+  if [ -e {folder}/fail ]; then printf 'error:\\n  there is no tea==1.0\\n' >&2; exit 1; fi;;
+esac
+"""
+
+
+class FakeUv:
+    """A folder with a `uv`: files beside it hold its installs up, or make them fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "uv").write_text(_UV.format(python=sys.executable, folder=folder))
+        (folder / "uv").chmod(0o755)
+
+    @property
+    def n_installs(self) -> int:
+        """How many installs have begun."""
+        log = self.folder / "installs"
+        return len(log.read_text().split()) if log.exists() else 0
+
+    def set(self, name: str, on: bool) -> None:
+        """Have it hold its installs, or let them fail; or not."""
+        if on:
+            (self.folder / name).touch()
+        else:
+            (self.folder / name).unlink()
+
+
+@pytest.fixture
+def uv(tmp_path: Path) -> FakeUv:
+    """A `uv` of this test; put its folder on PATH."""
+    return FakeUv(tmp_path / "uv")

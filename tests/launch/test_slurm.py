@@ -153,6 +153,15 @@ def test_compute_nodes_reach_a_server_by_tls(
         wait_until(lambda: states(units) == ["ended"], timeout=20, describe="its end")
 
 
+def test_uv_installs_the_packages_of_this_python_there(queue, cluster, uv, monkeypatch):
+    monkeypatch.setenv("PATH", f"{uv.folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cluster.parent))
+
+    queue.run(1, on="slurm", env="sync")
+
+    assert queue.submit(os.getenv, "SYNCED").result(30).startswith(str(cluster.parent))
+
+
 def test_what_slurm_refuses_is_said_in_one_line(queue, tmp_path):
     with pytest.raises(NbstreamqError, match=r"^Slurm: .*Invalid partition name") as caught:
         queue.run(2, on="slurm", partition="nope")

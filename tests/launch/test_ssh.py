@@ -189,6 +189,20 @@ def test_the_script_hides_secrets(server_url, queue_name, on_node):
     assert "Sesame" not in script
 
 
+def test_uv_installs_the_packages_of_this_python_there(
+    queue, sshd, uv, tmp_path, monkeypatch, wait_until
+):
+    changed = {"PATH": f"{uv.folder}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path)}
+    monkeypatch.setattr(sshd, "environment", sshd.environment | changed)
+    uv.set("hold", on=True)
+    units = queue.run(1, on="ssh://node", env="sync")
+    wait_until(lambda: uv.n_installs, describe="an install")
+    assert "pending, 0 of 1 workers: uv installs" in repr(units)
+    future = queue.submit(os.getenv, "SYNCED")
+    uv.set("hold", on=False)
+    assert future.result(30).startswith(str(tmp_path))
+
+
 def fake_python(folder, code):
     path = folder / "python3"
     path.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}'\n")
