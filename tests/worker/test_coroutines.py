@@ -176,10 +176,10 @@ def test_time_limits_stop_those_that_wait_and_those_that_block(one_worker, gate)
     async def block(x):
         time.sleep(60)
 
-    queue = one_worker.options(time_limit=0.2)
+    queue = one_worker.options(time_limit=0.4)
     waits, blocks = queue.submit(wait, 0), queue.submit(block, 0)
     for future in (waits, blocks):
-        with pytest.raises(TimeLimitExceeded, match=r"longer than its time_limit of 0\.2 s"):
+        with pytest.raises(TimeLimitExceeded, match=r"longer than its time_limit of 0\.4 s"):
             future.result(20)
     assert ended.is_open()
     assert "ran for" in blocks.logs
