@@ -307,7 +307,9 @@ def picture_of(**known):
 def test_a_long_job_tells_what_more_workers_would_bring(shared_queue, wait_until):
     job = shared_queue.map(time.sleep, [0.05] * 20_000)
     view = JobView(job)
-    picture = wait_until(lambda: (found := view.picture()).outlook and found, timeout=30)
+    picture = wait_until(
+        lambda: (found := view.picture()).outlook and found.worker_bytes and found, timeout=30
+    )
     job.cancel()
 
     assert picture.outlook[2] == pytest.approx(4 * picture.outlook[8], rel=0.01)
