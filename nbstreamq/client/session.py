@@ -41,6 +41,7 @@ from ..objects.mapped_files import is_file
 from ..tracebacks import trace_of, warn
 from ..wire.connection import RECONNECT
 from ..wire.item_ranges import EVERYTHING, size
+from ..wire.keys import lane_of
 from ..wire.messages import Event, Options, State, Task
 from ..wire.store import Store
 from ..worker_context import WorkerContext
@@ -877,7 +878,7 @@ def _ignore(_error: BaseException) -> None:
 
 
 def _has_tasks(store: Store) -> bool:
-    own = [f"@{worker}" for worker in store.workers()]
+    own = map(lane_of, store.workers())
     return store.has_tasks([*store.known_lanes(), *own])
 
 

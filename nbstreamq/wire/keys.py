@@ -191,6 +191,11 @@ def may_run(homes: tuple[str, ...], home: str, python: str = PYTHON) -> bool:
     return home in homes if homes else _python_of(home) in ("", python_tag(python))
 
 
+def lane_of(worker: str) -> str:
+    """Return the lane that only one worker reads, for what every worker runs."""
+    return f"@{worker}"
+
+
 def home_lane(lane: str, home: str) -> str:
     """Return where tasks of `lane` wait that only workers of a home may run."""
     return f"{base_lane(lane)}@{home}"

@@ -19,6 +19,7 @@ from ..errors import (
 from ..objects.remote_errors import dump_error, summary
 from ..objects.results import dump_outcomes
 from ..wire.item_ranges import ItemRanges, items, ranges_of, size, split
+from ..wire.keys import lane_of
 from ..wire.messages import Event, Task
 from ..wire.settlement import Delivery, PermanentFailure, Requeue, Settlement
 from ..wire.store import Store
@@ -91,7 +92,7 @@ def requeue_from_dead_worker(
     """
     lanes = (*lanes, *store.home_lanes())
     while not store.forget_worker(worker, lanes):
-        held = store.held((f"@{worker}", *lanes), worker)
+        held = store.held((lane_of(worker), *lanes), worker)
         settlements = settle_crash(held, crash, known=known)
         try:
             store.settle(settlements)
@@ -142,6 +143,8 @@ def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -
     Of coroutines only the one ran whose code was on the processor. If that was none, the cause is a
     thread, or somebody outside: then each of them is charged, and runs alone the third time.
 
+    What only this worker was to run fails: nobody else reads its own lane.
+
     Parameters
     ----------
     known
@@ -155,7 +158,9 @@ def settle_crash(held: Sequence[Delivery], crash: CrashReport, *, known: bool) -
         running = ran.get((delivery.lane, delivery.entry_id))
         is_suspect = not ran and delivery.task.concurrency is not None
         try:
-            if crash.is_planned and not (running and _is_stopped(running, crash)):
+            if delivery.lane == lane_of(crash.certificate.worker):
+                _settle_set_up(settlement, crash)
+            elif crash.is_planned and not (running and _is_stopped(running, crash)):
                 _settle_planned(settlement, running, crash)
             elif (running and running.item == NO_ITEM) or not known or is_suspect:
                 _settle_unknown(settlement, crash)
@@ -173,6 +178,19 @@ def _is_stopped(running: RunningTask, crash: CrashReport) -> bool:
     """Return whether the worker was killed because of the item that ran there."""
     serial, item, why = crash.stopped
     return (running.serial, running.item) == (serial, item) and why is not Stop.HANDED_BACK
+
+
+def _settle_set_up(settlement: Settlement, crash: CrashReport) -> None:
+    """Fail what `everywhere` asked of a worker: the next worker runs it anyway, as it joins."""
+    task, certificate = settlement.delivery.task, crash.certificate
+    error = WorkerLost(
+        f"Worker {certificate.worker} ended ({certificate.cause}) before it was through with"
+        f" {task.name}(), which every worker runs. A worker that takes its place runs it first, so"
+        " nothing needs to be repeated.",
+        task=task.id_of(task.span[0].start),
+        certificate=certificate,
+    )
+    _finish(settlement, task.span, crash, error)
 
 
 def _settle_planned(
@@ -252,13 +270,20 @@ def _charge(settlement: Settlement, task: Task, crash: CrashReport, *, item: str
 
 
 def _fail(settlement: Settlement, span: ItemRanges, crash: CrashReport, error: Exception) -> None:
+    reason = _finish(settlement, span, crash, error)
+    task = settlement.delivery.task.again(span)
+    settlement.given_up.append(PermanentFailure(task=task, reason=reason))
+
+
+def _finish(settlement: Settlement, span: ItemRanges, crash: CrashReport, error: Exception) -> str:
+    """End items with an error; return a summary of it."""
     task = settlement.delivery.task
     dumped = dump_error(error, task=task.id_of(span[0].start))
     n = size(span)
     body = dump_outcomes([None] * n, dict.fromkeys(range(n), dumped), lambda _: "")
-    settlement.given_up.append(PermanentFailure(task=task.again(span), reason=summary(dumped)))
     settlement.events.append(_event("finished", task, span, crash, body))
     settlement.count(failed=n)
+    return summary(dumped)
 
 
 def _event(kind: str, task: Task, span: ItemRanges, crash: CrashReport, body: bytes = b"") -> Event:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..wire.keys import LONG_CALLS, base_lane, home_of, may_run
+from ..wire.keys import LONG_CALLS, base_lane, home_of, lane_of, may_run
 from ..wire.settlement import Delivery
 from ..wire.store import Store
 from .execution import part_cancelled
@@ -43,7 +43,7 @@ class ServedLanes:
         term: Term | None,
     ) -> None:
         self._store, self._slot = store, slot
-        self.own = f"@{worker}"
+        self.own = lane_of(worker)
         self._served = (self.own, *lanes)
         self.homes, self._term = homes, term
         self.known, self.used = self._served, list[str]()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
+from nbstreamq import WorkerLost
 from nbstreamq.client.session import Session
 from nbstreamq.wire.store import Store
 
@@ -93,6 +95,27 @@ def test_errors(two_workers):
     assert len(job) == 2
     with pytest.raises(ValueError, match="'x'"):
         job.result(10)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_worker_that_dies_before_it_is_through_ends_its_item(two_workers, has_begun):
+    victim = two_workers.everywhere(os.getpid).result(20)[0]
+    if not has_begun:
+        os.kill(victim, signal.SIGSTOP)
+
+    def set_up():
+        if os.getpid() == victim:
+            os.kill(victim, signal.SIGKILL)
+
+    job = two_workers.everywhere(set_up)
+    if not has_begun:
+        os.kill(victim, signal.SIGKILL)
+    job.wait(20)
+    (error,) = job.errors.values()
+    assert isinstance(error, WorkerLost)
+    assert "takes its place runs it first" in str(error)
+    assert two_workers.dead() == []
 
 
 def test_results_that_are_faster_than_the_answer(two_workers_told, wait_until, monkeypatch):

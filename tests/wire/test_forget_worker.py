@@ -55,3 +55,10 @@ def test_lanes_that_are_gone_or_not_served_yet_do_not_matter(store, submit):
     submit(0, lane="gpu")
     assert store.forget_worker("w1", ["gpu", "nowhere"]) is True
     assert store.lanes(["gpu"])[0]["waiting"] == 1
+
+
+def test_what_it_has_not_read_of_its_own_lane_is_in_its_hand(store, make_task):
+    store.join("w1", {})
+    store.everywhere(["w1"], [make_task(0), make_task(0)])
+    assert store.forget_worker("w1", ["default"]) is False
+    assert [held.task.n for held in store.held(["@w1"], "w1")] == [0]
