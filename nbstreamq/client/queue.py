@@ -754,7 +754,8 @@ class TaskQueue(Executor, TaskOnly):
         Returns
         -------
         Job
-            The results of the workers that exist now. It is empty if there are none.
+            The results of the workers that exist now. It is empty if there are none. A worker that
+            dies or leaves before it is through has a `WorkerLost` there.
 
         Raises
         ------
