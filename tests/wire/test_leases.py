@@ -182,3 +182,13 @@ def test_junk_on_the_server_ends_no_worker(store, client, waiter):
     one.ask(one.new())
     client.set(store.keys.limits, "not a hash", ex=60)
     assert store.forget_worker("w1", ["default"])
+
+
+def test_any_number_of_leases_can_be_given_back_at_once(store, waiter):
+    """Coroutines that wait for a limit may be cancelled together."""
+    worker = waiter("w1")
+    leases = [worker.new() for _ in range(10_000)]
+    worker.ask(*leases)
+    assert numbers(store) == (1, 9_999)
+    worker.give_back(*leases)
+    assert numbers(store) == (0, 0)

@@ -7,7 +7,8 @@
 -- ARGV[2..] the leases
 -- Returns how many of them were granted
 -- @include limits
-local leases, n = {unpack(ARGV, 2)}, 0
+local leases, n = {}, 0
+for k = 2, #ARGV do leases[k - 1] = ARGV[k] end -- unpack takes 8000 at most
 if #ARGV == 1 then
   local function add(lease)
     if string.match(lease, '^(%S+) ') == ARGV[1] then table.insert(leases, lease) end
