@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import ServerRefused, ServerUnreachable
+from ..errors import NbstreamqError, ServerRefused, ServerUnreachable
 from ..limit import Limit
 from ..wire.addresses import REPLY_TIMEOUT
 from ..wire.connection import RECONNECT
@@ -60,7 +60,7 @@ class _Wait:
     wake: Callable[[], object]
     due: float = 0.0
     is_over: bool = False
-    error: ServerRefused | None = None
+    error: NbstreamqError | None = None
 
 
 class Leases:
@@ -157,9 +157,14 @@ class Leases:
             self._wake_up()
 
     def release_all(self, task: object) -> None:
-        """Give back what a task or item has not, which is over or was stopped at a bad moment."""
-        for lease, (_, owner) in list(self.held.items()):
+        """Give back what a task or item has not, which is over or was stopped at a bad moment.
+
+        A thread that it has left waiting for a lease gets an error.
+        """
+        for lease, (limit, owner) in list(self.held.items()):
             if owner is task:
+                why = f"The call whose thread waits for limit {limit.name!r} is over."
+                self._end(lease, NbstreamqError(why))
                 self.release(lease)
 
     def forked(self) -> None:
@@ -273,7 +278,7 @@ class Leases:
             elif wait := self._waits.get(lease):
                 wait.due = time.monotonic() + seconds
 
-    def _end(self, lease: str, error: ServerRefused | None = None) -> None:
+    def _end(self, lease: str, error: NbstreamqError | None = None) -> None:
         """End the wait for a lease, unless it was given up."""
         if wait := self._waits.pop(lease, None):
             wait.error, wait.is_over = error, True

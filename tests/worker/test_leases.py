@@ -209,6 +209,30 @@ def test_what_a_call_has_not_given_back_is_free_at_its_end(one_worker):
     assert numbers(one_worker, "left") == (0, 0)
 
 
+def test_a_thread_that_waits_at_the_end_of_its_call_gets_an_error(
+    one_worker, gate, tmp_path, wait_until
+):
+    limit, go, note = one_worker.limit("threads", concurrent=1), gate("go"), tmp_path / "note"
+
+    def work():
+        def wait():
+            try:
+                limit.__enter__()
+            except NbstreamqError as error:
+                note.write_text(str(error))
+
+        limit.__enter__()
+        threading.Thread(target=wait, daemon=True).start()
+        go.wait()
+
+    future = one_worker.submit(work)
+    wait_until(lambda: numbers(one_worker, "threads") == (1, 1))
+    go.open()
+    future.result(30)
+    wait_until(lambda: note.exists() and "thread waits for limit 'threads'" in note.read_text())
+    wait_until(lambda: numbers(one_worker, "threads") == (0, 0))
+
+
 def test_a_plain_call_waits_while_coroutines_have_the_leases(one_worker, gate):
     """Both run in the main thread of one worker: the loop runs while the plain call waits."""
     limit, begun = one_worker.limit("nested", concurrent=1), gate("begun")
