@@ -105,12 +105,12 @@ def test_calls_survive_a_killed_server(embedded, gate, wait_until):
 
 def test_a_server_that_ends_just_after_it_was_found_is_started_again(embedded, monkeypatch):
     def find_and_end(settings):
-        monkeypatch.setattr("nbstreamq.client.queue.ensure_server", ensure_server)
+        monkeypatch.setattr("nbstreamq.client.connect.ensure_server", ensure_server)
         url = ensure_server(settings)
         assert stop_server(settings)
         return url
 
-    monkeypatch.setattr("nbstreamq.client.queue.ensure_server", find_and_end)
+    monkeypatch.setattr("nbstreamq.client.connect.ensure_server", find_and_end)
     with TaskQueue(workers=1) as queue:
         assert queue.submit(abs, -1).result(20) == 1
 
