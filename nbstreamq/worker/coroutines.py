@@ -341,7 +341,7 @@ class Coroutines:
     def _end(self, running: _RunningItem) -> None:
         del running.chunk.running[running.origin.item], self._running[running.origin]
         self._slot.add_coroutines(-1)
-        if self._leases.held:
+        if self._leases.owners:
             self._leases.release_all(running.origin)
         if running.timer is not None:
             running.timer.cancel()

@@ -87,6 +87,9 @@ class Leases:
     held
         The leases that were asked for and not given back -> their limit, and the task or item that
         did.
+    owners
+        Each task or item that may have some of these -> its own. So the end of one of thousands of
+        coroutines does not look at the leases of all.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Leases:
         self._asking, self._hearing = store, store.clone()
         self._worker, self._slot, self._task, self._put_off = worker, slot, task, put_off
         self.held: dict[str, tuple[Limit, object]] = {}
+        self.owners: dict[object, set[str]] = {}
         self._waits: dict[str, _Wait] = {}
         self._given_back = deque[tuple[str, str]]()
         self._numbers = itertools.count()
@@ -154,6 +158,7 @@ class Leases:
         if found := self.held.get(lease):
             self._given_back.append((found[0].name, lease))
             self.held.pop(lease, None)
+            self.owners.get(found[1], set()).discard(lease)
             self._wake_up()
 
     def release_all(self, task: object) -> None:
@@ -161,9 +166,9 @@ class Leases:
 
         A thread that it has left waiting for a lease gets an error.
         """
-        for lease, (limit, owner) in list(self.held.items()):
-            if owner is task:
-                why = f"The call whose thread waits for limit {limit.name!r} is over."
+        for lease in list(self.owners.pop(task, ())):
+            if found := self.held.get(lease):
+                why = f"The call whose thread waits for limit {found[0].name!r} is over."
                 self._end(lease, NbstreamqError(why))
                 self.release(lease)
 
@@ -175,7 +180,9 @@ class Leases:
     def _ask(self, limit: Limit, wake: Callable[[], object]) -> tuple[str, _Wait]:
         lease = self._asking.new_lease(self._worker, next(self._numbers))
         wait = _Wait(limit=limit, wake=wake)
-        self.held[lease] = limit, self._task()
+        owner = self._task()
+        self.owners.setdefault(owner, set()).add(lease)  # first: a stop may follow
+        self.held[lease] = limit, owner
         self._waits[lease] = wait
         self._wake_up()
         return lease, wait

@@ -466,7 +466,7 @@ class TaskWorker:
             self._running.pop()
             if settlement is not None:
                 self._settled.append(settlement)
-        if self._leases.held or self.runner.is_torn:
+        if self._leases.owners or self.runner.is_torn:
             self._clean_up(delivery)
         if is_copy:
             self._store.refuse_copy(delivery)
@@ -942,7 +942,7 @@ class TaskWorker:
 
     def _after_stop(self) -> None:
         self._output.look()
-        if self._leases.held:
+        if self._leases.owners:
             self._leases.release_all(self.execution.task)
 
     def _home(self) -> str:
