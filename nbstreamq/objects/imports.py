@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
+from collections import deque
+from contextlib import suppress
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -62,23 +64,28 @@ class _Walk:
         self._inside = _INSIDE | {lru_cache_wrapper: ("__wrapped__",)}
 
     def visit(self, thing: Any) -> None:
-        if id(thing) in self._seen or len(self._seen) > _MOST:
-            return
-        self._seen[id(thing)] = thing
-        for part in self._parts(thing):
-            self.visit(part)
+        """Look at a thing and all that it refers to, what is near first."""
+        pending = deque([thing])
+        while pending and len(self._seen) <= _MOST:
+            thing = pending.popleft()
+            if id(thing) not in self._seen:
+                self._seen[id(thing)] = thing
+                # A proxy has code of its own for attributes, which may raise anything.
+                with suppress(Exception):
+                    pending += self._parts(thing)
 
     def _parts(self, thing: Any) -> list[Any]:
         """Return what else to look at; a thing that a worker imports has no parts."""
-        if isinstance(thing, ModuleType):
+        kind = type(thing)  # isinstance() would have a lazy object load what it stands for
+        if issubclass(kind, ModuleType):
             return self._module(thing)
-        if isinstance(thing, FunctionType | type):
+        if issubclass(kind, FunctionType | type):
             if self._by_reference(thing):
                 return self._name(thing.__module__)
-            return self._function(thing) if isinstance(thing, FunctionType) else self._class(thing)
-        if isinstance(thing, BuiltinFunctionType):
+            return self._function(thing) if kind is FunctionType else self._class(thing)
+        if kind is BuiltinFunctionType:
             return self._name(thing.__module__)
-        return self._held_by(thing, type(thing))
+        return self._held_by(thing, kind)
 
     def _held_by(self, thing: Any, kind: type) -> list[Any]:
         """Return what a container holds, or what holds a function; else the type."""

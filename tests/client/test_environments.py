@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -112,6 +114,25 @@ def test_modules_beside_the_notebook_count_with_what_they_import(beside):
     import kitchen
 
     assert modules_used(kitchen.cook) == {"json"}
+
+
+class Lazy:
+    """Loads what it stands for when it is used, which fails here."""
+
+    def __getattribute__(self, name):
+        raise LookupError(f"{name} is used before there is a context")
+
+
+lazy = Lazy()
+
+
+def test_what_a_function_uses_is_found_beside_a_lazy_object():
+    assert modules_used(lambda: (lazy, json)) == {"json"}
+
+
+def test_what_a_long_chain_of_functions_uses_is_found():
+    chain = functools.reduce(lambda inner, _: lambda: inner(), range(2_000), json.dumps)  # noqa: PLW0108
+    assert modules_used(chain) == {"json"}
 
 
 @pytest.mark.parametrize(
