@@ -61,8 +61,10 @@ def _requirement(name: str, distribution: metadata.Distribution) -> str:
         vcs = known.get("vcs_info", {})
     except (ValueError, KeyError, AttributeError):  # it is from an index
         return pinned
+    url = _without_login(url)
+    inside = f"#subdirectory={known['subdirectory']}" if known.get("subdirectory") else ""
     if vcs:
-        return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
+        return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{inside}"
     path = Path(unquote(urlsplit(url).path)) if urlsplit(url).scheme == "file" else None
     if path is not None and not path.exists():  # where conda has built it
         return pinned
@@ -70,7 +72,20 @@ def _requirement(name: str, distribution: metadata.Distribution) -> str:
         return f"-e {url}"
     # It may be installed again from the same path: the line must not be the same then.
     when = f"\n# {name} was installed at {_installed_at(distribution)}" if path else ""
-    return f"{name} @ {url}{when}"
+    return f"{name} @ {url}{inside}{when}"
+
+
+def _without_login(url: str) -> str:
+    """Return a URL without a password or token, which a script must not show.
+
+    Not all installers leave them out of what they record. A variable such as ``${TOKEN}`` is no
+    secret, and neither is ``git@`` of ssh.
+    """
+    parts = urlsplit(url)
+    login, _, place = parts.netloc.rpartition("@")
+    if "${" in login or (parts.scheme == "ssh" and parts.password is None):
+        return url
+    return parts._replace(netloc=place).geturl() if login else url
 
 
 def _installed_at(distribution: metadata.Distribution) -> int:

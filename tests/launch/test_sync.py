@@ -53,6 +53,33 @@ def test_packages_from_elsewhere_are_locked_by_their_place(install, tmp_path):
     assert lines_of("lemon") == ["lemon==1.0"], "conda says where it was built"
 
 
+def test_a_package_in_a_folder_of_a_repository_is_found_there(install):
+    vcs = {"vcs": "git", "commit_id": "c0ffee"}
+    install("tea", "https://example.org/shop.git", vcs_info=vcs, subdirectory="drinks/tea")
+    install("milk", "https://example.org/shop.zip", archive_info={}, subdirectory="milk")
+    assert lines_of("tea") == [
+        "tea @ git+https://example.org/shop.git@c0ffee#subdirectory=drinks/tea"
+    ]
+    assert lines_of("milk") == ["milk @ https://example.org/shop.zip#subdirectory=milk"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:pass@example.org/tea.git", "https://example.org/tea.git"),
+        ("https://token@example.org:8443/tea.git", "https://example.org:8443/tea.git"),
+        (
+            "https://${ME}:${TOKEN}@example.org/tea.git",
+            "https://${ME}:${TOKEN}@example.org/tea.git",
+        ),
+        ("ssh://git@example.org/tea.git", "ssh://git@example.org/tea.git"),
+    ],
+)
+def test_a_lock_shows_no_password(install, url, shown):
+    install("tea", url, vcs_info={"vcs": "git", "commit_id": "c0ffee"})
+    assert lines_of("tea") == [f"tea @ git+{shown}@c0ffee"]
+
+
 def test_another_install_from_the_same_folder_is_another_lock(install, tmp_path):
     install("honey", tmp_path.as_uri(), dir_info={})
     before = lock_here()
