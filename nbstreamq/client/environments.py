@@ -86,12 +86,15 @@ class Environments:
         return self._used[code]
 
     def _environment(self, digest: str) -> Environment | None:
-        """Return an environment that a worker names; None if the server does not know it."""
+        """Return an environment that a worker names; None if the server can't say."""
         if self._known.get(digest) is None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[digest] = self._ask(read_environment, digest)
-        return self._known[digest]
+            with suppress(
+                NbstreamqError
+            ):  # A note must not end the wait or the view that it is for.
+                self._known[digest] = self._ask(read_environment, digest)
+        return self._known.get(digest)
 
 
 def read_environment(store: Store, digest: str) -> Environment | None:

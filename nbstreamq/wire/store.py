@@ -31,6 +31,7 @@ from .keys import (
     is_home_lane,
     is_named,
     keys_of_job,
+    lane_of,
     old_meta,
     owner_key,
     session_of,
@@ -596,7 +597,10 @@ class Store:
         """Set an entry aside; put it back, and return False, if we lack the queue's secret."""
         self.has_refused = True
         is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
-        if not is_trusted:
+        if not is_trusted and lane.startswith(lane_of("")):  # Nobody else reads it.
+            key = self.keys.lane(lane)
+            self.wire.call(("XACK", key, GROUP, entry_id), ("XDEL", key, entry_id))
+        elif not is_trusted:
             self.wire.call(return_command(self.keys, lane, entry_id, fields))
         elif len(fields) > JOB:  # It may be a chunk, signed with a secret that nobody accepts now.
             self._leave(lane, fields[JOB].decode(errors="replace"), entry_id)
@@ -1327,11 +1331,18 @@ class Store:
 
         Its leases of limits go to others at once.
         """
-        with suppress(ServerRefused):  # others may have spoilt these keys
+        self._release_all(worker)
+        if not self.wire.call(scripts.forget_worker(self.keys, worker, lanes))[0]:
+            return False
+        self._release_all(worker)  # Until then it could get others.
+        return True
+
+    def _release_all(self, worker: str) -> None:
+        with suppress(ServerRefused):
             for name in self._limit_names():
-                self.release(name, worker, ())
+                with suppress(ServerRefused):  # Others may have spoilt the keys of this one.
+                    self.release(name, worker, ())
             self.wire.call(("DEL", self.keys.granted(worker)))
-        return bool(self.wire.call(scripts.forget_worker(self.keys, worker, lanes))[0])
 
     def forget_node(self, node: str) -> None:
         """Drop a node whose workers are all buried."""

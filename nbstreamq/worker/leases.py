@@ -233,11 +233,16 @@ class Leases:
             wait.due = 0.0
 
     def _give_back(self) -> None:
-        back = list(self._given_back)
+        back, refused = list(self._given_back), list[tuple[str, str]]()
         for name, leases in _grouped(back).items():
-            self._asking.release(name, self._worker, leases)
-        for _ in back:  # Not before: if there was an error, all is sent again.
+            try:
+                self._asking.release(name, self._worker, leases)
+            except ServerRefused as error:  # Somebody may have spoilt the keys of this limit.
+                logger.warning("leases of limit %r can't be given back now: %s", name, error)
+                refused += [(name, lease) for lease in leases]
+        for _ in back:  # Not before: if the server can't be reached, all is sent again.
             self._given_back.popleft()
+        self._given_back += refused
 
     def _ask_for_due(self) -> None:
         now = time.monotonic()
@@ -268,6 +273,8 @@ class Leases:
         if self._overdue:
             poll.register(hearing.socket, select.POLLIN)
         until = min([wait.due for wait in waits] + [self._overdue or float("inf")])
+        if self._given_back:  # The server has refused these.
+            until = min(until, now + ASK_AGAIN)
         seconds = max(0.0, until - now) if until < float("inf") else None
         ready = dict(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
         if self._wakeup in ready:

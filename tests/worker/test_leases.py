@@ -11,6 +11,7 @@ import pytest
 
 import nbstreamq
 from nbstreamq import NbstreamqError, TaskQueue, TimeLimitExceeded
+from nbstreamq.wire.keys import Keys
 
 
 @pytest.fixture(scope="module")
@@ -375,3 +376,30 @@ def test_a_worker_without_limits_has_no_thread_for_them(new_queue):
 
     assert "nbstreamq-leases" not in queue.submit(names).result(10)
     assert nbstreamq.Limit is type(queue.limit("none", concurrent=1))
+
+
+def test_others_go_on_when_the_leases_of_one_can_t_be_given_back(one_worker, client, gate):
+    spoilt, sound = (
+        one_worker.limit("spoilt", concurrent=1),
+        one_worker.limit("sound", concurrent=1),
+    )
+    begun, go = gate("begun-spoilt"), gate("go-spoilt")
+
+    def work():
+        with spoilt:
+            begun.open()
+            go.wait()
+
+    def use():
+        with sound:
+            return "in"
+
+    first = one_worker.submit(work)
+    begun.wait()
+    keys = Keys(one_worker.name)
+    client.delete(keys.leases("spoilt"))
+    client.set(keys.leases("spoilt"), "not a hash", ex=60)
+    go.open()
+    first.result(20)
+    assert one_worker.submit(use).result(20) == "in"
+    client.delete(keys.leases("spoilt"))
