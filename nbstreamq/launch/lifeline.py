@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -41,10 +40,13 @@ class Lifeline:
 
 def sweep_sockets() -> None:
     """Delete the sockets that ssh has left on this machine for units that were killed."""
+    import socket  # slow to import; `nbstreamq --help` comes by here
+
     for path in Path("/tmp").glob("nbstreamq-*.sock"):  # noqa: S108 - see `socket_in_unit`
         with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:  # others may be quicker
             if path.lstat().st_uid != os.getuid():
                 continue
+            probe.settimeout(1.0)  # Its ssh may hang.
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
