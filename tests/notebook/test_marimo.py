@@ -219,16 +219,16 @@ def served(how: str, folder: Path, wait_until: Callable[..., object]) -> Iterato
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_slider_runs_a_cell_again_and_cancels_its_old_job(url, folder, page, wait_until):
     ended: Callable[[int], Path] = lambda n: folder / f"ended {n}"
     page.goto(url)
-    page.locator(".cm-content").first.wait_for(timeout=60_000)
+    page.locator(".cm-content").first.wait_for(timeout=120_000)
     page.keyboard.press("Control+Shift+R")
     view, kept = page.locator(VIEW.format("slow")), page.locator(VIEW.format("kept"))
 
     # When a job is a cell's last expression, I expect to see it run
-    expect(view).to_contain_text("1 of 3 done", timeout=60_000)
+    expect(view).to_contain_text("1 of 3 done", timeout=120_000)
     expect(kept).to_contain_text("1 running", timeout=30_000)
     expect(view.get_by_role("button", name="Cancel")).to_be_visible()
 
@@ -280,7 +280,7 @@ def add_waiting_cell(folder):
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_an_app_shows_jobs_and_waits_and_cancels_by_its_slider(folder, page, wait_until):
     add_waiting_cell(folder)
     with served("run", folder, wait_until) as url:
@@ -288,7 +288,7 @@ def test_an_app_shows_jobs_and_waits_and_cancels_by_its_slider(folder, page, wai
 
         # When a cell waits, I expect to see how far it is
         expect(page.locator(VIEW.format("pause")).first).to_contain_text(
-            "of 4 done", timeout=60_000
+            "of 4 done", timeout=120_000
         )
         calls = page.locator(VIEW.format("pause")).nth(1)
         expect(calls).to_contain_text("of 30 done", timeout=30_000)
