@@ -348,6 +348,7 @@ def test_a_restarted_kernel_gets_fresh_workers_and_old_ones_finish_named_jobs(
     wait_until(lambda: not any(map(psutil.pid_exists, old)), 30, "the old ones' end")
 
 
+@pytest.mark.timeout(150)
 def test_a_named_job_without_workers_says_which_command_runs_it(
     kernel_in, folders, wait_until, start_command
 ):
