@@ -99,6 +99,15 @@ def shared_queue(request, server_url, wait_until):
         yield queue
 
 
+@pytest.fixture(scope="module")
+def shared_worker(request, server_url, wait_until):
+    """A queue with one worker, for the tests of a file that leave it as it was."""
+    with TaskQueue(f"{request.module.__name__}-one-{os.getpid()}", server_url, workers=1) as queue:
+        queue.run(1)
+        wait_until(lambda: len(queue.workers()) == 1, describe="a worker")
+        yield queue
+
+
 @pytest.fixture
 def one_worker(new_queue):
     """A queue with one worker."""

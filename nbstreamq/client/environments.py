@@ -90,9 +90,8 @@ class Environments:
         if self._known.get(digest) is None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            with suppress(
-                NbstreamqError
-            ):  # A note must not end the wait or the view that it is for.
+            # A note must not end the wait or the view that it is for.
+            with suppress(NbstreamqError):
                 self._known[digest] = self._ask(read_environment, digest)
         return self._known.get(digest)
 

@@ -598,13 +598,16 @@ class Store:
         self.has_refused = True
         is_trusted = self._refuse("task", self.keys.lane(lane), entry_id, error)
         if not is_trusted and lane.startswith(lane_of("")):  # Nobody else reads it.
-            key = self.keys.lane(lane)
-            self.wire.call(("XACK", key, GROUP, entry_id), ("XDEL", key, entry_id))
+            self._drop(lane, entry_id)
         elif not is_trusted:
             self.wire.call(return_command(self.keys, lane, entry_id, fields))
         elif len(fields) > JOB:  # It may be a chunk, signed with a secret that nobody accepts now.
             self._leave(lane, fields[JOB].decode(errors="replace"), entry_id)
         return is_trusted
+
+    def _drop(self, lane: str, entry_id: bytes) -> None:
+        key = self.keys.lane(lane)
+        self.wire.call(("XACK", key, GROUP, entry_id), ("XDEL", key, entry_id))
 
     def _cancelled(self, version: bytes) -> dict[str, tuple[ItemRanges, int]]:
         """Return job or session -> its cancelled items, and the last run that this concerns.
@@ -660,7 +663,7 @@ class Store:
                 is_over = d.cancelled == EVERYTHING and not is_named(d.task.job)
                 if d.is_wanted and not is_over:
                     return
-                self.wire.call(("XACK", key, GROUP, d.entry_id), ("XDEL", key, d.entry_id))
+                self._drop(lane, d.entry_id)
                 if d.task.call in CHUNKED:
                     self._leave(lane, d.task.job, d.entry_id)
             if not entries:

@@ -1,5 +1,5 @@
 """Queues with real workers."""
 
-from tests.real_workers import gate, new_queue, one_worker, queue, shared_queue
+from tests.real_workers import gate, new_queue, one_worker, queue, shared_queue, shared_worker
 
-__all__ = ["gate", "new_queue", "one_worker", "queue", "shared_queue"]
+__all__ = ["gate", "new_queue", "one_worker", "queue", "shared_queue", "shared_worker"]

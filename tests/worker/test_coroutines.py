@@ -12,7 +12,7 @@ import time
 import pytest
 
 import nbstreamq
-from nbstreamq import TaskQueue, TimeLimitExceeded, WorkerLost, track
+from nbstreamq import TimeLimitExceeded, WorkerLost, track
 
 #: Seconds that the local HTTP server takes for each answer.
 LATENCY = 0.2
@@ -57,15 +57,6 @@ def website():
     site.close()
 
 
-@pytest.fixture(scope="module")
-def one_worker(request, server_url, wait_until):
-    """A queue with one worker, for all tests that leave it as it was."""
-    with TaskQueue(f"{request.module.__name__}-one-{os.getpid()}", server_url, workers=1) as queue:
-        queue.run(1)
-        wait_until(lambda: len(queue.workers()) == 1, describe="a worker")
-        yield queue
-
-
 async def reached(gate):
     """Wait until a gate is open, without keeping the event loop busy."""
     while not gate.is_open():
@@ -89,14 +80,14 @@ def test_many_http_calls_wait_at_the_same_time(shared_queue, website):
     assert 50 < website.n_most <= 100
 
 
-def test_each_item_has_its_own_end_output_and_progress(one_worker):
+def test_each_item_has_its_own_end_output_and_progress(shared_worker):
     async def work(x):
         for _ in track(range(x)):
             print("work", x)
             await asyncio.sleep(0.01)
         return 60 // x
 
-    job = one_worker.map(work, [3, 0, 2])
+    job = shared_worker.map(work, [3, 0, 2])
     job.wait(20)
     assert [job[0].result(), job[2].result()] == [20, 30]
     assert isinstance(job.errors[1], ZeroDivisionError)
@@ -104,7 +95,7 @@ def test_each_item_has_its_own_end_output_and_progress(one_worker):
     assert [job[0].progress, job[2].progress] == [(3, 3), (2, 2)]
 
 
-def test_context_variables_and_tasks_in_a_group(one_worker):
+def test_context_variables_and_tasks_in_a_group(shared_worker):
     def precision():  # It is in a context variable.
         return decimal.getcontext().prec
 
@@ -121,7 +112,7 @@ def test_context_variables_and_tasks_in_a_group(one_worker):
         in_thread = await asyncio.to_thread(lambda: print("thread of", x) or precision())
         return before, [task.result() for task in tasks], in_thread
 
-    job = one_worker.map(work, [1, 2, 3])
+    job = shared_worker.map(work, [1, 2, 3])
     assert job.result(20) == [(28, [x, x], x) for x in (1, 2, 3)]
     assert [f.logs for f in job[:]] == [
         f"child of {x}\n" * 2 + f"thread of {x}\n" for x in (1, 2, 3)
@@ -129,7 +120,7 @@ def test_context_variables_and_tasks_in_a_group(one_worker):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_never_more_than_concurrency_at_a_time(one_worker, concurrency):
+def test_never_more_than_concurrency_at_a_time(shared_worker, concurrency):
     async def work(x):
         running.append(x)
         n = len(running)
@@ -141,14 +132,14 @@ def test_never_more_than_concurrency_at_a_time(one_worker, concurrency):
         global running  # noqa: PLW0603 - of the worker
         running = []
 
-    one_worker.everywhere(begin).wait(20)
-    queue = one_worker.options(concurrency=concurrency)
+    shared_worker.everywhere(begin).wait(20)
+    queue = shared_worker.options(concurrency=concurrency)
     assert max(queue.map(work, range(20))) == concurrency
     assert max(queue.map(work, range(20), chunksize=10)) == concurrency
     assert max(f.result(20) for f in [queue.submit(work, x) for x in range(20)]) == concurrency
 
 
-def test_a_failed_one_is_tried_again(one_worker, gate):
+def test_a_failed_one_is_tried_again(shared_worker, gate):
     first = gate("first")
 
     async def fail_once(x):
@@ -159,12 +150,12 @@ def test_a_failed_one_is_tried_again(one_worker, gate):
             raise ConnectionError("lost")
         return state
 
-    job = one_worker.options(retries=2).map(fail_once, range(3))
+    job = shared_worker.options(retries=2).map(fail_once, range(3))
     assert job.result(20) == [None, 1, None]
     assert [future.attempts for future in job[:]] == [1, 2, 1]
 
 
-def test_time_limits_stop_those_that_wait_and_those_that_block(one_worker, gate):
+def test_time_limits_stop_those_that_wait_and_those_that_block(shared_worker, gate):
     ended = gate("ended")
 
     async def wait(x):
@@ -176,7 +167,7 @@ def test_time_limits_stop_those_that_wait_and_those_that_block(one_worker, gate)
     async def block(x):
         time.sleep(60)
 
-    queue = one_worker.options(time_limit=0.4)
+    queue = shared_worker.options(time_limit=0.4)
     waits, blocks = queue.submit(wait, 0), queue.submit(block, 0)
     for future in (waits, blocks):
         with pytest.raises(TimeLimitExceeded, match=r"longer than its time_limit of 0\.4 s"):
@@ -205,7 +196,7 @@ def test_one_that_goes_on_after_its_limit_ends_with_its_worker(queue, gate):
     assert [future.attempts for future in futures] == [1] * 4
 
 
-def test_cancel_stops_what_it_is_for(one_worker, gate, wait_until):
+def test_cancel_stops_what_it_is_for(shared_worker, gate, wait_until):
     async def work(x):
         gate(f"in {x}").open()
         try:
@@ -215,7 +206,7 @@ def test_cancel_stops_what_it_is_for(one_worker, gate, wait_until):
             raise
         return x
 
-    job = one_worker.map(work, range(3))
+    job = shared_worker.map(work, range(3))
     for x in range(3):
         wait_until(gate(f"in {x}").is_open, describe=f"item {x} to begin")
     assert job[1].cancel()
@@ -226,8 +217,8 @@ def test_cancel_stops_what_it_is_for(one_worker, gate, wait_until):
     assert not gate("stopped 0").is_open()
 
 
-def test_cancelling_a_coroutine_cancels_what_it_waits_for(one_worker, gate, wait_until):
-    queue = one_worker
+def test_cancelling_a_coroutine_cancels_what_it_waits_for(shared_worker, gate, wait_until):
+    queue = shared_worker
 
     async def inner(x):
         gate(f"in {x}").open()
@@ -300,8 +291,8 @@ def test_a_worker_that_leaves_ends_its_coroutines(new_queue, gate, wait_until):
 class TestNested:
     """A coroutine that waits for other calls lets its worker run them."""
 
-    def test_await_deeper_than_there_are_lanes(self, one_worker):
-        queue = one_worker
+    def test_await_deeper_than_there_are_lanes(self, shared_worker):
+        queue = shared_worker
 
         async def count(n):
             return 1 + await queue.submit(count, n - 1) if n else 0
@@ -309,8 +300,8 @@ class TestNested:
         assert queue.submit(count, 12).result(30) == 12
         assert queue.options(concurrency=1).submit(count, 12).result(30) == 12
 
-    def test_of_all_kinds(self, one_worker):
-        queue = one_worker
+    def test_of_all_kinds(self, shared_worker):
+        queue = shared_worker
 
         async def double(x):
             return 2 * x
@@ -330,8 +321,8 @@ class TestNested:
 
         assert queue.submit(ask, 3).result(60) == (6, 3, [0, 2, 4], [0, 2, 4], 6, [0, 2, 4], 6)
 
-    def test_many_that_wait_for_many(self, one_worker):
-        queue = one_worker
+    def test_many_that_wait_for_many(self, shared_worker):
+        queue = shared_worker
 
         async def leaf(x):
             await asyncio.sleep(0.001)
@@ -345,8 +336,8 @@ class TestNested:
 
         assert queue.map(tree, range(15)).result(60) == [50] * 15
 
-    def test_in_another_lane(self, one_worker):
-        queue = one_worker.options(lane="high", concurrency=1)
+    def test_in_another_lane(self, shared_worker):
+        queue = shared_worker.options(lane="high", concurrency=1)
 
         async def double(x):
             return 2 * x
@@ -357,8 +348,8 @@ class TestNested:
         assert queue.submit(ask, 2).result(20) == 6
 
 
-def test_a_plain_call_waits_until_the_coroutines_are_over(one_worker, gate, wait_until):
-    queue = one_worker
+def test_a_plain_call_waits_until_the_coroutines_are_over(shared_worker, gate, wait_until):
+    queue = shared_worker
 
     async def work(x):
         gate(f"in {x}").open()
@@ -373,8 +364,8 @@ def test_a_plain_call_waits_until_the_coroutines_are_over(one_worker, gate, wait
     assert [first.result(20), plain.result(20), later.result(20)] == [0, None, 1]
 
 
-def test_beside_endless_coroutines_another_worker_stands_in(one_worker, gate, wait_until):
-    queue = one_worker
+def test_beside_endless_coroutines_another_worker_stands_in(shared_worker, gate, wait_until):
+    queue = shared_worker
 
     async def work():
         gate("in").open()
@@ -410,17 +401,17 @@ def test_an_outside_kill_of_a_worker_with_many_coroutines(new_queue, gate, wait_
     assert queue.dead() == []
 
 
-def test_a_named_job_goes_on(one_worker, gate, wait_until):
+def test_a_named_job_goes_on(shared_worker, gate, wait_until):
     async def work(x):
         if x == 1 and not gate("go").is_open():
             raise ValueError("not yet")
         return x
 
-    job = one_worker.map(work, range(3), name="asynchronous")
+    job = shared_worker.map(work, range(3), name="asynchronous")
     job.wait(20)
     assert [*job.errors] == [1]
     gate("go").open()
-    again = one_worker.map(work, range(3), name="asynchronous")
+    again = shared_worker.map(work, range(3), name="asynchronous")
     assert again.result(20) == [0, 1, 2]
     again.delete()
 

@@ -10,17 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import nbstreamq
-from nbstreamq import NbstreamqError, TaskQueue, TimeLimitExceeded
+from nbstreamq import NbstreamqError, TimeLimitExceeded
 from nbstreamq.wire.keys import Keys
-
-
-@pytest.fixture(scope="module")
-def one_worker(request, server_url, wait_until):
-    """A queue with one worker, for all tests that leave it as it was."""
-    with TaskQueue(f"{request.module.__name__}-one-{os.getpid()}", server_url, workers=1) as queue:
-        queue.run(1)
-        wait_until(lambda: len(queue.workers()) == 1, describe="a worker")
-        yield queue
 
 
 def most_at_a_time(spans):
@@ -196,8 +187,8 @@ def test_new_numbers_hold_for_calls_that_wait(shared_queue, holder):
     assert not first.done()
 
 
-def test_what_a_call_has_not_given_back_is_free_at_its_end(one_worker, wait_until):
-    limit = one_worker.limit("left", concurrent=1)
+def test_what_a_call_has_not_given_back_is_free_at_its_end(shared_worker, wait_until):
+    limit = shared_worker.limit("left", concurrent=1)
 
     def careless():
         limit.__enter__()
@@ -206,14 +197,14 @@ def test_what_a_call_has_not_given_back_is_free_at_its_end(one_worker, wait_unti
         await limit.__aenter__()
 
     for work in (careless, careless_too, careless):
-        one_worker.submit(work).result(10)
-    wait_until(lambda: numbers(one_worker, "left") == (0, 0))  # given back behind the result
+        shared_worker.submit(work).result(10)
+    wait_until(lambda: numbers(shared_worker, "left") == (0, 0))  # given back behind the result
 
 
 def test_a_thread_that_waits_at_the_end_of_its_call_gets_an_error(
-    one_worker, gate, tmp_path, wait_until
+    shared_worker, gate, tmp_path, wait_until
 ):
-    limit, go, note = one_worker.limit("threads", concurrent=1), gate("go"), tmp_path / "note"
+    limit, go, note = shared_worker.limit("threads", concurrent=1), gate("go"), tmp_path / "note"
 
     def work():
         def wait():
@@ -226,18 +217,18 @@ def test_a_thread_that_waits_at_the_end_of_its_call_gets_an_error(
         threading.Thread(target=wait, daemon=True).start()
         go.wait()
 
-    future = one_worker.submit(work)
-    wait_until(lambda: numbers(one_worker, "threads") == (1, 1))
+    future = shared_worker.submit(work)
+    wait_until(lambda: numbers(shared_worker, "threads") == (1, 1))
     go.open()
     future.result(30)
     wait_until(lambda: note.exists() and "thread waits for limit 'threads'" in note.read_text())
-    wait_until(lambda: numbers(one_worker, "threads") == (0, 0))
+    wait_until(lambda: numbers(shared_worker, "threads") == (0, 0))
 
 
-def test_a_plain_call_waits_while_coroutines_have_the_leases(one_worker, gate):
+def test_a_plain_call_waits_while_coroutines_have_the_leases(shared_worker, gate):
     """Both run in the main thread of one worker: the loop runs while the plain call waits."""
-    limit, begun = one_worker.limit("nested", concurrent=1), gate("begun")
-    queue = one_worker
+    limit, begun = shared_worker.limit("nested", concurrent=1), gate("begun")
+    queue = shared_worker
 
     def plain():
         with limit:
@@ -250,12 +241,12 @@ def test_a_plain_call_waits_while_coroutines_have_the_leases(one_worker, gate):
             await asyncio.sleep(0.3)
         return await inner
 
-    assert one_worker.submit(outer).result(20) == 1
+    assert shared_worker.submit(outer).result(20) == 1
 
 
-def test_no_call_runs_on_top_of_one_that_is_in_a_section(one_worker):
+def test_no_call_runs_on_top_of_one_that_is_in_a_section(shared_worker):
     """It might want the same lease, and the call below could not go on to give it back."""
-    limit, queue = one_worker.limit("stack", concurrent=1), one_worker
+    limit, queue = shared_worker.limit("stack", concurrent=1), shared_worker
 
     def other():
         with limit:
@@ -267,7 +258,7 @@ def test_no_call_runs_on_top_of_one_that_is_in_a_section(one_worker):
             found = queue.submit(abs, -1).result()
         return found + others.result()
 
-    assert one_worker.submit(outer).result(30) == 2
+    assert shared_worker.submit(outer).result(30) == 2
 
 
 def test_plain_code_in_a_coroutine_may_not_block_the_loop(shared_queue):
@@ -282,8 +273,8 @@ def test_plain_code_in_a_coroutine_may_not_block_the_loop(shared_queue):
     assert "write `async with`" in str(error)
 
 
-def test_a_limit_of_another_queue_is_refused(shared_queue, one_worker):
-    limit = one_worker.limit("foreign", concurrent=1)
+def test_a_limit_of_another_queue_is_refused(shared_queue, shared_worker):
+    limit = shared_worker.limit("foreign", concurrent=1)
 
     def work():
         with limit:
@@ -378,10 +369,10 @@ def test_a_worker_without_limits_has_no_thread_for_them(new_queue):
     assert nbstreamq.Limit is type(queue.limit("none", concurrent=1))
 
 
-def test_others_go_on_when_the_leases_of_one_can_t_be_given_back(one_worker, client, gate):
+def test_others_go_on_when_the_leases_of_one_can_t_be_given_back(shared_worker, client, gate):
     spoilt, sound = (
-        one_worker.limit("spoilt", concurrent=1),
-        one_worker.limit("sound", concurrent=1),
+        shared_worker.limit("spoilt", concurrent=1),
+        shared_worker.limit("sound", concurrent=1),
     )
     begun, go = gate("begun-spoilt"), gate("go-spoilt")
 
@@ -394,12 +385,12 @@ def test_others_go_on_when_the_leases_of_one_can_t_be_given_back(one_worker, cli
         with sound:
             return "in"
 
-    first = one_worker.submit(work)
+    first = shared_worker.submit(work)
     begun.wait()
-    keys = Keys(one_worker.name)
+    keys = Keys(shared_worker.name)
     client.delete(keys.leases("spoilt"))
     client.set(keys.leases("spoilt"), "not a hash", ex=60)
     go.open()
     first.result(20)
-    assert one_worker.submit(use).result(20) == "in"
+    assert shared_worker.submit(use).result(20) == "in"
     client.delete(keys.leases("spoilt"))
